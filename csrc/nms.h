@@ -1,0 +1,47 @@
+// Non-maximum suppression of 1-D segments: the contract of every implementation.
+//
+// Segments are (n, 2) row-major (start, end), T is float or double and all arithmetic is done in T.
+// IoU = overlap / (length_a + length_b - overlap), 0 where the union is 0; a segment with end <= start
+// overlaps nothing. Two segments collide when they overlap and IoU >= iou_threshold (0 <= threshold <= 1).
+// Scores must not be NaN; equal scores are taken in order of index.
+#pragma once
+
+#include <cstdint>
+
+namespace d2net {
+
+namespace cpu {
+
+// Greedy NMS. Writes the kept indices by falling score to keep (room for n) and returns their number.
+template <typename T>
+int64_t nms_1d(const T* segments, const T* scores, int64_t n, double iou_threshold, int64_t* keep);
+
+// The same, where only segments of equal group (any values) collide. keep is by falling score over all groups.
+template <typename T>
+int64_t batched_nms_1d(const T* segments, const T* scores, const int64_t* groups, int64_t n, double iou_threshold,
+                       int64_t* keep);
+
+enum class SoftMethod { kLinear, kGaussian };
+
+// Soft-NMS: takes the segment of highest score, multiplies the scores of those that overlap it by
+// 1 - IoU where IoU >= iou_threshold (linear) or by exp(-IoU^2 / sigma) (gaussian), and repeats. Segments whose
+// score is or falls below min_score (>= 0) are dropped. Writes indices and decayed scores by falling score
+// (room for n each) and returns their number.
+template <typename T>
+int64_t soft_nms_1d(const T* segments, const T* scores, int64_t n, double iou_threshold, double sigma, double min_score,
+                    SoftMethod method, int64_t* keep, T* new_scores);
+
+}  // namespace cpu
+
+namespace cuda {
+
+// Greedy NMS per group on `device`, enqueued on `stream` (a cudaStream_t); every pointer is device memory.
+// segments (n, 2) are sorted by group, then by falling score; group g is the rows offsets[g] to offsets[g + 1].
+// alive (n) comes in as ones and leaves as 1 where the row is kept. Throws std::runtime_error when the launch fails.
+template <typename T>
+void batched_nms_1d(const T* segments, const int64_t* offsets, int64_t n, int64_t n_groups, double iou_threshold,
+                    uint8_t* alive, int device, void* stream);
+
+}  // namespace cuda
+
+}  // namespace d2net

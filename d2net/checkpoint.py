@@ -1,0 +1,168 @@
+"""Checkpoints: one safetensors file, written atomically; its header says what it is. Never a pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from d2net.errors import InputError
+from d2net.model import D2Net
+from d2net.recipes import Recipe
+
+CHECKPOINT_NAME = "checkpoint.safetensors"
+FORMAT = 1  # raise when an older d2net could not read a new file
+_KEY = "d2net"  # of the header's one entry
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a run needs to be used or to go on.
+
+    Attributes:
+        recipe: The experiment's settings.
+        classes: Names, in the order of the network's outputs.
+        stream_widths: Widths of the two input streams.
+        iteration: Iterations trained so far.
+        dataset: Name of the dataset.
+        seed: Of the run.
+        version: Of the d2net that wrote it.
+        tensors: On the CPU, by dotted name: ``model.*``, ``loss.*``, ``optimizer.*``, ``sampler.*``, ``rng.*``.
+    """
+
+    recipe: Recipe
+    classes: tuple[str, ...]
+    stream_widths: tuple[int, int]
+    iteration: int
+    dataset: str
+    seed: int
+    version: str
+    tensors: Mapping[str, Tensor]
+
+    def group(self, name: str) -> dict[str, Tensor]:
+        """The tensors below ``name``, without that prefix."""
+        return {key[len(name) + 1 :]: t for key, t in self.tensors.items() if key.startswith(f"{name}.")}
+
+    def metadata(self) -> dict[str, Any]:
+        """All but the tensors, as plain values."""
+        return {
+            "format": FORMAT,
+            "version": self.version,
+            "dataset": self.dataset,
+            "classes": list(self.classes),
+            "stream_widths": list(self.stream_widths),
+            "iteration": self.iteration,
+            "seed": self.seed,
+            "recipe": self.recipe.to_dict(),
+        }
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write ``path`` and, for people, the same metadata as ``.json`` beside it.
+
+    Atomic: an interruption or a full disk leaves an earlier checkpoint as it was.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    metadata = checkpoint.metadata()
+    tensors = {key: t.detach().cpu().contiguous() for key, t in checkpoint.tensors.items()}
+    _write_atomically(path, save(tensors, {_KEY: json.dumps(metadata)}))
+    text = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
+    _write_atomically(path.with_suffix(".json"), text.encode())
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint, or the one in the folder of a run, to the CPU.
+
+    Raises:
+        InputError: missing, unreadable, truncated, not a d2net checkpoint, or of a newer format.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / CHECKPOINT_NAME
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such checkpoint; train one or correct the path")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
+    except SafetensorError as error:
+        raise InputError(
+            f"{path}: truncated or not a d2net checkpoint ({error}); a d2net checkpoint is a safetensors file, "
+            "pickles (.pt, .pth, .pkl) are never loaded; use another copy or train again"
+        ) from error
+    if _KEY not in header:
+        raise InputError(f"{path}: a safetensors file, but not a d2net checkpoint; give one that d2net wrote")
+    try:
+        metadata = json.loads(header[_KEY])
+        if metadata["format"] > FORMAT:
+            raise InputError(
+                f"{path}: has checkpoint format {metadata['format']}, written by d2net {metadata['version']}; "
+                f"this d2net reads up to {FORMAT}: upgrade it"
+            )
+        first, second = metadata["stream_widths"]
+        return Checkpoint(
+            recipe=Recipe.from_dict(metadata["recipe"], source=str(path)),
+            classes=tuple(metadata["classes"]),
+            stream_widths=(first, second),
+            iteration=metadata["iteration"],
+            dataset=metadata["dataset"],
+            seed=metadata["seed"],
+            version=metadata["version"],
+            tensors=tensors,
+        )
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged header ({error!r}); use another copy or train again") from error
+
+
+def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[D2Net, Tensor, Checkpoint]:
+    """The trained network in eval mode, the background reference x_ref (D,), and the checkpoint they are from.
+
+    Raises:
+        InputError: as :func:`load_checkpoint`, or when the tensors do not fit the recipe.
+    """
+    checkpoint = load_checkpoint(path)
+    model = D2Net.from_recipe(
+        checkpoint.recipe.model, num_classes=len(checkpoint.classes), stream_widths=checkpoint.stream_widths
+    )
+    try:
+        model.load_state_dict(checkpoint.group("model"))
+        reference = checkpoint.tensors["loss.reference"]
+    except (RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: its tensors do not fit its recipe ({reason}); train again") from error
+    return model.to(device).eval(), reference.to(device), checkpoint
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data``, or leave it untouched and raise InputError."""
+    # In the same folder: a rename is only atomic within one file system.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except BaseException:  # also a second Ctrl-C
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another --out; "
+            "an earlier checkpoint there is intact"
+        ) from error

@@ -1,0 +1,104 @@
+"""Mini-batches of whole recordings: drawn at random, cropped, padded; resumable to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from d2net.data.dataset import Dataset
+from d2net.errors import InputError
+
+
+class Batch(NamedTuple):
+    """Padded recordings.
+
+    Attributes:
+        features: (B, T, W) float32, zero past a recording's length.
+        lengths: (B,) int64, snippets.
+        labels: (B, C) float32, multi-hot.
+    """
+
+    features: Tensor
+    lengths: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(*(t.to(device) for t in self))
+
+
+class BatchSampler:
+    """Draws batches of distinct recordings, without replacement within an epoch.
+
+    A new epoch starts when fewer recordings are left than a batch holds, so that every batch has the same
+    size; the few left over differ from epoch to epoch. A dataset smaller than a batch gives batches of all of it.
+
+    Args:
+        dataset: The recordings to draw from.
+        batch_size: Recordings a batch.
+        max_snippets: Longer recordings are cropped to this many snippets, at a random offset.
+        seed: Of the order and the offsets.
+
+    Raises:
+        InputError: a recording without a label or with an unknown class; an empty dataset.
+    """
+
+    def __init__(self, dataset: Dataset, *, batch_size: int, max_snippets: int, seed: int = 0) -> None:
+        if len(dataset) == 0:
+            raise InputError(f"dataset '{dataset.name}' holds no recording to train on; check its training subset")
+        self.dataset = dataset
+        self.batch_size = min(batch_size, len(dataset))
+        self.max_snippets = max_snippets
+        self.labels = torch.from_numpy(dataset.label_matrix())
+        self.generator = torch.Generator().manual_seed(seed)
+        self.order = torch.randperm(len(dataset), generator=self.generator)
+        self.position = 0
+
+    def next(self) -> Batch:
+        """The next batch.
+
+        Raises:
+            InputError: features that are missing, of another width, empty, NaN or Inf.
+        """
+        if self.position + self.batch_size > len(self.order):
+            self.order = torch.randperm(len(self.order), generator=self.generator)
+            self.position = 0
+        chosen = self.order[self.position : self.position + self.batch_size]
+        self.position += self.batch_size
+
+        crops = [self._crop(self.dataset.features(i)) for i in chosen.tolist()]
+        lengths = torch.tensor([len(x) for x in crops])
+        features = torch.zeros(len(crops), int(lengths.max()), self.dataset.width)
+        for row, x in zip(features.numpy(), crops, strict=True):
+            row[: len(x)] = x
+        return Batch(features, lengths, self.labels[chosen])
+
+    def _crop(self, x: np.ndarray) -> np.ndarray:
+        spare = len(x) - self.max_snippets
+        if spare <= 0:
+            return x
+        start = int(torch.randint(spare + 1, (), generator=self.generator))
+        return x[start : start + self.max_snippets]
+
+    def state(self) -> dict[str, Tensor]:
+        """All that decides the coming batches: the epoch's order, the position in it, the generator."""
+        return {
+            "order": self.order,
+            "position": torch.tensor(self.position),
+            "generator": self.generator.get_state(),
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue where :meth:`state` was taken. Raises InputError when the dataset has another size."""
+        if len(state["order"]) != len(self.dataset):
+            raise InputError(
+                f"the checkpoint was trained on {len(state['order'])} recordings, '{self.dataset.name}' has "
+                f"{len(self.dataset)}; resume with the same data or train anew"
+            )
+        self.order = state["order"]
+        self.position = int(state["position"])
+        self.generator.set_state(state["generator"])

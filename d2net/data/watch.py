@@ -1,0 +1,197 @@
+"""The embedded dataset: untrimmed recordings made of real smartwatch exercises.
+
+The PyPI package ``seglearn`` ships 140 recordings of a smartwatch's accelerometer and gyroscope (50 Hz): seven
+shoulder exercises, ten subjects, both arms, one recording of each. Each holds one exercise only, so an untrimmed
+recording is made here by joining stretches of one subject's exercises, done with one arm. Five exercises are actions.
+Two play the background and are never labelled: PEN (pendulum, a passive swing of the relaxed arm) and TRAP
+(trapezius extension). That choice, and the test subjects, were fixed before anything was trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from d2net.data.dataset import Dataset, Recording
+from d2net.errors import InputError
+
+SHA256 = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537"
+BACKGROUND = ("PEN", "TRAP")
+SUBJECTS = {"train": (1, 2, 3, 4, 5, 6, 7), "test": (8, 9, 10)}
+
+RATE = 50  # samples a second
+WINDOW = 50  # samples a snippet looks at: 1 s
+HOP = 16  # samples from one snippet to the next: 0.32 s
+STRETCH = (6 * RATE, 20 * RATE)  # shortest and longest stretch, in samples
+BANDS = ((1, 3), (3, 6), (6, 13))  # FFT bins [low, high) of a window; a bin is 1 Hz
+STREAM_WIDTH = 4 * (9 + len(BANDS))  # three axes and their magnitude
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The exercises of the file: (n, 6) float64 signals by (exercise, subject, side)."""
+
+    exercises: tuple[str, ...]
+    signals: dict[tuple[str, int, int], np.ndarray]
+
+
+def load_watch(
+    *, seed: int = 0, train_recordings: int = 120, test_recordings: int = 40, path: Path | None = None
+) -> Dataset:
+    """Make the ``watch`` dataset: real signals, untrimmed by joining, the same for the same arguments.
+
+    Each recording alternates background and action stretches of 6 to 20 s (shorter where the source is), begins and
+    ends with background, and holds one or two action classes, each one to three times. A stretch begins at a random
+    place of its source; two stretches of one source may overlap. Features are :func:`stream_features` of the
+    accelerometer (stream one) and the gyroscope (stream two), standardised with the mean and standard deviation of
+    the training recordings. Snippet t stands for [0.32 t, 0.32 (t + 1)) s: its 1 s window is centred there.
+    Features stay in memory (about 20 MB by default).
+
+    A recording is named ``watch_SUBSET_sNN_NNNN``, where sNN is the subject; no subject is in both subsets.
+    A recording keeps its signal whatever the number of recordings, so that a larger set contains the smaller one.
+
+    Args:
+        seed: Seed of the joining.
+        train_recordings: Number of recordings of subset ``train``; at least 1.
+        test_recordings: Number of recordings of subset ``test``; may be 0.
+        path: The file ``watch_dataset.npy``; None takes it from the installed package ``seglearn``.
+
+    Raises:
+        InputError: the file is missing or is not the published one, or a number is out of range.
+    """
+    if seed < 0 or train_recordings < 1 or test_recordings < 0:
+        raise InputError(
+            f"watch: seed={seed}, train_recordings={train_recordings}, test_recordings={test_recordings}; "
+            "give seed >= 0, at least 1 training recording and at least 0 test recordings"
+        )
+    path = _installed_file() if path is None else Path(path)
+    source = _read(path)
+    joined = [
+        (subset, subject, index, *_join(source, subject, np.random.default_rng([seed, number, index])))
+        for number, (subset, count) in enumerate((("train", train_recordings), ("test", test_recordings)))
+        for index in range(count)
+        for subject in [SUBJECTS[subset][index % len(SUBJECTS[subset])]]
+    ]
+    features = [
+        np.concatenate([stream_features(signal[:, :3]), stream_features(signal[:, 3:])], axis=1)
+        for *_, signal, _ in joined
+    ]
+    train = np.concatenate(features[:train_recordings]).astype(np.float64)
+    mean, std = train.mean(axis=0), np.maximum(train.std(axis=0), 1e-6)
+    recordings = []
+    for (subset, subject, index, signal, segments), x in zip(joined, features, strict=True):
+        recordings.append(
+            Recording(
+                name=f"watch_{subset}_s{subject:02d}_{index:04d}",
+                subset=subset,
+                labels=tuple(sorted({label for *_, label in segments})),
+                segments=segments,
+                seconds_per_snippet=HOP / RATE,
+                source=str(path),
+                read=((x - mean) / std).astype(np.float32).copy,  # every reader gets its own copy
+                duration=len(signal) / RATE,
+            )
+        )
+    return Dataset(
+        name="watch",
+        classes=tuple(e for e in source.exercises if e not in BACKGROUND),
+        stream_widths=(STREAM_WIDTH, STREAM_WIDTH),
+        recordings=tuple(recordings),
+    )
+
+
+def stream_features(signal: np.ndarray) -> np.ndarray:
+    """Simple statistics of the windows of one three-axis sensor.
+
+    Args:
+        signal: (n, 3), 50 Hz, n >= 18 (the mirrored padding is 17 samples a side).
+
+    Returns:
+        (n // 16, 48) float32. Per axis, and for the magnitude of the three: mean, standard deviation, minimum, lower
+        quartile, median, upper quartile, maximum, mean absolute difference of neighbours, rate of crossings of the
+        mean, and the log energy of 1-2, 3-5 and 6-12 Hz. Window t is centred on samples [16 t, 16 (t + 1)).
+    """
+    channels = np.concatenate([signal, np.linalg.norm(signal, axis=1, keepdims=True)], axis=1).astype(np.float32)
+    side = (WINDOW - HOP) // 2
+    padded = np.pad(channels, ((side, side), (0, 0)), mode="reflect")
+    # (n // 16, 4, 50), a view
+    windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW, axis=0)[::HOP]
+    ordered = np.sort(windows, axis=-1)
+    mean = windows.mean(axis=-1, keepdims=True)
+    centred = windows - mean
+    energy = np.square(np.abs(np.fft.rfft(centred, axis=-1)))
+    above = centred > 0
+    statistics = [
+        mean[..., 0],
+        np.sqrt(np.square(centred).mean(axis=-1)),
+        *(ordered[..., i] for i in (0, WINDOW // 4, WINDOW // 2, 3 * WINDOW // 4, WINDOW - 1)),
+        np.abs(np.diff(windows, axis=-1)).mean(axis=-1),
+        (above[..., 1:] != above[..., :-1]).mean(axis=-1),
+        # 1e-3 keeps the logarithm of a resting sensor finite
+        *(np.log(energy[..., low:high].sum(axis=-1) + 1e-3) for low, high in BANDS),
+    ]
+    return np.concatenate(statistics, axis=1).astype(np.float32)
+
+
+def _installed_file() -> Path:
+    """The file inside the installed package, found without importing the package and what it imports."""
+    spec = importlib.util.find_spec("seglearn")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder, "data", "watch_dataset.npy")
+        if path.is_file():
+            return path
+    raise InputError("dataset 'watch' needs the file that the package seglearn ships: pip install 'd2net[demo]'")
+
+
+def _read(path: Path) -> _Source:
+    """Read the published file.
+
+    The file is a pickle, and unpickling runs what the pickle says. It is safe here because nothing is unpickled
+    until the very bytes that were read have the SHA-256 of the file of seglearn 1.2.5, which only rebuilds numpy
+    arrays; anything else is refused.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); pip install 'd2net[demo]' brings it") from error
+    if hashlib.sha256(content).hexdigest() != SHA256:
+        raise InputError(
+            f"{path}: not the published watch_dataset.npy (its SHA-256 differs), so it is not opened; "
+            "pip install --force-reinstall --no-deps seglearn==1.2.5"
+        )
+    table = np.load(io.BytesIO(content), allow_pickle=True).item()
+    names = tuple(table["y_labels"])
+    rows = zip(table["X"], table["y"], table["subject"], table["side"], strict=True)
+    return _Source(
+        exercises=names,
+        signals={(names[y], int(subject), int(side)): x for x, y, subject, side in rows},
+    )
+
+
+def _join(
+    source: _Source, subject: int, rng: np.random.Generator
+) -> tuple[np.ndarray, tuple[tuple[float, float, str], ...]]:
+    """One untrimmed recording: its (n, 6) signal and its (start s, end s, class) segments."""
+    side = int(rng.integers(2))
+    actions = [e for e in source.exercises if e not in BACKGROUND]
+    chosen = rng.choice(actions, size=rng.integers(1, 3), replace=False)
+    order = rng.permutation(np.repeat(chosen, rng.integers(1, 4, size=len(chosen))))
+    # background, action, background, ..., background
+    stretches = [name for action in order for name in (rng.choice(BACKGROUND), action)] + [rng.choice(BACKGROUND)]
+    pieces: list[np.ndarray] = []
+    segments = []
+    begin = 0
+    for exercise in map(str, stretches):
+        signal = source.signals[exercise, subject, side]
+        length = min(int(rng.integers(*STRETCH, endpoint=True)), len(signal))
+        offset = int(rng.integers(len(signal) - length, endpoint=True))
+        pieces.append(signal[offset : offset + length])
+        if exercise not in BACKGROUND:
+            segments.append((begin / RATE, (begin + length) / RATE, exercise))
+        begin += length
+    return np.concatenate(pieces), tuple(segments)

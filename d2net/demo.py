@@ -1,0 +1,156 @@
+"""``d2net demo``: from recording-level labels to exercises found in the recordings of unseen people."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from d2net.checkpoint import load_model
+from d2net.data import Dataset
+from d2net.data.files import write_atomically
+from d2net.data.watch import load_watch
+from d2net.detections import Detections, write_detections
+from d2net.evaluation import THUMOS14_TIOU, Evaluation, evaluate
+from d2net.localization import localize, predict
+from d2net.model import D2Net
+from d2net.recipes import load_recipe
+from d2net.report.timeline import TimelineRow, draw_timeline
+from d2net.training import Trainer
+
+PICTURED = 3  # recordings in timeline.png
+
+
+def run_demo(
+    out: Path, seed: int = 0, *, iterations: int | None = None, console: Console | None = None
+) -> dict[str, Any]:
+    """Train on ``watch``, localize the test subjects' recordings, evaluate and draw; a run in ``out`` is replaced.
+
+    Writes ``checkpoint.safetensors``, ``detections.json``, ``metrics.json`` and ``timeline.png``. Nothing of the test
+    subset is read before training is over. Computes on the CPU, so that the same seed gives the same numbers.
+
+    Args:
+        out: Folder; made where it is missing.
+        seed: Of initialisation and sampling; the dataset is always the same.
+        iterations: Of training; None takes the recipe's.
+        console: Where to print; None prints nothing.
+
+    Returns:
+        What ``metrics.json`` holds: the settings and the numbers, in percent.
+
+    Raises:
+        InputError: the package that ships the recordings is missing, or a file cannot be written.
+    """
+    console = console or Console(quiet=True)
+    recipe = load_recipe("watch").override([f"training.iterations={iterations}"] if iterations else [])
+    dataset = load_watch()
+    train = dataset.subset("train")
+    console.print(
+        f"watch: {len(train)} training recordings of a smartwatch, {len(dataset.classes)} exercises "
+        f"({', '.join(dataset.classes)}), labels per recording only",
+        soft_wrap=True,
+    )
+    console.print(f"training {recipe.training.iterations} iterations …")
+    checkpoint = Trainer(train, recipe, out=out, seed=seed, device="cpu", overwrite=True).run()
+
+    model, reference, _ = load_model(checkpoint, "cpu")
+    test = dataset.subset("test")
+    console.print(f"localizing in {len(test)} recordings of people not seen in training …")
+    detections = localize(model, reference, test, recipe.localization, device="cpu")
+    write_detections(out / "detections.json", detections)
+    result = evaluate(detections, test.annotations(), protocol="activitynet", tiou=THUMOS14_TIOU)
+    metrics = {
+        "dataset": dataset.name,
+        "subset": "test",
+        "recipe": recipe.name,
+        "iterations": recipe.training.iterations,
+        "seed": seed,
+        **result.to_json(),
+        "average_0.1_0.5": _average_to_half(result),
+    }
+    text = json.dumps(metrics, indent=1) + "\n"
+    write_atomically(out / "metrics.json", lambda file: file.write(text.encode()))
+    draw_timeline(
+        out / "timeline.png",
+        [timeline_row(model, reference, test, index, detections) for index in choose_recordings(test)],
+    )
+    _print_result(console, out, result, detections)
+    return metrics
+
+
+def choose_recordings(dataset: Dataset, count: int = PICTURED) -> list[int]:
+    """Indices of up to ``count`` recordings, each the first that shows the most classes not shown before.
+
+    Depends on the annotations alone, so that the picture is not chosen by how well it looks.
+    """
+    chosen: list[int] = []
+    seen: set[str] = set()
+
+    def gain(index: int) -> tuple[int, int]:
+        return len(set(dataset.recordings[index].labels) - seen), -index
+
+    while len(chosen) < min(count, len(dataset)):
+        best = max((i for i in range(len(dataset)) if i not in chosen), key=gain)
+        chosen.append(best)
+        seen |= set(dataset.recordings[best].labels)
+    return chosen
+
+
+def timeline_row(model: D2Net, reference: Tensor, dataset: Dataset, index: int, detections: Detections) -> TimelineRow:
+    """One recording for :func:`d2net.report.timeline.draw_timeline`; ``detections`` are of the whole dataset."""
+    recording = dataset.recordings[index]
+    tcam, attention = predict(model, reference, torch.from_numpy(dataset.features(index)))
+    rows = (detections.video == detections.videos.index(recording.name)).nonzero()[0]
+    return TimelineRow(
+        name=f"{recording.name} ({', '.join(recording.labels)})",
+        seconds_per_snippet=recording.seconds_per_snippet,
+        classes=dataset.classes,
+        tcam=tcam.cpu().numpy(),
+        attention=attention.cpu().numpy(),
+        ground_truth=recording.segments,
+        detections=[
+            (
+                float(detections.start[i]),
+                float(detections.end[i]),
+                detections.classes[detections.label[i]],
+                float(detections.score[i]),
+            )
+            for i in rows
+        ],
+    )
+
+
+def _average_to_half(result: Evaluation) -> float:
+    """Mean of mAP at tIoU 0.1 to 0.5, which THUMOS14's tables report besides 0.1 to 0.7."""
+    return float(result.map[[i for i, t in enumerate(result.tiou) if t <= 0.5]].mean())
+
+
+def _print_result(console: Console, out: Path, result: Evaluation, detections: Detections) -> None:
+    table = Table(title="Subjects not seen in training, in percent", title_justify="left")
+    for name in [f"mAP@{t:g}" for t in result.tiou] + ["0.1-0.7", "0.1-0.5", "F1@0.5"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    numbers = [*result.map, result.average, _average_to_half(result), result.f1]
+    table.add_row(*(f"{n:.1f}" for n in numbers))
+    console.print(table)
+    for name, what in {
+        "timeline.png": "what was found where, in three recordings",
+        "detections.json": f"{len(detections)} detections (ActivityNet JSON)",
+        "metrics.json": "the numbers above, and AP of each class",
+        "checkpoint.safetensors": "the trained model",
+    }.items():
+        console.print(f"  {out / name}: {what}", soft_wrap=True)
+    console.print("next:")
+    checkpoint, again = str(out / "checkpoint.safetensors"), str(out / "detections-2.json")
+    for command in (
+        ["d2net", "localize", checkpoint, "--data", "watch", "--out", again, "--set", "localization.nms_iou=0.3"],
+        ["d2net", "evaluate", again, "--annotations", "watch"],
+        ["d2net", "train", "--data", "watch", "--recipe", "watch", "--out", "runs/watch"],
+        ["d2net", "train", "--help"],
+    ):
+        console.print(f"  {shlex.join(command)}", soft_wrap=True)

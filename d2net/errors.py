@@ -1,0 +1,14 @@
+"""The exceptions that d2net raises for things a user can mend."""
+
+from __future__ import annotations
+
+
+class D2NetError(Exception):
+    """Something the user can mend: one line that names the thing and the way out.
+
+    The command line prints the message and exits with code 2; ``--debug`` adds the traceback.
+    """
+
+
+class InputError(D2NetError, ValueError):
+    """A wrong value, shape, type, file or name."""

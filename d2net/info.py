@@ -1,0 +1,74 @@
+"""``d2net info``: which build runs on what."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import d2net
+from d2net import ops
+from d2net.ops import _native
+
+# Operators that run another one's kernel on a device.
+_KERNEL = {("nms_1d", "cuda"): "batched_nms_1d"}
+
+
+def operator_names() -> list[str]:
+    """The functions of :mod:`d2net.ops`; its other public names are types of results."""
+    return [name for name in sorted(ops.__all__) if name.islower()]
+
+
+def collect() -> dict[str, Any]:
+    """Versions, build, devices and the backend of each operator, as plain values.
+
+    Returns:
+        ``d2net``, ``python``, ``torch``: versions; ``extension``: as :func:`d2net.ops._native.build_info`;
+        ``devices``: descriptions; ``threads``: that torch uses; ``backends``: {operator: {"cpu": …, "cuda": …}}.
+    """
+    devices = [f"cpu: {platform.machine()}, {os.cpu_count()} cores"]
+    for i in range(torch.cuda.device_count()):
+        p = torch.cuda.get_device_properties(i)
+        devices.append(f"cuda:{i}: {p.name}, compute capability {p.major}.{p.minor}, {p.total_memory / 2**30:.0f} GiB")
+    return {
+        "d2net": d2net.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda or "",
+        "extension": _native.build_info(),
+        "devices": devices,
+        "threads": torch.get_num_threads(),
+        "backends": {
+            name: {
+                kind: _native.backend(torch.device(kind), _KERNEL.get((name, kind), name)) for kind in ("cpu", "cuda")
+            }
+            for name in operator_names()
+        },
+    }
+
+
+def show(console: Console) -> None:
+    """Print what :func:`collect` found."""
+    found = collect()
+    built = found["extension"]
+    rows = {
+        "d2net": found["d2net"],
+        "python": found["python"],
+        "torch": f"{found['torch']} ({'CUDA ' + found['torch_cuda'] if found['torch_cuda'] else 'without CUDA'})",
+        "extension": f"built with {built['compiler']}",
+        "CUDA kernels": f"{built['cuda_compiler']}, archs {built['cuda_archs']}" if built["cuda"] else "not built",
+        "devices": "; ".join(found["devices"]),
+        "threads": str(found["threads"]),
+    }
+    for name, value in rows.items():
+        console.print(f"{name:<14}{value}", markup=False, soft_wrap=True)
+    table = Table("operator", "on cpu tensors", "on cuda tensors", box=None, pad_edge=False)
+    for name, backends in found["backends"].items():
+        table.add_row(name, backends["cpu"], backends["cuda"])
+    console.print()
+    console.print(table)
+    console.print("reference: plain PyTorch on the tensors' device")

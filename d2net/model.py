@@ -1,0 +1,125 @@
+"""The D2-Net network (Fig. 2): two parallel streams of three temporal convolutions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from d2net.errors import InputError
+from d2net.ops._checks import check_shape, valid_mask
+from d2net.recipes import ModelRecipe
+
+
+class D2NetOutput(NamedTuple):
+    """What the network says of a batch; everything is 0 past a recording's length.
+
+    Attributes:
+        logits_a, logits_b: (B, T, C) class logits of the first (RGB) and second (flow) stream.
+        tcam: (B, T, C) class activations T, the mean of the streams' sigmoids.
+        embeddings: (B, T, D) latent embeddings x(t), the mean of the streams' second layers.
+    """
+
+    logits_a: Tensor
+    logits_b: Tensor
+    tcam: Tensor
+    embeddings: Tensor
+
+
+class TemporalConv(nn.Conv1d):
+    """A convolution over time of (B, T, D) that sees zeros beyond every recording's length."""
+
+    def __init__(self, width_in: int, width_out: int, kernel_size: int, dilation: int) -> None:
+        super().__init__(
+            width_in, width_out, kernel_size, padding=(kernel_size - 1) // 2 * dilation, dilation=dilation
+        )
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        """x (B, T, width_in) -> (B, T, width_out); ``padding`` (B, T, 1) is True past a length."""
+        return super().forward(x.transpose(1, 2)).transpose(1, 2).masked_fill(padding, 0)
+
+
+class Stream(nn.Module):
+    """Three temporal convolutions, leaky ReLU (slope 0.2) after the first two."""
+
+    def __init__(self, width: int, embedding_dim: int, num_classes: int, recipe: ModelRecipe) -> None:
+        super().__init__()
+        shape = (recipe.kernel_size, recipe.dilation)
+        self.first = TemporalConv(width, embedding_dim, *shape)
+        self.second = TemporalConv(embedding_dim, embedding_dim, *shape)
+        self.classifier = TemporalConv(embedding_dim, num_classes, *shape)
+        self.residual = recipe.residual
+        self.dropout = recipe.dropout
+
+    def forward(self, x: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, width) -> embeddings (B, T, D) and logits (B, T, C)."""
+        for layer in (self.first, self.second):
+            y = F.leaky_relu(layer(x, padding), 0.2)
+            x = x + y if self.residual else y
+        return x, self.classifier(F.dropout(x, self.dropout, self.training), padding)
+
+
+class D2Net(nn.Module):
+    """Features (B, T, width) -> TCAM and embeddings (Fig. 2).
+
+    Args:
+        num_classes: C.
+        stream_widths: widths of the two streams; the features are their concatenation. I3D: (1024, 1024).
+        recipe: kernel size, dilation, residuals, dropout, embedding width; default THUMOS14's.
+
+    Raises:
+        InputError: an even kernel size, or residuals with an embedding width other than the streams'.
+    """
+
+    def __init__(
+        self, num_classes: int, stream_widths: tuple[int, int] = (1024, 1024), recipe: ModelRecipe | None = None
+    ) -> None:
+        super().__init__()
+        recipe = recipe or ModelRecipe()
+        self.stream_widths = tuple(stream_widths)
+        self.num_classes = num_classes
+        self.embedding_dim = recipe.embedding_dim or self.stream_widths[0]
+        if recipe.kernel_size % 2 == 0 or recipe.kernel_size < 1 or recipe.dilation < 1:
+            raise InputError(
+                f"model: kernel size {recipe.kernel_size} and dilation {recipe.dilation}; expected an odd kernel "
+                "size and a dilation of at least 1, so that time stays aligned"
+            )
+        if recipe.residual and {self.embedding_dim} != set(self.stream_widths):
+            raise InputError(
+                f"model: residual layers need streams as wide as the embedding ({self.embedding_dim}), "
+                f"found {self.stream_widths}; set model.residual=false or model.embedding_dim"
+            )
+        self.stream_a = Stream(self.stream_widths[0], self.embedding_dim, num_classes, recipe)
+        self.stream_b = Stream(self.stream_widths[1], self.embedding_dim, num_classes, recipe)
+
+    @classmethod
+    def from_recipe(
+        cls, recipe: ModelRecipe, *, num_classes: int, stream_widths: tuple[int, int] = (1024, 1024)
+    ) -> D2Net:
+        """The network that a recipe describes."""
+        return cls(num_classes, stream_widths, recipe)
+
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> D2NetOutput:
+        """Run both streams.
+
+        Args:
+            features: (B, T, sum of stream widths). What lies past a length never matters.
+            lengths: (B,) int64 snippets of each recording, or None (all T).
+
+        Raises:
+            InputError: wrong shape or device.
+        """
+        check_shape("D2Net", "features", features, "B, T, width")
+        if features.shape[2] != sum(self.stream_widths):
+            raise InputError(
+                f"D2Net: features are {features.shape[2]} wide, the network expects {sum(self.stream_widths)} "
+                f"(streams of {self.stream_widths[0]} and {self.stream_widths[1]})"
+            )
+        padding = ~valid_mask("D2Net", features, lengths)[:, :, None]
+        a, b = features.masked_fill(padding, 0).split(self.stream_widths, 2)
+        x_a, logits_a = self.stream_a(a, padding)
+        x_b, logits_b = self.stream_b(b, padding)
+        tcam = (0.5 * (torch.sigmoid(logits_a) + torch.sigmoid(logits_b))).masked_fill(padding, 0)
+        return D2NetOutput(logits_a, logits_b, tcam, 0.5 * (x_a + x_b))

@@ -1,0 +1,221 @@
+"""Non-maximum suppression of temporal segments: greedy, greedy per group, and soft.
+
+Segments are (start, end) in any one unit (seconds, snippets). Their IoU is overlap / union, and 0 where the union is 0;
+a segment with ``end <= start`` overlaps nothing. Equal scores are taken in order of index. The number of results
+depends on the data, so CUDA tensors cost one host synchronisation.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from d2net.errors import InputError
+from d2net.ops import _native
+
+
+def nms_1d(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Greedy NMS: a segment goes when its IoU with a kept segment of higher score is >= ``iou_threshold``.
+
+    Args:
+        segments: (N, 2) float32 or float64, rows (start, end), finite.
+        scores: (N,), same type and device, not NaN.
+        iou_threshold: In [0, 1]. 1 removes only copies; 0 removes whatever overlaps a kept segment at all.
+
+    Returns:
+        (K,) int64, indices of the kept segments by falling score.
+
+    Raises:
+        InputError: A wrong shape, type, device or threshold, or NaN in the input.
+    """
+    _check("nms_1d", segments, scores, iou_threshold)
+    kind = _native.backend(segments.device, "nms_1d" if segments.device.type == "cpu" else "batched_nms_1d")
+    if kind == "cpu":
+        return _native.nms_1d(_plain(segments), _plain(scores), iou_threshold)
+    if kind == "cuda":
+        groups = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
+        return _batched_nms_1d_cuda(segments, scores, groups, iou_threshold)
+    return nms_1d_reference(segments, scores, iou_threshold)
+
+
+def batched_nms_1d(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    """:func:`nms_1d`, independent per group: segments of different groups never suppress each other.
+
+    Args:
+        segments: (N, 2) float32 or float64, rows (start, end), finite.
+        scores: (N,), same type and device, not NaN.
+        groups: (N,) integers on the same device, any values (for instance recording * classes + class).
+        iou_threshold: In [0, 1], as in :func:`nms_1d`.
+
+    Returns:
+        (K,) int64, indices of the kept segments by falling score over all groups.
+
+    Raises:
+        InputError: A wrong shape, type, device or threshold, or NaN in the input.
+    """
+    _check("batched_nms_1d", segments, scores, iou_threshold)
+    if groups.shape != scores.shape or groups.is_floating_point() or groups.is_complex():
+        raise InputError(
+            f"batched_nms_1d: groups must be ({len(scores)},) integers, not {_describe(groups)}: one per segment"
+        )
+    if groups.device != scores.device:
+        raise InputError(
+            f"batched_nms_1d: groups are on {groups.device}, scores on {scores.device}: move them together"
+        )
+    groups = groups.to(torch.int64)
+    kind = _native.backend(segments.device, "batched_nms_1d")
+    if kind == "cpu":
+        return _native.batched_nms_1d(_plain(segments), _plain(scores), _plain(groups), iou_threshold)
+    if kind == "cuda":
+        return _batched_nms_1d_cuda(segments, scores, groups, iou_threshold)
+    return batched_nms_1d_reference(segments, scores, groups, iou_threshold)
+
+
+def soft_nms_1d(
+    segments: Tensor,
+    scores: Tensor,
+    *,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: Literal["linear", "gaussian"] = "gaussian",
+) -> tuple[Tensor, Tensor]:
+    """Soft-NMS: decays the scores of overlapping segments instead of removing them (Bodla et al., ICCV 2017).
+
+    Repeatedly takes the segment of highest score and multiplies every remaining score by ``1 - IoU`` where
+    IoU >= ``iou_threshold`` (``linear``) or by ``exp(-IoU^2 / sigma)`` (``gaussian``). Segments whose score is or
+    falls below ``min_score`` are dropped.
+
+    Args:
+        segments: (N, 2) float32 or float64, rows (start, end), finite.
+        scores: (N,), same type and device, not NaN.
+        iou_threshold: In [0, 1]; used by ``linear`` only.
+        sigma: > 0; used by ``gaussian`` only.
+        min_score: >= 0.
+        method: ``"linear"`` or ``"gaussian"``.
+
+    Returns:
+        ``keep`` (K,) int64 and ``new_scores`` (K,): indices and decayed scores, by falling decayed score.
+
+    Raises:
+        InputError: A wrong shape, type, device or parameter, or NaN in the input.
+    """
+    _check("soft_nms_1d", segments, scores, iou_threshold)
+    if method not in ("linear", "gaussian"):
+        raise InputError(f"soft_nms_1d: method must be 'linear' or 'gaussian', not {method!r}")
+    if not sigma > 0:
+        raise InputError(f"soft_nms_1d: sigma must be > 0, not {sigma}")
+    if not min_score >= 0:
+        raise InputError(f"soft_nms_1d: min_score must be >= 0, not {min_score}")
+    if _native.backend(segments.device, "soft_nms_1d") == "cpu":
+        return _native.soft_nms_1d(
+            _plain(segments), _plain(scores), iou_threshold, sigma, min_score, method == "gaussian"
+        )
+    return soft_nms_1d_reference(
+        segments, scores, iou_threshold=iou_threshold, sigma=sigma, min_score=min_score, method=method
+    )
+
+
+def nms_1d_reference(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """:func:`nms_1d` in plain PyTorch, on any device, without checks."""
+    order = _falling(scores)
+    keep = []
+    while len(order):
+        first, rest = order[0], order[1:]
+        keep.append(first)
+        overlap, iou = _overlap_iou(segments[first], segments[rest])
+        order = rest[~((overlap > 0) & (iou >= iou_threshold))]
+    return torch.stack(keep) if keep else order
+
+
+def batched_nms_1d_reference(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    """:func:`batched_nms_1d` in plain PyTorch, on any device, without checks."""
+    kept = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+    for group in groups.unique():
+        members = torch.nonzero(groups == group).flatten()
+        kept[members[nms_1d_reference(segments[members], scores[members], iou_threshold)]] = True
+    order = _falling(scores)
+    return order[kept[order]]
+
+
+def soft_nms_1d_reference(
+    segments: Tensor,
+    scores: Tensor,
+    *,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: Literal["linear", "gaussian"] = "gaussian",
+) -> tuple[Tensor, Tensor]:
+    """:func:`soft_nms_1d` in plain PyTorch, on any device, without checks."""
+    left = torch.nonzero(scores >= min_score).flatten()
+    current = scores[left]
+    keep, new_scores = [], []
+    while len(left):
+        best = _falling(current)[0]
+        keep.append(left[best])
+        new_scores.append(current[best])
+        overlap, iou = _overlap_iou(segments[left[best]], segments[left])
+        if method == "gaussian":
+            weight = torch.exp(-(iou * iou) / sigma)
+        else:
+            weight = torch.where(iou >= iou_threshold, 1 - iou, torch.ones_like(iou))
+        current = torch.where(overlap > 0, current * weight, current)
+        stays = current >= min_score
+        stays[best] = False
+        left, current = left[stays], current[stays]
+    if not keep:
+        return left, current
+    return torch.stack(keep), torch.stack(new_scores)
+
+
+def _batched_nms_1d_cuda(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    order = _falling(scores)
+    by_group = order[torch.sort(groups[order], stable=True).indices]
+    sizes = torch.unique_consecutive(groups[by_group], return_counts=True)[1]
+    offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    alive = _native.cuda_batched_nms_1d(segments[by_group].contiguous(), offsets, iou_threshold)
+    kept = torch.empty_like(alive)
+    kept[by_group] = alive
+    return order[kept[order]]
+
+
+def _falling(scores: Tensor) -> Tensor:
+    """Indices by falling score, ties by index."""
+    return torch.sort(scores, descending=True, stable=True).indices
+
+
+def _overlap_iou(one: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Overlap and IoU of one segment (2,) with others (M, 2): (M,) each."""
+    start, end = others.unbind(1)
+    overlap = (torch.minimum(one[1], end) - torch.maximum(one[0], start)).clamp(min=0)
+    union = (one[1] - one[0]).clamp(min=0) + (end - start).clamp(min=0) - overlap
+    return overlap, torch.where(union > 0, overlap / union, torch.zeros_like(union))
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous()
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _check(name: str, segments: Tensor, scores: Tensor, iou_threshold: float) -> None:
+    if segments.ndim != 2 or segments.shape[1] != 2:
+        raise InputError(f"{name}: segments must be (N, 2) rows (start, end), not {_describe(segments)}")
+    if scores.shape != segments.shape[:1]:
+        raise InputError(f"{name}: scores must be ({len(segments)},), one per segment, not {_describe(scores)}")
+    if segments.dtype not in (torch.float32, torch.float64) or scores.dtype != segments.dtype:
+        raise InputError(
+            f"{name}: segments and scores must both be float32 or both float64, "
+            f"not {_describe(segments)} and {_describe(scores)}: convert them with .float()"
+        )
+    if segments.device != scores.device:
+        raise InputError(f"{name}: segments are on {segments.device}, scores on {scores.device}: move them together")
+    if not 0 <= iou_threshold <= 1:
+        raise InputError(f"{name}: iou_threshold must be in [0, 1], not {iou_threshold}")
+    if not (torch.isfinite(segments).all() and not torch.isnan(scores).any()):
+        raise InputError(f"{name}: segments must be finite and scores not NaN: filter them before NMS")

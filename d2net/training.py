@@ -1,0 +1,435 @@
+"""The training loop: read :meth:`Trainer.run` from top to bottom."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from d2net import __version__
+from d2net.checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint
+from d2net.data.batches import BatchSampler
+from d2net.data.dataset import Dataset
+from d2net.errors import D2NetError, InputError
+from d2net.evaluation import evaluate
+from d2net.localization import localize
+from d2net.losses import D2NetLoss
+from d2net.model import D2Net
+from d2net.recipes import Recipe, TrainingRecipe
+
+TERMS = ("total", "discriminative", "snippet", "video")
+CHECK_EVERY = 10  # iterations between looks at the loss, each of which waits for the device
+
+
+class Trainer:
+    """Trains a network with a recipe; writes ``checkpoint.safetensors``, ``log.jsonl`` and TensorBoard events.
+
+    Args:
+        dataset: The recordings to train on (one subset); only their features and labels are read.
+        recipe: All settings.
+        out: Folder for the results; made where missing.
+        seed: Of the weights, the batches, the pairing and the dropout. A resumed run goes on with its own.
+        device: Where to train.
+        eval_every: Iterations between evaluations on ``evaluation_dataset``; 0 for none.
+        evaluation_dataset: Recordings with segments, of the same classes and stream widths.
+        save_every: Iterations between checkpoints; 0 for one at the end only.
+        tensorboard: Write events for TensorBoard; None: where it is installed.
+        overwrite: Start anew although ``out`` holds a checkpoint.
+
+    Raises:
+        InputError: a setting that cannot work, unlabelled recordings, or a folder that cannot be written.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        recipe: Recipe,
+        *,
+        out: Path,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        eval_every: int = 0,
+        evaluation_dataset: Dataset | None = None,
+        save_every: int = 500,
+        tensorboard: bool | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        _check_settings(recipe.training)
+        if eval_every and evaluation_dataset is None:
+            raise InputError("eval_every is set without a dataset to evaluate on; give one or set it to 0")
+        if evaluation_dataset is not None:
+            _check_same("classes", dataset.classes, evaluation_dataset.classes, "the dataset to evaluate on")
+            _check_same("widths", dataset.stream_widths, evaluation_dataset.stream_widths, "the dataset to evaluate on")
+        self.dataset = dataset
+        self.recipe = recipe
+        self.out = Path(out)
+        self.path = self.out / CHECKPOINT_NAME
+        self.seed = seed
+        self.device = torch.device(device)
+        self.eval_every = eval_every
+        self.evaluation_dataset = evaluation_dataset
+        self.save_every = save_every
+        self.tensorboard = tensorboard
+        self.overwrite = overwrite
+
+        _check_writable(self.out)
+        settings = recipe.training
+        self.sampler = BatchSampler(
+            dataset, batch_size=settings.batch_size, max_snippets=settings.max_snippets, seed=seed
+        )
+        with self._own_rng():
+            torch.manual_seed(seed)
+            self.model = D2Net.from_recipe(
+                recipe.model, num_classes=len(dataset.classes), stream_widths=dataset.stream_widths
+            ).to(self.device)
+            self._rng = self._rng_state()  # dropout goes on from here
+        self.loss = D2NetLoss.from_recipe(
+            recipe.loss, num_classes=len(dataset.classes), embedding_dim=self.model.embedding_dim
+        ).to(self.device)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.pairing = torch.Generator().manual_seed(seed)
+        self.iteration = 0
+
+    def run(self, resume: bool = False) -> Path:
+        """Train to ``recipe.training.iterations`` and return the path of the checkpoint.
+
+        Ctrl-C and SIGTERM finish the iteration and save first; a second one stops at once.
+
+        Args:
+            resume: Continue the run in ``out``; on a CPU the result is the same, bit for bit, as without the break.
+
+        Raises:
+            InputError: bad features, nothing to resume, a checkpoint in the way or of another experiment, a full disk.
+            D2NetError: the loss or the weights became NaN or Inf; the last checkpoint is from before.
+            KeyboardInterrupt: after saving.
+        """
+        if resume:
+            self._restore()
+        elif self.path.exists() and not self.overwrite:
+            raise InputError(
+                f"{self.path}: a checkpoint is there already; continue it with --resume or choose another --out"
+            )
+        iterations = self.recipe.training.iterations
+        if self.iteration >= iterations:
+            return self.path
+
+        self.model.train()
+        self.loss.train()
+        # The terms of the last iterations stay on the device until _check looks at them.
+        history = torch.zeros(CHECK_EVERY, len(TERMS), device=self.device)
+        with (
+            self._own_rng(),
+            _Stop() as stop,
+            _Log(self.out, self.iteration, self.tensorboard) as log,
+            _Bar(self.iteration, iterations) as bar,
+        ):
+            self._set_rng_state(self._rng)
+            while self.iteration < iterations:
+                batch = self.sampler.next().to(self.device)
+                output = self.model(batch.features, batch.lengths)
+                loss = self.loss(output.tcam, output.embeddings, batch.lengths, batch.labels, generator=self.pairing)
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.total.backward()
+                self.optimizer.step()
+
+                history[self.iteration % CHECK_EVERY] = torch.stack([getattr(loss, t).detach() for t in TERMS])
+                self.iteration += 1
+                stopping = stop.requested  # read once: a signal may come at any line
+                save = stopping or self.iteration == iterations or _due(self.iteration, self.save_every)
+                evaluation = not stopping and _due(self.iteration, self.eval_every)
+                if save or evaluation or _due(self.iteration, CHECK_EVERY):
+                    terms = self._check(history)
+                    log.write(self.iteration, terms)
+                    bar.update(self.iteration, terms)
+                if save:
+                    save_checkpoint(self.path, self._checkpoint())
+                if evaluation:
+                    log.write(self.iteration, self._evaluate())
+                if stopping:
+                    raise KeyboardInterrupt(f"stopped at iteration {self.iteration}; saved {self.path}")
+        return self.path
+
+    def _check(self, history: Tensor) -> dict[str, float]:
+        """The latest terms. Raises D2NetError for the first iteration, of those since the last look, that is not
+        finite, so that no bad checkpoint is ever saved."""
+        rows = history.tolist()
+        first = max(0, self.iteration - CHECK_EVERY)
+        for i in range(first, self.iteration):
+            terms = dict(zip(TERMS, rows[i % CHECK_EVERY], strict=True))
+            # A row of this resumed run that was never written is zero, and so finite.
+            if not all(map(math.isfinite, terms.values())):
+                text = ", ".join(f"{k} {v:.4g}" for k, v in terms.items())
+                raise D2NetError(
+                    f"the loss is not finite at iteration {i + 1} ({text}); lower training.learning_rate "
+                    f"(now {self.recipe.training.learning_rate:g}) or look at the features"
+                )
+        # A gradient can be NaN where its loss is not; the next loss would tell, but too late for a checkpoint.
+        if not torch.stack([p.isfinite().all() for p in self.model.parameters()]).all():
+            raise D2NetError(
+                f"the weights are not finite at iteration {self.iteration}, the loss still was; lower "
+                f"training.learning_rate (now {self.recipe.training.learning_rate:g})"
+            )
+        return terms
+
+    def _evaluate(self) -> dict[str, Any]:
+        """mAP and F1 in percent on the evaluation dataset, as its protocol of the recipe reports them."""
+        assert self.evaluation_dataset is not None
+        self.model.eval()
+        detections = localize(
+            self.model, self.loss.reference, self.evaluation_dataset, self.recipe.localization, device=self.device
+        )
+        self.model.train()
+        settings = self.recipe.evaluation
+        result = evaluate(
+            detections, self.evaluation_dataset.annotations(), protocol=settings.protocol, tiou=settings.tiou
+        ).to_json()
+        return {key: result[key] for key in ("map", "average", "f1")}
+
+    def _checkpoint(self) -> Checkpoint:
+        groups: dict[str, Mapping[str, Tensor]] = {
+            "model": self.model.state_dict(),
+            "loss": self.loss.state_dict(),
+            "optimizer": {
+                f"{index}.{key}": value
+                for index, state in self.optimizer.state_dict()["state"].items()
+                for key, value in state.items()
+            },
+            "sampler": self.sampler.state(),
+            "rng": {"pairing": self.pairing.get_state(), **self._rng_state()},
+        }
+        return Checkpoint(
+            recipe=self.recipe,
+            classes=self.dataset.classes,
+            stream_widths=self.dataset.stream_widths,
+            iteration=self.iteration,
+            dataset=self.dataset.name,
+            seed=self.seed,
+            version=__version__,
+            tensors={f"{name}.{key}": t for name, group in groups.items() for key, t in group.items()},
+        )
+
+    def _restore(self) -> None:
+        if not self.path.exists():
+            raise InputError(f"{self.path}: there is nothing to resume; leave --resume out or correct --out")
+        saved = load_checkpoint(self.path)
+        _check_same("classes", saved.classes, self.dataset.classes, "the dataset to resume with")
+        _check_same("widths", saved.stream_widths, self.dataset.stream_widths, "the dataset to resume with")
+        _check_same_recipe(saved.recipe, self.recipe, self.path)
+        if saved.iteration > self.recipe.training.iterations:
+            raise InputError(
+                f"{self.path}: is at iteration {saved.iteration} already, beyond training.iterations = "
+                f"{self.recipe.training.iterations}; raise that or leave --resume out"
+            )
+        try:
+            self.model.load_state_dict(saved.group("model"))
+            self.loss.load_state_dict(saved.group("loss"))
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, t in saved.group("optimizer").items():
+                index, _, name = key.partition(".")
+                state.setdefault(int(index), {})[name] = t
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+            self.sampler.restore(saved.group("sampler"))
+            rng = saved.group("rng")
+            self.pairing.set_state(rng.pop("pairing"))
+            self._rng = rng
+        except (RuntimeError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{self.path}: its tensors do not fit this recipe ({reason}); train anew") from error
+        self.seed = saved.seed
+        self.iteration = saved.iteration
+
+    def _own_rng(self) -> AbstractContextManager[None]:
+        """The global generators, which dropout draws from, are the caller's again afterwards."""
+        return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
+
+    def _rng_state(self) -> dict[str, Tensor]:
+        state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def _set_rng_state(self, state: Mapping[str, Tensor]) -> None:
+        torch.set_rng_state(state["cpu"])
+        if self.device.type == "cuda" and "cuda" in state:  # not there when the run began on a CPU
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+class _Stop:
+    """Turns the first SIGINT or SIGTERM into a request; the second acts as it did before."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._request)
+        except ValueError:  # not the main thread: signals go elsewhere
+            pass
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self.__exit__()
+
+
+class _Log:
+    """``log.jsonl``, a line per entry, and the same as TensorBoard scalars.
+
+    Entries past ``iteration`` are dropped: they are of a run that is being redone from there.
+    """
+
+    def __init__(self, out: Path, iteration: int, tensorboard: bool | None) -> None:
+        self.path = out / "log.jsonl"
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() and iteration else []
+        kept = [line for line in lines if _iteration_of(line) <= iteration]
+        try:
+            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self.events = _summary_writer(out / "tensorboard", iteration, tensorboard)
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.events is not None:
+            self.events.close()
+
+    def write(self, iteration: int, values: Mapping[str, Any]) -> None:
+        """Append numbers; a nested mapping becomes one scalar per key."""
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+        except OSError as error:
+            raise self._unwritable(error) from error
+        if self.events is None:
+            return
+        for key, value in values.items():
+            scalars = {f"{key}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+            for name, scalar in scalars.items():
+                self.events.add_scalar(name, scalar, iteration)
+
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(f"{self.path}: cannot be written ({error.strerror}); free some space or choose another --out")
+
+
+class _Bar:
+    """A progress bar on a terminal; elsewhere a line after every tenth of the run."""
+
+    def __init__(self, start: int, total: int) -> None:
+        self.start, self.total = start, total
+        self.begun = time.monotonic()
+        self.reported = 10 * start // total
+        self.progress: Progress | None = None
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> _Bar:
+        if sys.stderr.isatty():
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+            self.progress = Progress(*columns, console=Console(stderr=True))
+            self.task = self.progress.add_task("", total=self.total, completed=self.start)
+            self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def update(self, iteration: int, terms: Mapping[str, float]) -> None:
+        """Show how far it is, how fast, and the loss with its terms."""
+        speed = (iteration - self.start) / max(time.monotonic() - self.begun, 1e-9)
+        text = " ".join(f"{k} {v:.3f}" for k, v in terms.items()) + f" {speed:.1f} it/s"
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, completed=iteration, description=text)
+        elif 10 * iteration // self.total > self.reported:
+            self.reported = 10 * iteration // self.total
+            left = (self.total - iteration) / speed
+            print(f"iteration {iteration}/{self.total}: {text}, {left:.0f} s left", file=sys.stderr)
+
+
+def _due(iteration: int, every: int) -> bool:
+    return every > 0 and iteration % every == 0
+
+
+def _check_settings(settings: TrainingRecipe) -> None:
+    for name in ("iterations", "batch_size", "max_snippets"):
+        if getattr(settings, name) < 1:
+            raise InputError(f"training.{name} is {getattr(settings, name)}; it must be at least 1")
+    for name, low in (("learning_rate", "above 0"), ("weight_decay", "at least 0")):
+        value = getattr(settings, name)
+        if not math.isfinite(value) or value < 0 or (name == "learning_rate" and value == 0):
+            raise InputError(f"training.{name} is {value}; it must be {low}")
+
+
+def _check_same(what: str, expected: tuple[object, ...], found: tuple[object, ...], where: str) -> None:
+    if expected != found:
+        first, second = (", ".join(map(str, x)) for x in (expected, found))
+        raise InputError(f"{where} has the {what} {second}, expected {first}; use data of the same kind")
+
+
+def _check_same_recipe(saved: Recipe, wanted: Recipe, path: Path) -> None:
+    """What decides the weights must be the same; names, localization and the number of iterations may differ."""
+    old, new = saved.to_dict(), wanted.to_dict()
+    differences = [
+        f"{section}.{key} was {old[section][key]} and is {new[section][key]}"
+        for section in ("model", "loss", "training")
+        for key in new[section]
+        if old[section][key] != new[section][key] and (section, key) != ("training", "iterations")
+    ]
+    if differences:
+        raise InputError(
+            f"{path}: was trained with another recipe ({'; '.join(differences)}); "
+            "resume with the same or choose another --out"
+        )
+
+
+def _check_writable(out: Path) -> None:
+    """Find out before hours of training that nothing can be saved."""
+    probe = out / ".writable"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"d2net")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+
+
+def _iteration_of(line: str) -> float:
+    """Of a log line; infinite for one that an interruption cut."""
+    try:
+        return json.loads(line)["iteration"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _summary_writer(folder: Path, iteration: int, wanted: bool | None) -> Any:
+    """A TensorBoard writer that hides events past ``iteration``, or None."""
+    if wanted is False:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        if wanted:
+            raise InputError("TensorBoard is not installed; run: pip install tensorboard") from error
+        return None
+    return SummaryWriter(str(folder), purge_step=iteration + 1)

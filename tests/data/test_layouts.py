@@ -1,0 +1,494 @@
+"""Every layout on disk, in small, and every way in which one can be broken."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from d2net.data import convert, open_dataset, simulate, train_and_test
+from d2net.errors import InputError
+
+WIDTH = 4
+SEGMENTS = {"v1": [(0.5, 3.0, "run")], "v2": [(1.0, 2.0, "jump"), (4.0, 5.0, "run")], "t1": [(0.0, 2.0, "jump")]}
+SUBSETS = {"v1": "train", "v2": "train", "t1": "test"}
+LENGTHS = {"v1": 9, "v2": 12, "t1": 5}
+
+
+def features(name: str, width: int = WIDTH) -> np.ndarray:
+    rng = np.random.default_rng(LENGTHS[name])
+    return rng.random((LENGTHS[name], width), dtype=np.float32)
+
+
+def database(**extra: object) -> dict:
+    return {
+        name: {
+            "subset": SUBSETS[name],
+            "annotations": [{"segment": [str(s), str(e)], "label": label} for s, e, label in rows],
+            **extra,
+        }
+        for name, rows in SEGMENTS.items()
+    }
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, array)
+
+
+def write_json(path: Path, **top: object) -> None:
+    path.write_text(json.dumps(top))
+
+
+def objects(rows: list) -> np.ndarray:
+    array = np.empty(len(rows), dtype=object)
+    array[:] = rows
+    return array
+
+
+@pytest.fixture
+def cola(tmp_path) -> Path:
+    for name, subset in SUBSETS.items():
+        rgb, flow = np.split(features(name), 2, axis=1)
+        save(tmp_path / "features" / subset / "rgb" / f"{name}.npy", rgb)
+        save(tmp_path / "features" / subset / "flow" / f"{name}.npy", flow)
+    write_json(tmp_path / "gt.json", database=database())
+    (tmp_path / "split_train.txt").write_text("v1\nv2\n")
+    (tmp_path / "split_test.txt").write_text("t1\n")
+    return tmp_path
+
+
+@pytest.fixture
+def actionformer(tmp_path) -> Path:
+    for name in SUBSETS:
+        save(tmp_path / "i3d" / f"{name}.npy", features(name))
+    write_json(tmp_path / "tiny.json", database=database(fps=30.0, duration=8.0))
+    return tmp_path
+
+
+@pytest.fixture
+def wtalc(tmp_path) -> Path:
+    names = list(SUBSETS)
+    folder = tmp_path / "Tiny-Annotations"
+    save(tmp_path / "Tiny-I3D-JOINTFeatures.npy", objects([features(n) for n in names]))
+    save(folder / "videoname.npy", np.array(names, dtype="S"))
+    save(folder / "subset.npy", np.array([{"train": b"validation", "test": b"test"}[SUBSETS[n]] for n in names]))
+    save(folder / "classlist.npy", np.array([b"run", b"jump"]))
+    save(folder / "duration.npy", np.array([[8.0]] * 3))
+    save(folder / "extracted_fps.npy", np.array([10] * 3))
+    save(folder / "labels.npy", objects([[label.encode() for *_, label in SEGMENTS[n]] for n in names]))
+    save(folder / "labels_all.npy", objects([[label for *_, label in SEGMENTS[n]] for n in names]))
+    save(folder / "segments.npy", objects([[[s, e] for s, e, _ in SEGMENTS[n]] for n in names]))
+    return tmp_path
+
+
+def fails(pattern: str, spec: str | Path, **options: object) -> None:
+    """Opening must raise one line that matches."""
+    with pytest.raises(InputError, match=pattern) as caught:
+        open_dataset(spec, **options)
+    assert "\n" not in str(caught.value)
+
+
+def check_content(dataset, seconds: float) -> None:
+    assert dataset.stream_widths == (2, 2)
+    assert {r.name for r in dataset.recordings} == set(SUBSETS)
+    for i, r in enumerate(dataset.recordings):
+        np.testing.assert_array_equal(dataset.features(i), features(r.name))
+        assert list(r.segments) == SEGMENTS[r.name]
+        assert set(r.labels) == {label for *_, label in SEGMENTS[r.name]}
+        assert r.seconds_per_snippet == seconds
+
+
+# --- the layouts as they should be ---
+
+
+def test_cola(cola):
+    dataset = open_dataset(cola)
+    check_content(dataset, 16 / 25)
+    assert dataset.subsets == ("train", "test") and dataset.classes == ("jump", "run")
+    assert len(open_dataset(cola / "gt.json")) == 3
+    assert open_dataset(str(cola), subsets=["test"]).subsets == ("test",)
+
+
+def test_cola_stride_and_other_annotations(cola, tmp_path):
+    other = tmp_path / "other.json"
+    write_json(other, fps=30, stride=8, database=database())
+    assert open_dataset(cola, annotations=other).recordings[0].seconds_per_snippet == 8 / 30
+
+
+def test_cola_test_video_without_annotation_stays(cola):
+    rows = database()
+    del rows["t1"]
+    write_json(cola / "gt.json", database=rows)
+    (recording,) = open_dataset(cola).subset("test").recordings
+    assert recording.labels == () and recording.segments == ()
+
+
+def test_cola_flow_may_be_one_snippet_shorter(cola):
+    save(cola / "features/train/flow/v1.npy", features("v1")[:-1, 2:])
+    assert open_dataset(cola).features(0).shape == (8, WIDTH)
+    save(cola / "features/train/flow/v1.npy", features("v1")[:-2, 2:])
+    fails(r"flow/v1\.npy: has 7 snippets but rgb/v1\.npy has 9; extract", cola)
+
+
+def test_cola_half_precision_and_uneven_widths(cola):
+    for name, subset in SUBSETS.items():
+        save(cola / "features" / subset / "rgb" / f"{name}.npy", features(name, 6).astype(np.float16))
+    dataset = open_dataset(cola)
+    assert dataset.stream_widths == (6, 2) and dataset.features(0).dtype == np.float32
+
+
+def test_actionformer(actionformer):
+    for spec in (actionformer, actionformer / "tiny.json"):
+        dataset = open_dataset(spec)
+        check_content(dataset, 4 / 30)
+    assert isinstance(dataset.recordings[0].read(), np.memmap)
+    assert dataset.recordings[0].duration == 8.0
+    assert open_dataset(actionformer, snippet_stride=16).recordings[0].seconds_per_snippet == 16 / 30
+    by_folder = open_dataset(actionformer / "i3d", annotations=actionformer / "tiny.json")
+    check_content(by_folder, 4 / 30)
+
+
+def test_actionformer_label_ids_order_the_classes(actionformer):
+    rows = database(fps=30.0, feat_stride=8)
+    for entry in rows.values():
+        for row in entry["annotations"]:
+            row["label_id"] = {"run": 0, "jump": 7}[row["label"]]
+    write_json(actionformer / "tiny.json", database=rows)
+    dataset = open_dataset(actionformer)
+    assert dataset.classes == ("run", "jump") and dataset.recordings[0].seconds_per_snippet == 8 / 30
+
+
+def test_actionformer_fps_from_frame_count(actionformer):
+    write_json(actionformer / "tiny.json", database=database(frame=200, duration=8.0))
+    assert open_dataset(actionformer).recordings[0].seconds_per_snippet == 4 / 25
+
+
+def test_wtalc(wtalc):
+    for spec in (wtalc, wtalc / "Tiny-I3D-JOINTFeatures.npy"):
+        dataset = open_dataset(spec, trust_pickle=True)
+        check_content(dataset, 16 / 25)
+    assert dataset.name == "Tiny" and dataset.classes == ("run", "jump")
+    assert dataset.subsets == ("validation", "test")
+    assert train_and_test(dataset.subsets) == ("validation", "test")
+
+
+def test_labels_are_labels_all_not_those_of_the_segments(wtalc):
+    save(wtalc / "Tiny-Annotations/labels_all.npy", objects([["run"], ["jump"], []]))
+    assert [r.labels for r in open_dataset(wtalc, trust_pickle=True).recordings] == [("run",), ("jump",), ()]
+
+
+def test_watch_is_embedded():
+    pytest.importorskip("d2net.data.watch")
+    assert {"train", "test"} <= set(open_dataset("watch").subsets)
+
+
+@pytest.mark.parametrize(
+    ("subsets", "expected"),
+    [
+        (("test", "train"), ("train", "test")),
+        (("Validation", "Test"), ("Validation", "Test")),
+        (("training", "validation", "testing"), ("training", "testing")),
+        (("training", "validation"), ("training", "validation")),
+        (("test",), (None, "test")),
+    ],
+)
+def test_train_and_test(subsets, expected):
+    assert train_and_test(subsets) == expected
+
+
+# --- conversion ---
+
+
+def test_convert_keeps_everything(wtalc, tmp_path):
+    calls = []
+    result = convert(wtalc, tmp_path / "out", trust_pickle=True, progress=lambda *a: calls.append(a))
+    check_content(result, 16 / 25)
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    source = open_dataset(wtalc, trust_pickle=True)
+    assert (result.name, result.classes, result.subsets) == (source.name, source.classes, ("train", "test"))
+    assert [r.duration for r in result.recordings] == [8.0] * 3
+    assert json.loads((tmp_path / "out/gt.json").read_text())["database"]["v1"]["fps"] == 25
+
+
+def test_convert_keeps_labels_that_differ_from_the_segments(wtalc, tmp_path):
+    save(wtalc / "Tiny-Annotations/labels_all.npy", objects([["jump"], ["jump"], []]))
+    result = convert(wtalc, tmp_path / "out", trust_pickle=True)
+    assert [r.labels for r in result.recordings] == [("jump",), ("jump",), ()]
+    assert [list(r.segments) for r in result.recordings] == list(SEGMENTS.values())
+
+
+def test_convert_keeps_the_time_of_a_snippet(actionformer, tmp_path):
+    for fps in (30.0, 29.97002997002997, 23.976, 0.1 + 0.2):
+        write_json(actionformer / "tiny.json", database=database(fps=fps))
+        check_content(convert(actionformer, tmp_path / f"out{fps}"), 4 / fps)
+
+
+def test_convert_simulated_says_so(tmp_path):
+    source = simulate(stream_widths=(3, 2))
+    result = convert(source, tmp_path / "out")
+    assert "simulated" in result.name and result.stream_widths == (3, 2)
+    np.testing.assert_array_equal(result.features(7), source.features(7))
+
+
+def test_convert_resumes(cola, tmp_path):
+    out = tmp_path / "out"
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(cola, out, progress=stop)
+    assert not (out / "gt.json").exists()
+    before = (out / "features/train/rgb/v1.npy").stat().st_mtime_ns
+    check_content(convert(cola, out), 16 / 25)
+    assert (out / "features/train/rgb/v1.npy").stat().st_mtime_ns == before
+    assert not [p for p in out.rglob(".*")], "temporary files are left"
+
+
+def test_convert_refuses_the_folder_of_another_dataset(actionformer, tmp_path):
+    out = tmp_path / "out"
+    check_content(convert(actionformer / "tiny.json", out), 4 / 30)
+    check_content(convert(actionformer / "tiny.json", out), 4 / 30)
+    with pytest.raises(InputError, match="out: already holds another dataset; give a new folder"):
+        convert(simulate(stream_widths=(2, 2)), out)
+
+
+def test_convert_refuses_names_that_leave_the_folder(cola, tmp_path):
+    rows = database()
+    rows["../v1"] = rows.pop("v1")
+    write_json(tmp_path / "evil.json", database=rows)
+    source = simulate(tmp_path / "evil.json", stream_widths=(2, 2))
+    with pytest.raises(InputError, match=re.escape("'../v1' cannot be a file name")):
+        convert(source, tmp_path / "out" / "inner")
+
+
+# --- broken feature files ---
+
+
+def test_missing_feature_file(cola):
+    (cola / "features/test/flow/t1.npy").unlink()
+    fails(r"test/flow/t1\.npy: no such feature file; add it, or", cola)
+    assert len(open_dataset(cola, subsets=["train"])) == 2
+
+
+def test_truncated_feature_file(actionformer):
+    path = actionformer / "i3d/v2.npy"
+    path.write_bytes(path.read_bytes()[:-8])
+    fails(r"v2\.npy: not a readable \.npy file, truncated perhaps .*; extract or download", actionformer)
+    path.write_bytes(path.read_bytes()[:30])
+    fails(r"v2\.npy: not a readable \.npy file", actionformer)
+
+
+def test_empty_feature_file(actionformer):
+    (actionformer / "i3d/v2.npy").write_bytes(b"")
+    fails(r"v2\.npy: the file is empty \(0 bytes\); extract", actionformer)
+
+
+@pytest.mark.parametrize(
+    ("array", "pattern"),
+    [
+        (objects([1, 2]), r"holds pickled Python objects; save"),
+        (np.zeros((3, WIDTH), complex), r"has dtype complex128; .* float32"),
+        (np.zeros((3, WIDTH + 1)), r"has shape \(3, 5\), expected \(T, 4\)"),
+        (np.zeros(WIDTH), r"has shape \(4,\), expected \(T, 4\)"),
+        (np.zeros((0, WIDTH), np.float32), r"has shape \(0, 4\), no snippet"),
+    ],
+)
+def test_unusable_array(actionformer, array, pattern):
+    save(actionformer / "i3d/v2.npy", array)
+    fails(rf"v2\.npy: {pattern}", actionformer)
+
+
+def test_other_file_types(actionformer):
+    path = actionformer / "i3d/v2.npy"
+    path.unlink()
+    path.mkdir()
+    fails(r"v2\.npy: cannot be read \(Is a directory\)", actionformer)
+    path.rmdir()
+    path.write_text("not an array")
+    fails(r"v2\.npy: not a readable", actionformer)
+    with path.open("wb") as file:
+        np.savez(file, features("v2"))
+    fails(r"v2\.npy: is an \.npz archive; save", actionformer)
+
+
+def test_nan_is_found_on_reading(actionformer):
+    array = features("v2")
+    array[3, 1] = np.nan
+    save(actionformer / "i3d/v2.npy", array)
+    dataset = open_dataset(actionformer)
+    with pytest.raises(InputError, match=r"'v2' hold NaN or Inf \(first at snippet 3\)"):
+        dataset.features([r.name for r in dataset.recordings].index("v2"))
+
+
+def test_odd_joint_width(actionformer):
+    for name in SUBSETS:
+        save(actionformer / "i3d" / f"{name}.npy", features(name, 5))
+    fails("width 5 is odd", actionformer)
+
+
+# --- broken annotations ---
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("{", r"gt\.json: not valid JSON \(.*line 1 column 2.*\); repair"),
+        ("[]", r"gt\.json: holds a JSON list"),
+        ("{}", r'gt\.json: has no "database" object'),
+        ('{"database": {"v1": []}}', r"gt\.json: video 'v1': malformed entry"),
+        ('{"database": {"v1": {}}}', r"'v1': malformed entry .*'subset'"),
+        ('{"database": {"v1": {"subset": "train", "duration": -1}}}', r"'v1': .*\"duration\" is -1"),
+        ('{"database": {"v1": {"subset": "train", "labels": "run"}}}', r"'v1': .*\"labels\" is not a list"),
+        ('{"database": {}, "fps": 0}', r"gt\.json: \"fps\" is 0"),
+        ('{"database": {}, "classes": "run"}', r'gt\.json: "classes" must be a list'),
+    ],
+)
+def test_bad_json(cola, text, pattern):
+    (cola / "gt.json").write_text(text)
+    fails(pattern, cola)
+
+
+@pytest.mark.parametrize("segment", [[3, 1], [-1, 2], [0, float("nan")], ["a", "b"], [1]])
+def test_bad_segment(cola, segment):
+    rows = database()
+    rows["v2"]["annotations"][0]["segment"] = segment
+    write_json(cola / "gt.json", database=rows)
+    fails("video 'v2': malformed entry", cola)
+
+
+def test_missing_annotations(cola):
+    (cola / "gt.json").unlink()
+    fails(r"gt\.json: cannot be read \(No such file", cola)
+
+
+def test_label_outside_of_the_listed_classes(cola):
+    write_json(cola / "gt.json", database=database(), classes=["run"])
+    fails("label 'jump' is not in \"classes\"", cola)
+
+
+def test_no_fps(actionformer):
+    write_json(actionformer / "tiny.json", database=database())
+    fails(r"tiny\.json: video 'v1' has no \"fps\"; add it", actionformer)
+
+
+def test_empty_and_unknown_splits(cola):
+    fails("subset 'dev' is empty; there are train, test", cola, subsets=["dev"])
+    (cola / "split_test.txt").write_text("\n")
+    fails(r"split_test\.txt: the split is empty; write one", cola)
+    for path in cola.glob("split_*.txt"):
+        path.unlink()
+    fails(r"no split_train\.txt", cola)
+
+
+def test_unlabelled_training_video(cola, actionformer):
+    rows = database(fps=30.0)
+    rows["v2"]["annotations"] = []
+    write_json(actionformer / "tiny.json", database=rows)
+    (cola / "split_train.txt").write_text("v1\n")
+    fails(
+        r"v2\.npy: training recording 'v2' has no label; annotate it",
+        actionformer / "i3d",
+        annotations=actionformer / "tiny.json",
+    )
+    del rows["v1"]
+    write_json(cola / "gt.json", database=rows)
+    fails(r"gt\.json: no label for training video 'v1' of split_train\.txt; annotate it", cola)
+
+
+def test_two_jsons(actionformer):
+    write_json(actionformer / "second.json", database={})
+    fails("expected exactly one annotations JSON, found second.json, tiny.json", actionformer)
+
+
+def test_no_folder_of_features(tmp_path):
+    write_json(tmp_path / "tiny.json", database=database(fps=30.0))
+    fails("expected one folder of .npy features, found none; name yours 'features'", tmp_path)
+
+
+def test_unknown_layout(tmp_path):
+    fails(r"nowhere: no such file or folder", tmp_path / "nowhere")
+    fails(r"unknown layout; looked for .*W-TALC.*CoLA.*ActionFormer.*found nothing", tmp_path)
+    for i in range(8):
+        (tmp_path / f"{i}.txt").touch()
+    fails(r"found 0\.txt, .*5\.txt and 2 more", tmp_path)
+
+
+# --- broken W-TALC files ---
+
+
+def test_wtalc_needs_trust(wtalc):
+    fails("Tiny-I3D-JOINTFeatures.npy: is a Python pickle.*--trust-pickle.*d2net convert", wtalc)
+
+
+def test_wtalc_several(wtalc):
+    save(wtalc / "Other-I3D-JOINTFeatures.npy", np.zeros(1))
+    fails("holds Other-I3D-JOINTFeatures.npy, Tiny-.*; give the path of one", wtalc, trust_pickle=True)
+
+
+@pytest.mark.parametrize("name", ["segments.npy", "labels_all.npy", "videoname.npy"])
+def test_wtalc_missing_and_truncated_files(wtalc, name):
+    path = wtalc / "Tiny-Annotations" / name
+    path.write_bytes(path.read_bytes()[:-3])
+    fails(rf"{name}: cannot be loaded, damaged perhaps", wtalc, trust_pickle=True)
+    path.unlink()
+    fails(rf"{name}: no such file; .* download", wtalc, trust_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "array", "pattern"),
+    [
+        ("Tiny-I3D-JOINTFeatures.npy", objects([features("v1")] * 2), r"has shape \(2,\) but videoname.npy has 3 rows"),
+        (
+            "Tiny-I3D-JOINTFeatures.npy",
+            objects([features("v1"), features("v1")[:, :2], features("t1")]),
+            r"'v2': has shape \(9, 2\), expected \(T, 4\)",
+        ),
+        ("Tiny-I3D-JOINTFeatures.npy", objects([np.array(["x"])] * 3), r"'v1': has dtype <U1"),
+        ("Tiny-Annotations/labels.npy", objects([["run"], ["run"], ["jump"]]), "segments of 'v2' are .* 1 labels"),
+    ],
+)
+def test_wtalc_inconsistent_files(wtalc, file, array, pattern):
+    save(wtalc / file, array)
+    fails(pattern, wtalc, trust_pickle=True)
+
+
+# --- the real annotations of THUMOS14, with generated features ---
+
+
+def test_real_thumos14_annotations(shared, tmp_path):
+    real = shared / "data" / "thumos14"
+    if not real.is_dir():
+        pytest.skip(f"no {real}")
+    names = [n.decode() for n in np.load(real / "wtalc" / "videoname.npy")]
+    rng = np.random.default_rng(0)
+    arrays = {n: rng.random((rng.integers(2, 6), 8), dtype=np.float32) for n in names}
+
+    save(tmp_path / "Thumos14-I3D-JOINTFeatures.npy", objects(list(arrays.values())))
+    first = open_dataset(tmp_path, trust_pickle=True, annotations=real / "wtalc")
+    assert (len(first.subset("validation")), len(first.subset("test")), len(first.classes)) == (200, 212, 20)
+
+    folder = tmp_path / "cola"
+    for subset in ("train", "test"):
+        text = (real / "json" / f"split_{subset}.txt").read_text()
+        folder.mkdir(exist_ok=True)
+        (folder / f"split_{subset}.txt").write_text(text)
+        for name in text.split():
+            rgb, flow = np.split(arrays[name], 2, axis=1)
+            save(folder / "features" / subset / "rgb" / f"{name}.npy", rgb)
+            save(folder / "features" / subset / "flow" / f"{name}.npy", flow)
+    second = open_dataset(folder, annotations=real / "json" / "gt.json")
+    assert (len(second.subset("train")), len(second.subset("test")), len(second.classes)) == (200, 210, 20)
+
+    by_name = {r.name: r for r in first.recordings}
+    train = second.subset("train")
+    for i, r in enumerate(train.recordings):
+        assert sorted(r.segments) == sorted(by_name[r.name].segments)
+        np.testing.assert_array_equal(train.features(i), arrays[r.name])
+    # The two published sources really disagree: labels_all.npy is not derived from the segments.
+    assert sum(set(r.labels) != set(by_name[r.name].labels) for r in train.recordings) == 8

@@ -1,0 +1,156 @@
+"""The embedded watch dataset: what it promises about subjects, labels, time, features and the file it opens."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from d2net.data.dataset import Dataset
+from d2net.data.watch import BACKGROUND, load_watch, stream_features
+from d2net.errors import InputError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed() -> Path:
+    try:
+        listed = files("seglearn") or []
+    except PackageNotFoundError:
+        pytest.skip("the package seglearn is not installed: pip install 'd2net[demo]'")
+    return Path(next(f for f in listed if f.name == "watch_dataset.npy").locate())
+
+
+@pytest.fixture(scope="module")
+def watch() -> Dataset:
+    return load_watch()
+
+
+def subject(name: str) -> str:
+    found = re.fullmatch(r"watch_(?:train|test)_(s\d\d)_\d{4}", name)
+    assert found
+    return found[1]
+
+
+def test_sizes_and_classes(watch: Dataset) -> None:
+    assert watch.classes == ("ABD", "FEL", "IR", "ER", "ROW")
+    assert not set(watch.classes) & set(BACKGROUND)
+    assert watch.stream_widths == (48, 48)
+    assert len(watch.subset("train")) == 120
+    assert len(watch.subset("test")) == 40
+    assert len({r.name for r in watch.recordings}) == 160
+
+
+def test_subjects_are_disjoint(watch: Dataset) -> None:
+    train, test = ({subject(r.name) for r in watch.subset(s).recordings} for s in ("train", "test"))
+    assert (len(train), len(test)) == (7, 3)
+    assert not train & test
+
+
+def test_labels_are_the_classes_of_the_segments(watch: Dataset) -> None:
+    for r in watch.recordings:
+        assert r.labels == tuple(sorted({label for *_, label in r.segments}))
+        assert len(r.labels) in (1, 2)
+    assert (watch.subset("train").label_matrix().sum(axis=0) >= 10).all()
+    assert (watch.subset("test").label_matrix().sum(axis=0) >= 3).all()
+
+
+def test_segments_are_ordered_apart_and_inside(watch: Dataset) -> None:
+    for r in watch.recordings:
+        times = [0.0, *(t for start, end, _ in r.segments for t in (start, end)), r.duration]
+        lengths = np.diff(times)
+        assert (lengths >= 6).all() and (lengths <= 20 + 1e-9).all()  # stretches of both kinds
+
+
+def test_features_cover_the_duration_and_are_finite(watch: Dataset) -> None:
+    for i, r in enumerate(watch.recordings):
+        x = watch.features(i)  # checks width and finiteness
+        assert x.dtype == np.float32
+        assert -1e-9 <= r.duration - len(x) * r.seconds_per_snippet < r.seconds_per_snippet
+
+
+def test_standardised_by_the_training_recordings_only(watch: Dataset) -> None:
+    x = np.concatenate([watch.features(i) for i in range(120)]).astype(np.float64)
+    np.testing.assert_allclose(x.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(x.std(axis=0), 1, atol=1e-3)
+    without_test = load_watch(test_recordings=0)
+    np.testing.assert_array_equal(without_test.features(5), watch.features(5))
+
+
+def test_deterministic_in_the_seed(watch: Dataset) -> None:
+    again, other = load_watch(), load_watch(seed=1)
+    for i in (0, 60, 159):
+        assert again.recordings[i].segments == watch.recordings[i].segments
+        np.testing.assert_array_equal(again.features(i), watch.features(i))
+    assert any(a.segments != b.segments for a, b in zip(watch.recordings, other.recordings, strict=True))
+
+
+def test_a_larger_set_contains_the_smaller(watch: Dataset) -> None:
+    small = load_watch(train_recordings=3, test_recordings=2)
+    segments = {r.name: r.segments for r in watch.recordings}
+    assert all(segments[r.name] == r.segments for r in small.recordings)
+
+
+def test_reading_gives_a_copy(watch: Dataset) -> None:
+    before = watch.features(0)
+    watch.features(0)[:] = 7
+    np.testing.assert_array_equal(watch.features(0), before)
+
+
+def test_statistics_of_a_known_signal() -> None:
+    t = np.arange(800) / 50
+    # 2 Hz, moved off the samples: no sample is zero
+    x = stream_features(np.stack([np.sin(2 * np.pi * 2 * t + 0.3), np.full(800, 5.0), t], axis=1))
+    assert x.shape == (50, 48)
+    mid = x[25].reshape(12, 4)  # statistic, channel
+    assert mid[0, 0] == pytest.approx(0, abs=1e-5)
+    assert mid[1, 0] == pytest.approx(np.sqrt(0.5), abs=1e-5)
+    assert mid[8, 0] * 49 == pytest.approx(4, abs=0.01)  # two periods cross the mean four times
+    assert mid[9, 0] > mid[10, 0] + 5  # the energy is in the lowest band
+    np.testing.assert_allclose(mid[:9, 1], [5, 0, 5, 5, 5, 5, 5, 0, 0], atol=1e-5)
+    # A ramp shows where a window lies: its mean is the time of the snippet's middle sample pair.
+    np.testing.assert_allclose(x[2:-2, 2], (np.arange(50)[2:-2] * 16 + 7.5) / 50, rtol=1e-5)
+
+
+def test_a_tampered_file_is_refused_and_not_opened(installed: Path, tmp_path: Path) -> None:
+    flipped = bytearray(installed.read_bytes())
+    flipped[-1000] ^= 1
+    (tmp_path / "flipped.npy").write_bytes(flipped)
+    with pytest.raises(InputError, match=r"flipped\.npy.*SHA-256"):
+        load_watch(path=tmp_path / "flipped.npy")
+
+    trace = tmp_path / "trace"
+    (tmp_path / "bomb.npy").write_bytes(pickle.dumps(_Bomb(str(trace))))
+    with pytest.raises(InputError, match="SHA-256"):
+        load_watch(path=tmp_path / "bomb.npy")
+    assert not trace.exists()
+
+
+class _Bomb:
+    """Makes a file when unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return open, (self.path, "w")
+
+
+def test_missing_package_or_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="absent.npy.*cannot be read"):
+        load_watch(path=tmp_path / "absent.npy")
+    monkeypatch.delitem(sys.modules, "seglearn", raising=False)
+    # leave the standard library, drop every folder that holds the package
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if not Path(p, "seglearn").is_dir()])
+    with pytest.raises(InputError, match=re.escape("pip install 'd2net[demo]'")):
+        load_watch()
+
+
+@pytest.mark.parametrize("bad", [{"seed": -1}, {"train_recordings": 0}, {"test_recordings": -1}])
+def test_numbers_out_of_range(bad: dict[str, int]) -> None:
+    with pytest.raises(InputError, match=next(iter(bad))):
+        load_watch(**bad)

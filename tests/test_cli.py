@@ -1,0 +1,229 @@
+"""The command line, as it is typed: options, output, files and exit codes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from d2net import __version__
+from d2net.cli import app, parse_tiou
+from d2net.errors import InputError
+from d2net.recipes import recipe_names
+
+COMMANDS = ("demo", "train", "localize", "evaluate", "convert", "recipes", "info")
+SMALL = ["--set", "training.iterations=8", "--set", "training.batch_size=4", "--set", "model.embedding_dim=8"]
+needs_watch = pytest.mark.skipif(
+    importlib.util.find_spec("seglearn") is None, reason="seglearn ships the recordings: pip install seglearn==1.2.5"
+)
+
+
+def run(*arguments: object, code: int = 0):
+    """Run a command and check its exit code; an exception that escapes the command line fails the test."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "120", "D2NET_DEBUG": None})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def fails(*arguments: object) -> str:
+    """The one line of stderr with which a command ends with code 2."""
+    result = run(*arguments, code=2)
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    return lines[0]
+
+
+def detections_file(path: Path, label: str, video: str = "a") -> Path:
+    entry = {"label": label, "score": 0.9, "segment": [1.0, 5.0]}
+    path.write_text(json.dumps({"results": {video: [entry]}}), encoding="utf-8")
+    return path
+
+
+def annotations_file(path: Path) -> Path:
+    video = {"subset": "test", "annotations": [{"label": "Jump", "segment": [1.0, 5.0]}]}
+    path.write_text(json.dumps({"database": {"a": video}}), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_describes_and_shows_examples(command: str) -> None:
+    text = run(command, "--help").stdout
+    assert "Usage:" in text and f"\n   d2net {command}" in text
+
+
+def test_overview_names_every_command_and_version() -> None:
+    text = run("--help").stdout
+    assert all(command in text for command in COMMANDS)
+    assert run("--version").stdout == f"d2net {__version__}\n"
+
+
+def test_recipes() -> None:
+    listing = run("recipes").stdout
+    assert all(name in listing for name in recipe_names())
+    assert "batch_size: 10" in run("recipes", "thumos14-paper").stdout
+
+
+def test_info_names_build_and_backends() -> None:
+    text = run("info").stdout
+    assert __version__ in text and "built with" in text
+    assert any(line.split()[:2] == ["nms_1d", "cpu"] for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("0.1:0.7:0.1", (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)),
+        ("0.5:0.95:0.05", (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)),
+        ("0.1:0.65:0.2", (0.1, 0.3, 0.5)),
+        ("0.5:0.5:0.1", (0.5,)),
+        ("0.7,0.3, 0.5,0.5", (0.3, 0.5, 0.7)),
+        ("1", (1.0,)),
+    ],
+)
+def test_tiou(text: str, values: tuple[float, ...]) -> None:
+    assert parse_tiou(text) == values
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "0", "1.1", "nan", "0.1:0.7", "0.5:0.05:0.95", "0.7:0.1:0.1", "0.1:0.7:0", "0.1:0.7:-0.1", "0.1,"]
+)
+def test_tiou_refuses(text: str) -> None:
+    with pytest.raises(InputError, match="START:STOP:STEP"):
+        parse_tiou(text)
+
+
+def test_errors_are_one_line(tmp_path: Path) -> None:
+    found, truth = detections_file(tmp_path / "d.json", "Jump"), annotations_file(tmp_path / "gt.json")
+    missing = tmp_path / "missing.json"
+    evaluate = ["evaluate", found, "--annotations", truth]
+    train = ["train", "--data", "simulated", "--recipe"]
+    out = ["--out", tmp_path / "run"]
+    assert "--tiou 2" in fails(*evaluate, "--tiou", "2")
+    assert "subset 'train'" in fails(*evaluate, "--subset", "train")
+    assert "protocol 'x'" in fails(*evaluate, "--protocol", "x")
+    assert str(missing) in fails("evaluate", missing, "--annotations", truth)
+    assert str(missing) in fails("evaluate", found, "--annotations", missing)
+    assert "'Jmup'" in fails("evaluate", detections_file(tmp_path / "x.json", "Jmup"), "--annotations", truth)
+    assert "thumos14-paper" in fails(*train, "thumos14-papr", *out)
+    assert "did you mean 'batch_size'" in fails(*train, "watch", *out, "--set", "training.batchsize=2")
+    assert "one of them" in fails(*train, "watch", *out, "--resume", "--overwrite")
+    assert "--device gpu" in fails(*train, "watch", *out, "--device", "gpu")
+    assert str(missing) in fails("train", "--data", missing, "--recipe", "watch", *out)
+    assert "nothing to resume" in fails(*train, "watch", *out, "--resume")
+    assert str(missing) in fails("localize", missing, "--data", "simulated", *out)
+    assert "localization." in fails("localize", missing, "--data", "simulated", *out, "--set", "model.dropout=0")
+    assert str(missing) in fails("convert", missing, tmp_path / "out")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_unwritable_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert str(tmp_path) in fails("convert", "simulated", tmp_path / "out")
+
+
+def test_file_where_a_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    assert str(tmp_path / "out") in fails("convert", "simulated", tmp_path / "out")
+
+
+def test_evaluate_knows_unknown_videos(tmp_path: Path) -> None:
+    found = detections_file(tmp_path / "d.json", "Jump", video="b")
+    command = ["evaluate", found, "--annotations", annotations_file(tmp_path / "gt.json")]
+    assert "'b'" in fails(*command)
+    run(*command, "--ignore-unknown-videos", "--json", tmp_path / "deep" / "out.json")
+    assert json.loads((tmp_path / "deep" / "out.json").read_text())["average"] == 0
+
+
+def test_evaluate_prints_a_table(tmp_path: Path) -> None:
+    found, truth = detections_file(tmp_path / "d.json", "Jump"), annotations_file(tmp_path / "gt.json")
+    for protocol in ("activitynet", "wtalc"):
+        text = run("evaluate", found, "--annotations", truth, "--protocol", protocol, "--tiou", "0.3,0.5").stdout
+        assert text.count("100.0") == 4 and "F1" in text
+
+
+def test_debug_adds_the_traceback(tmp_path: Path) -> None:
+    for arguments in (["--debug", "recipes", "no"], ["recipes", "no", "--debug"]):
+        lines = run(*arguments, code=2).stderr.splitlines()
+        assert lines[0].startswith("Traceback") and lines[-1].startswith("error: unknown recipe 'no'")
+
+
+def test_process_exit_code_and_streams() -> None:
+    command = [sys.executable, "-m", "d2net", "recipes", "no"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("error: unknown recipe 'no'") and result.stderr.count("\n") == 1
+    debug = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "D2NET_DEBUG": "1"})
+    assert debug.returncode == 2 and "Traceback" in debug.stderr
+
+
+@needs_watch
+def test_train_localize_evaluate_resume(tmp_path: Path) -> None:
+    once, twice, found = tmp_path / "once", tmp_path / "twice", tmp_path / "d.json"
+    train = ["train", "--data", "watch", "--recipe", "watch", "--device", "cpu", *SMALL]
+    text = run(*train, "--out", once, "--eval-every", 8).stdout
+    checkpoint = once / "checkpoint.safetensors"
+    assert f"d2net localize {checkpoint} --data watch" in text
+    assert "continue it with --resume" in fails(*train, "--out", once)
+
+    run("localize", checkpoint, "--data", "watch", "--out", found, "--device", "cpu")
+    text = run(
+        "evaluate", found, "--annotations", "watch", "--tiou", "0.1:0.3:0.1", "--json", tmp_path / "m.json"
+    ).stdout
+    assert "average" in text
+    metrics = json.loads((tmp_path / "m.json").read_text())
+    assert list(metrics["map"]) == ["0.1", "0.2", "0.3"]
+    few = tmp_path / "few.json"
+    run("localize", checkpoint, "--data", "watch", "--out", few, "--set", "localization.thresholds=[0.5]")
+    assert few.stat().st_size < found.stat().st_size
+
+    # Stopping after 4 of 8 iterations and going on ends where the run in one piece does.
+    run(*train, "--out", twice, "--set", "training.iterations=4")
+    run(*train, "--out", twice, "--resume")
+    assert (twice / "checkpoint.safetensors").read_bytes() == checkpoint.read_bytes()
+    assert "widths" in fails("localize", checkpoint, "--data", "simulated", "--out", found)
+
+
+@needs_watch
+def test_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "d2net", "train", "--data", "watch", "--recipe", "watch", "--out", str(out)]
+    small = ["--set", "training.iterations=100000", "--set", "training.batch_size=2", "--set", "model.embedding_dim=4"]
+    process = subprocess.Popen([*command, *small, "--save-every", "1"], stderr=subprocess.PIPE, text=True)
+    try:
+        for _ in range(600):
+            if (out / "checkpoint.safetensors").exists() or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    last = stderr.splitlines()[-1]
+    assert last.startswith("interrupted; stopped at iteration") and last.endswith("--save-every 1 --resume")
+
+
+def test_convert(tmp_path: Path) -> None:
+    text = run("convert", "simulated", tmp_path / "out").stdout
+    assert "test" in text and (tmp_path / "out" / "gt.json").exists()
+
+
+@pytest.mark.slow
+@needs_watch
+def test_demo(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    text = run("demo", "--out", out).stdout
+    for name in ("checkpoint.safetensors", "detections.json", "metrics.json", "timeline.png"):
+        assert (out / name).stat().st_size > 0 and name in text
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["map"]["0.5"] > 50  # percent, on subjects not seen in training

@@ -1,0 +1,271 @@
+"""Reading and writing of detections and annotations."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from d2net.detections import Annotations, Detections, read_annotations, read_detections, write_detections
+from d2net.errors import InputError
+
+TRUTH = {
+    "database": {
+        "v_1": {"subset": "train", "annotations": [{"segment": ["1.5", "2"], "label": "run"}]},
+        "v_2": {"subset": "test", "annotations": [{"segment": [3, 4.25], "label": "jump"}], "duration": 9.0},
+        "v_3": {"subset": "test", "annotations": []},
+    }
+}
+
+
+def example() -> Detections:
+    return Detections(
+        videos=("v_1", "v_2", "v_3"),
+        classes=("run", "jump"),
+        video=np.array([2, 0, 2]),
+        label=np.array([1, 0, 0]),
+        start=np.array([0.1, 1 / 3, 7.0]),
+        end=np.array([0.7, 2 / 3, 7.0]),
+        score=np.array([0.9, 1e-9, -3.0]),
+    )
+
+
+def write(path: Path, data) -> Path:
+    path.write_text(data if isinstance(data, str) else json.dumps(data))
+    return path
+
+
+def like(found: Detections) -> Annotations:
+    """Annotations of the same names, without a segment."""
+    return Annotations(found.videos, found.classes, *np.zeros((4, 0)), ambiguous=np.zeros((0, 3)))
+
+
+def test_round_trip_is_exact(tmp_path):
+    found = example()
+    write_detections(tmp_path / "d.json", found)
+    again = read_detections(tmp_path / "d.json", like(found))
+    order = np.argsort(found.video, kind="stable")  # the file is by video
+    assert (again.videos, again.classes) == (found.videos, found.classes)
+    for field in ("video", "label", "start", "end", "score"):
+        np.testing.assert_array_equal(getattr(again, field), getattr(found, field)[order])
+    assert read_detections(tmp_path / "d.json").classes == ("jump", "run")
+    assert json.loads((tmp_path / "d.json").read_text()).keys() == {"version", "results", "external_data"}
+    assert os.listdir(tmp_path) == ["d.json"]
+
+
+def test_names_of_annotations_come_first(tmp_path):
+    path = write(tmp_path / "d.json", {"results": {"a": [{"label": "x", "score": 1, "segment": [0, 1]}]}})
+    found = read_detections(path, like(example()))
+    assert found.videos == ("v_1", "v_2", "v_3", "a")
+    assert found.classes == ("run", "jump", "x")
+    assert (found.video.tolist(), found.label.tolist()) == ([3], [2])
+
+
+def test_reads_a_published_file(shared):
+    found = read_detections(shared / "data" / "activitynet" / "sample_detection_prediction.json")
+    assert len(found) > 0
+    assert (found.end >= found.start).all()
+
+
+def test_not_finite_is_not_written(tmp_path):
+    found = example()
+    found.score[1] = np.nan
+    with pytest.raises(InputError, match="'v_1'.*score nan.*drop"):
+        write_detections(tmp_path / "d.json", found)
+    assert os.listdir(tmp_path) == []
+
+
+def test_folder_that_cannot_hold_the_file(tmp_path):
+    file = write(tmp_path / "file", "")
+    for path in (tmp_path / "missing" / "d.json", file / "d.json", tmp_path):
+        with pytest.raises(InputError, match="d.json: cannot be written|not an ordinary file"):
+            write_detections(path, example())
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write into any folder")
+def test_folder_without_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(InputError, match="cannot be written.*Permission denied"):
+            write_detections(tmp_path / "d.json", example())
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_file_that_cannot_grow_leaves_the_old_one(tmp_path):
+    """A real failure halfway through writing: the process may not write more than 4 KiB to a file."""
+    resource = pytest.importorskip("resource", reason="limits of file size are a matter of POSIX")
+    path = write(tmp_path / "d.json", "old")
+    n = 1000
+    ones = np.ones(n)
+    found = Detections(("v",), ("c",), np.zeros(n, int), np.zeros(n, int), ones, ones, score=ones)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(InputError, match="d.json: cannot be written .*make space"):
+            write_detections(path, found)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["d.json"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_device_is_not_replaced():
+    with pytest.raises(InputError, match="not an ordinary file"):
+        write_detections("/dev/full", example())
+    assert Path("/dev/full").is_char_device()
+
+
+ENTRY = {"label": "x", "score": 1, "segment": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ('{"results": {"v": [', "not valid JSON.*truncated"),
+        ([], "no object under the key 'results'"),
+        ({"results": []}, "no object under the key 'results'"),
+        ({"results": {"v": {}}}, "'v'.*expected a list"),
+        ({"results": {"v": [[0, 1]]}}, "detection 0.*'label'"),
+        ({"results": {"v": [{"label": "x", "segment": [0, 1]}]}}, "no 'score'"),
+        ({"results": {"v": [ENTRY, {**ENTRY, "segment": [0]}]}}, "detection 1.*pair"),
+        ({"results": {"v": [{**ENTRY, "segment": [2, 1]}]}}, "ends at 1 before it starts at 2"),
+        ({"results": {"v": [{**ENTRY, "segment": [0, "late"]}]}}, "end is 'late', not a finite number"),
+        ({"results": {"v": [{**ENTRY, "segment": [0, None]}]}}, "end is None, not a finite number"),
+        ({"results": {"v": [{**ENTRY, "score": float("nan")}]}}, "score is nan, not a finite number"),
+        ({"results": {"v": [{**ENTRY, "score": True}]}}, "score is True, not a finite number"),
+    ],
+)
+def test_damaged_detections(tmp_path, data, message):
+    path = write(tmp_path / "d.json", data)
+    with pytest.raises(InputError, match=message) as error:
+        read_detections(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("read", [read_detections, read_annotations])
+def test_file_that_cannot_be_read(tmp_path, read):
+    with pytest.raises(InputError, match="no.json: no such file"):
+        read(tmp_path / "no.json")
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not valid JSON"):
+        read(tmp_path / "binary.json")
+
+
+def test_annotations_json(tmp_path):
+    path = write(tmp_path / "gt.json", TRUTH)
+    test = read_annotations(path, subset="test")
+    assert (test.videos, test.classes) == (("v_2", "v_3"), ("jump", "run"))
+    assert (test.video.tolist(), test.label.tolist()) == ([0], [0])
+    assert (test.start.tolist(), test.end.tolist()) == ([3], [4.25])
+    assert test.ambiguous.shape == (0, 3)
+    assert read_annotations(path).start.tolist() == [1.5, 3]
+
+
+def test_ambiguous_segments_beside_the_json(tmp_path):
+    path = write(tmp_path / "gt.json", TRUTH)
+    write(tmp_path / "Ambiguous_test.txt", "v_3  0.5 1.5\nv_other 1 2\n\n")
+    assert read_annotations(path, subset="test").ambiguous.tolist() == [[1, 0.5, 1.5]]
+    write(tmp_path / "Ambiguous_test.txt", "v_3 0.5\n")
+    with pytest.raises(InputError, match="Ambiguous_test.txt: line 1.*pair"):
+        read_annotations(path)
+
+
+@pytest.mark.parametrize(
+    ("video", "message"),
+    [
+        ({"annotations": []}, "'v'.*'subset'"),
+        ({"subset": "test"}, "'v'.*'annotations'"),
+        ({"subset": "test", "annotations": [{"label": "x"}]}, "annotation 0.*'segment'"),
+        ({"subset": "test", "annotations": [{"label": "x", "segment": ["nan", 1]}]}, "start is 'nan'"),
+        ({"subset": "test", "annotations": [{"label": "x", "segment": [1, 0]}]}, "before it starts"),
+    ],
+)
+def test_damaged_annotations(tmp_path, video, message):
+    path = write(tmp_path / "gt.json", {"database": {"v": video}})
+    with pytest.raises(InputError, match=message):
+        read_annotations(path)
+
+
+def test_unknown_subset(tmp_path):
+    with pytest.raises(InputError, match="subset 'validation'; there are test, train"):
+        read_annotations(write(tmp_path / "gt.json", TRUTH), subset="validation")
+
+
+def objects(values) -> np.ndarray:
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
+
+
+@pytest.fixture
+def wtalc(tmp_path) -> Path:
+    """A W-TALC folder with bytes, as Python 2 wrote them, and a list of ambiguous segments."""
+    for name, array in {
+        "videoname": np.array([b"video_validation_01", b"video_test_01", b"video_test_02"]),
+        "subset": np.array([b"validation", b"test", b"test"]),
+        "classlist": np.array([b"run", b"jump"]),
+        "duration": np.array([[100.0], [50.0], [20.0]]),
+        "segments": objects([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0]], []]),
+        "labels": objects([["jump", "run"], [b"run"], []]),
+        "test_gt_segments": objects([[], np.array([["02", 0.5, 0.75], ["01", 0.1, 0.2]], object)]),
+    }.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    write(tmp_path / "Ambiguous_test.txt", "video_test_02 1 2\n")
+    return tmp_path
+
+
+def test_wtalc_folder(wtalc):
+    test = read_annotations(wtalc, subset="test", trust_pickle=True)
+    assert (test.videos, test.classes) == (("video_test_01", "video_test_02"), ("run", "jump"))
+    assert (test.video.tolist(), test.label.tolist()) == ([1, 0], [1, 1])
+    assert (test.start.tolist(), test.end.tolist()) == ([10, 5], [15, 10])
+    assert test.ambiguous.tolist() == [[1, 1, 2]]
+
+    validation = read_annotations(wtalc, subset="validation", trust_pickle=True)
+    assert (validation.label.tolist(), validation.start.tolist()) == ([1, 0], [1, 3])
+    assert len(read_annotations(wtalc, trust_pickle=True)) == 4
+
+    (wtalc / "test_gt_segments.npy").unlink()
+    assert read_annotations(wtalc, subset="test", trust_pickle=True).start.tolist() == [5]
+
+
+def test_pickles_need_trust(wtalc):
+    with pytest.raises(InputError, match="--trust-pickle"):
+        read_annotations(wtalc)
+
+
+def test_damaged_wtalc_folder(wtalc):
+    def error() -> str:
+        with pytest.raises(InputError) as caught:
+            read_annotations(wtalc, trust_pickle=True)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    np.save(wtalc / "test_gt_segments.npy", objects([[], [["03", 0.5, 0.75]]]))
+    assert "no such test video" in error()
+    np.save(wtalc / "labels.npy", objects([["jump"], ["run"], []]))
+    assert "'video_validation_01' has 2 segments" in error()
+    np.save(wtalc / "labels.npy", objects([["jump", "fly"], ["run"], []]))
+    assert "label 'fly' is not in classlist.npy" in error()
+    np.save(wtalc / "labels.npy", objects([["jump"]]))
+    assert "labels.npy: expected an array of 3 entries" in error()
+    (wtalc / "segments.npy").write_bytes((wtalc / "segments.npy").read_bytes()[:-9])
+    assert "segments.npy: cannot be read" in error()
+    (wtalc / "segments.npy").unlink()
+    assert "segments.npy: no such file" in error()
+
+
+def test_real_annotations(shared):
+    """Both files of THUMOS14 tell of the same test videos; the JSON lacks two of them."""
+    folder = read_annotations(shared / "data" / "thumos14" / "wtalc", subset="test", trust_pickle=True)
+    file = read_annotations(shared / "data" / "thumos14" / "json" / "gt.json", subset="test")
+    assert (len(folder.videos), len(file.videos)) == (212, 210)
+    assert folder.classes == file.classes
+    assert set(folder.videos) - set(file.videos) == {"video_test_0000270", "video_test_0001496"}
+    assert len(folder.ambiguous) > 0

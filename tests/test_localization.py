@@ -1,0 +1,202 @@
+"""From TCAMs to detections."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from d2net.data.dataset import Dataset, Recording
+from d2net.errors import InputError
+from d2net.localization import Localizer, localize, predict, to_detections
+from d2net.ops.proposals import Proposals
+from d2net.recipes import LocalizationRecipe, load_recipe
+
+# Coarse numbers, so that the cases below can be done by hand: k = ceil(8 / 4) = 2.
+RECIPE = LocalizationRecipe(topk_divisor=4, thresholds=(0.25, 0.75), nms_iou=0.5, score_floor=0.1)
+TCAM = torch.tensor(
+    [  # class 0    1     2       p = 1.0, 0.625, 0.5
+        [0.0, 0.0, 0.5],
+        [0.5, 0.0, 0.5],
+        [1.0, 0.75, 0.5],
+        [1.0, 0.5, 0.5],
+        [0.5, 0.0, 0.5],
+        [0.0, 0.0, 0.5],
+        [0.375, 0.0, 0.5],
+        [0.125, 0.0, 0.5],
+    ]
+)
+
+
+def rows(proposals: Proposals) -> list[tuple]:
+    return list(zip(*(x.tolist() for x in proposals), strict=True))
+
+
+def test_by_hand():
+    # Class 2 is out: p = 0.5 is not above half of the best. Class 0 at 0.25: (1, 5) with 0.75 - 0 and (6, 7) with
+    # 0.375 - 0.125 / 2; at 0.75: (2, 4) with 1 - 0.5, which NMS removes (IoU 0.5 with (1, 5)).
+    assert rows(Localizer(RECIPE)(TCAM)) == [
+        (0, 0, 1, 5, 0.75),
+        (0, 0, 6, 7, 0.3125),
+        (0, 1, 2, 4, 0.625),
+    ]
+
+
+def test_attention_refines_but_does_not_choose_classes():
+    attention = torch.ones(8)
+    attention[6:] = 0  # r_0 loses (6, 7)
+    attention[2:4] = 0.5  # r_0 is 0.5 in all of (1, 5), r_1 0.375 and 0.25
+    assert rows(Localizer(RECIPE)(TCAM, attention)) == [(0, 0, 1, 5, 0.5), (0, 1, 2, 3, 0.25)]
+    plain = replace(RECIPE, attention=False)
+    assert rows(Localizer(plain)(TCAM, attention)) == rows(Localizer(RECIPE)(TCAM))
+
+
+def test_score_floor_is_a_share_of_the_recordings_best_and_strict():
+    best = 0.75
+    for floor, kept in ((0.3125 / best - 1e-6, 3), (0.5, 2), (0.9, 1)):
+        assert len(Localizer(replace(RECIPE, score_floor=floor))(TCAM).score) == kept
+    equal = torch.tensor([[0.0, 0.5, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]]).T  # S = 0.5 is not above 0.5 * 1
+    assert rows(Localizer(replace(RECIPE, score_floor=0.5))(equal)) == [(0, 0, 4, 5, 1.0)]
+
+
+def test_a_batch_equals_its_recordings_whatever_lies_past_their_lengths():
+    generator = torch.Generator().manual_seed(0)
+    tcam = torch.randint(0, 65, (4, 50, 3), generator=generator) / 64
+    attention = torch.randint(0, 9, (4, 50), generator=generator) / 8
+    lengths = torch.tensor([50, 0, 1, 33])
+    expected = []
+    for b, length in enumerate(lengths.tolist()):
+        alone = Localizer(LocalizationRecipe())(tcam[b, :length], attention[b, :length])
+        expected += [(b, *r[1:]) for r in rows(alone)]
+        tcam[b, length:] = float("nan")
+        attention[b, length:] = float("inf")
+    assert rows(Localizer(LocalizationRecipe())(tcam, attention, lengths)) == expected
+    assert {r[0] for r in expected} == {0, 2, 3}
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 3), (2, 0, 3), (2, 8, 0), (0, 3)])
+def test_empty_batches(shape):
+    assert [len(x) for x in Localizer(RECIPE)(torch.zeros(shape))] == [0] * 5
+
+
+def test_nothing_to_find():
+    assert len(Localizer(RECIPE)(torch.zeros(8, 3)).score) == 0
+    assert len(Localizer(replace(RECIPE, thresholds=(-0.5,)))(torch.full((8, 1), -0.25)).score) == 0
+
+
+@pytest.mark.parametrize(
+    ("tcam", "attention", "lengths", "message"),
+    [
+        (torch.zeros(8), None, None, "tcam is"),
+        (torch.zeros(8, 3, dtype=torch.int64), None, None, "tcam is"),
+        (torch.full((8, 3), float("nan")), None, None, "tcam holds NaN or Inf .first in recording 0, snippet 0"),
+        (torch.zeros(8, 3), torch.full((8,), float("inf")), None, "attention holds NaN or Inf"),
+        (torch.zeros(8, 3), torch.ones(7), None, "attention has shape"),
+        (torch.zeros(2, 8, 3), torch.ones(8), None, "attention has shape"),
+        (torch.zeros(2, 8, 3), None, torch.tensor([8]), "lengths have shape"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_line(tcam, attention, lengths, message):
+    with pytest.raises(InputError, match=message) as error:
+        Localizer(RECIPE)(tcam, attention, lengths)
+    assert "\n" not in str(error.value)
+
+
+def test_from_recipe():
+    assert Localizer.from_recipe("thumos14-paper").recipe == load_recipe("thumos14-paper").localization
+    changed = Localizer.from_recipe("thumos14-paper", nms_iou=0.3, thresholds=(0.1, 0.2)).recipe
+    assert (changed.nms_iou, changed.thresholds) == (0.3, (0.1, 0.2))
+    with pytest.raises(InputError, match="did you mean 'nms_iou'"):
+        Localizer.from_recipe("thumos14-paper", nms_iuo=0.3)
+    with pytest.raises(InputError, match="score_floor"):
+        Localizer.from_recipe("thumos14-paper", score_floor=10)
+
+
+def test_to_detections():
+    proposals = Proposals(*(torch.tensor(x) for x in ([0, 1], [1, 0], [2, 3], [4, 8], [0.5, 0.25])))
+    found = to_detections(proposals, videos=["a", "b"], classes=["x", "y"], seconds_per_snippet=[0.5, 2.0])
+    assert found.videos == ("a", "b") and found.classes == ("x", "y")
+    assert found.start.tolist() == [1.0, 6.0] and found.end.tolist() == [2.0, 16.0]
+    assert found.video.tolist() == [0, 1] and found.label.tolist() == [1, 0] and found.score.tolist() == [0.5, 0.25]
+    assert {x.dtype for x in (found.start, found.end, found.score)} == {np.dtype(np.float64)}
+    with pytest.raises(InputError, match="seconds_per_snippet"):
+        to_detections(proposals, videos=["a", "b"], classes=["x", "y"], seconds_per_snippet=[0.5])
+    with pytest.raises(InputError, match="a proposal has recording 1"):
+        to_detections(proposals, videos=["a"], classes=["x", "y"], seconds_per_snippet=[0.5])
+    with pytest.raises(InputError, match="a proposal has class 1"):
+        to_detections(proposals, videos=["a", "b"], classes=["x"], seconds_per_snippet=[0.5, 0.5])
+
+
+class Output(NamedTuple):
+    tcam: torch.Tensor
+    embeddings: torch.Tensor
+
+
+class Columns(nn.Module):
+    """A model whose TCAM is the first three features and whose embeddings are the last two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.9)  # shows whether it runs in evaluation mode
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> Output:
+        assert lengths.tolist() == [x.shape[1]]
+        return Output(self.dropout(x[..., :3]), x[..., 3:])
+
+
+REFERENCE = torch.tensor([1.0, 0.0])
+
+
+def features() -> np.ndarray:
+    """TCAM with embeddings that are opposite to the reference (lambda' = 1), but aligned with it (0) from 6 on."""
+    embeddings = torch.tensor([[-1.0, 0.0]] * 6 + [[1.0, 0.0]] * 2)
+    return torch.cat((TCAM, embeddings), dim=1).numpy()
+
+
+def dataset(*arrays: np.ndarray) -> Dataset:
+    recordings = tuple(
+        Recording(f"r{i}", "test", (), (), 0.5 * (i + 1), f"r{i}.npy", lambda x=x: x) for i, x in enumerate(arrays)
+    )
+    return Dataset("d", ("x", "y", "z"), (3, 2), recordings)
+
+
+def test_predict_gives_tcam_and_bottom_up_attention_and_leaves_the_mode():
+    model = Columns().train()
+    tcam, attention = predict(model, REFERENCE, features())
+    assert torch.equal(tcam, TCAM)
+    torch.testing.assert_close(attention, torch.tensor([1.0] * 6 + [0.0] * 2))
+    assert model.training and not attention.requires_grad
+
+
+def test_localize():
+    seen = []
+    data = dataset(features(), features()[:1], features())
+    found = localize(Columns(), REFERENCE, data, RECIPE, device="cpu", progress=lambda i, n: seen.append((i, n)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert found.videos == ("r0", "r1", "r2") and found.classes == ("x", "y", "z")
+    # r1 is one snippet of class 2 at 0.5; in r0 and r2, the attention removes (6, 7) of test_by_hand.
+    assert found.video.tolist() == [0, 0, 1, 2, 2]
+    assert found.label.tolist() == [0, 1, 2, 0, 1]
+    np.testing.assert_allclose(found.start, [0.5, 1.0, 0.0, 1.5, 3.0])
+    np.testing.assert_allclose(found.end, [2.5, 2.0, 1.0, 7.5, 6.0])
+    np.testing.assert_allclose(found.score, [0.75, 0.625, 0.5, 0.75, 0.625], rtol=1e-6)
+    plain = localize(Columns(), REFERENCE, data, replace(RECIPE, attention=False), device="cpu")
+    assert len(plain) == 7
+
+
+def test_localize_without_recordings():
+    found = localize(Columns(), REFERENCE, dataset(), RECIPE, device="cpu")
+    assert len(found) == 0 and found.videos == ()
+
+
+def test_localize_names_the_recording_whose_activations_are_not_finite():
+    class Broken(Columns):
+        def forward(self, x, lengths):
+            return Output(x[..., :3] / 0, x[..., 3:])
+
+    with pytest.raises(InputError, match="r0.npy: 'r0': tcam holds NaN or Inf"):
+        localize(Broken(), REFERENCE, dataset(features()), RECIPE, device="cpu")

@@ -1,0 +1,71 @@
+"""The network: shapes, the paper's layers, and that padding never changes a valid output."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from d2net.errors import InputError
+from d2net.model import D2Net
+from d2net.recipes import ModelRecipe
+
+RECIPES = {
+    "thumos14": ModelRecipe(),
+    "activitynet": ModelRecipe(kernel_size=5, dilation=2),
+    "residual": ModelRecipe(residual=True, dropout=0.5),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_padding_never_changes_a_valid_output(recipe):
+    torch.manual_seed(0)
+    model = D2Net(4, (6, 6), recipe).double().eval()
+    features = torch.randn(3, 20, 12, dtype=torch.float64)
+    lengths = torch.tensor([20, 7, 1])
+    past = torch.arange(20) >= lengths[:, None]
+    padded = model(features.masked_fill(past[:, :, None], float("nan")), lengths)
+    for i, s in enumerate(lengths.tolist()):
+        alone = model(features[i : i + 1, :s])
+        for batched, single in zip(padded, alone, strict=True):
+            torch.testing.assert_close(batched[i, :s], single[0])
+            assert (batched[i, s:] == 0).all()
+
+
+def test_three_convolutions_per_stream_as_in_figure_2():
+    torch.manual_seed(0)
+    model = D2Net(4, (5, 3), ModelRecipe(embedding_dim=7)).eval()
+    features = torch.randn(2, 11, 8)
+    out = model(features)
+
+    def stream(x, layers):
+        x = x.transpose(1, 2)
+        x = F.leaky_relu(F.conv1d(x, layers.first.weight, layers.first.bias, padding=1), 0.2)
+        x = F.leaky_relu(F.conv1d(x, layers.second.weight, layers.second.bias, padding=1), 0.2)
+        logits = F.conv1d(x, layers.classifier.weight, layers.classifier.bias, padding=1)
+        return x.transpose(1, 2), logits.transpose(1, 2)
+
+    x_a, a = stream(features[..., :5], model.stream_a)
+    x_b, b = stream(features[..., 5:], model.stream_b)
+    torch.testing.assert_close(out.embeddings, (x_a + x_b) / 2)
+    torch.testing.assert_close(out.tcam, (a.sigmoid() + b.sigmoid()) / 2)
+    torch.testing.assert_close(out.logits_a, a)
+
+
+def test_defaults_are_two_i3d_streams():
+    model = D2Net(20)
+    assert model.stream_widths == (1024, 1024) and model.embedding_dim == 1024
+    out = model(torch.randn(1, 3, 2048))
+    assert out.tcam.shape == (1, 3, 20) and out.embeddings.shape == (1, 3, 1024)
+
+
+def test_clear_errors():
+    model = D2Net(4, (6, 6))
+    with pytest.raises(InputError, match="12"):
+        model(torch.randn(1, 5, 11))
+    with pytest.raises(InputError, match="shape"):
+        model(torch.randn(5, 12))
+    with pytest.raises(InputError, match="odd"):
+        D2Net(4, (6, 6), ModelRecipe(kernel_size=4))
+    with pytest.raises(InputError, match="residual"):
+        D2Net(4, (6, 5), ModelRecipe(residual=True))

@@ -1,0 +1,273 @@
+"""The training loop on a tiny dataset in memory: it learns, resumes, stops and refuses as it should."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from d2net.checkpoint import load_checkpoint, load_model
+from d2net.data.batches import BatchSampler
+from d2net.data.dataset import Dataset, Recording
+from d2net.errors import D2NetError, InputError
+from d2net.recipes import Recipe, TrainingRecipe, load_recipe
+from d2net.training import Trainer
+
+CLASSES = ("jump", "throw")
+
+
+def make_dataset(count: int = 6, read: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> Dataset:
+    """Recordings of 12 to 30 snippets; snippets 4 to 8 of each show its action."""
+    rng = np.random.default_rng(0)
+    recordings = []
+    for i in range(count):
+        label = i % 2
+        x = rng.normal(0, 0.3, (int(rng.integers(12, 31)), 12)).astype(np.float32)
+        x[4:9, label::2] += 1.5
+        recordings.append(
+            Recording(
+                name=f"r{i}",
+                subset="train",
+                labels=(CLASSES[label],),
+                segments=((4.0, 9.0, CLASSES[label]),),
+                seconds_per_snippet=1.0,
+                source=f"memory/r{i}.npy",
+                read=lambda x=x: read(x),
+            )
+        )
+    return Dataset("tiny", CLASSES, (6, 6), tuple(recordings))
+
+
+def make_recipe(iterations: int = 20, **training: float) -> Recipe:
+    settings = TrainingRecipe(iterations=iterations, batch_size=4, learning_rate=1e-3, max_snippets=20)
+    recipe = load_recipe("watch").override(["model.embedding_dim=8", "model.dropout=0.3"])
+    return replace(recipe, training=replace(settings, **training))
+
+
+def make_trainer(out: Path, iterations: int = 20, dataset: Dataset | None = None, **options: object) -> Trainer:
+    return Trainer(dataset or make_dataset(), make_recipe(iterations), out=out, tensorboard=False, **options)
+
+
+def log_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def assert_same_checkpoint(a: Path, b: Path) -> None:
+    first, second = load_checkpoint(a).tensors, load_checkpoint(b).tensors
+    assert first.keys() == second.keys()
+    for key, tensor in first.items():
+        assert torch.equal(tensor, second[key]), key
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    make_trainer(tmp_path, 150).run()
+    totals = [line["total"] for line in log_of(tmp_path)]
+    assert np.mean(totals[-3:]) < 0.8 * totals[0]
+
+
+def test_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    whole = make_trainer(tmp_path / "whole", 27).run()
+    make_trainer(tmp_path / "parts", 13).run()
+    parts = make_trainer(tmp_path / "parts", 27).run(resume=True)
+    assert_same_checkpoint(whole, parts)
+    assert load_checkpoint(parts).iteration == 27
+
+
+def test_the_seed_decides_the_result_and_the_callers_generator_is_left_alone(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = make_trainer(tmp_path / "a", 5, seed=1).run()
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(6)
+    assert_same_checkpoint(first, make_trainer(tmp_path / "b", 5, seed=1).run())
+    other = load_checkpoint(make_trainer(tmp_path / "c", 5, seed=2).run())
+    assert not torch.equal(load_checkpoint(first).tensors["rng.cpu"], other.tensors["rng.cpu"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_and_can_go_on(tmp_path: Path, number: signal.Signals) -> None:
+    reads = 0
+
+    def interrupt(x: np.ndarray) -> np.ndarray:
+        nonlocal reads
+        reads += 1
+        if reads == 25:  # iteration 7 of batches of 4
+            os.kill(os.getpid(), number)
+        return x
+
+    handler = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt, match="stopped at iteration 7; saved"):
+        make_trainer(tmp_path / "parts", dataset=make_dataset(read=interrupt)).run()
+    assert signal.getsignal(number) is handler
+    parts = make_trainer(tmp_path / "parts").run(resume=True)
+    assert_same_checkpoint(make_trainer(tmp_path / "whole").run(), parts)
+
+
+def test_the_log_of_a_resumed_run_holds_every_iteration_once(tmp_path: Path) -> None:
+    make_trainer(tmp_path, 20).run()
+    with open(tmp_path / "log.jsonl", "a") as file:  # as a run killed at 30, after its checkpoint of 20, leaves it
+        file.write('{"iteration": 30, "total": 1.0}\n{"itera')
+    make_trainer(tmp_path, 40).run(resume=True)
+    assert [line["iteration"] for line in log_of(tmp_path)] == [10, 20, 30, 40]
+
+
+def test_evaluates_periodically(tmp_path: Path) -> None:
+    make_trainer(tmp_path, 20, eval_every=10, evaluation_dataset=make_dataset(3)).run()
+    lines = [line for line in log_of(tmp_path) if "map" in line]
+    assert [line["iteration"] for line in lines] == [10, 20]
+    assert all(0 <= line["average"] <= 100 for line in lines)
+
+
+def test_evaluation_does_not_change_the_training(tmp_path: Path) -> None:
+    plain = make_trainer(tmp_path / "plain").run()
+    evaluated = make_trainer(tmp_path / "evaluated", eval_every=5, evaluation_dataset=make_dataset(2)).run()
+    assert_same_checkpoint(plain, evaluated)
+
+
+def test_writes_tensorboard_events(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    Trainer(make_dataset(), make_recipe(10), out=tmp_path, tensorboard=True).run()
+    assert [p.name for p in (tmp_path / "tensorboard").iterdir()][0].startswith("events")
+
+
+def test_the_model_can_be_loaded(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, 5)
+    model, reference, checkpoint = load_model(trainer.run())
+    assert not model.training
+    assert torch.equal(reference, trainer.loss.reference)
+    assert checkpoint.classes == CLASSES and checkpoint.stream_widths == (6, 6) and checkpoint.dataset == "tiny"
+    trainer.model.eval()
+    x, lengths = torch.randn(2, 9, 12), torch.tensor([9, 4])
+    assert torch.equal(model(x, lengths).tcam, trainer.model(x, lengths).tcam)
+
+
+def test_fewer_recordings_than_a_batch(tmp_path: Path) -> None:
+    for count in (1, 3):
+        path = make_trainer(tmp_path / str(count), 5, dataset=make_dataset(count)).run()
+        assert load_checkpoint(path).iteration == 5
+
+
+def test_a_checkpoint_is_not_overwritten_by_accident(tmp_path: Path) -> None:
+    path = make_trainer(tmp_path, 5).run()
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="--resume"):
+        make_trainer(tmp_path, 6).run()
+    assert path.read_bytes() == before
+    make_trainer(tmp_path, 6, overwrite=True).run()
+    assert load_checkpoint(path).iteration == 6
+
+
+def test_resume_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing to resume"):
+        make_trainer(tmp_path, 5).run(resume=True)
+    make_trainer(tmp_path, 5).run()
+    other = make_recipe(5, weight_decay=0.1)
+    with pytest.raises(InputError, match=r"training\.weight_decay was 0\.005 and is 0\.1"):
+        Trainer(make_dataset(), other, out=tmp_path, tensorboard=False).run(resume=True)
+    for change, message in (
+        ({"classes": ("jump", "throw", "run")}, "jump, throw, run"),
+        ({"stream_widths": (4, 8)}, "4, 8"),
+        ({"recordings": make_dataset().recordings[:4]}, "trained on 6 recordings"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_trainer(tmp_path, 9, dataset=replace(make_dataset(), **change)).run(resume=True)
+    with pytest.raises(InputError, match="iteration 5 already"):
+        make_trainer(tmp_path, 4).run(resume=True)
+
+
+def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:
+    path = make_trainer(tmp_path, 5).run()
+    before = path.read_bytes()
+    assert make_trainer(tmp_path, 5).run(resume=True) == path
+    assert path.read_bytes() == before
+
+
+def test_nan_features_are_named(tmp_path: Path) -> None:
+    def spoil(x: np.ndarray) -> np.ndarray:
+        x = x.copy()
+        x[3, 2] = np.nan
+        return x
+
+    with pytest.raises(InputError, match=r"memory/r\d\.npy.*NaN.*snippet 3"):
+        make_trainer(tmp_path, dataset=make_dataset(read=spoil)).run()
+
+
+def test_a_loss_that_is_not_finite_stops_and_saves_nothing(tmp_path: Path) -> None:
+    huge = make_dataset(read=lambda x: x * np.float32(3e38))
+    with pytest.raises(D2NetError, match=r"not finite at iteration 1\b"):
+        make_trainer(tmp_path, dataset=huge).run()
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="--out"):
+        make_trainer(tmp_path / "file" / "run")
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_trainer(tmp_path, 5).run()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(InputError, match="No space left"):
+            make_trainer(tmp_path, 9).run(resume=True)
+    assert load_checkpoint(path).iteration == 5
+    make_trainer(tmp_path, 9).run(resume=True)
+    assert load_checkpoint(path).iteration == 9
+
+
+@pytest.mark.parametrize("key", ["iterations", "batch_size", "max_snippets", "learning_rate"])
+def test_impossible_settings(tmp_path: Path, key: str) -> None:
+    with pytest.raises(InputError, match=f"training.{key} is 0"):
+        Trainer(make_dataset(), make_recipe(**{key: 0}), out=tmp_path)
+
+
+def test_an_unlabelled_recording_is_named(tmp_path: Path) -> None:
+    dataset = make_dataset()
+    bad = replace(dataset, recordings=(replace(dataset.recordings[0], labels=()), *dataset.recordings[1:]))
+    with pytest.raises(InputError, match="'r0' has no label"):
+        make_trainer(tmp_path, dataset=bad)
+
+
+def test_batches_are_padded_cropped_and_without_replacement() -> None:
+    dataset = make_dataset(7)
+    sampler = BatchSampler(dataset, batch_size=3, max_snippets=15)
+    for _ in range(20):
+        seen = []
+        for _ in range(2):  # an epoch of 7 is two batches of 3
+            batch = sampler.next()
+            assert batch.features.shape == (3, int(batch.lengths.max()), 12) and batch.features.dtype == torch.float32
+            assert batch.lengths.dtype == torch.int64 and batch.lengths.max() <= 15
+            for x, length, label in zip(batch.features, batch.lengths, batch.labels, strict=True):
+                assert not x[length:].any()
+                (found,) = (
+                    i
+                    for i in range(7)
+                    for full in [dataset.features(i)]
+                    for start in range(len(full) - int(length) + 1)
+                    if np.array_equal(full[start : start + int(length)], x[:length].numpy())
+                )
+                assert int(length) == min(15, len(dataset.features(found)))
+                assert label.tolist() == dataset.label_matrix()[found].tolist()
+                seen.append(found)
+        assert len(set(seen)) == 6
+
+
+def test_crops_reach_both_ends() -> None:
+    dataset = make_dataset(1)
+    x = dataset.features(0)
+    sampler = BatchSampler(dataset, batch_size=1, max_snippets=len(x) - 1)
+    starts = {int(not np.array_equal(sampler.next().features[0].numpy(), x[:-1])) for _ in range(30)}
+    assert starts == {0, 1}
