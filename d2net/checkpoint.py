@@ -7,13 +7,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from d2net.data.files import write_atomically
 from d2net.errors import InputError
 from d2net.model import D2Net
 from d2net.recipes import Recipe
@@ -75,9 +76,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """
     metadata = checkpoint.metadata()
     tensors = {key: t.detach().cpu().contiguous() for key, t in checkpoint.tensors.items()}
-    _write_atomically(path, save(tensors, {_KEY: json.dumps(metadata)}))
+    _write(path, save(tensors, {_KEY: json.dumps(metadata)}))
     text = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
-    _write_atomically(path.with_suffix(".json"), text.encode())
+    _write(path.with_suffix(".json"), text.encode())
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -147,20 +148,16 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[D2Net, T
     return model.to(device).eval(), reference.to(device), checkpoint
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``, or leave it untouched and raise InputError."""
-    # In the same folder: a rename is only atomic within one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+
+    def write(file: BinaryIO) -> None:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # a full disk may only show here; the rename must not come first
+
     try:
-        with open(temporary, "wb") as file:
-            try:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(temporary, path)
-            except BaseException:  # also a second Ctrl-C
-                temporary.unlink(missing_ok=True)
-                raise
+        write_atomically(path, write)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({error.strerror or error}); free some space or choose another --out; "

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -23,13 +23,13 @@ from d2net.checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_
 from d2net.data.batches import BatchSampler
 from d2net.data.dataset import Dataset
 from d2net.errors import D2NetError, InputError
-from d2net.evaluation import evaluate
+from d2net.evaluation import Protocol, evaluate
 from d2net.localization import localize
 from d2net.losses import D2NetLoss
 from d2net.model import D2Net
 from d2net.recipes import Recipe, TrainingRecipe
 
-TERMS = ("total", "discriminative", "snippet", "video")
+TERMS = {"total": "loss", "discriminative": "dis", "snippet": "snip", "video": "vid"}  # and their names in the bar
 CHECK_EVERY = 10  # iterations between looks at the loss, each of which waits for the device
 
 
@@ -141,7 +141,12 @@ class Trainer:
             while self.iteration < iterations:
                 batch = self.sampler.next().to(self.device)
                 output = self.model(batch.features, batch.lengths)
-                loss = self.loss(output.tcam, output.embeddings, batch.lengths, batch.labels, generator=self.pairing)
+                try:
+                    loss = self.loss(
+                        output.tcam, output.embeddings, batch.lengths, batch.labels, generator=self.pairing
+                    )
+                except torch.linalg.LinAlgError as error:  # the SVD of the reference backend refuses NaN
+                    raise self._diverged(self.iteration + 1, "the activations hold NaN or Inf") from error
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.total.backward()
                 self.optimizer.step()
@@ -172,18 +177,17 @@ class Trainer:
             terms = dict(zip(TERMS, rows[i % CHECK_EVERY], strict=True))
             # A row of this resumed run that was never written is zero, and so finite.
             if not all(map(math.isfinite, terms.values())):
-                text = ", ".join(f"{k} {v:.4g}" for k, v in terms.items())
-                raise D2NetError(
-                    f"the loss is not finite at iteration {i + 1} ({text}); lower training.learning_rate "
-                    f"(now {self.recipe.training.learning_rate:g}) or look at the features"
-                )
+                raise self._diverged(i + 1, ", ".join(f"{k} {v:.4g}" for k, v in terms.items()))
         # A gradient can be NaN where its loss is not; the next loss would tell, but too late for a checkpoint.
         if not torch.stack([p.isfinite().all() for p in self.model.parameters()]).all():
-            raise D2NetError(
-                f"the weights are not finite at iteration {self.iteration}, the loss still was; lower "
-                f"training.learning_rate (now {self.recipe.training.learning_rate:g})"
-            )
+            raise self._diverged(self.iteration, "weights hold NaN or Inf, the loss does not yet")
         return terms
+
+    def _diverged(self, iteration: int, what: str) -> D2NetError:
+        return D2NetError(
+            f"the training is not finite at iteration {iteration} ({what}); lower training.learning_rate "
+            f"(now {self.recipe.training.learning_rate:g}) or look at the features"
+        )
 
     def _evaluate(self) -> dict[str, Any]:
         """mAP and F1 in percent on the evaluation dataset, as its protocol of the recipe reports them."""
@@ -194,9 +198,9 @@ class Trainer:
         )
         self.model.train()
         settings = self.recipe.evaluation
-        result = evaluate(
-            detections, self.evaluation_dataset.annotations(), protocol=settings.protocol, tiou=settings.tiou
-        ).to_json()
+        protocol = cast(Protocol, settings.protocol)  # evaluate checks it
+        annotations = self.evaluation_dataset.annotations()
+        result = evaluate(detections, annotations, protocol=protocol, tiou=settings.tiou).to_json()
         return {key: result[key] for key in ("map", "average", "f1")}
 
     def _checkpoint(self) -> Checkpoint:
@@ -345,8 +349,13 @@ class _Bar:
 
     def __enter__(self) -> _Bar:
         if sys.stderr.isatty():
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-            self.progress = Progress(*columns, console=Console(stderr=True))
+            self.progress = Progress(
+                BarColumn(bar_width=10),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
             self.task = self.progress.add_task("", total=self.total, completed=self.start)
             self.progress.start()
         return self
@@ -358,7 +367,7 @@ class _Bar:
     def update(self, iteration: int, terms: Mapping[str, float]) -> None:
         """Show how far it is, how fast, and the loss with its terms."""
         speed = (iteration - self.start) / max(time.monotonic() - self.begun, 1e-9)
-        text = " ".join(f"{k} {v:.3f}" for k, v in terms.items()) + f" {speed:.1f} it/s"
+        text = " ".join(f"{TERMS[k]} {v:.2f}" for k, v in terms.items()) + f" {speed:.1f} it/s"
         if self.progress is not None and self.task is not None:
             self.progress.update(self.task, completed=iteration, description=text)
         elif 10 * iteration // self.total > self.reported:

@@ -120,7 +120,7 @@ integer_cases = st.integers(0, 200).flatmap(
 
 
 @given(integer_cases)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 def test_property(case) -> None:
     rows, score_list, group_list, threshold = case
     segments = torch.tensor([(s, s + length) for s, length in rows], dtype=torch.float32).reshape(-1, 2)
@@ -183,7 +183,7 @@ def test_non_contiguous_and_infinite_scores() -> None:
 
 @pytest.mark.parametrize("threshold", [0.05, 0.5, 0.9])
 def test_large(threshold: float) -> None:
-    segments, scores = random_case(200_000, seed=5, span=20_000.0)
+    segments, scores = random_case(50_000, seed=5, span=5_000.0)
     keep = nms.nms_1d(segments, scores, threshold)
     groups = torch.zeros(len(scores), dtype=torch.int32)
     assert torch.equal(nms.batched_nms_1d(segments, scores, groups, threshold), keep)
@@ -193,7 +193,7 @@ def test_large(threshold: float) -> None:
     # The result is the one set in which a segment is missing exactly when a kept one of higher rank collides with it.
     rank = torch.empty(len(scores), dtype=torch.int64)
     rank[torch.sort(scores, descending=True, stable=True).indices] = torch.arange(len(scores))
-    for i in torch.randint(len(scores), (300,), generator=torch.Generator().manual_seed(0)).tolist():
+    for i in torch.randint(len(scores), (60,), generator=torch.Generator().manual_seed(0)).tolist():
         overlap, iou = nms._overlap_iou(segments[i], segments)
         blockers = chosen & (overlap > 0) & (iou >= threshold) & (rank < rank[i])
         assert bool(blockers.any()) != bool(chosen[i])
