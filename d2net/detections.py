@@ -275,7 +275,7 @@ def _read_pickle(path: Path, length: int | None = None) -> np.ndarray:
 
 def _mapping(data: Any, key: str, where: str) -> dict[str, Any]:
     if not isinstance(data, dict) or not isinstance(data.get(key), dict):
-        raise InputError(f'{where}: no object under the key \'{key}\'; expected {{"{key}": {{VIDEO: …}}}}')
+        raise InputError(f"{where}: no object under the key '{key}'; expected {{\"{key}\": {{VIDEO: …}}}}")
     value: dict[str, Any] = data[key]
     return value
 

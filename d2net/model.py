@@ -32,11 +32,9 @@ class TemporalConv(nn.Conv1d):
     """A convolution over time of (B, T, D) that sees zeros beyond every recording's length."""
 
     def __init__(self, width_in: int, width_out: int, kernel_size: int, dilation: int) -> None:
-        super().__init__(
-            width_in, width_out, kernel_size, padding=(kernel_size - 1) // 2 * dilation, dilation=dilation
-        )
+        super().__init__(width_in, width_out, kernel_size, padding=(kernel_size - 1) // 2 * dilation, dilation=dilation)
 
-    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:  # type: ignore[override]
         """x (B, T, width_in) -> (B, T, width_out); ``padding`` (B, T, 1) is True past a length."""
         return super().forward(x.transpose(1, 2)).transpose(1, 2).masked_fill(padding, 0)
 

@@ -122,9 +122,7 @@ class Dataset:
         """Ground-truth segments of all recordings here."""
         column = {c: i for i, c in enumerate(self.classes)}
         rows = [
-            (v, column[label], start, end)
-            for v, r in enumerate(self.recordings)
-            for start, end, label in r.segments
+            (v, column[label], start, end) for v, r in enumerate(self.recordings) for start, end, label in r.segments
         ]
         table = np.array(rows, np.float64).reshape(-1, 4)
         return Annotations(

@@ -2,7 +2,7 @@
 
 The PyPI package ``seglearn`` ships 140 recordings of a smartwatch's accelerometer and gyroscope (50 Hz): seven
 shoulder exercises, ten subjects, both arms, one recording of each. Each holds one exercise only, so an untrimmed
-recording is made here by joining stretches of one subject's exercises, done with one arm. Five exercises are actions.
+recording is made here by joining stretches of one subject's exercises, done with one arm (a left arm is mirrored into a right one). Five exercises are actions.
 Two play the background and are never labelled: PEN (pendulum, a passive swing of the relaxed arm) and TRAP
 (trapezius extension). That choice, and the test subjects, were fixed before anything was trained.
 """
@@ -27,6 +27,9 @@ SUBJECTS = {"train": (1, 2, 3, 4, 5, 6, 7), "test": (8, 9, 10)}
 RATE = 50  # samples a second
 WINDOW = 50  # samples a snippet looks at: 1 s
 HOP = 16  # samples from one snippet to the next: 0.32 s
+# A left arm's signal becomes a right arm's by mirroring the watch's x axis: of the acceleration the x component changes
+# sign, of the angular velocity (a pseudovector) the other two.
+MIRROR = np.array([-1, 1, 1, 1, -1, -1])
 STRETCH = (6 * RATE, 20 * RATE)  # shortest and longest stretch, in samples
 BANDS = ((1, 3), (3, 6), (6, 13))  # FFT bins [low, high) of a window; a bin is 1 Hz
 STREAM_WIDTH = 4 * (9 + len(BANDS))  # three axes and their magnitude
@@ -34,7 +37,7 @@ STREAM_WIDTH = 4 * (9 + len(BANDS))  # three axes and their magnitude
 
 @dataclass(frozen=True)
 class _Source:
-    """The exercises of the file: (n, 6) float64 signals by (exercise, subject, side)."""
+    """The exercises of the file: (n, 6) float64 signals by (exercise, subject, side), left arms mirrored."""
 
     exercises: tuple[str, ...]
     signals: dict[tuple[str, int, int], np.ndarray]
@@ -169,7 +172,7 @@ def _read(path: Path) -> _Source:
     rows = zip(table["X"], table["y"], table["subject"], table["side"], strict=True)
     return _Source(
         exercises=names,
-        signals={(names[y], int(subject), int(side)): x for x, y, subject, side in rows},
+        signals={(names[y], int(subject), int(side)): x if side else x * MIRROR for x, y, subject, side in rows},
     )
 
 

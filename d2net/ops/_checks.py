@@ -16,7 +16,7 @@ def check_shape(operator: str, name: str, x: Tensor, dims: str) -> None:
 
 def check_floating(operator: str, name: str, x: Tensor) -> None:
     if not x.is_floating_point():
-        raise InputError(f"{operator}: {name} has dtype {x.dtype}, expected a floating-point tensor; use {name}.float()")
+        raise InputError(f"{operator}: {name} has dtype {x.dtype}, expected floating point; use {name}.float()")
 
 
 def check_same(operator: str, name: str, x: Tensor, other: str, y: Tensor, dims: int | None = None) -> None:

@@ -15,7 +15,10 @@ class _LogConditionNumber(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, u: Tensor, rank_tol: float) -> Tensor:
-        left, sigma, right = torch.linalg.svd(u, full_matrices=False)
+        try:
+            left, sigma, right = torch.linalg.svd(u, full_matrices=False)
+        except torch.linalg.LinAlgError as error:
+            raise InputError("log_condition_number: u holds NaN or Inf; look at what made the predictions") from error
         rank = (sigma > rank_tol).sum(1)
         last = (rank - 1).clamp(min=0)[:, None]
         first_sigma, last_sigma = sigma[:, 0], sigma.gather(1, last)[:, 0]
@@ -48,7 +51,7 @@ def log_condition_number(u: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
         values, and 0 for rank <= 1.
 
     Raises:
-        InputError: wrong shape or dtype. torch.linalg.LinAlgError: NaN or Inf in ``u``.
+        InputError: wrong shape or dtype, NaN or Inf in ``u``.
     """
     check_shape("log_condition_number", "u", u, "N, R, C")
     check_floating("log_condition_number", "u", u)

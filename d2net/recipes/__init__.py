@@ -70,7 +70,7 @@ class LocalizationRecipe:
 class EvaluationRecipe:
     """What is reported."""
 
-    protocol: str = "activitynet"
+    protocol: str = "activitynet"  # or "wtalc"
     tiou: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 
@@ -109,7 +109,9 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as the YAML and a checkpoint's JSON hold them."""
         return {
-            k: list(v) if isinstance(v, tuple) else {a: list(b) if isinstance(b, tuple) else b for a, b in v.items()}
+            k: list(v)
+            if isinstance(v, tuple)
+            else {a: list(b) if isinstance(b, tuple) else b for a, b in v.items()}
             if isinstance(v, dict)
             else v
             for k, v in asdict(self).items()
@@ -131,6 +133,10 @@ class Recipe:
             _check_keys(values, list(known), f"{source}, section {section}")
             converted = {k: _convert(v, known[k], f"{source}: {section}.{k}") for k, v in values.items()}
             recipe = replace(recipe, **{section: replace(defaults, **converted)})
+        if recipe.evaluation.protocol not in ("activitynet", "wtalc"):
+            raise InputError(
+                f"{source}: evaluation.protocol is '{recipe.evaluation.protocol}', expected activitynet or wtalc"
+            )
         return recipe
 
 
@@ -148,8 +154,9 @@ def load_recipe(name: str) -> Recipe:
     Raises:
         InputError: no such recipe; the message lists what there is.
     """
-    if name not in recipe_names():
-        raise InputError(f"unknown recipe '{name}'{_nearest(name, recipe_names())}; there are {', '.join(recipe_names())}")
+    names = recipe_names()
+    if name not in names:
+        raise InputError(f"unknown recipe '{name}'{_nearest(name, names)}; there are {', '.join(names)}")
     text = (resources.files(__package__) / f"{name}.yaml").read_text(encoding="utf-8")
     return Recipe.from_dict({"name": name, **yaml.safe_load(text)}, source=f"recipe {name}")
 
