@@ -2,9 +2,10 @@
 
 The PyPI package ``seglearn`` ships 140 recordings of a smartwatch's accelerometer and gyroscope (50 Hz): seven
 shoulder exercises, ten subjects, both arms, one recording of each. Each holds one exercise only, so an untrimmed
-recording is made here by joining stretches of one subject's exercises, done with one arm (a left arm is mirrored into a right one). Five exercises are actions.
-Two play the background and are never labelled: PEN (pendulum, a passive swing of the relaxed arm) and TRAP
-(trapezius extension). That choice, and the test subjects, were fixed before anything was trained.
+recording is made here by joining stretches of one subject's exercises, done with one arm (a left arm is mirrored into
+a right one). Five exercises are actions. Two play the background and are never labelled: PEN (pendulum, a passive
+swing of the relaxed arm) and TRAP (trapezius extension). That choice, and the test subjects, were fixed before
+anything was trained.
 """
 
 from __future__ import annotations
