@@ -213,7 +213,8 @@ def test_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "d2net", "train", "--data", "watch", "--recipe", "watch", "--out", str(out)]
     small = ["--set", "training.iterations=100000", "--set", "training.batch_size=2", "--set", "model.embedding_dim=4"]
-    process = subprocess.Popen([*command, *small, "--save-every", "1"], stderr=subprocess.PIPE, text=True)
+    # From another folder: with -m, Python would import the source tree of this one, which may hold no extension.
+    process = subprocess.Popen([*command, *small, "--save-every", "1"], stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     try:
         for _ in range(600):
             if (out / "checkpoint.safetensors").exists() or process.poll() is not None:
