@@ -45,8 +45,8 @@ def log_condition_number(u: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
         rank_tol: singular values up to this count as zero.
 
     Returns:
-        (N,); 0 for rank <= 1, NaN where ``u`` holds NaN or Inf. The gradient is u1 v1^T / sigma_1 - ur vr^T / sigma_r, finite for repeated singular
-        values, and 0 for rank <= 1.
+        (N,); 0 for rank <= 1, NaN where ``u`` holds NaN or Inf. The gradient is u1 v1^T / sigma_1 - ur vr^T / sigma_r,
+        finite for repeated singular values, and 0 for rank <= 1.
 
     Raises:
         InputError: wrong shape or dtype.
