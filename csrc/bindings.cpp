@@ -3,57 +3,49 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <string>
 
+#include "iou.h"
 #include "nms.h"
 
 namespace py = pybind11;
 
 namespace {
 
+// What Python passes for a C++ parameter: an address for a pointer, anything else as it is.
 template <typename T>
-T* ptr(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
+struct Passed {
+  using type = T;
+  static T get(T value) { return value; }
+};
+template <typename T>
+struct Passed<T*> {
+  using type = std::uintptr_t;
+  static T* get(std::uintptr_t address) { return reinterpret_cast<T*>(address); }
+};
+
+template <typename R, typename... Args>
+void def(py::module_& m, const std::string& name, R (*function)(Args...)) {
+  m.def(
+      name.c_str(),
+      [function](typename Passed<Args>::type... args) -> R { return function(Passed<Args>::get(args)...); },
+      py::call_guard<py::gil_scoped_release>());
 }
 
 template <typename T>
-void bind_nms(py::module_& m, const char* nms, const char* batched, const char* soft) {
-  using release = py::call_guard<py::gil_scoped_release>;
-  m.def(
-      nms,
-      [](std::uintptr_t segments, std::uintptr_t scores, int64_t n, double threshold, std::uintptr_t keep) {
-        return d2net::cpu::nms_1d(ptr<const T>(segments), ptr<const T>(scores), n, threshold, ptr<int64_t>(keep));
-      },
-      release());
-  m.def(
-      batched,
-      [](std::uintptr_t segments, std::uintptr_t scores, std::uintptr_t groups, int64_t n, double threshold,
-         std::uintptr_t keep) {
-        return d2net::cpu::batched_nms_1d(ptr<const T>(segments), ptr<const T>(scores), ptr<const int64_t>(groups), n,
-                                          threshold, ptr<int64_t>(keep));
-      },
-      release());
-  m.def(
-      soft,
-      [](std::uintptr_t segments, std::uintptr_t scores, int64_t n, double threshold, double sigma, double min_score,
-         bool gaussian, std::uintptr_t keep, std::uintptr_t new_scores) {
-        const auto method = gaussian ? d2net::cpu::SoftMethod::kGaussian : d2net::cpu::SoftMethod::kLinear;
-        return d2net::cpu::soft_nms_1d(ptr<const T>(segments), ptr<const T>(scores), n, threshold, sigma, min_score,
-                                       method, ptr<int64_t>(keep), ptr<T>(new_scores));
-      },
-      release());
+void bind_cpu(py::module_& m, const std::string& dtype) {
+  namespace ops = d2net::cpu;
+  def(m, "nms_1d_" + dtype, &ops::nms_1d<T>);
+  def(m, "batched_nms_1d_" + dtype, &ops::batched_nms_1d<T>);
+  def(m, "soft_nms_1d_" + dtype, &ops::soft_nms_1d<T>);
+  def(m, "iou_1d_" + dtype, &ops::iou_1d<T>);
 }
 
 #ifdef D2NET_WITH_CUDA
 template <typename T>
-void bind_cuda_nms(py::module_& m, const char* batched) {
-  m.def(
-      batched,
-      [](std::uintptr_t segments, std::uintptr_t offsets, int64_t n, int64_t n_groups, double threshold,
-         std::uintptr_t alive, int device, std::uintptr_t stream) {
-        d2net::cuda::batched_nms_1d(ptr<const T>(segments), ptr<const int64_t>(offsets), n, n_groups, threshold,
-                                    ptr<uint8_t>(alive), device, ptr<void>(stream));
-      },
-      py::call_guard<py::gil_scoped_release>());
+void bind_cuda(py::module_& m, const std::string& dtype) {
+  namespace ops = d2net::cuda;
+  def(m, "cuda_batched_nms_1d_" + dtype, &ops::batched_nms_1d<T>);
 }
 #endif
 
@@ -76,10 +68,10 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
-  bind_nms<float>(m, "nms_1d_float32", "batched_nms_1d_float32", "soft_nms_1d_float32");
-  bind_nms<double>(m, "nms_1d_float64", "batched_nms_1d_float64", "soft_nms_1d_float64");
+  bind_cpu<float>(m, "float32");
+  bind_cpu<double>(m, "float64");
 #ifdef D2NET_WITH_CUDA
-  bind_cuda_nms<float>(m, "cuda_batched_nms_1d_float32");
-  bind_cuda_nms<double>(m, "cuda_batched_nms_1d_float64");
+  bind_cuda<float>(m, "float32");
+  bind_cuda<double>(m, "float64");
 #endif
 }

@@ -14,14 +14,12 @@ namespace cpu {
 
 // Greedy NMS. Writes the kept indices by falling score to keep (room for n) and returns their number.
 template <typename T>
-int64_t nms_1d(const T* segments, const T* scores, int64_t n, double iou_threshold, int64_t* keep);
+int64_t nms_1d(const T* segments, const T* scores, int64_t n, double iou_threshold, int64_t* keep, int threads);
 
 // The same, where only segments of equal group (any values) collide. keep is by falling score over all groups.
 template <typename T>
 int64_t batched_nms_1d(const T* segments, const T* scores, const int64_t* groups, int64_t n, double iou_threshold,
-                       int64_t* keep);
-
-enum class SoftMethod { kLinear, kGaussian };
+                       int64_t* keep, int threads);
 
 // Soft-NMS: takes the segment of highest score, multiplies the scores of those that overlap it by
 // 1 - IoU where IoU >= iou_threshold (linear) or by exp(-IoU^2 / sigma) (gaussian), and repeats. Segments whose
@@ -29,7 +27,7 @@ enum class SoftMethod { kLinear, kGaussian };
 // (room for n each) and returns their number.
 template <typename T>
 int64_t soft_nms_1d(const T* segments, const T* scores, int64_t n, double iou_threshold, double sigma, double min_score,
-                    SoftMethod method, int64_t* keep, T* new_scores);
+                    bool gaussian, int64_t* keep, T* new_scores, int threads);
 
 }  // namespace cpu
 

@@ -12,10 +12,7 @@ from rich.table import Table
 
 import d2net
 from d2net import ops
-from d2net.ops import _native
-
-# Operators that run another one's kernel on a device.
-_KERNEL = {("nms_1d", "cuda"): "batched_nms_1d"}
+from d2net.ops import _library, _native
 
 
 def operator_names() -> list[str]:
@@ -43,10 +40,7 @@ def collect() -> dict[str, Any]:
         "devices": devices,
         "threads": torch.get_num_threads(),
         "backends": {
-            name: {
-                kind: _native.backend(torch.device(kind), _KERNEL.get((name, kind), name)) for kind in ("cpu", "cuda")
-            }
-            for name in operator_names()
+            name: {kind: _library.backend(name, kind) for kind in ("cpu", "cuda")} for name in operator_names()
         },
     }
 

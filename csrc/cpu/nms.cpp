@@ -109,7 +109,7 @@ void greedy(const T* segments, const int64_t* order, std::size_t n, T threshold,
 }  // namespace
 
 template <typename T>
-int64_t nms_1d(const T* segments, const T* scores, int64_t n, double iou_threshold, int64_t* keep) {
+int64_t nms_1d(const T* segments, const T* scores, int64_t n, double iou_threshold, int64_t* keep, int) {
   const std::vector<int64_t> order = falling(scores, n);
   int64_t count = 0;
   greedy(segments, order.data(), order.size(), T(iou_threshold), [&](int64_t i) { keep[count++] = i; });
@@ -118,7 +118,7 @@ int64_t nms_1d(const T* segments, const T* scores, int64_t n, double iou_thresho
 
 template <typename T>
 int64_t batched_nms_1d(const T* segments, const T* scores, const int64_t* groups, int64_t n, double iou_threshold,
-                       int64_t* keep) {
+                       int64_t* keep, int) {
   const std::vector<int64_t> order = falling(scores, n);
   std::vector<int64_t> by_group = order;
   std::stable_sort(by_group.begin(), by_group.end(), [&](int64_t a, int64_t b) { return groups[a] < groups[b]; });
@@ -134,7 +134,7 @@ int64_t batched_nms_1d(const T* segments, const T* scores, const int64_t* groups
 
 template <typename T>
 int64_t soft_nms_1d(const T* segments, const T* scores, int64_t n, double iou_threshold, double sigma, double min_score,
-                    SoftMethod method, int64_t* keep, T* new_scores) {
+                    bool gaussian, int64_t* keep, T* new_scores, int) {
   const auto at = [&](int64_t i) { return Segment<T>{segments[2 * i], segments[2 * i + 1]}; };
   const T threshold = T(iou_threshold), floor = T(min_score);
   std::vector<T> score(scores, scores + n);
@@ -179,7 +179,7 @@ int64_t soft_nms_1d(const T* segments, const T* scores, int64_t n, double iou_th
       const T shared = overlap(s, at(*j));
       if (!(shared > 0)) continue;
       const T v = iou(s, at(*j), shared);
-      if (method == SoftMethod::kGaussian) {
+      if (gaussian) {
         score[*j] *= std::exp(-(v * v) / T(sigma));
       } else if (v >= threshold) {
         score[*j] *= 1 - v;
@@ -190,10 +190,10 @@ int64_t soft_nms_1d(const T* segments, const T* scores, int64_t n, double iou_th
   return count;
 }
 
-#define D2NET_INSTANTIATE(T)                                                                         \
-  template int64_t nms_1d<T>(const T*, const T*, int64_t, double, int64_t*);                         \
-  template int64_t batched_nms_1d<T>(const T*, const T*, const int64_t*, int64_t, double, int64_t*); \
-  template int64_t soft_nms_1d<T>(const T*, const T*, int64_t, double, double, double, SoftMethod, int64_t*, T*);
+#define D2NET_INSTANTIATE(T)                                                                              \
+  template int64_t nms_1d<T>(const T*, const T*, int64_t, double, int64_t*, int);                         \
+  template int64_t batched_nms_1d<T>(const T*, const T*, const int64_t*, int64_t, double, int64_t*, int); \
+  template int64_t soft_nms_1d<T>(const T*, const T*, int64_t, double, double, double, bool, int64_t*, T*, int);
 D2NET_INSTANTIATE(float)
 D2NET_INSTANTIATE(double)
 #undef D2NET_INSTANTIATE

@@ -31,67 +31,28 @@ def build_info() -> dict[str, Any]:
     return dict(_C.build_info())
 
 
-def backend(device: torch.device, operator: str) -> str:
-    """The backend that runs ``operator`` on ``device``: ``cpu``, ``cuda`` or ``reference`` (plain PyTorch)."""
-    prefix = {"cpu": "", "cuda": "cuda_"}.get(device.type)
-    if prefix is not None and hasattr(_C, f"{prefix}{operator}_float32"):
-        return device.type
-    return "reference"
+def cpu(function: str, dtype: torch.dtype, *args: Tensor | float | None) -> Any:
+    """Call the CPU function ``function`` for ``dtype`` with up to ``torch.get_num_threads()`` threads.
+
+    Tensors go as their address, None as null, numbers as they are; the number of threads is added last.
+    """
+    return getattr(_C, f"{function}_{_SUFFIX[dtype]}")(*map(_passed, args), torch.get_num_threads())
 
 
-def nms_1d(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """CPU tensors (N, 2) and (N,) of one floating type -> kept indices (K,) int64."""
-    keep = torch.empty(len(scores), dtype=torch.int64)
-    function = getattr(_C, f"nms_1d_{_SUFFIX[scores.dtype]}")
-    count = function(segments.data_ptr(), scores.data_ptr(), len(scores), iou_threshold, keep.data_ptr())
-    return keep[:count].clone()
+def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: Tensor | float | None) -> None:
+    """Enqueue the kernels of ``function`` on ``device`` and its current stream; both are added last."""
+    # The launch makes its device current; the guard restores the caller's.
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream().cuda_stream
+        getattr(_C, f"cuda_{function}_{_SUFFIX[dtype]}")(*map(_passed, args), device.index, stream)
 
 
-def batched_nms_1d(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """CPU tensors (N, 2), (N,) and int64 (N,) -> kept indices (K,) int64."""
-    keep = torch.empty(len(scores), dtype=torch.int64)
-    function = getattr(_C, f"batched_nms_1d_{_SUFFIX[scores.dtype]}")
-    count = function(
-        segments.data_ptr(), scores.data_ptr(), groups.data_ptr(), len(scores), iou_threshold, keep.data_ptr()
-    )
-    return keep[:count].clone()
+def has(function: str, device: str) -> bool:
+    """Whether the extension holds ``function`` for ``device`` ("cpu" or "cuda")."""
+    return hasattr(_C, {"cpu": "", "cuda": "cuda_"}[device] + function + "_float32")
 
 
-def soft_nms_1d(
-    segments: Tensor, scores: Tensor, iou_threshold: float, sigma: float, min_score: float, gaussian: bool
-) -> tuple[Tensor, Tensor]:
-    """CPU tensors (N, 2) and (N,) -> kept indices (K,) int64 and their decayed scores (K,)."""
-    keep = torch.empty(len(scores), dtype=torch.int64)
-    new_scores = torch.empty_like(scores)
-    function = getattr(_C, f"soft_nms_1d_{_SUFFIX[scores.dtype]}")
-    count = function(
-        segments.data_ptr(),
-        scores.data_ptr(),
-        len(scores),
-        iou_threshold,
-        sigma,
-        min_score,
-        gaussian,
-        keep.data_ptr(),
-        new_scores.data_ptr(),
-    )
-    return keep[:count].clone(), new_scores[:count].clone()
-
-
-def cuda_batched_nms_1d(segments: Tensor, offsets: Tensor, iou_threshold: float) -> Tensor:
-    """CUDA rows (N, 2) sorted by group and falling score, int64 offsets (G + 1,) -> alive (N,) bool, on the device."""
-    alive = torch.ones(len(segments), dtype=torch.uint8, device=segments.device)
-    function = getattr(_C, f"cuda_batched_nms_1d_{_SUFFIX[segments.dtype]}")
-    # The kernel launch makes its device current; the guard restores the caller's.
-    with torch.cuda.device(segments.device):
-        function(
-            segments.data_ptr(),
-            offsets.data_ptr(),
-            len(segments),
-            len(offsets) - 1,
-            iou_threshold,
-            alive.data_ptr(),
-            segments.device.index,
-            torch.cuda.current_stream().cuda_stream,
-        )
-    return alive.bool()
+def _passed(argument: Tensor | float | None) -> float:
+    if isinstance(argument, Tensor):
+        return argument.data_ptr()
+    return 0 if argument is None else argument

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from d2net.errors import InputError
-from d2net.ops import _native
+from d2net.ops import _library, _native
 
 
 def nms_1d(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -31,12 +31,8 @@ def nms_1d(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         InputError: A wrong shape, type, device or threshold, or NaN in the input.
     """
     _check("nms_1d", segments, scores, iou_threshold)
-    kind = _native.backend(segments.device, "nms_1d" if segments.device.type == "cpu" else "batched_nms_1d")
-    if kind == "cpu":
-        return _native.nms_1d(_plain(segments), _plain(scores), iou_threshold)
-    if kind == "cuda":
-        groups = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
-        return _batched_nms_1d_cuda(segments, scores, groups, iou_threshold)
+    if _library.has_kernel("nms_1d", scores):
+        return _nms_1d(segments.detach(), scores.detach(), iou_threshold)
     return nms_1d_reference(segments, scores, iou_threshold)
 
 
@@ -65,11 +61,8 @@ def batched_nms_1d(segments: Tensor, scores: Tensor, groups: Tensor, iou_thresho
             f"batched_nms_1d: groups are on {groups.device}, scores on {scores.device}: move them together"
         )
     groups = groups.to(torch.int64)
-    kind = _native.backend(segments.device, "batched_nms_1d")
-    if kind == "cpu":
-        return _native.batched_nms_1d(_plain(segments), _plain(scores), _plain(groups), iou_threshold)
-    if kind == "cuda":
-        return _batched_nms_1d_cuda(segments, scores, groups, iou_threshold)
+    if _library.has_kernel("batched_nms_1d", scores):
+        return _batched_nms_1d(segments.detach(), scores.detach(), groups, iou_threshold)
     return batched_nms_1d_reference(segments, scores, groups, iou_threshold)
 
 
@@ -109,10 +102,8 @@ def soft_nms_1d(
         raise InputError(f"soft_nms_1d: sigma must be > 0, not {sigma}")
     if not min_score >= 0:
         raise InputError(f"soft_nms_1d: min_score must be >= 0, not {min_score}")
-    if _native.backend(segments.device, "soft_nms_1d") == "cpu":
-        return _native.soft_nms_1d(
-            _plain(segments), _plain(scores), iou_threshold, sigma, min_score, method == "gaussian"
-        )
+    if _library.has_kernel("soft_nms_1d", scores):
+        return _soft_nms_1d(segments.detach(), scores.detach(), iou_threshold, sigma, min_score, method == "gaussian")
     return soft_nms_1d_reference(
         segments, scores, iou_threshold=iou_threshold, sigma=sigma, min_score=min_score, method=method
     )
@@ -171,15 +162,103 @@ def soft_nms_1d_reference(
     return torch.stack(keep), torch.stack(new_scores)
 
 
+def _nms_1d_cpu(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    keep = torch.empty(len(scores), dtype=torch.int64)
+    count = _native.cpu(
+        "nms_1d", scores.dtype, segments.contiguous(), scores.contiguous(), len(scores), iou_threshold, keep
+    )
+    return keep[:count].clone()
+
+
+def _nms_1d_cuda(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    return _batched_nms_1d_cuda(segments, scores, torch.zeros_like(scores, dtype=torch.int64), iou_threshold)
+
+
+def _nms_1d_fake(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    return segments.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
+
+
+def _batched_nms_1d_cpu(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    keep = torch.empty(len(scores), dtype=torch.int64)
+    count = _native.cpu(
+        "batched_nms_1d",
+        scores.dtype,
+        segments.contiguous(),
+        scores.contiguous(),
+        groups.contiguous(),
+        len(scores),
+        iou_threshold,
+        keep,
+    )
+    return keep[:count].clone()
+
+
 def _batched_nms_1d_cuda(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     order = _falling(scores)
     by_group = order[torch.sort(groups[order], stable=True).indices]
     sizes = torch.unique_consecutive(groups[by_group], return_counts=True)[1]
     offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-    alive = _native.cuda_batched_nms_1d(segments[by_group].contiguous(), offsets, iou_threshold)
-    kept = torch.empty_like(alive)
-    kept[by_group] = alive
+    alive = torch.ones(len(segments), dtype=torch.uint8, device=segments.device)
+    rows = segments[by_group].contiguous()
+    _native.cuda(
+        "batched_nms_1d", rows.dtype, rows.device, rows, offsets, len(rows), len(offsets) - 1, iou_threshold, alive
+    )
+    kept = torch.empty_like(alive, dtype=torch.bool)
+    kept[by_group] = alive.bool()
     return order[kept[order]]
+
+
+def _batched_nms_1d_fake(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    return segments.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
+
+
+def _soft_nms_1d_cpu(
+    segments: Tensor, scores: Tensor, iou_threshold: float, sigma: float, min_score: float, gaussian: bool
+) -> tuple[Tensor, Tensor]:
+    keep = torch.empty(len(scores), dtype=torch.int64)
+    new_scores = torch.empty_like(scores)
+    count = _native.cpu(
+        "soft_nms_1d",
+        scores.dtype,
+        segments.contiguous(),
+        scores.contiguous(),
+        len(scores),
+        iou_threshold,
+        sigma,
+        min_score,
+        gaussian,
+        keep,
+        new_scores,
+    )
+    return keep[:count].clone(), new_scores[:count].clone()
+
+
+def _soft_nms_1d_fake(
+    segments: Tensor, scores: Tensor, iou_threshold: float, sigma: float, min_score: float, gaussian: bool
+) -> tuple[Tensor, Tensor]:
+    size = torch.library.get_ctx().new_dynamic_size()
+    return segments.new_empty(size, dtype=torch.int64), scores.new_empty(size)
+
+
+_CUDA = _native.has("batched_nms_1d", "cuda")
+_nms_1d = _library.register(
+    "nms_1d(Tensor segments, Tensor scores, float iou_threshold) -> Tensor",
+    cpu=_nms_1d_cpu,
+    cuda=_nms_1d_cuda if _CUDA else None,
+    fake=_nms_1d_fake,
+)
+_batched_nms_1d = _library.register(
+    "batched_nms_1d(Tensor segments, Tensor scores, Tensor groups, float iou_threshold) -> Tensor",
+    cpu=_batched_nms_1d_cpu,
+    cuda=_batched_nms_1d_cuda if _CUDA else None,
+    fake=_batched_nms_1d_fake,
+)
+_soft_nms_1d = _library.register(
+    "soft_nms_1d(Tensor segments, Tensor scores, float iou_threshold, float sigma, float min_score, bool gaussian)"
+    " -> (Tensor, Tensor)",
+    cpu=_soft_nms_1d_cpu,
+    fake=_soft_nms_1d_fake,
+)
 
 
 def _falling(scores: Tensor) -> Tensor:
@@ -193,10 +272,6 @@ def _overlap_iou(one: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     overlap = (torch.minimum(one[1], end) - torch.maximum(one[0], start)).clamp(min=0)
     union = (one[1] - one[0]).clamp(min=0) + (end - start).clamp(min=0) - overlap
     return overlap, torch.where(union > 0, overlap / union, torch.zeros_like(union))
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous()
 
 
 def _describe(tensor: Tensor) -> str:

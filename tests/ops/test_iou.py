@@ -1,4 +1,4 @@
-"""iou_1d."""
+"""iou_1d on every backend."""
 
 from __future__ import annotations
 
@@ -6,34 +6,36 @@ import pytest
 import torch
 
 from d2net.errors import InputError
-from d2net.ops.iou import iou_1d
+from d2net.ops import iou_1d
 
 
-def test_hand_computed_cases():
-    a = torch.tensor([[0.0, 10.0], [5.0, 15.0]])
-    b = torch.tensor([[0.0, 10.0], [5.0, 10.0], [10.0, 20.0], [2.0, 2.0]])
-    expected = torch.tensor([[1.0, 0.5, 0.0, 0.0], [1 / 3, 0.5, 1 / 3, 0.0]])
+def test_hand_computed_cases(device):
+    a = torch.tensor([[0.0, 10.0], [5.0, 15.0]], device=device)
+    b = torch.tensor([[0.0, 10.0], [5.0, 10.0], [10.0, 20.0], [2.0, 2.0]], device=device)
+    expected = torch.tensor([[1.0, 0.5, 0.0, 0.0], [1 / 3, 0.5, 1 / 3, 0.0]], device=device)
     torch.testing.assert_close(iou_1d(a, b), expected)
 
 
 @pytest.mark.parametrize("segment", [[3.0, 3.0], [4.0, 1.0]], ids=["empty", "reversed"])
-def test_an_empty_union_gives_zero_and_a_finite_gradient(segment):
-    a = torch.tensor([segment], requires_grad=True)
+def test_an_empty_union_gives_zero_and_a_finite_gradient(device, segment):
+    a = torch.tensor([segment], requires_grad=True, device=device)
     iou = iou_1d(a, a.detach())
     assert iou.item() == 0
     (gradient,) = torch.autograd.grad(iou.sum(), a)
     assert gradient.isfinite().all()
 
 
-def test_a_reversed_segment_is_empty_and_nan_propagates():
-    b = torch.tensor([[0.0, 4.0]])
-    assert iou_1d(torch.tensor([[3.0, 1.0]]), b).item() == 0
-    assert iou_1d(torch.tensor([[float("nan"), 1.0]]), b).isnan().all()
+def test_a_reversed_segment_is_empty_and_nan_propagates(device):
+    b = torch.tensor([[0.0, 4.0]], device=device)
+    assert iou_1d(torch.tensor([[3.0, 1.0]], device=device), b).item() == 0
+    for broken in ([float("nan"), 1.0], [0.0, float("nan")]):
+        x = torch.tensor([broken], device=device)
+        assert iou_1d(x, b).isnan().all() and iou_1d(b, x).isnan().all()
 
 
-def test_symmetry_bounds_and_shift_invariance():
+def test_symmetry_bounds_and_shift_invariance(device):
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randint(0, 50, (n, 2), generator=generator).sort(dim=1).values for n in (17, 23))
+    a, b = (torch.randint(0, 50, (n, 2), generator=generator).sort(dim=1).values.to(device) for n in (17, 23))
     iou = iou_1d(a, b)
     assert iou.shape == (17, 23) and iou.dtype == torch.float64
     assert ((iou >= 0) & (iou <= 1)).all()
@@ -41,14 +43,48 @@ def test_symmetry_bounds_and_shift_invariance():
     assert torch.equal(iou, iou_1d(a + 1000, b + 1000))
 
 
-def test_half_precision_is_computed_in_float32():
-    a = torch.tensor([[0.0, 3.0]], dtype=torch.float16)
-    assert iou_1d(a, torch.tensor([[0, 1]])).dtype == torch.float32
+def test_half_precision_is_computed_in_float32(device):
+    a = torch.tensor([[0.0, 3.0]], dtype=torch.float16, device=device)
+    assert iou_1d(a, torch.tensor([[0, 1]], device=device)).dtype == torch.float32
 
 
 @pytest.mark.parametrize(("n", "m"), [(0, 3), (3, 0), (0, 0)])
-def test_no_segments(n, m):
-    assert iou_1d(torch.zeros(n, 2), torch.zeros(m, 2)).shape == (n, m)
+def test_no_segments(device, n, m):
+    assert iou_1d(torch.zeros(n, 2, device=device), torch.zeros(m, 2, device=device)).shape == (n, m)
+
+
+def test_views_are_read_by_their_strides(device):
+    wide = torch.rand(9, 4, generator=torch.Generator().manual_seed(0)).to(device)
+    a, b = wide[:, 1:3], wide[::2, ::3]
+    torch.testing.assert_close(iou_1d(a, b), iou_1d(a.contiguous(), b.contiguous()))
+
+
+def test_gradient(device):
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(n, 2, generator=generator, dtype=torch.float64).sort(1).values.to(device) for n in (4, 3))
+    assert torch.autograd.gradcheck(iou_1d, (a.requires_grad_(), b.requires_grad_()))
+
+
+def test_registration():
+    a, b = torch.rand(4, 2, requires_grad=True), torch.rand(3, 2)
+    torch.library.opcheck(torch.ops.d2net.iou_1d.default, (a, b))
+
+
+def test_compiles_to_one_graph():
+    a, b = torch.rand(4, 2), torch.rand(3, 2)
+    torch.testing.assert_close(torch.compile(iou_1d, fullgraph=True, backend="aot_eager")(a, b), iou_1d(a, b))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_the_number_of_threads_does_not_matter(threads):
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand(999, 2, generator=generator), torch.rand(501, 2, generator=generator)
+    expected, before = iou_1d(a, b), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(iou_1d(a, b), expected)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 3), (1, 4, 2)])

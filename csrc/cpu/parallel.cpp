@@ -1,0 +1,139 @@
+#include "parallel.h"
+
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
+
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+namespace d2net::cpu::detail {
+namespace {
+
+// One call of run_chunks. Workers hold it by shared_ptr, so one that wakes late finds no chunk left, not freed memory.
+struct Job {
+  void (*body)(void*, int64_t);
+  void* context;
+  int64_t chunks;
+  std::atomic<int64_t> next{0};
+  std::atomic<int64_t> finished{0};
+  std::atomic<bool> failed{false};
+  std::exception_ptr error;  // written by whoever sets `failed`, read after all chunks have finished
+  std::mutex mutex;
+  std::condition_variable done;
+
+  void work() {
+    for (int64_t chunk; (chunk = next.fetch_add(1)) < chunks;) {
+      try {
+        if (!failed.load()) body(context, chunk);
+      } catch (...) {
+        if (!failed.exchange(true)) error = std::current_exception();
+      }
+      if (finished.fetch_add(1) + 1 == chunks) {
+        std::lock_guard<std::mutex> lock(mutex);
+        done.notify_one();
+      }
+    }
+  }
+
+  void wait() {
+    // The last chunk is usually about to end: look a little before sleeping.
+    for (int i = 0; i < 2000 && finished.load() < chunks; ++i) std::this_thread::yield();
+    std::unique_lock<std::mutex> lock(mutex);
+    done.wait(lock, [&] { return finished.load() == chunks; });
+  }
+};
+
+class Pool {
+ public:
+  // Offers `job` to up to `helpers` workers. False when the pool is serving another caller.
+  bool offer(const std::shared_ptr<Job>& job, int helpers) {
+    std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock || job_) return false;
+    try {
+      for (; workers_ < helpers; ++workers_) std::thread([this] { serve(); }).detach();
+    } catch (const std::exception&) {
+      // No more threads to be had: those that exist, and the caller, do the work.
+    }
+    job_ = job;
+    seats_ = helpers;
+    lock.unlock();
+    // Waking a worker that is not wanted costs as much as one that is.
+    if (helpers >= workers_) {
+      wake_.notify_all();
+    } else {
+      for (int i = 0; i < helpers; ++i) wake_.notify_one();
+    }
+    return true;
+  }
+
+  void retract() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    job_.reset();
+    seats_ = 0;
+  }
+
+ private:
+  void serve() {
+    for (;;) {
+      std::shared_ptr<Job> job;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [&] { return job_ && seats_ > 0; });
+        --seats_;
+        job = job_;
+      }
+      job->work();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::shared_ptr<Job> job_;
+  int seats_ = 0;
+  int workers_ = 0;
+};
+
+std::atomic<Pool*> pool{nullptr};
+
+// Never destroyed: its detached workers may outlive every static object.
+Pool& the_pool() {
+  Pool* current = pool.load();
+  if (current != nullptr) return *current;
+  static std::mutex making;
+  std::lock_guard<std::mutex> lock(making);
+  if (pool.load() == nullptr) {
+#if !defined(_WIN32)
+    // Threads do not survive a fork, and its mutex may have been held: the child starts with a new pool.
+    static const int registered = pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); });
+    (void)registered;
+#endif
+    pool.store(new Pool);
+  }
+  return *pool.load();
+}
+
+}  // namespace
+
+void run_chunks(int64_t chunks, int threads, void (*body)(void*, int64_t), void* context) {
+  auto job = std::make_shared<Job>();
+  job->body = body;
+  job->context = context;
+  job->chunks = chunks;
+  const int helpers = int(std::min<int64_t>(threads, chunks)) - 1;
+  Pool& mine = the_pool();
+  // A busy pool (another Python thread, or a body that calls parallel_for) is not waited for: the caller does it all.
+  const bool offered = helpers > 0 && mine.offer(job, helpers);
+  job->work();
+  if (offered) {
+    job->wait();
+    mine.retract();
+  }
+  if (job->error) std::rethrow_exception(job->error);
+}
+
+}  // namespace d2net::cpu::detail
