@@ -58,7 +58,7 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
     a, b = ctx.saved_tensors
     # The gradient is needed by regression losses, which compare few pairs: autograd through the reference will do.
     with torch.enable_grad():
