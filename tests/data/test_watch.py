@@ -7,12 +7,13 @@ import re
 import sys
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from d2net.data.dataset import Dataset
-from d2net.data.watch import BACKGROUND, load_watch, stream_features
+from d2net.data.watch import BACKGROUND, _rotation, load_watch, stream_features
 from d2net.errors import InputError
 
 
@@ -40,9 +41,9 @@ def test_sizes_and_classes(watch: Dataset) -> None:
     assert watch.classes == ("ABD", "FEL", "IR", "ER", "ROW")
     assert not set(watch.classes) & set(BACKGROUND)
     assert watch.stream_widths == (48, 48)
-    assert len(watch.subset("train")) == 120
+    assert len(watch.subset("train")) == 1000
     assert len(watch.subset("test")) == 40
-    assert len({r.name for r in watch.recordings}) == 160
+    assert len({r.name for r in watch.recordings}) == 1040
 
 
 def test_subjects_are_disjoint(watch: Dataset) -> None:
@@ -74,7 +75,7 @@ def test_features_cover_the_duration_and_are_finite(watch: Dataset) -> None:
 
 
 def test_standardised_by_the_training_recordings_only(watch: Dataset) -> None:
-    x = np.concatenate([watch.features(i) for i in range(120)]).astype(np.float64)
+    x = np.concatenate([watch.features(i) for i in range(1000)]).astype(np.float64)
     np.testing.assert_allclose(x.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(x.std(axis=0), 1, atol=1e-3)
     without_test = load_watch(test_recordings=0)
@@ -83,7 +84,7 @@ def test_standardised_by_the_training_recordings_only(watch: Dataset) -> None:
 
 def test_deterministic_in_the_seed(watch: Dataset) -> None:
     again, other = load_watch(), load_watch(seed=1)
-    for i in (0, 60, 159):
+    for i in (0, 60, 1039):
         assert again.recordings[i].segments == watch.recordings[i].segments
         np.testing.assert_array_equal(again.features(i), watch.features(i))
     assert any(a.segments != b.segments for a, b in zip(watch.recordings, other.recordings, strict=True))
@@ -93,6 +94,31 @@ def test_a_larger_set_contains_the_smaller(watch: Dataset) -> None:
     small = load_watch(train_recordings=3, test_recordings=2)
     segments = {r.name: r.segments for r in watch.recordings}
     assert all(segments[r.name] == r.segments for r in small.recordings)
+
+
+def test_only_training_recordings_are_turned() -> None:
+    sizes = {"train_recordings": 7, "test_recordings": 3}
+    turned, plain = load_watch(**sizes), load_watch(**sizes, tilt=0)
+    assert [r.segments for r in turned.recordings] == [r.segments for r in plain.recordings]
+    # Standardised differently, the test features of the two are the same up to a scale and shift of each column.
+    for i in range(7, 10):
+        x, y = turned.features(i), plain.features(i)
+        for column in range(0, 96, 7):
+            assert np.corrcoef(x[:, column], y[:, column])[0, 1] > 0.999
+    assert np.corrcoef(turned.features(0)[:, 0], plain.features(0)[:, 0])[0, 1] < 0.999
+
+
+def test_a_turned_signal_keeps_its_magnitude() -> None:
+    rotation = _rotation(np.array([0.3, -0.2, 1.0]))
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
+    assert np.linalg.det(rotation) == pytest.approx(1)
+    np.testing.assert_allclose(_rotation(np.array([0, 0, np.pi / 2])) @ [1, 0, 0], [0, 1, 0], atol=1e-12)
+
+
+def test_other_people_may_train_and_test() -> None:
+    made = load_watch(train_recordings=4, test_recordings=2, train_subjects=[3, 9], test_subjects=[1])
+    assert {subject(r.name) for r in made.subset("train").recordings} == {"s03", "s09"}
+    assert {subject(r.name) for r in made.subset("test").recordings} == {"s01"}
 
 
 def test_reading_gives_a_copy(watch: Dataset) -> None:
@@ -150,7 +176,19 @@ def test_missing_package_or_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         load_watch()
 
 
-@pytest.mark.parametrize("bad", [{"seed": -1}, {"train_recordings": 0}, {"test_recordings": -1}])
-def test_numbers_out_of_range(bad: dict[str, int]) -> None:
-    with pytest.raises(InputError, match=next(iter(bad))):
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"seed": -1}, "seed=-1"),
+        ({"train_recordings": 0}, "train_recordings=0"),
+        ({"test_recordings": -1}, "test_recordings=-1"),
+        ({"tilt": -1.0}, "tilt=-1"),
+        ({"tilt": float("nan")}, "tilt=nan"),
+        ({"train_subjects": [1, 2], "test_subjects": [2]}, "nobody twice"),
+        ({"train_subjects": []}, "at least one of each"),
+        ({"train_subjects": [11]}, "no subject 11"),
+    ],
+)
+def test_numbers_out_of_range(bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         load_watch(**bad)
