@@ -1,4 +1,4 @@
-"""The command line: ``d2net demo``, ``train``, ``localize``, ``evaluate``, ``convert``, ``recipes``, ``info``.
+"""The command line: ``d2net demo``, ``train``, ``localize``, ``evaluate``, ``plot``, ``study``, ``convert`` and so on.
 
 Each command reads its options, calls one function of the library and shows the result. What needs torch is imported
 inside the commands, so that ``--help`` answers at once.
@@ -11,26 +11,32 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from typer.core import TyperGroup
 
+from d2net.cli_options import (
+    OFF_TERMINAL_WIDTH,
+    Data,
+    Device,
+    Settings,
+    TrustPickle,
+    choose_device,
+    choose_subset,
+    make_console,
+    open_data,
+    progress_bar,
+)
 from d2net.errors import D2NetError, InputError
+from d2net.studies.cli import study
 
 if TYPE_CHECKING:
-    from d2net.data import Dataset
     from d2net.detections import Annotations
     from d2net.evaluation import Evaluation
-
-OFF_TERMINAL_WIDTH = 120  # columns of tables that go to a file or a pipe
 
 
 class _Commands(TyperGroup):
@@ -85,6 +91,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(study, name="study")
 
 
 def main() -> None:
@@ -94,53 +101,12 @@ def main() -> None:
     app(prog_name="d2net")
 
 
-def _console(*, stderr: bool = False) -> Console:
-    console = Console(stderr=stderr, highlight=False, soft_wrap=False)
-    if not console.is_terminal:
-        console.width = max(console.width, OFF_TERMINAL_WIDTH)
-    return console
-
-
-@contextmanager
-def _progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr for ``progress(done, total)``; nothing is drawn where stderr is no terminal."""
-    console = _console(stderr=True)
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def _show_version(value: bool) -> None:
     if value:
         from d2net import __version__
 
         typer.echo(f"d2net {__version__}")
         raise typer.Exit
-
-
-# Options that more than one command has.
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        metavar="SPEC",
-        help="watch, simulated, simulated:ANNOTATIONS.json, or the path of a dataset in a supported layout.",
-    ),
-]
-TrustPickle = Annotated[
-    bool,
-    typer.Option(
-        "--trust-pickle", help="Open W-TALC's pickled files, which can run code: only from a source you trust."
-    ),
-]
-Device = Annotated[
-    str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute; auto takes the GPU if there is one.")
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the recipe. Can be given many times."),
-]
 
 
 @app.callback()
@@ -180,7 +146,7 @@ def demo(
     """
     from d2net.demo import run_demo
 
-    run_demo(out, seed, iterations=iterations, console=_console())
+    run_demo(out, seed, iterations=iterations, console=make_console())
 
 
 @app.command()
@@ -219,16 +185,18 @@ def train(
     if resume and overwrite:
         raise InputError("--resume goes on with a run and --overwrite replaces it; give one of them")
     chosen = load_recipe(recipe).override(settings or [])
-    where = _device(device)
-    dataset = _open(data, trust_pickle)
+    where = choose_device(device)
+    dataset = open_data(data, trust_pickle)
     trainer = Trainer(
-        dataset.subset(_subset(dataset, subset, 0, "--subset")),
+        dataset.subset(choose_subset(dataset, subset, 0, "--subset")),
         chosen,
         out=out,
         seed=seed,
         device=where,
         eval_every=eval_every,
-        evaluation_dataset=dataset.subset(_subset(dataset, eval_subset, 1, "--eval-subset")) if eval_every else None,
+        evaluation_dataset=dataset.subset(choose_subset(dataset, eval_subset, 1, "--eval-subset"))
+        if eval_every
+        else None,
         save_every=save_every,
         overwrite=overwrite,
     )
@@ -261,7 +229,7 @@ def localize(
     from d2net.detections import write_detections
     from d2net.localization import localize as find
 
-    where = _device(device)
+    where = choose_device(device)
     for setting in settings or []:
         if not setting.startswith("localization."):
             raise InputError(
@@ -269,17 +237,20 @@ def localize(
             )
     model, reference, saved = load_model(checkpoint, where)
     recipe = saved.recipe.override(settings or [])
-    dataset = _open(data, trust_pickle)
+    dataset = open_data(data, trust_pickle)
     if dataset.stream_widths != saved.stream_widths:
         raise InputError(
             f"{checkpoint} was trained on streams of widths {saved.stream_widths}, dataset '{dataset.name}' has "
             f"{dataset.stream_widths}; localize in features of the same extractor"
         )
     # The network's outputs are counted in the order of its training, whatever the dataset's own.
-    chosen = replace(dataset.subset(_subset(dataset, subset, 1, "--subset")), classes=saved.classes)
-    with _progress("localizing") as progress:
+    chosen = replace(dataset.subset(choose_subset(dataset, subset, 1, "--subset")), classes=saved.classes)
+    with progress_bar("localizing") as progress:
         detections = find(model, reference, chosen, recipe.localization, device=where, progress=progress)
-    write_detections(out, detections)
+    features = f"{dataset.name} ({' + '.join(map(str, dataset.stream_widths))})"
+    if saved.dataset != dataset.name:
+        features += f", trained on {saved.dataset}"
+    write_detections(out, detections, features=features)
     typer.echo(f"wrote {len(detections)} detections of {len(chosen)} recordings to {out}")
 
 
@@ -297,6 +268,14 @@ def evaluate(
         str,
         typer.Option(metavar="LIST", help="Temporal IoUs: START:STOP:STEP, STOP included, or a list as 0.3,0.5,0.7."),
     ] = "0.1:0.7:0.1",
+    compare: Annotated[
+        str | None,
+        typer.Option(metavar="thumos14|activitynet12", help="Print the run beside this table of the paper too."),
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Features to name in --compare, where the detections do not say."),
+    ] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", metavar="OUT.json", help="Write all numbers here too.")
     ] = None,
@@ -312,21 +291,124 @@ def evaluate(
       d2net evaluate detections.json --annotations watch
       d2net evaluate detections.json --annotations gt.json --subset test --protocol wtalc --tiou 0.1:0.7:0.1
       d2net evaluate detections.json --annotations anet.json --subset validation --tiou 0.5:0.95:0.05 --json out.json
+      d2net evaluate detections.json --annotations gt.json --compare thumos14 --features "I3D (Kinetics)"
     """
     from d2net.data.files import write_atomically
-    from d2net.detections import read_detections
+    from d2net.detections import read_detections, read_features
     from d2net.evaluation import evaluate as judge
 
     levels = parse_tiou(tiou)
-    truth = _annotations(annotations, subset, trust_pickle)
+    if compare:
+        from d2net.report import paper_tables
+
+        table = paper_tables.load_table(compare)
+    elif features:
+        raise InputError("--features names the features of a run in a table; give one with --compare")
+    truth, data_name = _annotations(annotations, subset, trust_pickle)
     found = read_detections(detections, truth)
     unknown: Literal["ignore", "error"] = "ignore" if ignore_unknown_videos else "error"
     result = judge(found, truth, protocol=protocol, tiou=levels, unknown_videos=unknown)  # type: ignore[arg-type]
-    _console().print(evaluation_table(result, title=f"{detections.name}, protocol {protocol}, in percent"))
+    make_console().print(evaluation_table(result, title=f"{detections.name}, protocol {protocol}, in percent"))
+    numbers = result.to_json()
+    if compare:
+        covered = set(table.levels) <= set(levels)
+        comparison = paper_tables.compare(
+            table,
+            result if covered else judge(found, truth, protocol=protocol, tiou=table.levels, unknown_videos=unknown),  # type: ignore[arg-type]
+            run=f"this run: {detections.name}",
+            features="; ".join(filter(None, (read_features(detections), features))) or None,
+            data=data_name,
+            classes=len(truth.classes),
+        )
+        make_console().print(paper_tables.comparison_table(comparison))
+        for note in comparison.notes:
+            typer.echo(f"note: {note}")
+        numbers["comparison"] = comparison.to_json()
     if json_out:
-        text = json.dumps(result.to_json(), indent=1) + "\n"
+        text = json.dumps(numbers, indent=1) + "\n"
         write_atomically(json_out, lambda file: file.write(text.encode()))
         typer.echo(f"wrote {json_out}")
+
+
+@app.command()
+def plot(
+    data: Data,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Picture to write: .png, .pdf or .svg.")],
+    checkpoints: Annotated[
+        list[Path] | None, typer.Argument(metavar="CHECKPOINT", help="Checkpoints, or folders of runs.")
+    ] = None,
+    detections: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE.json", help="Detections to draw too, or alone. Can be given many times."),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Name of each: first the checkpoints in order, then each --detections."),
+    ] = None,
+    video: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Recording to draw; default: a few that show many classes. Can be repeated."),
+    ] = None,
+    subset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Where to look; default: the test data, or all of them with --video."),
+    ] = None,
+    frames: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Draw images of the recordings: FOLDER/VIDEO/*.jpg or .png.")
+    ] = None,
+    device: Device = "auto",
+    trust_pickle: TrustPickle = False,
+) -> None:
+    """Draw what models found in recordings: frames, ground truth, detections, activations over time.
+
+    \b
+    Examples:
+      d2net plot runs/watch --data watch --out timeline.png
+      d2net plot runs/baseline runs/d2net --data features/ --video video_test_0000004 --frames frames/ --out fig5.pdf
+      d2net plot --detections theirs.json --label BaS-Net --data features/ --out theirs.svg
+    """
+    from d2net.report.plot import (
+        PICTURED,
+        checkpoint_tracks,
+        choose_recordings,
+        default_label,
+        detections_tracks,
+        find_recordings,
+        timeline_rows,
+    )
+    from d2net.report.timeline import check_picture, draw_timeline
+
+    check_picture(out)
+    sources = [*(checkpoints or []), *(detections or [])]
+    if not sources:
+        raise InputError("there is nothing to draw; give a CHECKPOINT or --detections FILE.json")
+    if label and len(label) != len(sources):
+        raise InputError(f"--label is given {len(label)} times for {len(sources)} checkpoints and detections; name all")
+    names = label or [default_label(path) for path in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{names.count(name)} of the checkpoints and detections are called '{name}'; use --label")
+    where = choose_device(device)
+    if frames is not None and not frames.is_dir():
+        raise InputError(f"{frames}: no such folder; --frames takes one that holds a folder of images per recording")
+    dataset = open_data(data, trust_pickle)
+    if subset or not video:
+        dataset = dataset.subset(choose_subset(dataset, subset, 1, "--subset"))
+    chosen = (
+        find_recordings(dataset, video)
+        if video
+        else choose_recordings(dataset, PICTURED if len(sources) == 1 else PICTURED - 1)
+    )
+    tracks = []
+    with progress_bar("localizing") as progress:
+        for i, (path, name) in enumerate(zip(sources, names, strict=True)):
+            if i < len(checkpoints or []):
+                tracks.append(checkpoint_tracks(path, name, chosen, where))
+            else:
+                tracks.append(detections_tracks(path, name, chosen))
+            progress(i + 1, len(sources))
+    draw_timeline(out, timeline_rows(chosen, tracks, frames))
+    typer.echo(f"wrote {out}: {', '.join(r.name for r in chosen.recordings)}")
 
 
 @app.command()
@@ -344,7 +426,7 @@ def convert(
     """
     from d2net.data import convert as convert_dataset
 
-    with _progress("converting") as progress:
+    with progress_bar("converting") as progress:
         dataset = convert_dataset(source, out, trust_pickle=trust_pickle, progress=progress)
     typer.echo(f"wrote {len(dataset)} recordings ({', '.join(dataset.subsets)}) to {out}")
 
@@ -368,7 +450,7 @@ def recipes(name: Annotated[str | None, typer.Argument(metavar="NAME", help="Rec
     table = Table("recipe", "description", box=None)
     for each in recipe_names():
         table.add_row(each, load_recipe(each).description)
-    _console().print(table)
+    make_console().print(table)
 
 
 @app.command()
@@ -381,7 +463,7 @@ def info() -> None:
     """
     from d2net.info import show
 
-    show(_console())
+    show(make_console())
 
 
 def parse_tiou(text: str) -> tuple[float, ...]:
@@ -419,38 +501,15 @@ def evaluation_table(result: Evaluation, *, title: str) -> Table:
     return table
 
 
-def _open(spec: str, trust_pickle: bool) -> Dataset:
-    from d2net.data import open_dataset
-
-    return open_dataset(spec, trust_pickle=trust_pickle)
-
-
-def _subset(dataset: Dataset, name: str | None, which: int, option: str) -> str:
-    """The subset asked for, or the training (0) or test (1) subset of the dataset."""
-    from d2net.data import train_and_test
-
-    name = name or train_and_test(dataset.subsets)[which]
-    if name is None:
-        raise InputError(f"dataset '{dataset.name}' has subsets {', '.join(dataset.subsets)}; choose one with {option}")
-    return name
-
-
-def _annotations(place: str, subset: str, trust_pickle: bool) -> Annotations:
+def _annotations(place: str, subset: str, trust_pickle: bool) -> tuple[Annotations, str]:
+    """The annotations of a file, W-TALC folder or dataset, and the name of the data."""
+    from d2net.data.files import read_json
     from d2net.detections import read_annotations
 
     path = Path(place)
     if path.is_file() or (path / "classlist.npy").exists():  # a W-TALC folder of annotations has that file
-        return read_annotations(path, subset=subset, trust_pickle=trust_pickle)
-    return _open(place, trust_pickle).subset(subset).annotations()
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise InputError(f"--device {name}: give auto, cpu or cuda")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"--device {name}: torch {torch.__version__} sees no GPU; use --device cpu, or see d2net info")
-    return name
+        annotations = read_annotations(path, subset=subset, trust_pickle=trust_pickle)
+        # d2net convert writes a name there, which says where the data were simulated.
+        return annotations, str((path.is_file() and read_json(path).get("name")) or path.name)
+    dataset = open_data(place, trust_pickle)
+    return dataset.subset(subset).annotations(), dataset.name

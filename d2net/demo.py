@@ -10,21 +10,17 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from d2net.checkpoint import load_model
-from d2net.data import Dataset
 from d2net.data.files import write_atomically
 from d2net.data.watch import load_watch
 from d2net.detections import Detections, write_detections
 from d2net.evaluation import THUMOS14_TIOU, Evaluation, evaluate
-from d2net.localization import localize, predict
-from d2net.model import D2Net
+from d2net.localization import localize
 from d2net.recipes import load_recipe
-from d2net.report.timeline import TimelineRow, draw_timeline
+from d2net.report.plot import choose_recordings, model_tracks, timeline_rows
+from d2net.report.timeline import draw_timeline
 from d2net.training import Trainer
-
-PICTURED = 3  # recordings in timeline.png
 
 
 def run_demo(
@@ -85,54 +81,11 @@ def _run(out: Path, seed: int, iterations: int | None, console: Console) -> dict
     }
     text = json.dumps(metrics, indent=1) + "\n"
     write_atomically(out / "metrics.json", lambda file: file.write(text.encode()))
-    draw_timeline(
-        out / "timeline.png",
-        [timeline_row(model, reference, test, index, detections) for index in choose_recordings(test)],
-    )
+    pictured = choose_recordings(test)
+    tracks = model_tracks(model, reference, pictured, detections)
+    draw_timeline(out / "timeline.png", timeline_rows(pictured, [tracks]))
     _print_result(console, out, result, detections)
     return metrics
-
-
-def choose_recordings(dataset: Dataset, count: int = PICTURED) -> list[int]:
-    """Indices of up to ``count`` recordings, each the first that shows the most classes not shown before.
-
-    Depends on the annotations alone, so that the picture is not chosen by how well it looks.
-    """
-    chosen: list[int] = []
-    seen: set[str] = set()
-
-    def gain(index: int) -> tuple[int, int]:
-        return len(set(dataset.recordings[index].labels) - seen), -index
-
-    while len(chosen) < min(count, len(dataset)):
-        best = max((i for i in range(len(dataset)) if i not in chosen), key=gain)
-        chosen.append(best)
-        seen |= set(dataset.recordings[best].labels)
-    return chosen
-
-
-def timeline_row(model: D2Net, reference: Tensor, dataset: Dataset, index: int, detections: Detections) -> TimelineRow:
-    """One recording for :func:`d2net.report.timeline.draw_timeline`; ``detections`` are of the whole dataset."""
-    recording = dataset.recordings[index]
-    tcam, attention = predict(model, reference, torch.from_numpy(dataset.features(index)))
-    rows = (detections.video == detections.videos.index(recording.name)).nonzero()[0]
-    return TimelineRow(
-        name=f"{recording.name} ({', '.join(recording.labels)})",
-        seconds_per_snippet=recording.seconds_per_snippet,
-        classes=dataset.classes,
-        tcam=tcam.cpu().numpy(),
-        attention=attention.cpu().numpy(),
-        ground_truth=recording.segments,
-        detections=[
-            (
-                float(detections.start[i]),
-                float(detections.end[i]),
-                detections.classes[detections.label[i]],
-                float(detections.score[i]),
-            )
-            for i in rows
-        ],
-    )
 
 
 def _average_to_half(result: Evaluation) -> float:

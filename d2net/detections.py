@@ -86,10 +86,14 @@ def read_detections(path: str | os.PathLike[str], annotations: Segments | None =
     )
 
 
-def write_detections(path: str | os.PathLike[str], detections: Detections) -> None:
+def write_detections(path: str | os.PathLike[str], detections: Detections, features: str | None = None) -> None:
     """Write detections as ActivityNet JSON. Videos without a detection get an empty list.
 
     The file appears whole or not at all: it is written beside its place and then moved there.
+
+    Args:
+        features: What features the detections are from; kept under ``external_data``, where ActivityNet's rules ask
+            for it, and read by :func:`read_features`.
 
     Raises:
         InputError: the file cannot be written, or a time or score is not finite.
@@ -104,7 +108,16 @@ def write_detections(path: str | os.PathLike[str], detections: Detections) -> No
                 "hold; drop such detections before writing"
             )
         results[name].append({"label": detections.classes[label], "score": score, "segment": [start, end]})
-    _write_whole(Path(path), json.dumps({"version": "VERSION 1.3", "results": results, "external_data": {}}))
+    external = {"used": True, "details": features} if features else {}
+    _write_whole(Path(path), json.dumps({"version": "VERSION 1.3", "results": results, "external_data": external}))
+
+
+def read_features(path: str | os.PathLike[str]) -> str | None:
+    """What an ActivityNet JSON says of the features its detections are from; None where it says nothing."""
+    data = _read_json(Path(path))
+    external = data.get("external_data") if isinstance(data, dict) else None
+    details = external.get("details") if isinstance(external, dict) else None
+    return details if isinstance(details, str) and details.strip() else None
 
 
 def read_annotations(

@@ -21,7 +21,7 @@ from d2net.cli import app, parse_tiou
 from d2net.errors import InputError
 from d2net.recipes import recipe_names
 
-COMMANDS = ("demo", "train", "localize", "evaluate", "convert", "recipes", "info")
+COMMANDS = ("demo", "train", "localize", "evaluate", "plot", "convert", "recipes", "info")
 SMALL = [
     *("--set", "training.iterations=8", "--set", "training.batch_size=2", "--set", "training.max_snippets=100"),
     *("--set", "model.embedding_dim=8", "--set", "localization.thresholds=[0.1, 0.2]"),

@@ -1,0 +1,179 @@
+"""Tables 1 and 2 of the paper, and a run's row beside them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from typing import Any
+
+from rich.table import Table
+
+from d2net.errors import InputError
+from d2net.evaluation import Evaluation
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of a table.
+
+    Attributes:
+        method: As the paper calls it; the rows marked '+' there have supervision ``strong``.
+        reference: Number in the paper's list of references; None for the paper's own row and for a run.
+        supervision: ``weak`` (recording-level labels) or ``strong`` (segments); None for a run, of which detections
+            do not say it.
+        features: What the network saw, or None where the paper does not say.
+        map: mAP in percent at each ``tiou`` of the table, None where the paper gives none.
+        average: Mean mAP over the table's ``average_tiou``, or None.
+    """
+
+    method: str
+    reference: int | None
+    supervision: str | None
+    features: str | None
+    map: tuple[float | None, ...]
+    average: float | None = None
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table of results.
+
+    Attributes:
+        title: Its number in the paper.
+        dataset: What its methods were evaluated on.
+        classes: Action classes of that dataset.
+        tiou: Temporal IoUs of its columns.
+        average_tiou: Those whose mean its last column is; empty where it has no such column.
+        rows: In the paper's order.
+    """
+
+    title: str
+    dataset: str
+    classes: int
+    tiou: tuple[float, ...]
+    average_tiou: tuple[float, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The temporal IoUs at which a run must be evaluated to fill a row."""
+        return tuple(sorted({*self.tiou, *self.average_tiou}))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run beside a table; ``notes`` say what makes its numbers no equal of the others."""
+
+    table: PaperTable
+    run: Row
+    simulated: bool
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``json.dump``: the paper's rows and the run's, apart."""
+        return {
+            "table": self.table.title,
+            "dataset": self.table.dataset,
+            "tiou": list(self.table.tiou),
+            "average_tiou": list(self.table.average_tiou),
+            "rows": [asdict(row) for row in self.table.rows],
+            "run": {**asdict(self.run), "simulated": self.simulated, "notes": list(self.notes)},
+        }
+
+
+def table_names() -> list[str]:
+    """Names of the tables, as ``d2net evaluate --compare`` takes them."""
+    return list(_read())
+
+
+def load_table(name: str) -> PaperTable:
+    """A table by name. Raises InputError for an unknown one; the message lists what there is."""
+    tables = _read()
+    if name not in tables:
+        near = difflib.get_close_matches(name, tables, n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        raise InputError(f"unknown table '{name}'{hint}; there are {', '.join(tables)}")
+    table = tables[name]
+    return PaperTable(
+        title=table["title"],
+        dataset=table["dataset"],
+        classes=table["classes"],
+        tiou=tuple(table["tiou"]),
+        average_tiou=tuple(table.get("average_tiou", ())),
+        rows=tuple(Row(**{**row, "map": tuple(row["map"])}) for row in table["rows"]),
+    )
+
+
+def compare(
+    table: PaperTable, result: Evaluation, *, run: str, features: str | None, data: str, classes: int
+) -> Comparison:
+    """Put a run beside a table.
+
+    Args:
+        table: From :func:`load_table`.
+        result: Evaluated at all of ``table.levels``, at least.
+        run: What to call it.
+        features: What its network saw, or None where nobody said. Where the word "simulated" occurs in this or in
+            ``data``, the run's row says "simulated", whatever else it says.
+        data: Name of what it was evaluated on.
+        classes: Number of its classes; another number than the table's makes a note.
+    """
+    found = dict(zip(result.tiou, result.map.tolist(), strict=True))
+    simulated = any("simulated" in (text or "").lower() for text in (features, data))
+    shown = features or "not stated"
+    if simulated and "simulated" not in shown.lower():
+        shown = f"simulated; {shown}"
+    notes = []
+    if simulated:
+        notes.append("the run's data are simulated: its numbers say nothing about real videos")
+    if classes != table.classes:
+        notes.append(
+            f"the run was evaluated on other data ({data}, {classes} classes) than {table.dataset} "
+            f"({table.classes} classes): the numbers cannot be compared"
+        )
+        run = f"{run}, on {data}"
+    if features is None:
+        notes.append("the detections do not say which features they are from; say it with --features")
+    row = Row(
+        method=run,
+        reference=None,
+        supervision=None,
+        features=shown,
+        map=tuple(found[t] for t in table.tiou),
+        average=sum(found[t] for t in table.average_tiou) / len(table.average_tiou) if table.average_tiou else None,
+    )
+    return Comparison(table, row, simulated, tuple(notes))
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """The paper's rows, a line, and the run's row, for a rich console."""
+    table = comparison.table
+    shown = Table(title=f"{table.title} of the paper: mAP on {table.dataset}, in percent", title_justify="left")
+    for name in ("method", "supervision", "features"):
+        shown.add_column(name, overflow="fold")
+    for name in [f"@{t:g}" for t in table.tiou] + ["average"] * bool(table.average_tiou):
+        shown.add_column(name, justify="right", no_wrap=True)
+
+    def add(row: Row, style: str | None) -> None:
+        numbers: Sequence[float | None] = row.map + (row.average,) * bool(table.average_tiou)
+        cells = ["-" if n is None else f"{n:.1f}" for n in numbers]
+        method = row.method + (f" [{row.reference}]" if row.reference else "")
+        # Names may hold square brackets, which rich would take for markup.
+        shown.add_row(
+            *(text.replace("[", r"\[") for text in (method, row.supervision or "-", row.features or "-")), *cells
+        )
+        shown.rows[-1].style = style
+
+    for row in table.rows:
+        add(row, None)
+    shown.add_section()
+    add(comparison.run, "bold")
+    return shown
+
+
+def _read() -> dict[str, Any]:
+    text = (resources.files(__package__) / "paper_tables.json").read_text(encoding="utf-8")
+    return json.loads(text)

@@ -1,0 +1,185 @@
+"""Timelines of a dataset's recordings, from checkpoints and files of detections (``d2net plot``)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from d2net.checkpoint import load_model
+from d2net.data.dataset import Dataset, Recording
+from d2net.detections import Detections, read_detections
+from d2net.errors import InputError
+from d2net.localization import localize, predict
+from d2net.model import D2Net
+from d2net.report.timeline import TimelineRow, Track
+
+PICTURED = 3  # recordings of a picture where nobody names them
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+def choose_recordings(dataset: Dataset, count: int = PICTURED) -> Dataset:
+    """Up to ``count`` recordings, each the first that shows the most classes not shown before.
+
+    Depends on the annotations alone, so that the picture is not chosen by how well it looks.
+    """
+    chosen: list[int] = []
+    seen: set[str] = set()
+
+    def gain(index: int) -> tuple[int, int]:
+        return len(set(dataset.recordings[index].labels) - seen), -index
+
+    while len(chosen) < min(count, len(dataset)):
+        best = max((i for i in range(len(dataset)) if i not in chosen), key=gain)
+        chosen.append(best)
+        seen |= set(dataset.recordings[best].labels)
+    return replace(dataset, recordings=tuple(dataset.recordings[i] for i in chosen))
+
+
+def find_recordings(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """The recordings of these names, in that order. Raises InputError for a name that is not there."""
+    there = {r.name: r for r in dataset.recordings}
+    for name in names:
+        if name not in there:
+            near = difflib.get_close_matches(name, there, n=1)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            raise InputError(
+                f"dataset '{dataset.name}' has no recording '{name}'{hint} among the {len(there)} of subset "
+                f"{', '.join(dataset.subsets) or '(none)'}; check the name, or give the subset it is in"
+            )
+    return replace(dataset, recordings=tuple(there[name] for name in dict.fromkeys(names)))
+
+
+def default_label(path: Path) -> str:
+    """What to call a checkpoint or a file of detections: its folder, where its own name is the usual one."""
+    if path.is_dir():
+        return path.resolve().name
+    return path.absolute().parent.name if path.stem in ("checkpoint", "detections") else path.stem
+
+
+def find_frames(folder: Path, name: str) -> list[Path]:
+    """The images in ``folder/name``, by name (numbers as numbers: 2.jpg before 10.jpg).
+
+    Raises:
+        InputError: no such folder, or no image in it.
+    """
+    place = folder / name
+    if not place.is_dir():
+        raise InputError(
+            f"{place}: no such folder; the frames of each recording pictured must lie in one of its name, as "
+            f"{place / '000001.jpg'}"
+        )
+    found = [p for p in place.iterdir() if p.suffix.lower() in FRAME_SUFFIXES]
+    if not found:
+        raise InputError(f"{place}: holds no .jpg or .png; extract frames of the recording there")
+    return sorted(found, key=lambda p: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", p.name)])
+
+
+def checkpoint_tracks(path: Path, label: str, dataset: Dataset, device: str = "cpu") -> list[Track]:
+    """What the model of a checkpoint finds in every recording of ``dataset``, with TCAM and attention.
+
+    Raises:
+        InputError: a checkpoint that cannot be used, or one of other classes or stream widths than the dataset.
+    """
+    model, reference, saved = load_model(path, device)
+    if saved.stream_widths != dataset.stream_widths:
+        raise InputError(
+            f"{path} was trained on streams of widths {saved.stream_widths}, dataset '{dataset.name}' has "
+            f"{dataset.stream_widths}; give features of the same extractor"
+        )
+    if set(saved.classes) != set(dataset.classes):
+        odd = sorted(set(saved.classes) ^ set(dataset.classes))
+        raise InputError(
+            f"{path} was trained on {len(saved.classes)} classes, dataset '{dataset.name}' has {len(dataset.classes)}, "
+            f"and '{odd[0]}' is in one of them only; give data of the same classes"
+        )
+    # The network's outputs are counted in the order of its training, whatever the dataset's own.
+    same = replace(dataset, classes=saved.classes)
+    detections = localize(model, reference, same, saved.recipe.localization, device=device)
+    tracks = model_tracks(model, reference, same, detections, label)
+    order = [saved.classes.index(c) for c in dataset.classes]
+    return [replace(t, tcam=None if t.tcam is None else t.tcam[:, order]) for t in tracks]
+
+
+def model_tracks(
+    model: D2Net, reference: Tensor, dataset: Dataset, detections: Detections, label: str = ""
+) -> list[Track]:
+    """TCAM and attention of every recording of ``dataset``, beside ``detections`` that the model made before."""
+    tracks = []
+    for index, recording in enumerate(dataset.recordings):
+        tcam, attention = predict(model, reference, torch.from_numpy(dataset.features(index)))
+        tracks.append(Track(label, _of(detections, recording.name), tcam.cpu().numpy(), attention.cpu().numpy()))
+    return tracks
+
+
+def detections_tracks(path: Path, label: str, dataset: Dataset) -> list[Track]:
+    """The detections of a file in every recording of ``dataset``.
+
+    Raises:
+        InputError: a file that cannot be read, or that names none of the recordings, or another class.
+    """
+    detections = read_detections(path)
+    names = [r.name for r in dataset.recordings]
+    if not set(names) & set(detections.videos):
+        raise InputError(f"{path}: names none of the recordings pictured ({', '.join(names)}); choose others, --video")
+    tracks = [Track(label, _of(detections, name)) for name in names]
+    for unknown in (d[2] for t in tracks for d in t.detections if d[2] not in dataset.classes):
+        raise InputError(
+            f"{path}: detections of class '{unknown}', which dataset '{dataset.name}' does not have; there are "
+            + ", ".join(dataset.classes)
+        )
+    return tracks
+
+
+def timeline_rows(dataset: Dataset, tracks: Sequence[Sequence[Track]], frames: Path | None = None) -> list[TimelineRow]:
+    """Every recording of ``dataset`` for :func:`d2net.report.timeline.draw_timeline`.
+
+    Args:
+        dataset: The recordings pictured.
+        tracks: Of each model or file, one track per recording.
+        frames: Folder with a folder of images for each recording, or None.
+
+    Raises:
+        InputError: a recording without frames.
+    """
+    return [
+        TimelineRow(
+            name=_title(dataset, recording),
+            seconds_per_snippet=recording.seconds_per_snippet,
+            classes=dataset.classes,
+            ground_truth=recording.segments,
+            tracks=[of[index] for of in tracks],
+            duration=_duration(dataset, recording, index),
+            frames=find_frames(frames, recording.name) if frames else (),
+        )
+        for index, recording in enumerate(dataset.recordings)
+    ]
+
+
+def _title(dataset: Dataset, recording: Recording) -> str:
+    title = recording.name + (f" ({', '.join(recording.labels)})" if recording.labels else "")
+    return title if "simulated" not in dataset.name or "simulated" in title else f"{title}, simulated"
+
+
+def _duration(dataset: Dataset, recording: Recording, index: int) -> float:
+    return recording.duration or len(dataset.features(index)) * recording.seconds_per_snippet
+
+
+def _of(detections: Detections, name: str) -> list[tuple[float, float, str, float]]:
+    """(start s, end s, class, score) of one recording."""
+    if name not in detections.videos:
+        return []
+    return [
+        (
+            float(detections.start[i]),
+            float(detections.end[i]),
+            detections.classes[detections.label[i]],
+            float(detections.score[i]),
+        )
+        for i in (detections.video == detections.videos.index(name)).nonzero()[0]
+    ]

@@ -1,0 +1,1 @@
+"""The paper's experiments about the method itself (``d2net study``)."""
