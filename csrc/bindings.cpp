@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <string>
 
+#include "attention_pool.h"
+#include "bottom_up_attention.h"
 #include "iou.h"
 #include "nms.h"
 
@@ -35,6 +37,9 @@ void def(py::module_& m, const std::string& name, R (*function)(Args...)) {
 template <typename T>
 void bind_cpu(py::module_& m, const std::string& dtype) {
   namespace ops = d2net::cpu;
+  def(m, "attention_pool_" + dtype, &ops::attention_pool<T>);
+  def(m, "attention_pool_backward_" + dtype, &ops::attention_pool_backward<T>);
+  def(m, "bottom_up_attention_" + dtype, &ops::bottom_up_attention<T>);
   def(m, "nms_1d_" + dtype, &ops::nms_1d<T>);
   def(m, "batched_nms_1d_" + dtype, &ops::batched_nms_1d<T>);
   def(m, "soft_nms_1d_" + dtype, &ops::soft_nms_1d<T>);

@@ -1,6 +1,7 @@
 """Operators of temporal action localization. Shapes: B recordings, T snippets, C classes, D embedding width."""
 
 from d2net.ops.attention_pool import Pooled, attention_pool
+from d2net.ops.bottom_up_attention import bottom_up_attention
 from d2net.ops.condition_number import joint_log_condition_number, log_condition_number
 from d2net.ops.iou import iou_1d
 from d2net.ops.nms import batched_nms_1d, nms_1d, soft_nms_1d
@@ -16,6 +17,7 @@ __all__ = [
     "SnippetPDMI",
     "attention_pool",
     "batched_nms_1d",
+    "bottom_up_attention",
     "extract_proposals",
     "iou_1d",
     "joint_log_condition_number",

@@ -27,15 +27,23 @@ def check_same(operator: str, name: str, x: Tensor, other: str, y: Tensor, dims:
         raise InputError(f"{operator}: {name} has shape {tuple(x.shape)} but {other} {tuple(y.shape)}; they must match")
 
 
-def valid_mask(operator: str, x: Tensor, lengths: Tensor | None) -> Tensor:
-    """(B, T) bool: True where snippet t lies before the recording's length. ``x`` is (B, T, ...)."""
-    b, t = x.shape[:2]
+def check_lengths(operator: str, x: Tensor, lengths: Tensor | None) -> None:
+    """Require None or integers (B,) on the device of ``x`` (B, T, ...)."""
     if lengths is None:
-        return torch.ones(b, t, dtype=torch.bool, device=x.device)
+        return
+    b = x.shape[0]
     if lengths.shape != (b,) or lengths.is_floating_point():
         raise InputError(
             f"{operator}: lengths has shape {tuple(lengths.shape)} and dtype {lengths.dtype}, expected ({b},) int64"
         )
     if lengths.device != x.device:
         raise InputError(f"{operator}: lengths is on {lengths.device} but the input on {x.device}; move one of them")
+
+
+def valid_mask(operator: str, x: Tensor, lengths: Tensor | None) -> Tensor:
+    """(B, T) bool: True where snippet t lies before the recording's length. ``x`` is (B, T, ...)."""
+    check_lengths(operator, x, lengths)
+    b, t = x.shape[:2]
+    if lengths is None:
+        return torch.ones(b, t, dtype=torch.bool, device=x.device)
     return torch.arange(t, device=x.device) < lengths[:, None]

@@ -65,3 +65,8 @@ def has_kernel(name: str, x: Tensor) -> bool:
 def backend(name: str, device: str) -> str:
     """What runs operator ``name`` on tensors of ``device``: ``cpu``, ``cuda`` or ``reference`` (plain PyTorch)."""
     return device if device in _DEVICES.get(name, ()) else "reference"
+
+
+def refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
+    """``backward`` of an operator that is itself a backward: without one torch warns and goes on with gradient 0."""
+    raise RuntimeError("d2net: this operator is differentiable once; its gradient has no gradient (create_graph=True)")

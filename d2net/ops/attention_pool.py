@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from d2net.errors import InputError
-from d2net.ops._checks import check_floating, check_same, check_shape, valid_mask
+from d2net.ops import _library, _native
+from d2net.ops._checks import check_floating, check_lengths, check_same, check_shape, valid_mask
 
 
 class Pooled(NamedTuple):
@@ -32,16 +33,18 @@ def attention_pool(
     """Weighted temporal pooling of embeddings into one foreground and one background vector (Eq. 2).
 
     Foreground weights are lambda where lambda > threshold, background weights 1 - lambda where
-    1 - lambda > background_threshold; all others are 0.
+    1 - lambda > background_threshold. All other snippets are left out, so that a NaN among them does no harm, and so is
+    a NaN lambda. The selection has no gradient, the weights do.
 
     Args:
         x: (B, T, D) embeddings.
-        attention: (B, T) foreground attention lambda in [0, 1].
+        attention: (B, T) foreground attention lambda in [0, 1]; weighed in float32, or float64 if x is.
         lengths: (B,) int64, or None (all T).
         reduction: "sum" as in the paper, or "mean": divided by the sum of the weights.
 
     Returns:
-        Pooled(x_fg (B, D), x_bg (B, D), valid_fg (B,), valid_bg (B,)); zeros where not valid.
+        Pooled(x_fg (B, D), x_bg (B, D), valid_fg (B,), valid_bg (B,)) with embeddings in the type of x; zeros where
+        not valid. Differentiable once, in x and attention.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit, or an unknown reduction.
@@ -49,21 +52,159 @@ def attention_pool(
     check_shape("attention_pool", "x", x, "B, T, D")
     check_shape("attention_pool", "attention", attention, "B, T")
     check_floating("attention_pool", "x", x)
+    check_floating("attention_pool", "attention", attention)
     check_same("attention_pool", "x", x, "attention", attention, 2)
+    check_lengths("attention_pool", x, lengths)
     if reduction not in ("sum", "mean"):
         raise InputError(f"attention_pool: reduction is '{reduction}', expected 'sum' or 'mean'")
+    attention = attention.to(torch.promote_types(x.dtype, torch.float32))
+    function = _attention_pool if _library.has_kernel("attention_pool", x) else attention_pool_reference
+    return Pooled(*function(x, attention, lengths, threshold, background_threshold, reduction == "mean"))
+
+
+def attention_pool_reference(
+    x: Tensor,
+    attention: Tensor,
+    lengths: Tensor | None,
+    threshold: float,
+    background_threshold: float,
+    mean: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`attention_pool` in plain PyTorch, on any device, without checks; attention in float32 or float64."""
     mask = valid_mask("attention_pool", x, lengths)
-    background = 1 - attention
-    x = x.masked_fill(~mask[:, :, None], 0)  # a NaN in the padding times a weight of 0 would be NaN
-    weights = torch.stack(
-        [
-            torch.where(mask & (attention > threshold), attention, 0),
-            torch.where(mask & (background > background_threshold), background, 0),
-        ],
-        dim=1,
-    ).to(x.dtype)
-    total = weights.sum(2)
-    pooled = weights @ x
-    if reduction == "mean":
-        pooled = pooled / torch.where(total > 0, total, 1)[:, :, None]
-    return Pooled(pooled[:, 0], pooled[:, 1], total[:, 0] > 0, total[:, 1] > 0)
+    pooled, valid = [], []
+    for lam, above in ((attention, threshold), (1 - attention, background_threshold)):
+        selected = mask & (lam > above)
+        weights = torch.where(selected, lam, 0)
+        rows = x.to(lam.dtype).masked_fill(~selected[:, :, None], 0)  # NaN times a weight of 0 would be NaN
+        total = weights.sum(1)
+        vector = (weights[:, None] @ rows)[:, 0]
+        if mean:
+            vector = vector / torch.where(total > 0, total, 1)[:, None]
+        pooled.append(vector.to(x.dtype))
+        valid.append(total > 0)
+    return pooled[0], pooled[1], valid[0], valid[1]
+
+
+def _cpu(
+    x: Tensor,
+    attention: Tensor,
+    lengths: Tensor | None,
+    threshold: float,
+    background_threshold: float,
+    mean: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    b, t, d = x.shape
+    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    fg, bg = attention.new_empty(b, d), attention.new_empty(b, d)
+    valid_fg, valid_bg = x.new_empty(b, dtype=torch.bool), x.new_empty(b, dtype=torch.bool)
+    _native.cpu(
+        "attention_pool",
+        attention.dtype,
+        x.to(attention.dtype).contiguous(),
+        attention.contiguous(),
+        lengths,
+        b,
+        t,
+        d,
+        threshold,
+        background_threshold,
+        mean,
+        fg,
+        bg,
+        valid_fg,
+        valid_bg,
+    )
+    return fg.to(x.dtype), bg.to(x.dtype), valid_fg, valid_bg
+
+
+def _fake(x, attention, lengths, threshold, background_threshold, mean) -> tuple[Tensor, ...]:
+    b, _, d = x.shape
+    vectors = [x.new_empty(b, d) for _ in range(2)]
+    return *vectors, *(x.new_empty(b, dtype=torch.bool) for _ in range(2))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, attention, lengths, ctx.threshold, ctx.background_threshold, ctx.mean = inputs
+    fg, bg = output[:2] if ctx.mean else (None, None)
+    ctx.save_for_backward(x, attention, lengths, fg, bg)
+
+
+def _backward(ctx, grad_fg: Tensor, grad_bg: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    need_x, need_attention = ctx.needs_input_grad[:2]
+    grad_x, grad_attention = _attention_pool_backward(
+        *ctx.saved_tensors,
+        grad_fg,
+        grad_bg,
+        ctx.threshold,
+        ctx.background_threshold,
+        ctx.mean,
+        need_x,
+        need_attention,
+    )
+    return grad_x if need_x else None, grad_attention if need_attention else None, None, None, None, None
+
+
+def _backward_cpu(
+    x: Tensor,
+    attention: Tensor,
+    lengths: Tensor | None,
+    fg: Tensor | None,
+    bg: Tensor | None,
+    grad_fg: Tensor,
+    grad_bg: Tensor,
+    threshold: float,
+    background_threshold: float,
+    mean: bool,
+    need_x: bool,
+    need_attention: bool,
+) -> tuple[Tensor, Tensor]:
+    b, t, d = x.shape
+    dtype = attention.dtype
+    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    fg, bg = (None if v is None else v.to(dtype).contiguous() for v in (fg, bg))
+    grad_x = attention.new_empty(x.shape if need_x else 0)
+    grad_attention = attention.new_empty((b, t) if need_attention else 0)
+    _native.cpu(
+        "attention_pool_backward",
+        dtype,
+        x.to(dtype).contiguous() if need_attention else None,
+        attention.contiguous(),
+        lengths,
+        fg,
+        bg,
+        grad_fg.to(dtype).contiguous(),
+        grad_bg.to(dtype).contiguous(),
+        b,
+        t,
+        d,
+        threshold,
+        background_threshold,
+        mean,
+        grad_x if need_x else None,
+        grad_attention if need_attention else None,
+    )
+    return grad_x.to(x.dtype), grad_attention
+
+
+def _backward_fake(
+    x, attention, lengths, fg, bg, grad_fg, grad_bg, threshold, background_threshold, mean, need_x, need_attention
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape if need_x else 0), attention.new_empty(attention.shape if need_attention else 0)
+
+
+_SETTINGS = "float threshold, float background_threshold, bool mean"
+_attention_pool = _library.register(
+    f"attention_pool(Tensor x, Tensor attention, Tensor? lengths, {_SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    cpu=_cpu,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+_attention_pool_backward = _library.register(
+    "attention_pool_backward(Tensor x, Tensor attention, Tensor? lengths, Tensor? fg, Tensor? bg, Tensor grad_fg, "
+    f"Tensor grad_bg, {_SETTINGS}, bool need_x, bool need_attention) -> (Tensor, Tensor)",
+    cpu=_backward_cpu,
+    fake=_backward_fake,
+    backward=_library.refuse_double_backward,
+)

@@ -1,4 +1,4 @@
-"""topk_pool, two_stream_tcam and attention_pool against loops over recordings."""
+"""topk_pool and two_stream_tcam against loops over recordings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2net.errors import InputError
-from d2net.ops import attention_pool, topk_pool, two_stream_tcam
+from d2net.ops import topk_pool, two_stream_tcam
 
 
 @given(
@@ -57,26 +57,6 @@ def test_two_stream_tcam():
     torch.testing.assert_close(out.pooled, topk_pool(expected, lengths))
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_attention_pool_equals_a_loop(reduction):
-    g = torch.Generator().manual_seed(3)
-    x, attention = torch.randn(3, 12, 4, generator=g), torch.rand(3, 12, generator=g)
-    attention[2] = 0.9  # a recording without background
-    lengths = torch.tensor([12, 5, 7])
-    out = attention_pool(x, attention, lengths, threshold=0.4, background_threshold=0.7, reduction=reduction)
-    for i, s in enumerate(lengths.tolist()):
-        lam = attention[i, :s]
-        for got, valid, weight in (
-            (out.x_fg[i], out.valid_fg[i], torch.where(lam > 0.4, lam, 0)),
-            (out.x_bg[i], out.valid_bg[i], torch.where(1 - lam > 0.7, 1 - lam, 0)),
-        ):
-            expected = (weight[:, None] * x[i, :s]).sum(0)
-            if reduction == "mean" and weight.sum() > 0:
-                expected = expected / weight.sum()
-            torch.testing.assert_close(got, expected)
-            assert bool(valid) == bool(weight.sum() > 0)
-
-
 def test_clear_errors():
     x = torch.rand(2, 5, 3)
     for call, message in [
@@ -85,8 +65,6 @@ def test_clear_errors():
         (lambda: topk_pool(x, divisor=0), "divisor"),
         (lambda: topk_pool(x, torch.tensor([1.0, 2.0])), "lengths"),
         (lambda: two_stream_tcam(x, x[:, :4]), "must match"),
-        (lambda: attention_pool(x, x), "attention"),
-        (lambda: attention_pool(x, x[..., 0], reduction="max"), "reduction"),
     ]:
         with pytest.raises(InputError, match=message):
             call()

@@ -1,0 +1,67 @@
+"""Bottom-up attention of every snippet: d2net.ops.bottom_up_attention against plain PyTorch, numpy and a loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from harness import OURS, Case, forward_backward, main
+from torch import Tensor
+from torch.nn import functional as F
+
+from d2net.ops import bottom_up_attention
+
+
+def usual(x: Tensor, reference: Tensor) -> Tensor:
+    return 0.5 * (1 - F.cosine_similarity(x, reference, dim=2))
+
+
+def loop(x: Tensor, reference: Tensor) -> Tensor:
+    """One recording after the other, as research code writes it."""
+    return torch.stack([0.5 * (1 - F.cosine_similarity(features, reference[None])) for features in x])
+
+
+def norms_and_product(x: Tensor, reference: Tensor) -> Tensor:
+    """The best of plain PyTorch: two reads of x, no large temporary."""
+    return 0.5 * (1 - (x @ reference) / (x.norm(dim=2) * reference.norm()))
+
+
+def with_numpy(x: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 - (x @ reference) / (np.linalg.norm(x, axis=2) * np.linalg.norm(reference)))
+
+
+def cases(device: torch.device, quick: bool) -> Iterator[Case]:
+    generator = torch.Generator().manual_seed(0)
+    sizes = [
+        (1, 750, 1024),
+        (10, 100, 1024),
+        (10, 750, 1024),
+        (10, 3000, 1024),
+        (20, 750, 2048),
+        (10, 750, 64),
+        (1, 20, 32),
+    ]
+    for b, t, d in [(2, 50, 64)] if quick else sizes:
+        x, reference = torch.randn(b, t, d, generator=generator), torch.randn(d, generator=generator)
+        x, reference = x.to(device), reference.to(device)
+        functions = {
+            OURS: bottom_up_attention,
+            "F.cosine_similarity": usual,
+            "PyTorch norm and product": norms_and_product,
+            "loop over recordings": loop,
+        }
+        compiled = {"torch.compile": torch.compile(usual)} if (b, t, d) == (10, 750, 1024) else {}
+        contenders = {name: partial(f, x, reference) for name, f in (functions | compiled).items()}
+        if device.type == "cpu":
+            contenders["numpy"] = partial(with_numpy, x.numpy(), reference.numpy())
+        size = b * t if d == 1024 else None
+        yield Case(f"B={b} T={t} D={d} forward", contenders, bytes=4 * b * t * (d + 1), size=size)
+        if (b, t, d) in [(10, 750, 1024), (2, 50, 64)]:
+            contenders = {name: forward_backward(f, x, reference) for name, f in functions.items()}
+            yield Case(f"B={b} T={t} D={d} forward+backward", contenders, bytes=4 * b * t * 3 * (d + 1))
+
+
+if __name__ == "__main__":
+    main("bottom_up_attention", cases, __doc__)

@@ -1,0 +1,225 @@
+#include "attention_pool.h"
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "parallel.h"
+#include "simd.h"
+
+namespace d2net::cpu {
+namespace {
+
+// Time is summed in blocks of this many snippets, and the blocks' sums in double and in order: accurate for long
+// recordings, and the same for any number of threads.
+constexpr int64_t kBlock = 64;
+
+inline int64_t length_of(const int64_t* lengths, int64_t recording, int64_t t) {
+  return lengths == nullptr ? t : std::min(std::max<int64_t>(lengths[recording], 0), t);
+}
+
+// sum (d) = sum of weights[i] * rows[i].
+template <typename T>
+inline void add_rows(const T* const* rows, const T* weights, int64_t n, int64_t d, T* __restrict__ sum) {
+  std::fill(sum, sum + d, T(0));
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) {  // four at a time: the sum is read and written a quarter as often
+    const T *a = rows[i], *b = rows[i + 1], *c = rows[i + 2], *e = rows[i + 3];
+    const T wa = weights[i], wb = weights[i + 1], wc = weights[i + 2], we = weights[i + 3];
+    for (int64_t j = 0; j < d; ++j) sum[j] += (wa * a[j] + wb * b[j]) + (wc * c[j] + we * e[j]);
+  }
+  for (; i < n; ++i) {
+    const T* a = rows[i];
+    const T w = weights[i];
+    for (int64_t j = 0; j < d; ++j) sum[j] += w * a[j];
+  }
+}
+
+D2NET_SIMD void add_rows_of(const float* const* rows, const float* weights, int64_t n, int64_t d, float* sum) {
+  add_rows(rows, weights, n, d, sum);
+}
+D2NET_SIMD void add_rows_of(const double* const* rows, const double* weights, int64_t n, int64_t d, double* sum) {
+  add_rows(rows, weights, n, d, sum);
+}
+
+// The snippets of one block that are selected on one side.
+template <typename T>
+struct Selected {
+  const T* rows[kBlock];
+  T weights[kBlock];
+  int64_t n = 0;
+  double total = 0;
+
+  void add(const T* row, T weight) {
+    rows[n] = row;
+    weights[n++] = weight;
+    total += weight;
+  }
+};
+
+// out (d) = sum of n partial sums, `stride` values apart, over divisor.
+template <typename T>
+void combine(const T* partial, int64_t stride, int64_t n, int64_t d, double divisor, T* out) {
+  constexpr int64_t kColumns = 256;
+  double sum[kColumns];
+  for (int64_t from = 0; from < d; from += kColumns) {
+    const int64_t columns = std::min(kColumns, d - from);
+    std::fill(sum, sum + columns, 0.0);
+    for (int64_t i = 0; i < n; ++i) {
+      const T* p = partial + i * stride + from;
+      for (int64_t j = 0; j < columns; ++j) sum[j] += p[j];
+    }
+    for (int64_t j = 0; j < columns; ++j) out[from + j] = T(sum[j] / divisor);
+  }
+}
+
+// What one side of one recording hands to the gradients: with `mean`, pooled = scale * (weighted sum), and the quotient
+// rule takes shift = pooled . grad off every x . grad.
+template <typename T>
+struct Side {
+  const T* grad;
+  T scale, shift;
+};
+
+// A snippet's part in one side: weight * grad goes to its x, scale * (x . grad - shift) to its attention.
+template <typename T>
+struct Share {
+  const T* grad;
+  T weight, scale;
+};
+
+// One snippet: returns x . (f.scale * f.grad + g.scale * g.grad) and writes grad_x = f.weight * f.grad + g.weight *
+// g.grad. Either pointer may be null.
+template <typename T>
+inline T row_backward(const T* __restrict__ x, const Share<T>& f, const Share<T>& g, int64_t d,
+                      T* __restrict__ grad_x) {
+  const T *fg = f.grad, *gg = g.grad;
+  const T fw = f.weight, gw = g.weight, fs = f.scale, gs = g.scale;
+  T dot = 0;
+  if (grad_x == nullptr) {
+#pragma omp simd reduction(+ : dot)
+    for (int64_t j = 0; j < d; ++j) dot += x[j] * (fs * fg[j] + gs * gg[j]);
+  } else if (x == nullptr) {
+    for (int64_t j = 0; j < d; ++j) grad_x[j] = fw * fg[j] + gw * gg[j];
+  } else {
+#pragma omp simd reduction(+ : dot)
+    for (int64_t j = 0; j < d; ++j) {
+      dot += x[j] * (fs * fg[j] + gs * gg[j]);
+      grad_x[j] = fw * fg[j] + gw * gg[j];
+    }
+  }
+  return dot;
+}
+
+D2NET_SIMD float row_backward_of(const float* x, const Share<float>& f, const Share<float>& g, int64_t d,
+                                 float* grad_x) {
+  return row_backward(x, f, g, d, grad_x);
+}
+D2NET_SIMD double row_backward_of(const double* x, const Share<double>& f, const Share<double>& g, int64_t d,
+                                  double* grad_x) {
+  return row_backward(x, f, g, d, grad_x);
+}
+
+// Makes `side` that of a mean over weights of sum `total`; pooled is null where its shift is not wanted.
+template <typename T>
+void divide(Side<T>& side, double total, const T* pooled, int64_t d) {
+  if (!(total > 0)) return;
+  side.scale = T(1 / total);
+  if (pooled == nullptr) return;
+  const Share<T> whole = {side.grad, 0, 1}, nothing = {side.grad, 0, 0};
+  side.shift = row_backward_of(pooled, whole, nothing, d, nullptr);
+}
+
+}  // namespace
+
+template <typename T>
+void attention_pool(const T* x, const T* attention, const int64_t* lengths, int64_t b, int64_t t, int64_t d,
+                    double threshold, double background_threshold, bool mean, T* x_fg, T* x_bg, bool* valid_fg,
+                    bool* valid_bg, int threads) {
+  const int64_t blocks = (t + kBlock - 1) / kBlock;
+  const T over = T(threshold), background_over = T(background_threshold);
+  // Of every block: foreground and background sum.
+  const std::unique_ptr<T[]> sums(new T[b * blocks * 2 * d]);
+  const std::unique_ptr<double[]> totals(new double[b * blocks * 2]);
+  const int64_t grain = 1 + 65536 / (kBlock * d + 1);  // about 10 us of work
+  parallel_for(b * blocks, grain, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t recording = block / blocks, first = block % blocks * kBlock;
+      const int64_t last = std::min(first + kBlock, length_of(lengths, recording, t));
+      Selected<T> fg, bg;
+      for (int64_t s = first; s < last; ++s) {
+        const int64_t row = recording * t + s;
+        const T foreground = attention[row], background = 1 - foreground;
+        if (foreground > over) fg.add(x + row * d, foreground);
+        if (background > background_over) bg.add(x + row * d, background);
+      }
+      add_rows_of(fg.rows, fg.weights, fg.n, d, &sums[2 * block * d]);
+      add_rows_of(bg.rows, bg.weights, bg.n, d, &sums[(2 * block + 1) * d]);
+      totals[2 * block] = fg.total;
+      totals[2 * block + 1] = bg.total;
+    }
+  });
+  parallel_for(2 * b, 1 + 65536 / (blocks * d + 1), threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t recording = i / 2, side = i % 2, first = 2 * recording * blocks + side;
+      double total = 0;
+      for (int64_t k = 0; k < blocks; ++k) total += totals[first + 2 * k];
+      (side == 0 ? valid_fg : valid_bg)[recording] = total > 0;
+      combine(sums.get() + first * d, 2 * d, blocks, d, mean && total > 0 ? total : 1.0,
+              (side == 0 ? x_fg : x_bg) + recording * d);
+    }
+  });
+}
+
+template <typename T>
+void attention_pool_backward(const T* x, const T* attention, const int64_t* lengths, const T* x_fg, const T* x_bg,
+                             const T* grad_fg, const T* grad_bg, int64_t b, int64_t t, int64_t d, double threshold,
+                             double background_threshold, bool mean, T* grad_x, T* grad_attention, int threads) {
+  const T over = T(threshold), background_over = T(background_threshold);
+  std::vector<Side<T>> fg(b), bg(b);
+  for (int64_t i = 0; i < b; ++i) {
+    fg[i] = {grad_fg + i * d, 1, 0};
+    bg[i] = {grad_bg + i * d, 1, 0};
+    if (!mean) continue;
+    double total_fg = 0, total_bg = 0;
+    for (const T *a = attention + i * t, *end = a + length_of(lengths, i, t); a != end; ++a) {
+      if (*a > over) total_fg += *a;
+      if (1 - *a > background_over) total_bg += 1 - *a;
+    }
+    const bool shift = grad_attention != nullptr;
+    divide(fg[i], total_fg, shift ? x_fg + i * d : nullptr, d);
+    divide(bg[i], total_bg, shift ? x_bg + i * d : nullptr, d);
+  }
+  parallel_for(b * t, 1 + 65536 / (d + 1), threads, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t i = row / t;
+      const T foreground = attention[row], background = 1 - foreground;
+      const bool inside = row % t < length_of(lengths, i, t);
+      const bool in_fg = inside && foreground > over, in_bg = inside && background > background_over;
+      T* to = grad_x == nullptr ? nullptr : grad_x + row * d;
+      if (!in_fg && !in_bg) {
+        if (to != nullptr) std::fill(to, to + d, T(0));
+        if (grad_attention != nullptr) grad_attention[row] = 0;
+        continue;
+      }
+      // A side without this snippet must not be touched, for its gradient may be NaN: the other stands in for it.
+      const Side<T>&f = in_fg ? fg[i] : bg[i], &g = in_bg ? bg[i] : fg[i];
+      const Share<T> f_share = {f.grad, in_fg ? fg[i].scale * foreground : 0, in_fg ? fg[i].scale : 0};
+      const Share<T> g_share = {g.grad, in_bg ? bg[i].scale * background : 0, in_bg ? -bg[i].scale : 0};
+      const T* from = grad_attention == nullptr ? nullptr : x + row * d;
+      const T dot = row_backward_of(from, f_share, g_share, d, to);
+      if (grad_attention != nullptr) grad_attention[row] = dot - f_share.scale * f.shift - g_share.scale * g.shift;
+    }
+  });
+}
+
+#define INSTANTIATE(T)                                                                                                 \
+  template void attention_pool<T>(const T*, const T*, const int64_t*, int64_t, int64_t, int64_t, double, double, bool, \
+                                  T*, T*, bool*, bool*, int);                                                          \
+  template void attention_pool_backward<T>(const T*, const T*, const int64_t*, const T*, const T*, const T*, const T*, \
+                                           int64_t, int64_t, int64_t, double, double, bool, T*, T*, int);
+INSTANTIATE(float)
+INSTANTIATE(double)
+#undef INSTANTIATE
+
+}  // namespace d2net::cpu

@@ -1,0 +1,93 @@
+#include "bottom_up_attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "parallel.h"
+#include "simd.h"
+
+namespace d2net::cpu {
+namespace {
+
+struct Sums {
+  double dot, squares;
+};
+
+template <typename T>
+inline Sums sums(const T* x, const double* unit, int64_t d) {
+  double dot = 0, squares = 0;
+#pragma omp simd reduction(+ : dot, squares)
+  for (int64_t j = 0; j < d; ++j) {
+    const double v = x[j];
+    dot += v * unit[j];
+    squares += v * v;
+  }
+  return {dot, squares};
+}
+
+D2NET_SIMD Sums sums_of(const float* x, const double* unit, int64_t d) { return sums(x, unit, d); }
+D2NET_SIMD Sums sums_of(const double* x, const double* unit, int64_t d) { return sums(x, unit, d); }
+
+// Whether a sum of squares kept its precision: no square that matters left the range of a double.
+inline bool in_range(double squares) { return squares > 1e-280 && squares < 1e280; }
+
+// x (d) / |x| in double, whatever its magnitude; returns |x|, 0 for a zero vector.
+template <typename T>
+double normalize(const T* x, int64_t d, double* unit) {
+  double largest = 0;
+  for (int64_t j = 0; j < d; ++j) {
+    const double magnitude = std::fabs(double(x[j]));
+    if (magnitude > largest || magnitude != magnitude) largest = magnitude;  // NaN stays
+  }
+  if (largest == 0) {
+    std::fill(unit, unit + d, 0.0);
+    return 0;
+  }
+  double squares = 0;
+  for (int64_t j = 0; j < d; ++j) {
+    unit[j] = x[j] / largest;
+    squares += unit[j] * unit[j];
+  }
+  const double norm = std::sqrt(squares);
+  for (int64_t j = 0; j < d; ++j) unit[j] /= norm;
+  return norm * largest;
+}
+
+}  // namespace
+
+template <typename T>
+void bottom_up_attention(const T* x, const T* reference, const int64_t* lengths, int64_t b, int64_t t, int64_t d,
+                         T* attention, T* norms, int threads) {
+  std::vector<double> unit(d);
+  const bool has_reference = normalize(reference, d, unit.data()) != 0;
+  parallel_for(b * t, 1 + 65536 / (d + 1), threads, [&](int64_t begin, int64_t end) {
+    std::vector<double> scaled;
+    for (int64_t row = begin; row < end; ++row) {
+      double cosine = 0, norm = 0;
+      if (has_reference && (lengths == nullptr || row % t < lengths[row / t])) {
+        const Sums s = sums_of(x + row * d, unit.data(), d);
+        if (in_range(s.squares)) {
+          norm = std::sqrt(s.squares);
+          cosine = s.dot / norm;
+        } else {
+          scaled.resize(d);
+          norm = normalize(x + row * d, d, scaled.data());
+          cosine = sums_of(scaled.data(), unit.data(), d).dot;
+        }
+      }
+      // Not std::clamp: NaN stays NaN.
+      if (cosine > 1) cosine = 1;
+      if (cosine < -1) cosine = -1;
+      attention[row] = T(0.5 * (1 - cosine));
+      norms[row] = T(norm);
+    }
+  });
+}
+
+template void bottom_up_attention<float>(const float*, const float*, const int64_t*, int64_t, int64_t, int64_t, float*,
+                                         float*, int);
+template void bottom_up_attention<double>(const double*, const double*, const int64_t*, int64_t, int64_t, int64_t,
+                                          double*, double*, int);
+
+}  // namespace d2net::cpu

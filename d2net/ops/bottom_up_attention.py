@@ -1,0 +1,143 @@
+"""Bottom-up attention: how unlike the background every snippet is (Eq. 8)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from d2net.errors import InputError
+from d2net.ops import _library, _native
+from d2net.ops._checks import check_floating, check_lengths, check_shape, valid_mask
+
+
+def bottom_up_attention(embeddings: Tensor, reference: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Foreground scores lambda'(t) = 0.5 (1 - cos(x(t), x_ref)) (Eq. 8).
+
+    Args:
+        embeddings: (B, T, D) x(t), of any magnitude.
+        reference: (D,) the running background reference x_ref.
+        lengths: (B,) int64, or None (all T).
+
+    Returns:
+        (B, T) in [0, 1], in the type of the embeddings: 0.5 where either vector is zero and past a length; NaN
+        propagates within its snippet. Differentiable once, in embeddings and reference, with gradient 0 where a
+        vector is zero.
+
+    Raises:
+        InputError: shapes, dtypes or devices that do not fit.
+    """
+    check_shape("bottom_up_attention", "embeddings", embeddings, "B, T, D")
+    check_floating("bottom_up_attention", "embeddings", embeddings)
+    check_floating("bottom_up_attention", "reference", reference)
+    check_lengths("bottom_up_attention", embeddings, lengths)
+    if reference.shape != embeddings.shape[2:]:
+        raise InputError(
+            f"bottom_up_attention: reference has shape {tuple(reference.shape)}, expected ({embeddings.shape[2]},), "
+            "the width of the embeddings"
+        )
+    if reference.device != embeddings.device:
+        raise InputError(
+            f"bottom_up_attention: embeddings are on {embeddings.device} but reference on {reference.device}; "
+            "move one of them"
+        )
+    reference = reference.to(torch.promote_types(embeddings.dtype, torch.float32))
+    if _library.has_kernel("bottom_up_attention", embeddings):
+        return _bottom_up_attention(embeddings, reference, lengths)[0]
+    return bottom_up_attention_reference(embeddings, reference, lengths)
+
+
+def bottom_up_attention_reference(embeddings: Tensor, reference: Tensor, lengths: Tensor | None) -> Tensor:
+    """:func:`bottom_up_attention` in plain PyTorch, on any device, without checks; reference in float32 or float64."""
+    padding = ~valid_mask("bottom_up_attention", embeddings, lengths)
+    x = embeddings.to(reference.dtype).masked_fill(padding[:, :, None], 0)
+
+    def scaled(v: Tensor) -> Tensor:
+        # The cosine does not depend on it, and no square leaves the range of the type.
+        largest = v.detach().abs().amax(-1, keepdim=True) if v.shape[-1] else v.new_ones(())
+        return v / torch.where(largest == 0, 1, largest)
+
+    x, reference = scaled(x), scaled(reference)
+    norm = torch.linalg.vector_norm(x, dim=2) * torch.linalg.vector_norm(reference)
+    cosine = torch.where(norm == 0, 0, (x @ reference) / torch.where(norm == 0, 1, norm))
+    return (0.5 * (1 - cosine.clamp(-1, 1))).to(embeddings.dtype)
+
+
+def _cpu(x: Tensor, reference: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    b, t, d = x.shape
+    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    attention, norms = reference.new_empty(b, t), reference.new_empty(b, t)
+    _native.cpu(
+        "bottom_up_attention",
+        reference.dtype,
+        x.to(reference.dtype).contiguous(),
+        reference.contiguous(),
+        lengths,
+        b,
+        t,
+        d,
+        attention,
+        norms,
+    )
+    return attention.to(x.dtype), norms
+
+
+def _fake(x, reference, lengths) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[:2]), reference.new_empty(x.shape[:2])
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(inputs[0], inputs[1], *output)
+
+
+def _backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    need_x, need_reference = ctx.needs_input_grad[:2]
+    grad_x, grad_reference = _bottom_up_attention_backward(*ctx.saved_tensors, grad, need_x, need_reference)
+    return grad_x if need_x else None, grad_reference if need_reference else None, None
+
+
+def _gradients(
+    x: Tensor,
+    reference: Tensor,
+    attention: Tensor,
+    norms: Tensor,
+    grad: Tensor,
+    need_x: bool,
+    need_reference: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients to x and reference, empty where not needed. With unit vectors u of x and r of reference,
+    d cos / dx = (r - cos u) / |x| and d cos / dreference = (u - cos r) / |reference|."""
+    unused = norms == 0
+    norms = norms.masked_fill(unused, 1)[:, :, None]
+    cosine = (1 - 2 * attention.to(reference.dtype))[:, :, None]
+    grad = (-0.5 * grad.to(reference.dtype)).masked_fill(unused, 0)[:, :, None]
+    unit = x.to(reference.dtype).masked_fill(unused[:, :, None], 0).div_(norms)
+    length = torch.linalg.vector_norm(reference, dtype=torch.float64)
+    r = (reference / torch.where(length == 0, 1, length)).to(reference.dtype)
+    grad_x, grad_reference = x.new_empty(0), reference.new_empty(0)
+    if need_reference:
+        total = (grad * unit).sum((0, 1)) - (grad * cosine).sum() * r
+        grad_reference = (total / torch.where(length == 0, 1, length)).to(reference.dtype)
+    if need_x:
+        grad_x = (unit.mul_(-cosine).add_(r).mul_(grad / norms)).to(x.dtype)
+    return grad_x, grad_reference
+
+
+def _gradients_fake(x, reference, attention, norms, grad, need_x, need_reference) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape if need_x else 0), reference.new_empty(reference.shape if need_reference else 0)
+
+
+_bottom_up_attention = _library.register(
+    "bottom_up_attention(Tensor x, Tensor reference, Tensor? lengths) -> (Tensor, Tensor)",
+    cpu=_cpu,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+_bottom_up_attention_backward = _library.register(
+    "bottom_up_attention_backward(Tensor x, Tensor reference, Tensor attention, Tensor norms, Tensor grad, "
+    "bool need_x, bool need_reference) -> (Tensor, Tensor)",
+    cpu=_gradients,
+    fake=_gradients_fake,
+    backward=_library.refuse_double_backward,
+)
