@@ -50,13 +50,14 @@ def main() -> None:
     parser.add_argument("settings", nargs="+", help='each one string of key=value pairs; "" is the recipe')
     parser.add_argument("--folds", type=int, default=7, help="default 7: one subject left out at a time")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # as the demo does
     for text in arguments.settings:
         scores = np.array(
             [
                 held_out_score(list(TRAIN_SUBJECTS[i :: arguments.folds]), text.split(), seed)
-                for seed in range(arguments.seeds)
+                for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds)
                 for i in range(arguments.folds)
             ]
         )
