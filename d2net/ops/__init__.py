@@ -1,20 +1,23 @@
 """Operators of temporal action localization. Shapes: B recordings, T snippets, C classes, D embedding width."""
 
 from d2net.ops.attention_pool import Pooled, attention_pool
+from d2net.ops.bottom_up_attention import bottom_up_attention
 from d2net.ops.condition_number import joint_log_condition_number, log_condition_number
 from d2net.ops.iou import iou_1d
 from d2net.ops.nms import batched_nms_1d, nms_1d, soft_nms_1d
 from d2net.ops.proposals import Proposals, extract_proposals
 from d2net.ops.snippet_pdmi import SnippetPDMI, snippet_pdmi
 from d2net.ops.topk_pool import topk_pool
-from d2net.ops.two_stream_tcam import TCAM, two_stream_tcam
+from d2net.ops.two_stream_tcam import TCAM, TCAMPool, tcam_pool, two_stream_tcam
 
 __all__ = [
     "TCAM",
+    "TCAMPool",
     "Pooled",
     "Proposals",
     "SnippetPDMI",
     "attention_pool",
+    "bottom_up_attention",
     "batched_nms_1d",
     "extract_proposals",
     "iou_1d",
@@ -23,6 +26,7 @@ __all__ = [
     "nms_1d",
     "snippet_pdmi",
     "soft_nms_1d",
+    "tcam_pool",
     "topk_pool",
     "two_stream_tcam",
 ]
