@@ -432,25 +432,37 @@ def convert(
 
 
 @app.command()
-def recipes(name: Annotated[str | None, typer.Argument(metavar="NAME", help="Recipe to show.")] = None) -> None:
-    """List the recipes, or show every value of one.
+def recipes(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Recipe to show, or to compare.")
+    ] = None,
+) -> None:
+    """List the recipes, show every value of one, or show where several differ.
 
     \b
     Examples:
       d2net recipes
       d2net recipes thumos14-paper
+      d2net recipes thumos14-paper thumos14-release
     """
     import yaml
 
-    from d2net.recipes import load_recipe, recipe_names
+    from d2net.recipes import differences, load_recipe, recipe_names
 
-    if name is not None:
-        typer.echo(yaml.safe_dump(load_recipe(name).to_dict(), sort_keys=False, default_flow_style=None), nl=False)
+    if not names:
+        table = Table("recipe", "description", box=None)
+        for each in recipe_names():
+            table.add_row(each, load_recipe(each).description)
+        make_console().print(table)
         return
-    table = Table("recipe", "description", box=None)
-    for each in recipe_names():
-        table.add_row(each, load_recipe(each).description)
-    make_console().print(table)
+    loaded = [load_recipe(name) for name in names]
+    if len(loaded) == 1:
+        typer.echo(yaml.safe_dump(loaded[0].to_dict(), sort_keys=False, default_flow_style=None), nl=False)
+        return
+    table = Table("setting", *names, box=None)
+    for key, values in differences(loaded):
+        table.add_row(key, *(_yaml_value(value) for value in values))
+    make_console().print(table if table.rows else "the recipes have the same values")
 
 
 @app.command()
@@ -499,6 +511,11 @@ def evaluation_table(result: Evaluation, *, title: str) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_row(*(f"{v:.1f}" for v in (*result.map, result.average, result.f1)))
     return table
+
+
+def _yaml_value(value: object) -> str:
+    """As --set takes it."""
+    return json.dumps(value) if not isinstance(value, str) else value
 
 
 def _annotations(place: str, subset: str, trust_pickle: bool) -> tuple[Annotations, str]:

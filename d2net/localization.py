@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from d2net.data.dataset import Dataset
 from d2net.detections import Detections
 from d2net.errors import InputError
-from d2net.losses import bottom_up_attention
+from d2net.ops._checks import valid_mask
+from d2net.ops.bottom_up_attention import bottom_up_attention
 from d2net.ops.proposals import Proposals, extract_proposals
 from d2net.ops.topk_pool import topk_pool
 from d2net.recipes import LocalizationRecipe, Recipe, load_recipe
@@ -24,14 +26,19 @@ class Localizer:
         recipe: The settings of Sec. 3.3.
 
     Raises:
-        InputError: a share in the recipe that is not one.
+        InputError: a value that cannot work.
     """
 
     def __init__(self, recipe: LocalizationRecipe) -> None:
-        for key in ("class_threshold", "score_floor"):
+        shares = ("score_floor",) if recipe.class_rule == "absolute" else ("class_threshold", "score_floor")
+        for key in shares:
             value = getattr(recipe, key)
             if not 0 <= value < 1:
                 raise InputError(f"localization.{key} is a share of the best and must lie in [0, 1), found {value}")
+        if recipe.max_classes is not None and recipe.max_classes < 1:
+            raise InputError(f"localization.max_classes must be at least 1, found {recipe.max_classes}")
+        if recipe.attention_peak is not None and not 0 < recipe.attention_peak < math.inf:
+            raise InputError(f"localization.attention_peak must be a positive number, found {recipe.attention_peak}")
         self.recipe = recipe
 
     @staticmethod
@@ -49,11 +56,11 @@ class Localizer:
     def __call__(self, tcam: Tensor, attention: Tensor | None = None, lengths: Tensor | None = None) -> Proposals:
         """Localize the actions of a batch (or of one recording, without the batch dimension).
 
-        Classes with p > ``class_threshold`` * max(p) are kept, p being the top-k pooled TCAM. Their
-        activations, refined as r_c = lambda' T_c, give the proposals
-        (:func:`d2net.ops.proposals.extract_proposals`); those with
-        S > S_th = ``score_floor`` * (the recording's best S) stay. A recording without a positive p or a
-        positive S has no detection.
+        The activations are refined as r_c = lambda' T_c. Classes with p > ``class_threshold`` * max(p) are kept, p
+        being the top-k pooled TCAM; their refined activations give the proposals
+        (:func:`d2net.ops.proposals.extract_proposals`); those with S > S_th = ``score_floor`` * (the recording's
+        best S) stay. A recording without a positive p or a positive S has no detection. Every step has the
+        variants of ``LocalizationRecipe``.
 
         Args:
             tcam: (B, T, C) or (T, C) class activations.
@@ -83,28 +90,75 @@ class Localizer:
             lengths = lengths.to(tcam.device)
         _check_finite("tcam", tcam, lengths)
 
-        pooled = topk_pool(tcam, lengths, divisor=self.recipe.topk_divisor)
-        best = pooled.amax(dim=1, keepdim=True) if pooled.shape[1] else pooled
-        classes = pooled > self.recipe.class_threshold * best  # never true where p <= 0, as the share is below 1
         refined = tcam
         if attention is not None and self.recipe.attention:
             _check_finite("attention", attention, lengths)
-            refined = tcam * attention[..., None]
+            refined = tcam * self._scaled(attention, lengths)[..., None]
         proposals = extract_proposals(
             refined,
-            classes,
+            self._classes(refined if self.recipe.class_scores == "refined" else tcam, lengths),
             lengths,
             thresholds=self.recipe.thresholds,
             min_length=self.recipe.min_length,
             inflation=self.recipe.inflation,
+            outer=self.recipe.outer,
             nms_iou=self.recipe.nms_iou,
+            min_contrast=-math.inf if self.recipe.min_contrast is None else self.recipe.min_contrast,
         )
-        # Starting from 0, a recording whose best score is not positive keeps nothing.
-        best_score = proposals.score.new_zeros(batch).scatter_reduce(
-            0, proposals.recording, proposals.score, reduce="amax"
-        )
-        keep = proposals.score > self.recipe.score_floor * best_score[proposals.recording]
+        return self._above_floor(proposals, batch, classes=tcam.shape[2])
+
+    def _scaled(self, attention: Tensor, lengths: Tensor | None) -> Tensor:
+        """lambda' (B, T), scaled to ``attention_peak`` within each recording."""
+        if self.recipe.attention_peak is None or attention.shape[1] == 0:
+            return attention
+        valid = valid_mask("Localizer", attention, lengths)
+        peak = attention.masked_fill(~valid, 0).amax(1, keepdim=True)
+        return attention * self.recipe.attention_peak / torch.where(peak > 0, peak, 1)
+
+    def _classes(self, sequences: Tensor, lengths: Tensor | None) -> Tensor:
+        """(B, C) bool: the classes to look for, by the pooled (B, T, C) sequences."""
+        recipe = self.recipe
+        pool = topk_pool if recipe.topk_rounding == "ceil" else _floor_topk_pool
+        pooled = pool(sequences, lengths, divisor=recipe.topk_divisor)
+        if pooled.shape[1] == 0:
+            return pooled > 0
+        best = pooled.amax(dim=1, keepdim=True)
+        if recipe.class_rule == "relative":
+            # Never true where p <= 0, as the share is below 1.
+            classes = pooled > recipe.class_threshold * best
+        else:
+            threshold = torch.full_like(best, recipe.class_threshold)
+            if recipe.class_threshold_high is not None:
+                threshold = torch.where(best > recipe.class_threshold_high, recipe.class_threshold_high, threshold)
+            classes = pooled > threshold
+        if recipe.max_classes is not None and recipe.max_classes < pooled.shape[1]:
+            classes &= pooled > pooled.sort(dim=1, descending=True).values[:, recipe.max_classes, None]
+        return classes
+
+    def _above_floor(self, proposals: Proposals, batch: int, classes: int) -> Proposals:
+        """The proposals that reach S_th."""
+        share = self.recipe.score_floor
+        if self.recipe.score_floor_scope == "class":
+            group = proposals.recording * classes + proposals.label
+            none = proposals.score.new_full((batch * classes,), -torch.inf)
+            best = none.scatter_reduce(0, group, proposals.score, reduce="amax")[group]
+            keep = proposals.score >= share * best
+        else:
+            # Starting from 0, a recording whose best score is not positive keeps nothing.
+            none = proposals.score.new_zeros(batch)
+            best = none.scatter_reduce(0, proposals.recording, proposals.score, reduce="amax")[proposals.recording]
+            keep = proposals.score > share * best
         return Proposals(*(x[keep] for x in proposals))
+
+
+def _floor_topk_pool(x: Tensor, lengths: Tensor | None, *, divisor: int) -> Tensor:
+    """:func:`topk_pool` with k = max(1, floor(length / divisor))."""
+    valid = valid_mask("Localizer", x, lengths)
+    length = valid.sum(1, keepdim=True)
+    k = (length // divisor).clamp(min=1)
+    top = x.masked_fill(~valid[:, :, None], -torch.inf).sort(dim=1, descending=True).values
+    counts = torch.arange(x.shape[1], device=x.device) < torch.minimum(k, length)
+    return torch.where(counts[:, :, None], top, 0).sum(1) / k
 
 
 def to_detections(

@@ -40,23 +40,31 @@ class TemporalConv(nn.Conv1d):
 
 
 class Stream(nn.Module):
-    """Three temporal convolutions, leaky ReLU (slope 0.2) after the first two."""
+    """Three temporal convolutions, leaky ReLU (slope 0.2) after the first two; variants as the recipe says."""
 
     def __init__(self, width: int, embedding_dim: int, num_classes: int, recipe: ModelRecipe) -> None:
         super().__init__()
         shape = (recipe.kernel_size, recipe.dilation)
         self.first = TemporalConv(width, embedding_dim, *shape)
         self.second = TemporalConv(embedding_dim, embedding_dim, *shape)
-        self.classifier = TemporalConv(embedding_dim, num_classes, *shape)
+        self.classifier = TemporalConv(
+            embedding_dim, num_classes, recipe.classifier_kernel_size or recipe.kernel_size, recipe.dilation
+        )
         self.residual = recipe.residual
         self.dropout = recipe.dropout
+        self.dropout_embeddings = recipe.dropout_embeddings
+        if recipe.weight_std is not None:
+            for layer in (self.first, self.second, self.classifier):
+                nn.init.normal_(layer.weight, std=recipe.weight_std)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, width) -> embeddings (B, T, D) and logits (B, T, C)."""
         for layer in (self.first, self.second):
             y = F.leaky_relu(layer(x, padding), 0.2)
             x = x + y if self.residual else y
-        return x, self.classifier(F.dropout(x, self.dropout, self.training), padding)
+        dropped = F.dropout(x, self.dropout, self.training)
+        return dropped if self.dropout_embeddings else x, self.classifier(dropped, padding)
 
 
 class D2Net(nn.Module):
@@ -79,11 +87,12 @@ class D2Net(nn.Module):
         self.stream_widths = tuple(stream_widths)
         self.num_classes = num_classes
         self.embedding_dim = recipe.embedding_dim or self.stream_widths[0]
-        if recipe.kernel_size % 2 == 0 or recipe.kernel_size < 1 or recipe.dilation < 1:
-            raise InputError(
-                f"model: kernel size {recipe.kernel_size} and dilation {recipe.dilation}; expected an odd kernel "
-                "size and a dilation of at least 1, so that time stays aligned"
-            )
+        for kernel_size in (recipe.kernel_size, recipe.classifier_kernel_size or recipe.kernel_size):
+            if kernel_size % 2 == 0 or kernel_size < 1 or recipe.dilation < 1:
+                raise InputError(
+                    f"model: kernel size {kernel_size} and dilation {recipe.dilation}; expected an odd kernel "
+                    "size and a dilation of at least 1, so that time stays aligned"
+                )
         if recipe.residual and {self.embedding_dim} != set(self.stream_widths):
             raise InputError(
                 f"model: residual layers need streams as wide as the embedding ({self.embedding_dim}), "

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,7 +23,7 @@ from d2net.checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_
 from d2net.data.batches import BatchSampler
 from d2net.data.dataset import Dataset
 from d2net.errors import D2NetError, InputError
-from d2net.evaluation import Protocol, evaluate
+from d2net.evaluation import evaluate
 from d2net.localization import localize
 from d2net.losses import D2NetLoss
 from d2net.model import D2Net
@@ -141,7 +141,14 @@ class Trainer:
             while self.iteration < iterations:
                 batch = self.sampler.next().to(self.device)
                 output = self.model(batch.features, batch.lengths)
-                loss = self.loss(output.tcam, output.embeddings, batch.lengths, batch.labels, generator=self.pairing)
+                loss = self.loss(
+                    output.tcam,
+                    output.embeddings,
+                    batch.lengths,
+                    batch.labels,
+                    generator=self.pairing,
+                    denoise=denoising_is_on(self.recipe.training, self.iteration),
+                )
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.total.backward()
                 self.optimizer.step()
@@ -193,9 +200,8 @@ class Trainer:
         )
         self.model.train()
         settings = self.recipe.evaluation
-        protocol = cast(Protocol, settings.protocol)  # evaluate checks it
         annotations = self.evaluation_dataset.annotations()
-        result = evaluate(detections, annotations, protocol=protocol, tiou=settings.tiou).to_json()
+        result = evaluate(detections, annotations, protocol=settings.protocol, tiou=settings.tiou).to_json()
         return {key: result[key] for key in ("map", "average", "f1")}
 
     def _checkpoint(self) -> Checkpoint:
@@ -371,12 +377,17 @@ class _Bar:
             print(f"iteration {iteration}/{self.total}: {text}, {left:.0f} s left", file=sys.stderr)
 
 
+def denoising_is_on(settings: TrainingRecipe, iteration: int) -> bool:
+    """Whether L_D is part of the loss in an iteration, counted from 0."""
+    return iteration >= settings.denoising_start and iteration % settings.denoising_every == 0
+
+
 def _due(iteration: int, every: int) -> bool:
     return every > 0 and iteration % every == 0
 
 
 def _check_settings(settings: TrainingRecipe) -> None:
-    for name in ("iterations", "batch_size", "max_snippets"):
+    for name in ("iterations", "batch_size", "max_snippets", "denoising_every"):
         if getattr(settings, name) < 1:
             raise InputError(f"training.{name} is {getattr(settings, name)}; it must be at least 1")
     for name, low in (("learning_rate", "above 0"), ("weight_decay", "at least 0")):

@@ -86,6 +86,12 @@ def test_recipes() -> None:
     listing = run("recipes").stdout
     assert all(name in listing for name in recipe_names())
     assert "batch_size: 10" in run("recipes", "thumos14-paper").stdout
+    lines = run("recipes", "thumos14-paper", "thumos14-release").stdout.splitlines()
+    assert lines[0].split() == ["setting", "thumos14-paper", "thumos14-release"]
+    assert ["training.batch_size", "10", "20"] in [line.split() for line in lines]
+    assert not any("loss.beta" in line for line in lines)
+    assert "same values" in run("recipes", "watch", "watch").stdout
+    assert "did you mean 'watch'" in fails("recipes", "watch", "wach")
 
 
 def test_info_names_build_and_backends() -> None:

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from d2net.data.dataset import Dataset, Recording
+from d2net.detections import read_annotations
 from d2net.errors import InputError
+from d2net.evaluation import evaluate
 from d2net.localization import Localizer, localize, predict, to_detections
 from d2net.ops.proposals import Proposals
 from d2net.recipes import LocalizationRecipe, load_recipe
@@ -114,6 +116,153 @@ def test_from_recipe():
         Localizer.from_recipe("thumos14-paper", nms_iuo=0.3)
     with pytest.raises(InputError, match="score_floor"):
         Localizer.from_recipe("thumos14-paper", score_floor=10)
+
+
+def naive_release(tcam: np.ndarray, activitynet: bool) -> dict[tuple, float]:
+    """The released code's rules for one refined sequence (T, C): {(class, start, end): score}."""
+    count, classes = tcam.shape
+    p = np.sort(tcam, axis=0)[::-1][: max(1, count // (4 if activitynet else 8))].mean(0)
+    if activitynet:
+        kept = p > max(1.0 if (p > 1).any() else 0.5, np.sort(p)[-3])
+    else:
+        kept = p > p.max() / 2
+    found = {}
+    for c in np.flatnonzero(kept):
+        r = tcam[:, c]
+        candidates = {}
+        for threshold in range(1, 20):
+            inside = np.concatenate(([False], r > np.float32(threshold / 40), [False]))
+            edges = np.flatnonzero(inside[1:] != inside[:-1])
+            for s, e in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+                if e - s >= 2:
+                    reach = max(1, (e - s) // 4)
+                    sides = [x.mean() for x in (r[max(0, s - reach) : s], r[e : e + reach]) if len(x)]
+                    score = r[s:e].mean() - (np.mean(sides) if sides else 0)
+                    if score >= -0.4:
+                        candidates[s, e] = score
+        picked: list[tuple[int, int]] = []
+        for s, e in sorted(candidates, key=lambda k: -candidates[k]):
+            overlaps = (max(0, min(e, b) - max(s, a)) for a, b in picked)
+            if all(o / (e - s + b - a - o) < 0.3 for o, (a, b) in zip(overlaps, picked, strict=True)):
+                picked.append((s, e))
+        found.update({(c, *k): candidates[k] for k in picked if candidates[k] >= 0.1 * candidates[picked[0]]})
+    return found
+
+
+@pytest.mark.parametrize("name", ["thumos14-release", "activitynet12-release"])
+def test_release_rules_one_recording_at_a_time(name):
+    generator = torch.Generator().manual_seed(0)
+    localizer = Localizer.from_recipe(name)
+    lengths = torch.tensor([60, 200, 3, 41, 1, 200])
+    tcam = torch.rand(6, 200, 5, generator=generator) ** 0.5
+    tcam = nn.functional.avg_pool1d(tcam.transpose(1, 2), 5, 1, 2).transpose(1, 2)
+    tcam *= torch.rand(6, 1, 5, generator=generator) ** 0.3  # classes and recordings of different strength
+    attention = torch.rand(6, 200, generator=generator)
+    found = localizer(tcam, attention, lengths)
+    result = {tuple(row[:4]): row[4] for row in rows(found)}
+    expected = {}
+    for b, n in enumerate(lengths.tolist()):
+        a = attention[b, :n]
+        refined = tcam[b, :n] * (a * 2 / a.max() if "activity" in name else a)[:, None]
+        expected |= {(b, *k): v for k, v in naive_release(refined.numpy(), "activity" in name).items()}
+    assert len(expected) > 50 and len(result) == len(found.score)
+    assert result.keys() == expected.keys()
+    assert all(result[k] == pytest.approx(v, abs=1e-5) for k, v in expected.items())
+
+
+def test_published_localization(shared):
+    data = np.load(shared / "oracles" / "release_localization.npz")
+    localizer = Localizer.from_recipe("thumos14-release")
+    names = [k.removeprefix("detections_") for k in data if k.startswith("detections_")]
+    videos = [str(v) for v in data["video"]]
+    tcams = [torch.from_numpy(data[f"tcam_{v}"]) for v in videos]
+    lengths = torch.tensor([len(t) for t in tcams])
+    found = localizer(nn.utils.rnn.pad_sequence(tcams, batch_first=True), lengths=lengths)
+    assert (found.recording.diff() >= 0).all()
+    detected = to_detections(found, videos=videos, classes=names, seconds_per_snippet=[16 / 25] * len(videos))
+    truth = read_annotations(shared / "data" / "thumos14" / "wtalc", subset="test", trust_pickle=True)
+    result = evaluate(detected, truth, "wtalc", tiou=(0.1, 0.2, 0.3, 0.4, 0.5))
+    np.testing.assert_allclose(result.map, data["map_wtalc"], atol=1e-6)
+
+    # The published detections are without those that touch an ambiguous segment, which evaluate drops.
+    ambiguous: dict[int, list[tuple[int, int]]] = {}
+    for video, start, end in truth.ambiguous.tolist():
+        segment = (round(start * 25 / 16), round(end * 25 / 16))
+        ambiguous.setdefault(videos.index(truth.videos[int(video)]), []).append(segment)
+    ours = {
+        (label, video, start, end): score
+        for video, label, start, end, score in rows(found)
+        if all(end <= a or b <= start for a, b in ambiguous.get(video, []))
+    }
+    published = {(c, *map(int, r[:3])): r[3] for c, n in enumerate(names) for r in data[f"detections_{n}"]}
+    assert ours.keys() == published.keys()
+    assert max(abs(ours[k] - v) for k, v in published.items()) < 1e-5
+
+
+def test_classes_by_an_absolute_threshold():
+    recipe = replace(RECIPE, class_rule="absolute", class_threshold=0.55)
+    assert {r[1] for r in rows(Localizer(recipe)(TCAM))} == {0, 1}  # p = 1, 0.625, 0.5
+    assert {r[1] for r in rows(Localizer(replace(recipe, class_threshold=0.4))(TCAM))} == {0, 1, 2}
+    high = replace(recipe, class_threshold_high=0.9)
+    assert {r[1] for r in rows(Localizer(high)(TCAM))} == {0}
+    assert {r[1] for r in rows(Localizer(high)(TCAM[:, 1:]))} == {0}  # nothing above 0.9: 0.55 decides
+    two = replace(recipe, class_threshold=0.0, max_classes=2)
+    assert {r[1] for r in rows(Localizer(two)(TCAM))} == {0, 1}
+    assert {r[1] for r in rows(Localizer(two)(TCAM[:, [0, 1, 1]]))} == {0}  # a tie for the second place
+    assert {r[1] for r in rows(Localizer(replace(two, max_classes=3))(TCAM))} == {0, 1, 2}
+
+
+def test_class_scores_of_the_refined_sequence_and_rounding():
+    attention = torch.ones(8)
+    attention[2:4] = 0.25  # class 0 falls to 0.5 (its sides), class 1 to 0.156
+    refined = replace(RECIPE, class_scores="refined", class_threshold=0.9)
+    assert {r[1] for r in rows(Localizer(refined)(TCAM, attention))} == {0, 2}
+    assert {r[1] for r in rows(Localizer(replace(refined, class_scores="tcam"))(TCAM, attention))} == {0}
+    # k = ceil(8 / 5) = 2 or floor = 1: class 1 has p = 0.625 or 0.75.
+    up = replace(RECIPE, topk_divisor=5, class_threshold=0.7)
+    assert {r[1] for r in rows(Localizer(up)(TCAM))} == {0}
+    assert {r[1] for r in rows(Localizer(replace(up, topk_rounding="floor"))(TCAM))} == {0, 1}
+
+
+def test_attention_peak():
+    attention = torch.linspace(0.1, 0.5, 8)
+    scaled = Localizer(replace(RECIPE, attention_peak=2.0))(TCAM, attention)
+    assert rows(scaled) == rows(Localizer(RECIPE)(TCAM, attention * 2 / attention.max()))
+    none = Localizer(replace(RECIPE, attention_peak=2.0))(TCAM, torch.zeros(8))
+    assert len(none.score) == 0
+
+
+def test_score_floor_of_the_class_includes_what_is_equal():
+    best = {0: 0.75, 1: 0.625}  # test_by_hand
+    floor = replace(RECIPE, score_floor=0.9)
+    assert [r[1] for r in rows(Localizer(floor)(TCAM))] == [0]
+    by_class = rows(Localizer(replace(floor, score_floor_scope="class"))(TCAM))
+    assert {r[1]: r[4] for r in by_class} == best
+    equal = torch.tensor([[0.0, 0.5, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]]).T
+    half = replace(RECIPE, score_floor=0.5, score_floor_scope="class")
+    assert len(Localizer(half)(equal).score) == 2
+
+
+def test_min_contrast():
+    # The valley (0.25) between high sides has S = 0.25 - 1.
+    valley = torch.tensor([[1.0, 1.0, 0.5, 0.5, 1.0, 1.0, 0.0, 0.0]]).T
+    valley = torch.cat((torch.zeros(1, 1), valley))
+    low = replace(RECIPE, thresholds=(0.25, 0.75), score_floor=0.0, nms_iou=1.0)
+    assert len(Localizer(low)(valley).score) == 3
+    assert len(Localizer(replace(low, min_contrast=0.8))(valley).score) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_classes": 0}, "max_classes must be at least 1"),
+        ({"attention_peak": 0.0}, "attention_peak must be a positive"),
+        ({"class_threshold": 1.5}, "class_threshold is a share"),
+    ],
+)
+def test_settings_that_cannot_work(change, message):
+    with pytest.raises(InputError, match=message):
+        Localizer(replace(RECIPE, **change))
 
 
 def test_to_detections():

@@ -8,12 +8,14 @@ from torch.nn import functional as F
 
 from d2net.errors import InputError
 from d2net.model import D2Net
-from d2net.recipes import ModelRecipe
+from d2net.recipes import ModelRecipe, load_recipe
 
 RECIPES = {
     "thumos14": ModelRecipe(),
     "activitynet": ModelRecipe(kernel_size=5, dilation=2),
     "residual": ModelRecipe(residual=True, dropout=0.5),
+    "release": load_recipe("thumos14-release").model,
+    "activitynet release": load_recipe("activitynet12-release").model,
 }
 
 
@@ -69,3 +71,20 @@ def test_clear_errors():
         D2Net(4, (6, 6), ModelRecipe(kernel_size=4))
     with pytest.raises(InputError, match="residual"):
         D2Net(4, (6, 5), ModelRecipe(residual=True))
+    with pytest.raises(InputError, match="odd"):
+        D2Net(4, (6, 6), ModelRecipe(classifier_kernel_size=2))
+
+
+def test_release_variants():
+    torch.manual_seed(0)
+    model = D2Net(4, (64, 64), load_recipe("thumos14-release").model)
+    stream = model.stream_a
+    assert stream.first.kernel_size == (3,) and stream.classifier.kernel_size == (1,)
+    assert stream.first.weight.std().item() == pytest.approx(0.01, rel=0.1) and (stream.first.bias == 0).all()
+    features = torch.randn(2, 30, 128)
+    x = model(features).embeddings
+    zeros = (x == 0).float().mean().item()
+    assert zeros == pytest.approx(0.7**2, abs=0.05)  # both streams dropped
+    assert (model.eval()(features).embeddings != 0).all()
+    plain = D2Net(4, (64, 64), ModelRecipe(residual=True, dropout=0.7))
+    assert (plain(features).embeddings != 0).all()

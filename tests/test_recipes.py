@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from d2net.errors import InputError
-from d2net.recipes import Recipe, load_recipe, recipe_names
+from d2net.recipes import Recipe, differences, load_recipe, recipe_names
 
 
 def test_paper_values():
@@ -38,7 +40,11 @@ def test_override():
     ("assignment", "message"),
     [
         ("training.iteratons=3", "did you mean 'iterations'"),
-        ("trainng.iterations=3", "section.key=value"),
+        ("trainng.iterations=3", "section.key=value .did you mean 'training'"),
+        ("loss.denoising=pdmii", "did you mean 'pdmi'"),
+        ("loss.classification=3", "expected discriminative or focal or cross_entropy"),
+        ("loss.video_peak_share=high", "expected a number or null"),
+        ("loss.alpha_video=true", "expected a number"),
         ("training.iterations", "section.key=value"),
         ("training.iterations=many", "expected an integer"),
         ("model.residual=1", "expected true or false"),
@@ -51,6 +57,30 @@ def test_override():
 def test_bad_settings(assignment, message):
     with pytest.raises(InputError, match=message):
         load_recipe("watch").override([assignment])
+
+
+def test_null_is_a_value_where_it_has_a_meaning():
+    recipe = load_recipe("thumos14-release").override(["loss.video_peak_share=null", "localization.max_classes=3"])
+    assert recipe.loss.video_peak_share is None and recipe.localization.max_classes == 3
+    with pytest.raises(InputError, match="loss.beta: expected a number"):
+        recipe.override(["loss.beta=null"])
+
+
+def test_differences():
+    paper, release = load_recipe("thumos14-paper"), load_recipe("thumos14-release")
+    rows = dict(differences([paper, release]))
+    assert rows["training.batch_size"] == [10, 20]
+    assert rows["loss.pairing"] == ["different", "permutation"]
+    assert "loss.beta" not in rows
+    assert not differences([paper, paper])
+
+
+@pytest.mark.parametrize("dataset", ["thumos14", "activitynet12"])
+def test_every_difference_between_paper_and_release_is_documented(dataset):
+    text = (Path(__file__).parents[1] / "docs" / "fidelity.md").read_text(encoding="utf-8")
+    recipes = [load_recipe(f"{dataset}-{kind}") for kind in ("paper", "release")]
+    missing = [key for key, _ in differences(recipes) if f"`{key}`" not in text]
+    assert not missing
 
 
 def test_unknown_recipe_names_the_nearest():

@@ -19,7 +19,7 @@ from d2net.data.batches import BatchSampler
 from d2net.data.dataset import Dataset, Recording
 from d2net.errors import D2NetError, InputError
 from d2net.recipes import Recipe, TrainingRecipe, load_recipe
-from d2net.training import Trainer
+from d2net.training import Trainer, denoising_is_on
 
 CLASSES = ("jump", "throw")
 
@@ -280,3 +280,25 @@ def test_crops_reach_both_ends() -> None:
     sampler = BatchSampler(dataset, batch_size=1, max_snippets=len(x) - 1)
     starts = {int(not np.array_equal(sampler.next().features[0].numpy(), x[:-1])) for _ in range(30)}
     assert starts == {0, 1}
+
+
+def test_denoising_is_on_as_the_recipe_says(tmp_path):
+    release = load_recipe("thumos14-release").training
+    assert [i for i in range(998, 1008) if denoising_is_on(release, i)] == [1002, 1004, 1006]
+    assert all(denoising_is_on(TrainingRecipe(), i) for i in range(5))
+    recipe = make_recipe(6, denoising_start=3, denoising_every=2)
+    trainer = Trainer(make_dataset(), recipe, out=tmp_path, tensorboard=False)
+    seen = []
+    trainer.loss.register_forward_pre_hook(
+        lambda module, args, keywords: seen.append(keywords["denoise"]), with_kwargs=True
+    )
+    trainer.run()
+    assert seen == [False, False, False, False, True, False]
+
+
+def test_trains_with_the_release_recipe(tmp_path):
+    settings = ["model.residual=false", "model.embedding_dim=8", "training.iterations=3", "training.batch_size=4"]
+    recipe = load_recipe("thumos14-release").override(settings)
+    trainer = Trainer(make_dataset(), recipe, out=tmp_path, tensorboard=False)
+    assert trainer.run().exists()
+    assert trainer.loss.reference.abs().sum() > 0

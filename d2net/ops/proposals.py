@@ -41,6 +41,7 @@ def extract_proposals(
     inflation: float = 0.25,
     outer: Literal["pooled", "mean_of_sides"] = "pooled",
     nms_iou: float = 0.5,
+    min_contrast: float = -math.inf,
 ) -> Proposals:
     """Proposals of a whole batch, scored by their contrast and thinned by class-wise NMS (Sec. 3.3).
 
@@ -61,6 +62,7 @@ def extract_proposals(
             of the means of the sides there are.
         nms_iou: Of two proposals of one class and recording with an IoU of at least this, the one with the
             lower score goes; in (0, 1], and 1 keeps all.
+        min_contrast: Proposals with a lower S are dropped before NMS.
 
     Returns:
         Proposals by recording, class and falling score; of equal scores, the earlier start and then the
@@ -95,6 +97,7 @@ def extract_proposals(
     row, start, end = key // base**2, key // base % base, key % base
 
     score = _contrast(torch.where(valid, rows, 0), length, row, start, end, inflation, outer).to(rows.dtype)
+    row, start, end, score = (x[score >= min_contrast] for x in (row, start, end, score))
     segments = torch.stack((start, end), dim=1).to(torch.float64)
     keep = batched_nms_1d(segments, score.to(torch.float64), row, nms_iou).sort().values
     keep = keep[score[keep].sort(descending=True, stable=True).indices]

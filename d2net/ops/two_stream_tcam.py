@@ -24,6 +24,20 @@ class TCAM(NamedTuple):
     pooled: Tensor
 
 
+class TCAMPool(NamedTuple):
+    """(B, T) top-down attention (maximum over classes) and (B, C) pooled scores of a TCAM."""
+
+    attention: Tensor
+    pooled: Tensor
+
+
+def tcam_pool(tcam: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> TCAMPool:
+    """lambda(t) = max_c T[t, c] and p = topk_pool(T)."""
+    mask = valid_mask("tcam_pool", tcam, lengths)
+    tcam = tcam.masked_fill(~mask[:, :, None], 0)
+    return TCAMPool(tcam.amax(2), topk_pool(tcam, lengths, divisor=divisor))
+
+
 def two_stream_tcam(logits_a: Tensor, logits_b: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> TCAM:
     """T = (sigmoid(a) + sigmoid(b)) / 2, lambda(t) = max_c T[t, c], p = topk_pool(T).
 

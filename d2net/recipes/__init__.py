@@ -7,9 +7,11 @@ as default, is said once, in the dataclasses below.
 from __future__ import annotations
 
 import difflib
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -23,22 +25,58 @@ class ModelRecipe:
     embedding_dim: int | None = None  # width of x(t); None: the width of a stream
     kernel_size: int = 3  # of every temporal convolution; (3, 1) on THUMOS14, (5, 2) on ActivityNet1.2
     dilation: int = 1
+    classifier_kernel_size: int | None = None  # of the third convolution alone; None: kernel_size
     residual: bool = False  # add a layer's input to its output (the released code does)
     dropout: float = 0.0  # before the classifier
+    dropout_embeddings: bool = False  # in training, x(t) is what has passed the dropout (the released code)
+    weight_std: float | None = None  # weights from N(0, weight_std), biases 0; None: PyTorch's initialisation
 
 
 @dataclass(frozen=True)
 class LossRecipe:
-    """Eq. 1 to 11."""
+    """Eq. 1 to 11; docs/fidelity.md says which values are the paper's and which the released code's."""
 
-    alpha_snippet: float = 0.2  # weight of L_DS; the paper's alpha (Eq. 1) for both terms
-    alpha_video: float = 0.2  # weight of L_DV
+    classification: Literal["discriminative", "focal", "cross_entropy"] = "discriminative"  # Table 3
+    denoising: Literal["pdmi", "dmi", "l1", "bce"] = "pdmi"  # L_D; Eq. 7, Eq. 5 and Table 4
+    alpha_snippet: float = 0.2  # weight of L_DS; the paper's alpha (Eq. 1) for both terms; 0 leaves the term out
+    alpha_video: float = 0.2  # weight of L_DV; 0 leaves the term out
+    topk_divisor: int = 8  # p is the mean of the ceil(s / topk_divisor) largest activations
+    min_snippets: int = 1  # shorter recordings are skipped
+    skip_unlabelled: bool = False  # recordings without a label are skipped
+
+    # L_Dis
     beta: float = 2.0  # focusing parameter (Eq. 4)
     gamma: float = 0.01  # intra-class compactness (Eq. 3)
     threshold: float = 0.5  # tau on the foreground attention (Eq. 2)
     background_threshold: float = 0.5  # tau on the background attention (Eq. 2)
-    topk_divisor: int = 8  # p is the mean of the ceil(s / 8) largest activations
-    momentum: float = 0.9  # of the running background reference x_ref (Eq. 8)
+    threshold_inclusive: bool = False  # whether a snippet exactly at tau counts
+    embedding_pooling: Literal["sum", "mean"] = "sum"  # mean: Eq. 2 divided by the sum of its weights
+    pairing: Literal["different", "permutation"] = "different"  # x~ of Eq. 3: see DiscriminativeLoss
+    probability_floor: float = 1e-6  # p is clamped to [floor, 1 - floor] before the logarithm
+    class_reduction: Literal["sum", "mean"] = "sum"  # of Eq. 4 over the classes
+    balance_classes: bool = False  # multiply the terms of positive classes by C
+
+    # x_ref (Eq. 8)
+    momentum: float = 0.9
+    reference_update: Literal["background", "lowest_attention"] = "background"
+    # background: mean of x_bg; lowest_attention: mean of the one snippet with the lowest attention of each recording
+
+    # L_DS (Eq. 9)
+    snippet_fg_threshold: float = 0.5  # pseudo-foreground where lambda' is above
+    snippet_bg_threshold: float = 0.5  # pseudo-background where lambda' is below
+    snippet_own_classes: bool = False  # activations of the pseudo-foreground: maximum over the recording's own classes
+    snippet_normalization: Literal["joint", "per_class"] = "joint"  # Y_1 / z, or each column by its own count
+    snippet_entry_floor: float = 0.0  # entries of U_1 are clamped from below
+    snippet_rank_tol: float = 1e-5  # singular values of U_1 up to this are zero
+
+    # L_DV (Eq. 10)
+    video_peak_share: float | None = None  # p where above this share of its maximum, else 0, then sum 1; None: p
+    video_normalization: Literal["joint", "per_class"] = "joint"  # Y_2 / n, or each class by its own count
+
+    # Uncertainty modelling (Lee et al., AAAI 2021) beside the paper's terms
+    um_weight: float = 0.0  # weight of um_magnitude * magnitude term + background entropy
+    um_magnitude: float = 5e-4
+    um_margin: float = 100.0  # the magnitude that foreground embeddings should reach
 
 
 @dataclass(frozen=True)
@@ -50,27 +88,39 @@ class TrainingRecipe:
     learning_rate: float = 1e-4
     weight_decay: float = 0.005
     max_snippets: int = 750  # longer recordings are cropped at random to this many snippets
+    denoising_start: int = 0  # L_D is on from this iteration (counted from 0) ...
+    denoising_every: int = 1  # ... whenever the iteration is a multiple of this
 
 
 @dataclass(frozen=True)
 class LocalizationRecipe:
     """Sec. 3.3."""
 
+    attention: bool = True  # refine the TCAM with the bottom-up attention (r_c = lambda' T_c)
+    attention_peak: float | None = None  # lambda' is scaled to this maximum; None: as it is
+    class_scores: Literal["tcam", "refined"] = "tcam"  # which sequence the class scores p are pooled from
     topk_divisor: int = 8
-    class_threshold: float = 0.5  # a class is kept when p > class_threshold * max(p)
+    topk_rounding: Literal["ceil", "floor"] = "ceil"  # k = max(1, s / topk_divisor, rounded like this)
+    class_rule: Literal["relative", "absolute"] = "relative"
+    class_threshold: float = 0.5  # a class is kept when p > class_threshold * max(p), or (absolute) p > class_threshold
+    class_threshold_high: float | None = None  # absolute: takes its place in a recording where some p is above it
+    max_classes: int | None = None  # keep only classes whose p is above the (max_classes + 1)-th best; None: no limit
     thresholds: tuple[float, ...] = tuple(round(0.025 * i, 3) for i in range(1, 21))
     min_length: int = 1  # snippets
     inflation: float = 0.25  # width of each outer neighbourhood, as a share of the proposal's
+    outer: Literal["pooled", "mean_of_sides"] = "pooled"  # S_o: mean of both sides' snippets, or of the sides' means
+    min_contrast: float | None = None  # proposals with a lower S_i - S_o are dropped before NMS
     nms_iou: float = 0.5
-    score_floor: float = 0.1  # S_th as a share of the recording's best score
-    attention: bool = True  # refine the TCAM with the bottom-up attention (r_c = lambda' T_c)
+    score_floor: float = 0.1  # S_th as a share of the best score ...
+    score_floor_scope: Literal["recording", "class"] = "recording"  # ... S > S_th of the recording's best, or
+    # S >= S_th of the best of the same class and recording
 
 
 @dataclass(frozen=True)
 class EvaluationRecipe:
     """What is reported."""
 
-    protocol: str = "activitynet"  # or "wtalc"
+    protocol: Literal["activitynet", "wtalc"] = "activitynet"
     tiou: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 
@@ -97,8 +147,9 @@ class Recipe:
             path, sign, text = assignment.partition("=")
             section, _, key = path.partition(".")
             if not sign or section not in _SECTIONS or not key:
+                near = "" if section in _SECTIONS else _nearest(section, list(_SECTIONS))
                 raise InputError(
-                    f"'{assignment}' is not of the form section.key=value with a section of {', '.join(_SECTIONS)}"
+                    f"'{assignment}' is not of the form section.key=value{near}; sections are {', '.join(_SECTIONS)}"
                 )
             try:
                 table[section][key] = yaml.safe_load(text)
@@ -129,14 +180,10 @@ class Recipe:
         for section in _SECTIONS:
             defaults = getattr(recipe, section)
             values = table.get(section) or {}
-            known = {f.name: getattr(defaults, f.name) for f in fields(defaults)}
-            _check_keys(values, list(known), f"{source}, section {section}")
-            converted = {k: _convert(v, known[k], f"{source}: {section}.{k}") for k, v in values.items()}
+            types = get_type_hints(type(defaults))
+            _check_keys(values, list(types), f"{source}, section {section}")
+            converted = {k: _convert(v, types[k], f"{source}: {section}.{k}") for k, v in values.items()}
             recipe = replace(recipe, **{section: replace(defaults, **converted)})
-        if recipe.evaluation.protocol not in ("activitynet", "wtalc"):
-            raise InputError(
-                f"{source}: evaluation.protocol is '{recipe.evaluation.protocol}', expected activitynet or wtalc"
-            )
         return recipe
 
 
@@ -161,6 +208,18 @@ def load_recipe(name: str) -> Recipe:
     return Recipe.from_dict({"name": name, **yaml.safe_load(text)}, source=f"recipe {name}")
 
 
+def differences(recipes: Sequence[Recipe]) -> list[tuple[str, list[object]]]:
+    """``section.key`` and the recipes' values, of every setting in which they are not all the same."""
+    tables = [recipe.to_dict() for recipe in recipes]
+    rows = []
+    for section in _SECTIONS:
+        for key in tables[0][section]:
+            values = [table[section][key] for table in tables]
+            if any(value != values[0] for value in values):
+                rows.append((f"{section}.{key}", values))
+    return rows
+
+
 def _nearest(word: str, words: list[str]) -> str:
     near = difflib.get_close_matches(word, words, n=1)
     return f" (did you mean '{near[0]}'?)" if near else ""
@@ -174,26 +233,38 @@ def _check_keys(table: object, known: list[str], source: str) -> None:
             raise InputError(f"{source}: unknown key '{key}'{_nearest(str(key), known)}; known are {', '.join(known)}")
 
 
-def _convert(value: object, default: object, where: str) -> object:
-    if isinstance(default, tuple):
+def _convert(value: object, wanted: Any, where: str) -> object:
+    """The value as the type that a recipe's field is annotated with."""
+    choices = get_args(wanted)
+    if get_origin(wanted) is UnionType:  # "X | None"
+        if value is None:
+            return None
+        optional = " or null"
+        wanted = next(c for c in choices if c is not NoneType)
+    else:
+        optional = ""
+    if get_origin(wanted) is Literal:
+        if value in choices:
+            return value
+        near = _nearest(str(value), list(choices))
+        raise InputError(f"{where}: '{value}' is not known{near}; expected {' or '.join(choices)}")
+    if get_origin(wanted) is tuple:
         if isinstance(value, (list, tuple)) and value and all(isinstance(v, (int, float)) for v in value):
             return tuple(float(v) for v in value)
         expected = "a list of numbers"
-    elif isinstance(default, bool):
+    elif wanted is bool:
         if isinstance(value, bool):
             return value
         expected = "true or false"
-    elif default is None or isinstance(default, int):
-        if (isinstance(value, int) and not isinstance(value, bool)) or (value is None and default is None):
+    elif wanted is int:
+        if isinstance(value, int) and not isinstance(value, bool):
             return value
         expected = "an integer"
-    elif isinstance(default, float):
-        try:  # YAML reads 1e-4 as a string
-            return float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            expected = "a number"
     else:
-        if isinstance(value, str):
-            return value
-        expected = "a text"
-    raise InputError(f"{where}: expected {expected}, found {value!r}")
+        try:  # YAML reads 1e-4 as a string
+            if not isinstance(value, bool):
+                return float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            pass
+        expected = "a number"
+    raise InputError(f"{where}: expected {expected}{optional}, found {value!r}")

@@ -1,0 +1,53 @@
+"""The losses of D2-Net (Eq. 1 to 11), of its comparisons and of its neighbours, as drop-in modules.
+
+Plain tensors in (activations, embeddings, lengths, labels), a scalar or a small named result out. Nothing here waits
+for the device, so that a training step can be one CUDA graph; every loss is finite for every batch of finite inputs.
+"""
+
+from d2net.losses.comparison import (
+    CrossEntropyLoss,
+    FocalLoss,
+    SnippetBCE,
+    SnippetDMI,
+    SnippetL1,
+    VideoBCE,
+    VideoDMI,
+    VideoL1,
+)
+from d2net.losses.complementary import (
+    CoActivitySimilarity,
+    SnippetContrast,
+    UncertaintyModeling,
+    UncertaintyModelingResult,
+)
+from d2net.losses.denoising import Denoising, DenoisingLoss, SnippetDenoising, VideoDenoising
+from d2net.losses.discriminative import Discriminative, DiscriminativeLoss
+from d2net.losses.pairing import draw_partners, draw_permutations
+from d2net.losses.total import D2NetLoss, D2NetLossResult
+from d2net.ops.bottom_up_attention import bottom_up_attention
+
+__all__ = [
+    "CoActivitySimilarity",
+    "CrossEntropyLoss",
+    "D2NetLoss",
+    "D2NetLossResult",
+    "Denoising",
+    "DenoisingLoss",
+    "Discriminative",
+    "DiscriminativeLoss",
+    "FocalLoss",
+    "SnippetBCE",
+    "SnippetContrast",
+    "SnippetDMI",
+    "SnippetDenoising",
+    "SnippetL1",
+    "UncertaintyModeling",
+    "UncertaintyModelingResult",
+    "VideoBCE",
+    "VideoDMI",
+    "VideoDenoising",
+    "VideoL1",
+    "bottom_up_attention",
+    "draw_partners",
+    "draw_permutations",
+]

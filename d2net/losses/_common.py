@@ -1,0 +1,47 @@
+"""What the loss terms share. Nothing here waits for a device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from d2net.errors import InputError
+from d2net.ops._checks import check_same, check_shape
+
+
+def check_choice(name: str, value: str, *known: str) -> None:
+    if value not in known:
+        raise InputError(f"{name} is '{value}', expected {' or '.join(known)}")
+
+
+def check_labels(loss: str, tcam: Tensor, labels: Tensor) -> None:
+    check_shape(loss, "tcam", tcam, "B, T, C")
+    if labels.shape != (tcam.shape[0], tcam.shape[2]) or labels.device != tcam.device:
+        raise InputError(
+            f"{loss}: labels have shape {tuple(labels.shape)} on {labels.device}, expected multi-hot "
+            f"({tcam.shape[0]}, {tcam.shape[2]}) on {tcam.device}"
+        )
+
+
+def check_batch(loss: str, tcam: Tensor, embeddings: Tensor, labels: Tensor) -> None:
+    check_shape(loss, "tcam", tcam, "B, T, C")
+    check_shape(loss, "embeddings", embeddings, "B, T, D")
+    check_same(loss, "tcam", tcam, "embeddings", embeddings, 2)
+    check_labels(loss, tcam, labels)
+
+
+def wide(x: Tensor) -> Tensor:
+    """Half precision as float32: sums over recordings and logarithms need it."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def present(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """(B,) bool: the recording of ``x`` (B, T, ...) has a snippet."""
+    if lengths is None:
+        return torch.full(x.shape[:1], x.shape[1] > 0, dtype=torch.bool, device=x.device)
+    return lengths > 0
+
+
+def mean_of(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean of the finite ``values`` (N,) where ``valid``; 0 where nothing is."""
+    return (values * valid).sum() / valid.sum().clamp(min=1)

@@ -1,0 +1,140 @@
+"""The losses that the paper compares its own with: Tables 3 and 4, and plain DMI (Eq. 5).
+
+Where the paper does not say how they are applied, the plain reading is taken; each class says which.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from d2net.losses._common import check_labels, mean_of, present
+from d2net.losses.denoising import RANK_TOL, SnippetJoint, SnippetTerm, VideoJoint, VideoTerm
+from d2net.losses.discriminative import PROBABILITY_FLOOR, classification, probabilities
+from d2net.ops.topk_pool import topk_pool
+
+
+class FocalLoss(nn.Module):
+    """L_F of Table 3: "obtained by zeroing the weights w in Eq. 4".
+
+    Args:
+        beta: focusing parameter.
+        topk_divisor: k of the top-k pooling is ceil(length / topk_divisor).
+        probability_floor: p is clamped to [floor, 1 - floor].
+    """
+
+    def __init__(
+        self, *, beta: float = 2.0, topk_divisor: int = 8, probability_floor: float = PROBABILITY_FLOOR
+    ) -> None:
+        super().__init__()
+        self.beta, self.topk_divisor, self.probability_floor = beta, topk_divisor, probability_floor
+
+    def forward(self, tcam: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor:
+        """Sum over classes, mean over the recordings that have a snippet.
+
+        Args:
+            tcam: (B, T, C) in [0, 1]. lengths: (B,) int64 or None. labels: (B, C) multi-hot.
+
+        Raises:
+            InputError: shapes or devices that do not fit.
+        """
+        check_labels(type(self).__name__, tcam, labels)
+        p = probabilities(topk_pool(tcam, lengths, divisor=self.topk_divisor), self.probability_floor)
+        return classification(p, labels, present(tcam, lengths), beta=self.beta)
+
+
+class CrossEntropyLoss(FocalLoss):
+    """L_CE of Table 3, read as the binary cross-entropy of every class: Eq. 4 with w = 0 and beta = 0.
+
+    The paper's activations are sigmoids and a recording can have several classes, so no softmax over classes.
+    """
+
+    def __init__(self, *, topk_divisor: int = 8, probability_floor: float = PROBABILITY_FLOOR) -> None:
+        super().__init__(beta=0.0, topk_divisor=topk_divisor, probability_floor=probability_floor)
+
+
+class _SnippetPointwise(SnippetTerm):
+    """Mean of a loss between lambda(t) and the pseudo-label (1 foreground, 0 background) over a recording's
+    pseudo-labelled snippets; recordings without any do not count."""
+
+    def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        foreground, background = self.pseudo_labels(scores, lengths).unbind(2)
+        chosen = foreground | background
+        p = probabilities(torch.where(chosen, attention, 0.5))
+        count = chosen.sum(1)
+        loss = torch.where(chosen, self.between(p, foreground.to(p.dtype)), 0)
+        return loss.sum(1) / count.clamp(min=1), count > 0
+
+    def between(self, p: Tensor, y: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class SnippetL1(_SnippetPointwise):
+    """L1 in place of pDMI at the snippet level (Table 4): |lambda(t) - y(t)|, mean over pseudo-labelled snippets."""
+
+    def between(self, p: Tensor, y: Tensor) -> Tensor:
+        return (p - y).abs()
+
+
+class SnippetBCE(_SnippetPointwise):
+    """BCE in place of pDMI at the snippet level (Table 4), mean over the pseudo-labelled snippets."""
+
+    def between(self, p: Tensor, y: Tensor) -> Tensor:
+        return F.binary_cross_entropy(p, y, reduction="none")
+
+
+class VideoL1(VideoTerm):
+    """L1 in place of pDMI at the video level (Table 4): |p - y|, mean over classes and recordings.
+
+    Table 4 replaces the pDMI loss "in L_D", which is both of its terms; for its effect on the snippet level alone,
+    give the video term the weight 0.
+    """
+
+    def from_pooled(self, p: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
+        return mean_of((p - labels.to(p.dtype)).abs().sum(1) / max(p.shape[1], 1), counted)
+
+
+class VideoBCE(VideoTerm):
+    """BCE in place of pDMI at the video level (Table 4), mean over classes and recordings; see :class:`VideoL1`."""
+
+    def from_pooled(self, p: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
+        y = (labels > 0).to(p.dtype)
+        return mean_of(F.binary_cross_entropy(p, y, reduction="none").sum(1) / max(p.shape[1], 1), counted)
+
+
+class SnippetDMI(SnippetJoint):
+    """-log |det U_1| (Eq. 5 with Eq. 9), mean over recordings.
+
+    Recordings without pseudo-foreground or pseudo-background, or whose U_1 is singular, do not count.
+    """
+
+    def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        u, valid = self.joint(attention, scores, lengths)
+        loss, regular = _dmi(u, self.rank_tol)
+        return loss, valid & regular
+
+
+class VideoDMI(VideoJoint):
+    """-log |det U_2| (Eq. 5 with Eq. 10).
+
+    0 where U_2 is singular, which it is unless the batch holds recordings of every class: what pDMI overcomes.
+    """
+
+    def from_pooled(self, p: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
+        predictions, y = self.factors(p, counted, labels)
+        loss, regular = _dmi((predictions @ y)[None], RANK_TOL)
+        return torch.where(regular & (y > 0).any(0).all(), loss, 0).sum()
+
+
+def _dmi(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor]:
+    """-log |det| (N,) of (N, C, C), and (N,) bool: the geometric mean of the singular values is above ``rank_tol``;
+    0, without gradient, where it is not."""
+    c = u.shape[1]
+    with torch.no_grad():
+        least = c * math.log(rank_tol) if rank_tol > 0 else -math.inf
+        regular = torch.linalg.slogdet(u).logabsdet > least
+    safe = torch.where(regular[:, None, None], u, torch.eye(c, dtype=u.dtype, device=u.device))
+    return -torch.linalg.slogdet(safe).logabsdet, regular

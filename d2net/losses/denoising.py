@@ -1,0 +1,252 @@
+"""L_D: agreement of activations with pseudo-labels within recordings and with labels across them (Eq. 7 to 11).
+
+:class:`SnippetTerm` and :class:`VideoTerm` select what is compared; a subclass says how. The paper's are here, those it
+is compared with in ``comparison.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from d2net.errors import InputError
+from d2net.losses._common import check_choice, check_labels, mean_of, present, wide
+from d2net.losses.discriminative import PROBABILITY_FLOOR, probabilities
+from d2net.ops._checks import check_same, check_shape, valid_mask
+from d2net.ops.bottom_up_attention import bottom_up_attention
+from d2net.ops.condition_number import joint_log_condition_number, log_condition_number
+from d2net.ops.snippet_pdmi import snippet_pdmi
+from d2net.ops.topk_pool import topk_pool
+
+Normalization = Literal["joint", "per_class"]
+RANK_TOL = 1e-5  # of the fused snippet_pdmi
+
+
+class Denoising(NamedTuple):
+    """L_D = L_DS + L_DV (Eq. 11), scalars."""
+
+    total: Tensor
+    snippet: Tensor
+    video: Tensor
+
+
+class SnippetTerm(nn.Module):
+    """Compares the attention of each recording's snippets with pseudo-labels from their embeddings (Sec. 3.2.1).
+
+    Args:
+        fg_threshold, bg_threshold: snippets with lambda' (Eq. 8) above the one are pseudo-foreground, below the other
+            pseudo-background.
+        own_classes: the pseudo-foreground's activation is the maximum over the recording's own classes, not over all.
+    """
+
+    def __init__(self, *, fg_threshold: float = 0.5, bg_threshold: float = 0.5, own_classes: bool = False) -> None:
+        super().__init__()
+        if not bg_threshold <= fg_threshold:
+            raise InputError(
+                f"{type(self).__name__}: bg_threshold {bg_threshold} is above fg_threshold {fg_threshold}; "
+                "no snippet can be both"
+            )
+        self.fg_threshold, self.bg_threshold = fg_threshold, bg_threshold
+        self.own_classes = own_classes
+
+    def forward(
+        self, tcam: Tensor, embeddings: Tensor, lengths: Tensor | None, reference: Tensor, labels: Tensor | None = None
+    ) -> Tensor:
+        """Scalar: the mean over the recordings that can be compared, 0 if none can.
+
+        Args:
+            tcam: (B, T, C). embeddings: (B, T, D). lengths: (B,) int64 or None. reference: (D,), x_ref.
+            labels: (B, C) multi-hot, for ``own_classes`` only.
+
+        Raises:
+            InputError: shapes or devices that do not fit.
+        """
+        name = type(self).__name__
+        check_shape(name, "tcam", tcam, "B, T, C")
+        check_shape(name, "embeddings", embeddings, "B, T, D")
+        check_same(name, "tcam", tcam, "embeddings", embeddings, 2)
+        if labels is not None:
+            check_labels(name, tcam, labels)
+        # Unlike amax, max sends the gradient of a padded NaN, which is 0, to one place and leaves it 0.
+        return self.from_attention(tcam.max(2).values, tcam, embeddings, lengths, reference, labels)
+
+    def from_attention(
+        self,
+        attention: Tensor,
+        tcam: Tensor,
+        embeddings: Tensor,
+        lengths: Tensor | None,
+        reference: Tensor,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """:meth:`forward` with the top-down attention (B, T) already there."""
+        with torch.no_grad():  # the scores only select snippets
+            scores = bottom_up_attention(embeddings, reference, lengths)
+        if self.own_classes:
+            if labels is None:
+                raise InputError(f"{type(self).__name__}: own_classes needs the labels")
+            own = tcam.masked_fill(labels[:, None] <= 0, -1).max(2).values.clamp(min=0)  # 0 without a label
+            attention = torch.where(scores > self.fg_threshold, own, attention)
+        return mean_of(*self.per_recording(wide(attention), scores, lengths))
+
+    def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(B,) losses and (B,) bool, whether they count, from (B, T) attention and scores."""
+        raise NotImplementedError
+
+    def pseudo_labels(self, scores: Tensor, lengths: Tensor | None) -> Tensor:
+        """(B, T, 2) bool: pseudo-foreground, pseudo-background."""
+        mask = valid_mask(type(self).__name__, scores, lengths)
+        return torch.stack((mask & (scores > self.fg_threshold), mask & (scores < self.bg_threshold)), 2)
+
+
+class SnippetJoint(SnippetTerm):
+    """A snippet term of the joint distribution U_1 = P_1 Y_1 (Eq. 9).
+
+    Args:
+        normalization: "joint" divides Y_1 by z = n_f + n_b; "per_class" each of its columns by its own count.
+        entry_floor: entries of U_1 are clamped from below.
+        rank_tol: singular values of U_1 up to this are zero.
+    """
+
+    def __init__(
+        self,
+        *,
+        fg_threshold: float = 0.5,
+        bg_threshold: float = 0.5,
+        own_classes: bool = False,
+        normalization: Normalization = "joint",
+        entry_floor: float = 0.0,
+        rank_tol: float = RANK_TOL,
+    ) -> None:
+        super().__init__(fg_threshold=fg_threshold, bg_threshold=bg_threshold, own_classes=own_classes)
+        check_choice("normalization", normalization, "joint", "per_class")
+        self.normalization: Normalization = normalization
+        self.entry_floor, self.rank_tol = entry_floor, rank_tol
+
+    def joint(self, attention: Tensor, scores: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """U_1 (B, 2, 2), and (B,) bool: there are pseudo-foreground and pseudo-background; a zero matrix where not."""
+        chosen = self.pseudo_labels(scores, lengths)
+        count = chosen.sum(1)
+        valid = (count > 0).all(1)
+        size = count if self.normalization == "per_class" else count.sum(1, keepdim=True)
+        activation = torch.where(chosen, attention[:, :, None], 0).sum(1)  # (B, 2)
+        u = torch.stack((activation, count - activation), 1) / size.clamp(min=1)[:, None]
+        if self.entry_floor > 0:
+            u = u.clamp(min=self.entry_floor)
+        return torch.where(valid[:, None, None], u, 0), valid
+
+
+class SnippetDenoising(SnippetJoint):
+    """L_DS: mean over recordings of the snippet-level log condition number (Eq. 7 to 9, 11).
+
+    Recordings without pseudo-foreground or pseudo-background do not count.
+    """
+
+    def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.entry_floor == 0 and self.rank_tol == RANK_TOL:
+            return snippet_pdmi(
+                attention,
+                scores,
+                lengths,
+                fg_threshold=self.fg_threshold,
+                bg_threshold=self.bg_threshold,
+                normalization=self.normalization,
+            )
+        u, valid = self.joint(attention, scores, lengths)
+        return log_condition_number(u, rank_tol=self.rank_tol), valid
+
+
+class VideoTerm(nn.Module):
+    """Compares the class scores of a batch's recordings with their labels (Sec. 3.2.1).
+
+    Args:
+        topk_divisor: k of the top-k pooling is ceil(length / topk_divisor).
+        probability_floor: scores are clamped to [floor, 1 - floor].
+    """
+
+    def __init__(self, *, topk_divisor: int = 8, probability_floor: float = PROBABILITY_FLOOR) -> None:
+        super().__init__()
+        self.topk_divisor, self.probability_floor = topk_divisor, probability_floor
+
+    def forward(self, tcam: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor:
+        """Scalar.
+
+        Args:
+            tcam: (B, T, C). lengths: (B,) int64 or None; recordings of length 0 do not count. labels: (B, C) multi-hot.
+
+        Raises:
+            InputError: shapes or devices that do not fit.
+        """
+        check_labels(type(self).__name__, tcam, labels)
+        p = probabilities(topk_pool(tcam, lengths, divisor=self.topk_divisor), self.probability_floor)
+        return self.from_pooled(p, present(tcam, lengths), labels)
+
+    def from_pooled(self, p: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
+        """:meth:`forward` with the scores (B, C) already there; ``counted`` (B,) bool."""
+        raise NotImplementedError
+
+
+class VideoJoint(VideoTerm):
+    """A video term of the joint distribution U_2 = P_2 Y_2 (Eq. 10).
+
+    Args:
+        peak_share: P_2 holds p where it is above this share of the recording's best, else 0, normalised to sum 1;
+            None: P_2 holds p.
+        normalization: "joint" divides Y_2 by the number of recordings; "per_class" each class by its own count.
+    """
+
+    def __init__(
+        self,
+        *,
+        topk_divisor: int = 8,
+        probability_floor: float = PROBABILITY_FLOOR,
+        peak_share: float | None = None,
+        normalization: Normalization = "joint",
+    ) -> None:
+        super().__init__(topk_divisor=topk_divisor, probability_floor=probability_floor)
+        self.peak_share = peak_share
+        check_choice("normalization", normalization, "joint", "per_class")
+        self.normalization: Normalization = normalization
+
+    def factors(self, p: Tensor, counted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """P_2 (C, B) and Y_2 (B, C) of Eq. 10."""
+        y = labels.to(p.dtype) * counted[:, None]
+        size = y.sum(0) if self.normalization == "per_class" else counted.sum()
+        if self.peak_share is not None and p.shape[1]:
+            p = torch.where(p > self.peak_share * p.amax(1, keepdim=True), p, 0)
+            p = p / p.sum(1, keepdim=True)
+        return p.T, y / size.clamp(min=1)
+
+
+class VideoDenoising(VideoJoint):
+    """L_DV: log condition number of the batch's joint distribution (Eq. 7, 10, 11).
+
+    0 for fewer than two linearly independent recordings.
+    """
+
+    def from_pooled(self, p: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
+        predictions, y = self.factors(p, counted, labels)
+        return joint_log_condition_number(predictions[None], y[None]).sum()
+
+
+class DenoisingLoss(nn.Module):
+    """L_D = L_DS + L_DV (Eq. 11).
+
+    Args:
+        snippet, video: the two terms; the paper's where not given.
+    """
+
+    def __init__(self, snippet: SnippetTerm | None = None, video: VideoTerm | None = None) -> None:
+        super().__init__()
+        self.snippet = snippet or SnippetDenoising()
+        self.video = video or VideoDenoising()
+
+    def forward(
+        self, tcam: Tensor, embeddings: Tensor, lengths: Tensor | None, labels: Tensor, reference: Tensor
+    ) -> Denoising:
+        """Both terms and their sum; arguments as of :class:`SnippetDenoising` and :class:`VideoDenoising`."""
+        snippet = self.snippet(tcam, embeddings, lengths, reference, labels)
+        video = self.video(tcam, lengths, labels)
+        return Denoising(snippet + video, snippet, video)

@@ -1,0 +1,182 @@
+"""L_Dis: classification that also separates foreground from background embeddings (Eq. 2 to 4)."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from d2net.losses._common import check_batch, check_choice, present, wide
+from d2net.losses.pairing import Pairing, pair_by_permutation, pair_different
+from d2net.ops.attention_pool import Pooled, attention_pool
+from d2net.ops.two_stream_tcam import tcam_pool
+
+PROBABILITY_FLOOR = 1e-6  # keeps log(p) and log(1 - p) finite when a float32 sigmoid saturates
+
+
+class Discriminative(NamedTuple):
+    """L_Dis (scalar) and the embeddings of Eq. 2 it was made of, for instance for a running background reference."""
+
+    loss: Tensor
+    embeddings: Pooled
+
+
+def probabilities(pooled: Tensor, floor: float = PROBABILITY_FLOOR) -> Tensor:
+    """Pooled scores p as the losses use them: in float32 at least, within [floor, 1 - floor]."""
+    return wide(pooled).clamp(floor, 1 - floor)
+
+
+def classification(
+    p: Tensor,
+    labels: Tensor,
+    counted: Tensor,
+    *,
+    beta: float,
+    weights: tuple[Tensor, Tensor] | None = None,
+    class_reduction: Literal["sum", "mean"] = "sum",
+    balance_classes: bool = False,
+) -> Tensor:
+    """Eq. 4, mean over the recordings that count; without ``weights`` the focal loss, with beta = 0 cross-entropy.
+
+    Args:
+        p: (B, C) in (0, 1). labels: (B, C) multi-hot. counted: (B,) bool.
+        weights: (B,) added to 1 - p of positive classes, and (B,) added to p of negative ones.
+    """
+    is_positive = labels > 0
+    other = 1 - p
+    loss = -torch.where(is_positive, p, other).log()
+    if beta != 0:
+        miss = torch.where(is_positive, other, p)
+        if weights is not None:
+            miss = miss + torch.where(is_positive, weights[0][:, None], weights[1][:, None])
+        loss = loss * miss**beta
+    if balance_classes:
+        loss = torch.where(is_positive, p.shape[1] * loss, loss)
+    total = (loss * counted[:, None]).sum() / counted.sum().clamp(min=1)
+    return total / max(p.shape[1], 1) if class_reduction == "mean" else total
+
+
+class DiscriminativeLoss(nn.Module):
+    """L_Dis: focal classification whose weights separate foreground from background embeddings (Eq. 2 to 4).
+
+    The defaults are the paper's; docs/fidelity.md has the released code's values.
+
+    Args:
+        beta: focusing parameter. gamma: intra-class compactness. threshold, background_threshold: tau of Eq. 2.
+        threshold_inclusive: whether a snippet exactly at tau counts.
+        embedding_pooling: "sum" is Eq. 2; "mean" divides it by the sum of its weights.
+        pairing: "different": x and x~ of Eq. 3 are of different recordings; "permutation": of recordings that random
+            permutations bring together, which may be the same one.
+        topk_divisor: k of the top-k pooling is ceil(length / topk_divisor).
+        probability_floor: p is clamped to [floor, 1 - floor].
+        class_reduction: of Eq. 4 over the classes.
+        balance_classes: multiply the terms of positive classes by C.
+    """
+
+    def __init__(
+        self,
+        *,
+        beta: float = 2.0,
+        gamma: float = 0.01,
+        threshold: float = 0.5,
+        background_threshold: float = 0.5,
+        threshold_inclusive: bool = False,
+        embedding_pooling: Literal["sum", "mean"] = "sum",
+        pairing: Pairing = "different",
+        topk_divisor: int = 8,
+        probability_floor: float = PROBABILITY_FLOOR,
+        class_reduction: Literal["sum", "mean"] = "sum",
+        balance_classes: bool = False,
+    ) -> None:
+        super().__init__()
+        check_choice("embedding_pooling", embedding_pooling, "sum", "mean")
+        check_choice("pairing", pairing, "different", "permutation")
+        check_choice("class_reduction", class_reduction, "sum", "mean")
+        if threshold_inclusive:  # above the next smaller float32 is at or above
+            threshold = float(np.nextafter(np.float32(threshold), np.float32(-np.inf)))
+            background_threshold = float(np.nextafter(np.float32(background_threshold), np.float32(-np.inf)))
+        self.beta, self.gamma = beta, gamma
+        self.threshold, self.background_threshold = threshold, background_threshold
+        self.embedding_pooling: Literal["sum", "mean"] = embedding_pooling
+        self.pairing: Pairing = pairing
+        self.topk_divisor = topk_divisor
+        self.probability_floor = probability_floor
+        self.class_reduction: Literal["sum", "mean"] = class_reduction
+        self.balance_classes = balance_classes
+
+    def forward(
+        self,
+        tcam: Tensor,
+        embeddings: Tensor,
+        lengths: Tensor | None,
+        labels: Tensor,
+        partners: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Discriminative:
+        """Mean over the recordings that have a snippet.
+
+        Args:
+            tcam: (B, T, C) in [0, 1]. embeddings: (B, T, D). lengths: (B,) int64 or None. labels: (B, C) multi-hot.
+            partners: int64; None: drawn at random.
+                Pairing "different": (B,) the recording whose embeddings stand as x~ in Eq. 3, or (3, B) to give one
+                for each of w_fb, w_fg, w_bg; a recording paired with itself gets weight 0.
+                Pairing "permutation": (4, B), each row a permutation of 0 ... B - 1 that begins with one of the
+                numbers 0 ... n - 1 of the n recordings that have a foreground (rows 0 and 2) or background (rows 1
+                and 3) embedding. Rows 0 and 1 give the partners for w_fg and w_bg; number rows[2][j] is paired with
+                number rows[3][j] for w_fb.
+            generator: source of that randomness.
+
+        Raises:
+            InputError: shapes or devices that do not fit.
+        """
+        check_batch("DiscriminativeLoss", tcam, embeddings, labels)
+        attention, pooled = tcam_pool(tcam, lengths, divisor=self.topk_divisor)
+        x = self.pool(attention, embeddings, lengths)
+        p = probabilities(pooled, self.probability_floor)
+        return Discriminative(self.from_pooled(p, x, present(tcam, lengths), labels, partners, generator), x)
+
+    def pool(self, attention: Tensor, embeddings: Tensor, lengths: Tensor | None) -> Pooled:
+        """x_fg and x_bg of Eq. 2 from the top-down attention (B, T)."""
+        return attention_pool(
+            embeddings,
+            attention,
+            lengths,
+            threshold=self.threshold,
+            background_threshold=self.background_threshold,
+            reduction=self.embedding_pooling,
+        )
+
+    def from_pooled(
+        self,
+        p: Tensor,
+        x: Pooled,
+        counted: Tensor,
+        labels: Tensor,
+        partners: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Eq. 3 and 4 from what :meth:`pool` and :func:`probabilities` give; ``counted`` (B,) bool."""
+        if self.pairing == "different":
+            pairs = pair_different(x.valid_fg, x.valid_bg, partners, generator)
+        else:
+            pairs = pair_by_permutation(counted, x.valid_fg, x.valid_bg, partners, generator)
+        both = wide(torch.stack((x.x_fg, x.x_bg)))
+        # The epsilon makes the cosine of a zero vector 0 and keeps its gradient finite.
+        fg, bg = both * (both.square().sum(2, keepdim=True) + 1e-12).rsqrt()
+        width = (-1, -1, fg.shape[1])
+        partner = torch.stack((bg, fg, bg)).gather(1, pairs.partner[:, :, None].expand(width))
+        source = fg if pairs.source is None else fg.gather(0, pairs.source[:, None].expand(width[1:]))
+        cosine = (torch.stack((source, fg, bg)) * partner).sum(2)
+        similar, unlike = cosine[:1].clamp(min=0), self.gamma * (1 - cosine[1:])
+        w_fb, w_fg, w_bg = torch.cat((similar, unlike)) * pairs.usable  # Eq. 3
+        return classification(
+            p,
+            labels,
+            counted,
+            beta=self.beta,
+            weights=(w_fg + w_fb, w_bg + w_fb),
+            class_reduction=self.class_reduction,
+            balance_classes=self.balance_classes,
+        )

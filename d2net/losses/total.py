@@ -1,0 +1,211 @@
+"""The whole loss of D2-Net (Eq. 1), put together as a recipe says."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from d2net.errors import InputError
+from d2net.losses._common import check_batch, check_choice, present, wide
+from d2net.losses.comparison import SnippetBCE, SnippetDMI, SnippetL1, VideoBCE, VideoDMI, VideoL1
+from d2net.losses.complementary import UncertaintyModeling
+from d2net.losses.denoising import SnippetDenoising, SnippetTerm, VideoDenoising, VideoTerm
+from d2net.losses.discriminative import DiscriminativeLoss, classification, probabilities
+from d2net.ops._checks import valid_mask
+from d2net.ops.attention_pool import Pooled
+from d2net.ops.two_stream_tcam import tcam_pool
+from d2net.recipes import LossRecipe, load_recipe
+
+
+class D2NetLossResult(NamedTuple):
+    """Scalars of one step.
+
+    total = discriminative + alpha_snippet * snippet + alpha_video * video (Eq. 1, 11) + um_weight * uncertainty;
+    a term whose weight is 0, or that is off in this step, is not computed and reported as 0.
+    """
+
+    total: Tensor
+    discriminative: Tensor
+    snippet: Tensor
+    video: Tensor
+    uncertainty: Tensor
+
+
+class D2NetLoss(nn.Module):
+    """L = L_Dis + alpha (L_DS + L_DV) (Eq. 1), with the running background reference x_ref.
+
+    A recipe can exchange the terms for those the paper compares them with (``classification``, ``denoising``).
+
+    Example::
+
+        loss = D2NetLoss.from_recipe("thumos14-paper", num_classes=20, embedding_dim=1024)
+        loss(tcam, embeddings, lengths, labels).total.backward()
+
+    Args:
+        num_classes: C, checked against what comes in.
+        embedding_dim: D, width of the buffer ``reference``.
+        recipe: weights and thresholds; default THUMOS14's of the paper.
+
+    Attributes:
+        reference: (D,) buffer x_ref = 0.9 x_ref + 0.1 mean of the batch's x_bg (below Eq. 8), updated by every
+            forward in training mode, before L_DS uses it.
+
+    Raises:
+        InputError: a recipe with an unknown choice.
+    """
+
+    reference: Tensor
+
+    def __init__(self, num_classes: int, embedding_dim: int, recipe: LossRecipe | None = None) -> None:
+        super().__init__()
+        recipe = recipe or LossRecipe()
+        self.num_classes = num_classes
+        self.recipe = recipe
+        self.discriminative = DiscriminativeLoss(
+            beta=recipe.beta,
+            gamma=recipe.gamma,
+            threshold=recipe.threshold,
+            background_threshold=recipe.background_threshold,
+            threshold_inclusive=recipe.threshold_inclusive,
+            embedding_pooling=recipe.embedding_pooling,
+            pairing=recipe.pairing,
+            topk_divisor=recipe.topk_divisor,
+            probability_floor=recipe.probability_floor,
+            class_reduction=recipe.class_reduction,
+            balance_classes=recipe.balance_classes,
+        )
+        self.snippet, self.video = _denoising(recipe)
+        self.uncertainty = UncertaintyModeling(magnitude=recipe.um_magnitude, margin=recipe.um_margin)
+        check_choice("loss.classification", recipe.classification, "discriminative", "focal", "cross_entropy")
+        check_choice("loss.reference_update", recipe.reference_update, "background", "lowest_attention")
+        self.register_buffer("reference", torch.zeros(embedding_dim))
+
+    @classmethod
+    def from_recipe(cls, recipe: str | LossRecipe, *, num_classes: int, embedding_dim: int) -> D2NetLoss:
+        """The loss of a recipe, given by name or by its values."""
+        values = load_recipe(recipe).loss if isinstance(recipe, str) else recipe
+        return cls(num_classes, embedding_dim, values)
+
+    def forward(
+        self,
+        tcam: Tensor,
+        embeddings: Tensor,
+        lengths: Tensor | None,
+        labels: Tensor,
+        partners: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        denoise: bool = True,
+    ) -> D2NetLossResult:
+        """All terms of one batch; finite for any batch of finite inputs.
+
+        Args:
+            tcam: (B, T, C) class activations in [0, 1]. embeddings: (B, T, D) latent embeddings x(t).
+            lengths: (B,) int64 snippets of each recording, or None (all T). labels: (B, C) multi-hot.
+            partners, generator: see :class:`DiscriminativeLoss`.
+            denoise: whether L_D is on in this step (``training.denoising_start`` and ``denoising_every``).
+
+        Raises:
+            InputError: shapes or devices that do not fit.
+        """
+        check_batch("D2NetLoss", tcam, embeddings, labels)
+        if tcam.shape[2] != self.num_classes or embeddings.shape[2] != len(self.reference):
+            raise InputError(
+                f"D2NetLoss: tcam has {tcam.shape[2]} classes and embeddings are {embeddings.shape[2]} wide, "
+                f"the loss was made for {self.num_classes} and {len(self.reference)}"
+            )
+        recipe = self.recipe
+        lengths = self._counted(tcam, lengths, labels)
+        counted = present(tcam, lengths)
+        attention, pooled = tcam_pool(tcam, lengths, divisor=recipe.topk_divisor)
+        p = probabilities(pooled, recipe.probability_floor)
+
+        separates = recipe.classification == "discriminative"
+        with nullcontext() if separates else torch.no_grad():  # else the embeddings only make x_ref
+            x = self.discriminative.pool(attention, embeddings, lengths)
+        if separates:
+            loss = self.discriminative.from_pooled(p, x, counted, labels, partners, generator)
+        else:
+            loss = classification(
+                p,
+                labels,
+                counted,
+                beta=recipe.beta if recipe.classification == "focal" else 0.0,
+                class_reduction=recipe.class_reduction,
+                balance_classes=recipe.balance_classes,
+            )
+        if self.training:
+            self._update_reference(x, attention, embeddings, lengths)
+
+        total, snippet, video, uncertainty = loss, *loss.new_zeros(3).unbind()
+        if denoise and recipe.alpha_snippet != 0:
+            snippet = self.snippet.from_attention(attention, tcam, embeddings, lengths, self.reference, labels)
+            total = total + recipe.alpha_snippet * snippet
+        if denoise and recipe.alpha_video != 0:
+            video = self.video.from_pooled(p, counted, labels)
+            total = total + recipe.alpha_video * video
+        if recipe.um_weight != 0:
+            padding = ~valid_mask("D2NetLoss", tcam, lengths)[:, :, None]
+            logits = torch.logit(wide(tcam).masked_fill(padding, 0.5), eps=recipe.probability_floor)
+            uncertainty = self.uncertainty(embeddings, logits, lengths).total
+            total = total + recipe.um_weight * uncertainty
+        return D2NetLossResult(total, loss, snippet, video, uncertainty)
+
+    def _counted(self, tcam: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor | None:
+        """The lengths, 0 for recordings that are skipped: every term leaves those out."""
+        if self.recipe.min_snippets <= 1 and not self.recipe.skip_unlabelled:
+            return lengths
+        if lengths is None:
+            lengths = torch.full(tcam.shape[:1], tcam.shape[1], device=tcam.device)
+        counted = lengths >= self.recipe.min_snippets
+        if self.recipe.skip_unlabelled:
+            counted = counted & (labels > 0).any(1)
+        return lengths * counted
+
+    @torch.no_grad()
+    def _update_reference(self, x: Pooled, attention: Tensor, embeddings: Tensor, lengths: Tensor | None) -> None:
+        """x_ref, the running mean of background embeddings (below Eq. 8)."""
+        background = x.x_bg  # 0 where not valid
+        if self.recipe.reference_update == "lowest_attention" and attention.shape[1]:
+            padding = ~valid_mask("D2NetLoss", attention, lengths)
+            lowest = (1 - attention).masked_fill(padding, -1).argmax(1)
+            chosen = embeddings.gather(1, lowest[:, None, None].expand(-1, 1, embeddings.shape[2]))[:, 0]
+            background = torch.where(x.valid_bg[:, None], chosen, 0)
+        mean = background.to(self.reference.dtype).sum(0) / x.valid_bg.sum().clamp(min=1)
+        updated = torch.lerp(mean, self.reference, self.recipe.momentum)
+        self.reference.copy_(torch.where(x.valid_bg.any(), updated, self.reference))
+
+
+def _denoising(recipe: LossRecipe) -> tuple[SnippetTerm, VideoTerm]:
+    """The two terms of L_D that a recipe names."""
+    check_choice("loss.denoising", recipe.denoising, "pdmi", "dmi", "l1", "bce")
+    selection: dict[str, Any] = {
+        "fg_threshold": recipe.snippet_fg_threshold,
+        "bg_threshold": recipe.snippet_bg_threshold,
+        "own_classes": recipe.snippet_own_classes,
+    }
+    scores: dict[str, Any] = {
+        "topk_divisor": recipe.topk_divisor,
+        "probability_floor": recipe.probability_floor,
+    }
+    if recipe.denoising == "l1":
+        return SnippetL1(**selection), VideoL1(**scores)
+    if recipe.denoising == "bce":
+        return SnippetBCE(**selection), VideoBCE(**scores)
+    snippet_joint: dict[str, Any] = {
+        **selection,
+        "normalization": recipe.snippet_normalization,
+        "entry_floor": recipe.snippet_entry_floor,
+        "rank_tol": recipe.snippet_rank_tol,
+    }
+    video_joint: dict[str, Any] = {
+        **scores,
+        "peak_share": recipe.video_peak_share,
+        "normalization": recipe.video_normalization,
+    }
+    if recipe.denoising == "dmi":
+        return SnippetDMI(**snippet_joint), VideoDMI(**video_joint)
+    return SnippetDenoising(**snippet_joint), VideoDenoising(**video_joint)
