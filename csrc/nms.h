@@ -3,7 +3,7 @@
 // Segments are (n, 2) row-major (start, end), T is float or double and all arithmetic is done in T.
 // IoU = overlap / (length_a + length_b - overlap), 0 where the union is 0; a segment with end <= start
 // overlaps nothing. Two segments collide when they overlap and IoU >= iou_threshold (0 <= threshold <= 1).
-// Scores must not be NaN; equal scores are taken in order of index.
+// Equal scores are taken in order of index.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,9 @@
 namespace d2net {
 
 namespace cpu {
+
+// All three refuse coordinates that are not finite and scores that are NaN: they then return -1 - i, where i is the
+// first such row, and leave their outputs alone.
 
 // Greedy NMS. Writes the kept indices by falling score to keep (room for n) and returns their number.
 template <typename T>

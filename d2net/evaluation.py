@@ -108,9 +108,10 @@ def evaluate(
         )
         keep[touching] = False
 
-    # Detections by class, then by falling score. lexsort is stable.
+    # Detections by class, then by falling score; numpy sorts narrow integers, stably, by radix.
     order = np.nonzero(keep)[0]
-    order = order[np.lexsort((-score[order], label[order]))]
+    order = order[np.argsort(-score[order], kind="stable")]
+    order = order[np.argsort(label[order].astype(np.min_scalar_type(len(annotations.classes))), kind="stable")]
     video, label, start, end = video[order], label[order], start[order], end[order]
 
     # Only pairs that reach the lowest IoU matter; a detection in none of them is a false positive.
@@ -120,8 +121,11 @@ def evaluate(
     )
     near = iou >= min(*tiou, f1_tiou)
     det, gt, iou = det[near], gt[near], iou[near]
-    preference = np.lexsort((gt, det) if protocol == "wtalc" else (-gt, -iou, det))
-    det, gt, iou = det[preference], gt[preference], iou[preference]
+    # Pairs are ordered by detection; those of a detection with several now by its preference.
+    several = np.nonzero((np.diff(det, prepend=-1) == 0) | (np.diff(det, append=-1) == 0))[0]
+    d, g, v = det[several], gt[several], iou[several]
+    preference = np.lexsort((g, d) if protocol == "wtalc" else (-g, -v, d))
+    gt[several], iou[several] = g[preference], v[preference]
 
     hits = {t: _match(det[iou >= t], gt[iou >= t], len(annotations)) for t in {*tiou, f1_tiou}}
     ap = 100 * np.stack([_average_precision(hits[t], label, annotations) for t in tiou], axis=1)
@@ -193,18 +197,27 @@ def _overlaps(
     Interval i is [start, end) of ``group`` (N,), j is [o_start, o_end) of ``other`` (M,). Returns three (P,) arrays,
     ordered by i. Costs O((N + M) log M + P) unless the second intervals of a group are deeply nested.
     """
-    # (group, time) as one exact integer, with time as a rank among the times of the second intervals.
-    ticks = np.unique(np.concatenate([o_start, o_end]))
-    base = len(ticks) + 1
+    if len(other) == 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
+    first, last = o_start.min(), o_end.max()
+    scale = 0.5 / max(last - first, np.finfo(float).tiny)
+
+    def key(group: np.ndarray, time: np.ndarray) -> np.ndarray:
+        # The group, and as its fraction the time. Rounding never swaps two times of a group, though it may make them
+        # equal: such pairs are candidates below.
+        return group + (time.clip(first, last) - first) * scale
+
     by_start = np.lexsort((o_start, other))
-    key_start = (other * base + np.searchsorted(ticks, o_start))[by_start]
+    key_start = key(other, o_start)[by_start]
     # Latest end so far; a later group exceeds every earlier one, so the running maximum never crosses groups.
-    key_end = np.maximum.accumulate((other * base + np.searchsorted(ticks, o_end))[by_start])
+    key_end = np.maximum.accumulate(key(other, o_end)[by_start])
     # Candidates: from the first j that may end after i starts, to the last j that starts before i ends.
-    low = np.searchsorted(key_end, group * base + np.searchsorted(ticks, start, side="right"))
-    high = np.searchsorted(key_start, group * base + np.searchsorted(ticks, end))
-    count = np.maximum(high - low, 0)
-    i = np.repeat(np.arange(len(group)), count)
+    low = np.searchsorted(key_end, key(group, start))
+    to = key(group, end)
+    some = np.nonzero(np.append(key_start, np.inf)[low] <= to)[0]
+    low = low[some]
+    count = np.searchsorted(key_start, to[some], side="right") - low
+    i = np.repeat(some, count)
     j = by_start[np.arange(len(i)) + np.repeat(low - np.cumsum(count) + count, count)]
 
     shared = np.minimum(end[i], o_end[j]) - np.maximum(start[i], o_start[j])
@@ -218,10 +231,15 @@ def _match(det: np.ndarray, gt: np.ndarray, n_gt: int) -> np.ndarray:
 
     Pairs come ordered by detection, then by its preference. Returns detection indices, rising.
     """
+    # A ground truth is gone, at the latest, after the first detection that prefers it: few pairs are left to look at.
+    favourite = np.diff(det, prepend=-1) > 0
+    latest = np.full(n_gt, np.iinfo(np.int64).max)
+    latest[gt[favourite][::-1]] = det[favourite][::-1]  # of repeated indices numpy keeps the last value
+    live = det <= latest[gt]
     taken = bytearray(n_gt)
     hits: list[int] = []
     last = -1
-    for d, g in zip(det.tolist(), gt.tolist(), strict=True):
+    for d, g in zip(det[live].tolist(), gt[live].tolist(), strict=True):
         if d != last and not taken[g]:
             taken[g] = 1
             hits.append(d)

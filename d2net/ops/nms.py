@@ -1,8 +1,9 @@
 """Non-maximum suppression of temporal segments: greedy, greedy per group, and soft.
 
 Segments are (start, end) in any one unit (seconds, snippets). Their IoU is overlap / union, and 0 where the union is 0;
-a segment with ``end <= start`` overlaps nothing. Equal scores are taken in order of index. The number of results
-depends on the data, so CUDA tensors cost one host synchronisation.
+a segment with ``end <= start`` overlaps nothing. Equal scores are taken in order of index. Nothing here is
+differentiable. The number of results depends on the data, so CUDA tensors cost one host synchronisation, and
+torch.compile keeps one graph only with ``torch._dynamo.config.capture_dynamic_output_shape_ops``.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ def nms_1d(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         InputError: A wrong shape, type, device or threshold, or NaN in the input.
     """
     _check("nms_1d", segments, scores, iou_threshold)
+    segments, scores = segments.detach(), scores.detach()
     if _library.has_kernel("nms_1d", scores):
-        return _nms_1d(segments.detach(), scores.detach(), iou_threshold)
+        return _nms_1d(segments, scores, iou_threshold)
     return nms_1d_reference(segments, scores, iou_threshold)
 
 
@@ -61,8 +63,9 @@ def batched_nms_1d(segments: Tensor, scores: Tensor, groups: Tensor, iou_thresho
             f"batched_nms_1d: groups are on {groups.device}, scores on {scores.device}: move them together"
         )
     groups = groups.to(torch.int64)
+    segments, scores = segments.detach(), scores.detach()
     if _library.has_kernel("batched_nms_1d", scores):
-        return _batched_nms_1d(segments.detach(), scores.detach(), groups, iou_threshold)
+        return _batched_nms_1d(segments, scores, groups, iou_threshold)
     return batched_nms_1d_reference(segments, scores, groups, iou_threshold)
 
 
@@ -102,8 +105,9 @@ def soft_nms_1d(
         raise InputError(f"soft_nms_1d: sigma must be > 0, not {sigma}")
     if not min_score >= 0:
         raise InputError(f"soft_nms_1d: min_score must be >= 0, not {min_score}")
+    segments, scores = segments.detach(), scores.detach()
     if _library.has_kernel("soft_nms_1d", scores):
-        return _soft_nms_1d(segments.detach(), scores.detach(), iou_threshold, sigma, min_score, method == "gaussian")
+        return _soft_nms_1d(segments, scores, iou_threshold, sigma, min_score, method == "gaussian")
     return soft_nms_1d_reference(
         segments, scores, iou_threshold=iou_threshold, sigma=sigma, min_score=min_score, method=method
     )
@@ -163,11 +167,10 @@ def soft_nms_1d_reference(
 
 
 def _nms_1d_cpu(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    keep = torch.empty(len(scores), dtype=torch.int64)
-    count = _native.cpu(
-        "nms_1d", scores.dtype, segments.contiguous(), scores.contiguous(), len(scores), iou_threshold, keep
-    )
-    return keep[:count].clone()
+    n = scores.shape[0]
+    keep = torch.empty(n, dtype=torch.int64)
+    count = _native.cpu("nms_1d", scores.dtype, segments.contiguous(), scores.contiguous(), n, iou_threshold, keep)
+    return _first("nms_1d", count, keep)
 
 
 def _nms_1d_cuda(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -179,18 +182,19 @@ def _nms_1d_fake(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tens
 
 
 def _batched_nms_1d_cpu(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    keep = torch.empty(len(scores), dtype=torch.int64)
+    n = scores.shape[0]
+    keep = torch.empty(n, dtype=torch.int64)
     count = _native.cpu(
         "batched_nms_1d",
         scores.dtype,
         segments.contiguous(),
         scores.contiguous(),
         groups.contiguous(),
-        len(scores),
+        n,
         iou_threshold,
         keep,
     )
-    return keep[:count].clone()
+    return _first("batched_nms_1d", count, keep)
 
 
 def _batched_nms_1d_cuda(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
@@ -215,14 +219,15 @@ def _batched_nms_1d_fake(segments: Tensor, scores: Tensor, groups: Tensor, iou_t
 def _soft_nms_1d_cpu(
     segments: Tensor, scores: Tensor, iou_threshold: float, sigma: float, min_score: float, gaussian: bool
 ) -> tuple[Tensor, Tensor]:
-    keep = torch.empty(len(scores), dtype=torch.int64)
-    new_scores = torch.empty_like(scores)
+    n = scores.shape[0]
+    keep = torch.empty(n, dtype=torch.int64)
+    new_scores = scores.new_empty(n)
     count = _native.cpu(
         "soft_nms_1d",
         scores.dtype,
         segments.contiguous(),
         scores.contiguous(),
-        len(scores),
+        n,
         iou_threshold,
         sigma,
         min_score,
@@ -230,7 +235,7 @@ def _soft_nms_1d_cpu(
         keep,
         new_scores,
     )
-    return keep[:count].clone(), new_scores[:count].clone()
+    return _first("soft_nms_1d", count, keep), _first("soft_nms_1d", count, new_scores)
 
 
 def _soft_nms_1d_fake(
@@ -274,6 +279,15 @@ def _overlap_iou(one: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     return overlap, torch.where(union > 0, overlap / union, torch.zeros_like(union))
 
 
+def _first(name: str, count: int, results: Tensor) -> Tensor:
+    """The first ``count`` results; ``-1 - count`` is the row that the kernel refused."""
+    if count < 0:
+        raise InputError(
+            f"{name}: segments must be finite and scores not NaN, but row {-1 - count} is not: filter them before NMS"
+        )
+    return results[:count].clone()
+
+
 def _describe(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
@@ -292,5 +306,8 @@ def _check(name: str, segments: Tensor, scores: Tensor, iou_threshold: float) ->
         raise InputError(f"{name}: segments are on {segments.device}, scores on {scores.device}: move them together")
     if not 0 <= iou_threshold <= 1:
         raise InputError(f"{name}: iou_threshold must be in [0, 1], not {iou_threshold}")
+    # The CPU kernels check the values themselves, in passing.
+    if scores.device.type == "cpu" and _library.has_kernel(name, scores):
+        return
     if not (torch.isfinite(segments).all() and not torch.isnan(scores).any()):
         raise InputError(f"{name}: segments must be finite and scores not NaN: filter them before NMS")

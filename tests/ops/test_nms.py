@@ -7,196 +7,325 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from d2net.errors import InputError
-from d2net.ops import nms
+from d2net.ops import _library, batched_nms_1d, nms, nms_1d, soft_nms_1d
 
-# (device, whether to call the plain-PyTorch twin there)
-BACKENDS = [
-    pytest.param(("cpu", True), id="reference"),
-    pytest.param(("cpu", False), id="cpu"),
-    pytest.param(("cuda", False), id="cuda", marks=pytest.mark.gpu),
-]
+THRESHOLDS = [0.0, 1e-3, 0.1, 0.3, 0.5, 0.75, 0.95, 1.0]
+SOFT = {"iou_threshold": 0.2, "sigma": 0.4, "min_score": 0.05}
 
 
-class Backend:
-    """The three operators on one backend; takes and returns CPU tensors."""
-
-    def __init__(self, device: str, reference: bool) -> None:
-        self.device = device
-        suffix = "_reference" if reference else ""
-        self._nms = getattr(nms, f"nms_1d{suffix}")
-        self._batched = getattr(nms, f"batched_nms_1d{suffix}")
-        self._soft = getattr(nms, f"soft_nms_1d{suffix}")
-
-    def nms(self, segments, scores, threshold):
-        return self._nms(segments.to(self.device), scores.to(self.device), threshold).cpu()
-
-    def batched(self, segments, scores, groups, threshold):
-        device = self.device
-        return self._batched(segments.to(device), scores.to(device), groups.to(device), threshold).cpu()
-
-    def soft(self, segments, scores, **options):
-        keep, new_scores = self._soft(segments.to(self.device), scores.to(self.device), **options)
-        return keep.cpu(), new_scores.cpu()
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request) -> Backend:
-    device, reference = request.param
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    return Backend(device, reference)
-
-
-def naive(segments: np.ndarray, scores: np.ndarray, threshold: float) -> list[int]:
+def naive(segments: Tensor, scores: Tensor, threshold: float, groups: Tensor | None = None) -> list[int]:
     """The definition, word for word, in the segments' own precision."""
+    rows, falling = segments.cpu().numpy(), (-scores.cpu()).tolist()
+    group = np.zeros(len(rows), np.int64) if groups is None else groups.cpu().numpy()
     kept: list[int] = []
-    for i in sorted(range(len(scores)), key=lambda i: (-scores[i], i)):
-        start, end = segments[i]
-        collides = False
-        for k in kept:
-            overlap = min(end, segments[k][1]) - max(start, segments[k][0])
-            if overlap > 0:
-                union = (end - start) + (segments[k][1] - segments[k][0]) - overlap
-                collides |= bool(overlap / union >= segments.dtype.type(threshold))
-        if not collides:
-            kept.append(i)
+    with np.errstate(all="ignore"):
+        for i in sorted(range(len(rows)), key=lambda i: (falling[i], i)):
+            others = rows[[k for k in kept if group[k] == group[i]]]
+            overlap = np.minimum(rows[i, 1], others[:, 1]) - np.maximum(rows[i, 0], others[:, 0])
+            iou = overlap / ((rows[i, 1] - rows[i, 0]) + (others[:, 1] - others[:, 0]) - overlap)
+            if not np.any((overlap > 0) & ((iou >= rows.dtype.type(threshold)) | (threshold == 0))):
+                kept.append(i)
     return kept
 
 
-def random_case(n: int, seed: int, span: float, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+def naive_soft(segments: Tensor, scores: Tensor, iou_threshold, sigma, min_score, method) -> tuple[list, list]:
+    rows, current = segments.cpu().double().numpy(), scores.cpu().double().tolist()
+    left, keep, new = [i for i, s in enumerate(current) if s >= min_score], [], []
+    while left:
+        best = max(left, key=lambda i: (current[i], -i))
+        left.remove(best)
+        keep.append(best)
+        new.append(current[best])
+        for i in left:
+            overlap = min(rows[i][1], rows[best][1]) - max(rows[i][0], rows[best][0])
+            if overlap > 0:
+                iou = overlap / ((rows[i][1] - rows[i][0]) + (rows[best][1] - rows[best][0]) - overlap)
+                if method == "gaussian":
+                    current[i] *= np.exp(-(iou * iou) / sigma)
+                elif iou >= iou_threshold:
+                    current[i] *= 1 - iou
+        left = [i for i in left if current[i] >= min_score]
+    return keep, new
+
+
+def random_case(n: int, seed: int, span: float, dtype=torch.float32, device="cpu") -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     start = torch.rand(n, generator=generator, dtype=dtype) * span
     # Lengths over five octaves, so that short segments nest in long ones.
     length = torch.exp2(torch.rand(n, generator=generator, dtype=dtype) * 5)
-    return torch.stack([start, start + length], 1), torch.rand(n, generator=generator, dtype=dtype)
+    segments = torch.stack([start, start + length], 1)
+    return segments.to(device), torch.rand(n, generator=generator, dtype=dtype).to(device)
 
 
-def test_oracle(backend: Backend, shared: Path) -> None:
+def test_oracle(device, shared: Path):
     oracle = np.load(shared / "oracles" / "nms_1d.npz")
-    segments, scores = torch.from_numpy(oracle["segments"]), torch.from_numpy(oracle["scores"])
-    assert backend.nms(segments, scores, float(oracle["iou_threshold"])).tolist() == oracle["keep"].tolist()
-    keep, new_scores = backend.soft(segments, scores, iou_threshold=0.1, sigma=0.5, min_score=0.01, method="gaussian")
+    segments, scores = (torch.from_numpy(oracle[name]).to(device) for name in ("segments", "scores"))
+    assert nms_1d(segments, scores, float(oracle["iou_threshold"])).tolist() == oracle["keep"].tolist()
+    keep, new = soft_nms_1d(segments, scores, iou_threshold=0.1, sigma=0.5, min_score=0.01, method="gaussian")
     assert keep.tolist() == oracle["soft_keep"].tolist()
-    np.testing.assert_allclose(new_scores.numpy(), oracle["soft_segments_scores"][:, 2], atol=1e-5)
+    np.testing.assert_allclose(new.cpu().numpy(), oracle["soft_segments_scores"][:, 2], atol=1e-5)
 
 
-def test_hand_made(backend: Backend) -> None:
-    segments = torch.tensor([[0.0, 10], [0, 5], [6, 10], [20, 30]])
-    scores = torch.tensor([0.5, 0.9, 0.3, 0.1])
+def test_hand_made(device):
+    segments = torch.tensor([[0.0, 10], [0, 5], [6, 10], [20, 30]], device=device)
+    scores = torch.tensor([0.5, 0.9, 0.3, 0.1], device=device)
     # [0, 5] has IoU 0.5 with [0, 10], which goes at exactly the threshold and so cannot suppress [6, 10] (IoU 0.4).
-    assert backend.nms(segments, scores, 0.5).tolist() == [1, 2, 3]
-    assert backend.nms(segments, scores, 0.51).tolist() == [1, 0, 2, 3]
-    assert backend.nms(segments, scores, 0.0).tolist() == [1, 2, 3]
-    groups = torch.tensor([7, -3, 7, 7])
-    assert backend.batched(segments, scores, groups, 0.4).tolist() == [1, 0, 3]
-    keep, new = backend.soft(segments, scores, iou_threshold=0.5, sigma=1.0, min_score=0.0, method="linear")
+    assert nms_1d(segments, scores, 0.5).tolist() == [1, 2, 3]
+    assert nms_1d(segments, scores, 0.51).tolist() == [1, 0, 2, 3]
+    assert nms_1d(segments, scores, 0.0).tolist() == [1, 2, 3]
+    groups = torch.tensor([7, -3, 7, 7], device=device)
+    assert batched_nms_1d(segments, scores, groups, 0.4).tolist() == [1, 0, 3]
+    keep, new = soft_nms_1d(segments, scores, iou_threshold=0.5, sigma=1.0, min_score=0.0, method="linear")
     assert keep.tolist() == [1, 2, 0, 3]  # [6, 10] at 0.3 overtakes [0, 10] at 0.5 * (1 - 0.5)
-    torch.testing.assert_close(new, torch.tensor([0.9, 0.3, 0.25, 0.1]))
-    keep, new = backend.soft(segments, scores, iou_threshold=0.5, sigma=1.0, min_score=0.2, method="linear")
+    torch.testing.assert_close(new.cpu(), torch.tensor([0.9, 0.3, 0.25, 0.1]))
+    keep, new = soft_nms_1d(segments, scores, iou_threshold=0.5, sigma=1.0, min_score=0.2, method="linear")
     assert keep.tolist() == [1, 2, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("threshold", [0.0, 1e-3, 0.3, 0.5, 0.95, 1.0])
-@pytest.mark.parametrize("n", [1, 30, 400])
-def test_equals_definition(backend: Backend, n: int, threshold: float, dtype: torch.dtype) -> None:
-    segments, scores = random_case(n, seed=n, span=n / 2, dtype=dtype)
-    assert backend.nms(segments, scores, threshold).tolist() == naive(segments.numpy(), scores.numpy(), threshold)
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_equals_definition(device, threshold, dtype):
+    for n, span in ((1, 1.0), (30, 15.0), (400, 200.0), (400, 4000.0)):  # few are kept, then all
+        segments, scores = random_case(n, n, span, dtype, device)
+        groups = torch.arange(n, device=device) % 3 - 1
+        keep = nms_1d(segments, scores, threshold)
+        assert keep.dtype == torch.int64 and keep.device.type == device.type
+        assert keep.tolist() == naive(segments, scores, threshold)
+        assert batched_nms_1d(segments, scores, groups, threshold).tolist() == naive(
+            segments, scores, threshold, groups
+        )
 
 
-# Small integers make ties, copies, touching, empty and reversed segments common; their IoU is exact.
-integer_cases = st.integers(0, 200).flatmap(
-    lambda n: st.tuples(
-        st.lists(st.tuples(st.integers(0, 12), st.integers(-1, 9)), min_size=n, max_size=n),
+# More segments than the kernels keep in the list that they begin with, so that the index behind it is tried too.
+FILLERS = torch.stack([torch.arange(130.0), torch.arange(130.0) + 1], 1)
+
+
+def integer_rows(n: int):
+    """Small integers make ties, copies, touching, zero-length and reversed segments common; their IoU is exact."""
+    return st.tuples(
+        st.lists(st.tuples(st.integers(0, 40), st.integers(-2, 15)), min_size=n, max_size=n),
         st.lists(st.integers(-3, 6), min_size=n, max_size=n),
-        st.lists(st.integers(0, 2), min_size=n, max_size=n),
-        st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0]),
+        st.lists(st.sampled_from([-(2**62), 0, 1, 2**62]), min_size=n, max_size=n),
+        st.sampled_from(THRESHOLDS),
+        # In steps of the smallest number that there is, of one, and so that lengths overflow.
+        st.sampled_from([2.0**-149, 1.0, 2.0**123, 2.0**124]),
     )
-)
 
 
-@given(integer_cases)
-@settings(deadline=None, max_examples=80)
-def test_property(case) -> None:
-    rows, score_list, group_list, threshold = case
-    segments = torch.tensor([(s, s + length) for s, length in rows], dtype=torch.float32).reshape(-1, 2)
+@given(case=st.integers(0, 150).flatmap(integer_rows), fill=st.booleans())
+@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+def test_integers_equal_definition(device, case, fill):
+    rows, score_list, group_list, threshold, scale = case
+    # The CUDA kernel lets two segments whose lengths both overflow pass a threshold of 0.
+    assume(not (device.type == "cuda" and threshold == 0 and scale > 1))
+    start = torch.tensor([s for s, _ in rows], dtype=torch.float64) - 12
+    length = torch.tensor([length for _, length in rows], dtype=torch.float64)
+    segments = (torch.stack([start, start + length], 1) * scale).clamp(-3.4e38, 3.4e38).float()
     scores, groups = torch.tensor(score_list, dtype=torch.float32), torch.tensor(group_list, dtype=torch.int64)
-    keep = nms.nms_1d(segments, scores, threshold)
-    assert keep.tolist() == naive(segments.numpy(), scores.numpy(), threshold)
-    assert nms.nms_1d(segments[keep], scores[keep], threshold).tolist() == list(range(len(keep)))
-    batched = nms.batched_nms_1d(segments, scores, groups, threshold)
-    assert batched.tolist() == nms.batched_nms_1d_reference(segments, scores, groups, threshold).tolist()
-    for g in range(3):
-        members = torch.nonzero(groups == g).flatten()
-        alone = members[nms.nms_1d(segments[members], scores[members], threshold)]
-        assert batched[groups[batched] == g].tolist() == alone.tolist()
+    if fill:
+        segments = torch.cat([FILLERS * (scale if scale <= 1 else scale / 256), segments])
+        scores, groups = torch.cat([torch.full((130,), 9.0), scores]), torch.cat([torch.ones(130).long(), groups])
+    segments, scores, groups = segments.to(device), scores.to(device), groups.to(device)
+    keep = nms_1d(segments, scores, threshold)
+    assert keep.tolist() == naive(segments, scores, threshold)
+    assert nms_1d(segments[keep], scores[keep], threshold).tolist() == list(range(len(keep)))
+    batched = batched_nms_1d(segments, scores, groups, threshold)
+    assert batched.tolist() == naive(segments, scores, threshold, groups)
+
+
+finite = st.floats(-(2.0**100), 2.0**100, width=32)
+
+
+@given(
+    rows=st.lists(st.tuples(finite, finite, finite), min_size=1, max_size=200),
+    few=st.lists(finite, min_size=1, max_size=6),
+    threshold=st.floats(0, 1, width=32),
+)
+@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+def test_any_numbers_equal_definition(rows, few, threshold):
+    """Whatever the magnitudes; a few values, used again and again, make segments that almost or just collide."""
+    values = np.array(rows, np.float32)
+    some = np.random.default_rng(len(rows)).random(values.shape) < 0.4
+    values[some] = np.resize(np.float32(few), some.sum())
+    segments = torch.cat([FILLERS * 2.0**110, torch.from_numpy(values[:, :2])])
+    scores = torch.cat([torch.full((130,), 2.0**101), torch.from_numpy(values[:, 2])])
+    for x, y in ((segments, scores), (segments.double(), scores.double())):
+        assert nms_1d(x, y, threshold).tolist() == naive(x, y, threshold)
 
 
 @pytest.mark.parametrize("method", ["linear", "gaussian"])
 @pytest.mark.parametrize("min_score", [0.0, 0.05])
-def test_soft_equals_reference(backend: Backend, method: str, min_score: float) -> None:
+def test_soft_equals_definition(device, method, min_score):
     # float64: a rounding of exp must not swap two nearly equal scores.
-    segments, scores = random_case(500, seed=3, span=300.0, dtype=torch.float64)
-    options = {"iou_threshold": 0.2, "sigma": 0.4, "min_score": min_score, "method": method}
-    keep, new = backend.soft(segments, scores, **options)
-    expected, expected_new = nms.soft_nms_1d_reference(segments, scores, **options)
-    assert keep.tolist() == expected.tolist()
-    torch.testing.assert_close(new, expected_new)
-    assert torch.all(new[:-1] >= new[1:])
-    assert torch.all(new <= scores[keep])
+    segments, scores = random_case(400, 3, 150.0, torch.float64, device)
+    for options in ({"iou_threshold": 0.2, "sigma": 0.4}, {"iou_threshold": 0.0, "sigma": 1e-3}):
+        options |= {"min_score": min_score, "method": method}
+        keep, new = soft_nms_1d(segments, scores, **options)
+        expected, expected_new = naive_soft(segments, scores, **options)
+        assert keep.tolist() == expected
+        np.testing.assert_allclose(new.cpu().numpy(), expected_new, rtol=1e-12, atol=1e-300)
+        assert torch.all(new[:-1] >= new[1:]) and torch.all(new <= scores[keep])
 
 
-def test_empty(backend: Backend) -> None:
-    segments, scores = torch.zeros(0, 2), torch.zeros(0)
-    assert backend.nms(segments, scores, 0.5).shape == (0,)
-    keep = backend.batched(segments, scores, torch.zeros(0, dtype=torch.int64), 0.5)
+@given(case=st.integers(0, 120).flatmap(integer_rows), min_score=st.sampled_from([0.0, 0.5]))
+@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+def test_soft_of_integers_equals_definition(device, case, min_score):
+    rows, score_list, _, threshold, _ = case
+    segments = torch.tensor([(s, s + length) for s, length in rows], dtype=torch.float64).reshape(-1, 2).to(device)
+    scores = torch.tensor(score_list, dtype=torch.float64, device=device)
+    options = {"iou_threshold": threshold, "sigma": 0.5, "min_score": min_score, "method": "linear"}
+    keep, new = soft_nms_1d(segments, scores, **options)
+    assert (keep.tolist(), new.tolist()) == naive_soft(segments, scores, **options)
+
+
+def test_soft_gaussian_in_float32(device):
+    segments, scores = random_case(300, 4, 100.0, torch.float32, device)
+    keep, new = soft_nms_1d(segments, scores, **SOFT)
+    expected, expected_new = naive_soft(segments, scores, **SOFT, method="gaussian")
+    order = np.argsort(expected)
+    assert keep.sort().values.tolist() == sorted(expected)
+    np.testing.assert_allclose(new[keep.argsort()].cpu().numpy(), np.array(expected_new)[order], rtol=1e-5)
+
+
+def test_empty(device):
+    segments, scores = torch.zeros(0, 2, device=device), torch.zeros(0, device=device)
+    assert nms_1d(segments, scores, 0.5).shape == (0,)
+    keep = batched_nms_1d(segments, scores, torch.zeros(0, dtype=torch.int64, device=device), 0.5)
     assert keep.shape == (0,) and keep.dtype == torch.int64
-    keep, new = backend.soft(segments, scores, iou_threshold=0.5, sigma=0.5, min_score=0.1)
+    keep, new = soft_nms_1d(segments, scores, iou_threshold=0.5, sigma=0.5, min_score=0.1)
     assert keep.shape == new.shape == (0,) and keep.dtype == torch.int64
     # Every score under the floor is as good as no segment.
-    keep, new = backend.soft(torch.rand(3, 2), torch.zeros(3), iou_threshold=0.5, sigma=0.5, min_score=0.1)
+    low = torch.rand(3, 2, device=device), torch.zeros(3, device=device)
+    keep, new = soft_nms_1d(*low, iou_threshold=0.5, sigma=0.5, min_score=0.1)
     assert keep.shape == new.shape == (0,)
 
 
-def test_ties_and_degenerate_segments(backend: Backend) -> None:
-    copies = torch.tensor([[1.0, 2.0]]).repeat(300, 1)
-    assert backend.nms(copies, torch.ones(300), 1.0).tolist() == [0]
-    points = torch.tensor([[1.0, 1.0], [1, 1], [2, 1], [0, 3], [3, 4]])
-    assert backend.nms(points, torch.ones(5), 0.1).tolist() == [0, 1, 2, 3, 4]
-    huge = torch.tensor([[-3e38, 3e38], [-3e38, 3e38], [0, 1]])  # the length overflows float32: IoU counts as 0
-    assert backend.nms(huge, torch.ones(3), 0.1).tolist() == [0, 1, 2]
+def test_ties_and_degenerate_segments(device):
+    copies = torch.tensor([[1.0, 2.0]], device=device).repeat(300, 1)
+    assert nms_1d(copies, torch.ones(300, device=device), 1.0).tolist() == [0]
+    points = torch.tensor([[1.0, 1.0], [1, 1], [2, 1], [0, 3], [3, 4]], device=device)
+    assert nms_1d(points, torch.ones(5, device=device), 0.1).tolist() == [0, 1, 2, 3, 4]
+    huge = torch.tensor([[-3e38, 3e38], [-3e38, 3e38], [0, 1]], device=device)  # its length overflows: IoU 0
+    assert nms_1d(huge, torch.ones(3, device=device), 0.1).tolist() == [0, 1, 2]
+    zeros = torch.tensor([-0.0, 0.0, -0.0], device=device)  # equal scores
+    assert nms_1d(copies[:3] + torch.arange(3, device=device)[:, None], zeros, 0.5).tolist() == [0, 1, 2]
 
 
-def test_non_contiguous_and_infinite_scores() -> None:
-    segments, scores = random_case(200, seed=1, span=50.0)
+def test_views_are_read_by_their_strides_and_scores_may_be_infinite(device):
+    segments, scores = random_case(200, 1, 50.0, device=device)
     scores[7], scores[9] = torch.inf, -torch.inf
-    expected = nms.nms_1d(segments, scores, 0.3)
-    wide = torch.stack([segments, segments + 1], 2)[:, :, 0]
-    assert not wide.is_contiguous()
-    assert nms.nms_1d(wide, torch.stack([scores, scores], 1)[:, 0], 0.3).tolist() == expected.tolist()
-    assert expected[0] == 7
+    wide, twice = torch.stack([segments, segments + 1], 2)[:, :, 0], torch.stack([scores, scores], 1)[:, 0]
+    groups = torch.arange(400, device=device)[::2] % 4
+    assert not wide.is_contiguous() and not twice.is_contiguous()
+    keep = nms_1d(wide, twice, 0.3)
+    assert keep.tolist() == nms_1d(segments, scores, 0.3).tolist() and keep[0] == 7
+    assert torch.equal(
+        batched_nms_1d(wide, twice, groups, 0.3), batched_nms_1d(segments, scores, groups.contiguous(), 0.3)
+    )
+    assert torch.equal(soft_nms_1d(wide, twice, **SOFT)[0], soft_nms_1d(segments, scores, **SOFT)[0])
 
 
-@pytest.mark.parametrize("threshold", [0.05, 0.5, 0.9])
-def test_large(threshold: float) -> None:
-    segments, scores = random_case(50_000, seed=5, span=5_000.0)
-    keep = nms.nms_1d(segments, scores, threshold)
+def test_permutation(device):
+    segments, scores = random_case(500, 6, 100.0, torch.float64, device)
+    mixed = torch.randperm(500, generator=torch.Generator().manual_seed(0)).to(device)
+    for result, expected in (
+        (nms_1d(segments[mixed], scores[mixed], 0.4), nms_1d(segments, scores, 0.4)),
+        (soft_nms_1d(segments[mixed], scores[mixed], **SOFT)[0], soft_nms_1d(segments, scores, **SOFT)[0]),
+    ):
+        assert torch.equal(mixed[result], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.uint8])
+def test_groups_of_any_integer_type(device, dtype):
+    segments, scores = random_case(100, 2, 20.0, device=device)
+    groups = torch.arange(100, device=device) % 5
+    expected = batched_nms_1d(segments, scores, groups, 0.4)
+    assert torch.equal(batched_nms_1d(segments, scores, groups.to(dtype), 0.4), expected)
+
+
+@pytest.mark.parametrize(("n", "threshold"), [(50_000, 0.05), (1_000_000, 0.5), (50_000, 0.9)])
+def test_large(n, threshold):
+    segments, scores = random_case(n, 5, n / 10)
+    keep = nms_1d(segments, scores, threshold)
     groups = torch.zeros(len(scores), dtype=torch.int32)
-    assert torch.equal(nms.batched_nms_1d(segments, scores, groups, threshold), keep)
+    assert torch.equal(batched_nms_1d(segments, scores, groups, threshold), keep)
     assert torch.all(scores[keep][:-1] >= scores[keep][1:])
     chosen = torch.zeros(len(scores), dtype=torch.bool)
     chosen[keep] = True
     # The result is the one set in which a segment is missing exactly when a kept one of higher rank collides with it.
     rank = torch.empty(len(scores), dtype=torch.int64)
     rank[torch.sort(scores, descending=True, stable=True).indices] = torch.arange(len(scores))
-    for i in torch.randint(len(scores), (60,), generator=torch.Generator().manual_seed(0)).tolist():
+    for i in torch.randint(len(scores), (20,), generator=torch.Generator().manual_seed(0)).tolist():
         overlap, iou = nms._overlap_iou(segments[i], segments)
         blockers = chosen & (overlap > 0) & (iou >= threshold) & (rank < rank[i])
         assert bool(blockers.any()) != bool(chosen[i])
+
+
+def test_unfriendly_data_is_no_slower():
+    """200,000 segments that defeat pruning by start or by length alone: a quadratic cost would take minutes."""
+    n = 200_000
+    step = torch.arange(n, dtype=torch.float64)
+    side_by_side = torch.stack([step, step + 1], 1)
+    fan = torch.stack([torch.zeros(n, dtype=torch.float64), 1.0001**step], 1)  # one start, every length
+    fan = fan[fan[:, 1] < 1e300]
+    # Many short ones, all kept, and long ones that reach over thousands of them without a collision.
+    nested = torch.cat([side_by_side[: n // 2], torch.stack([step, step + 5000], 1)[: n // 2]])
+    for segments, threshold, kept in ((side_by_side, 0.5, n), (side_by_side, 0.0, n), (fan, 0.5, None)):
+        for scores in (-segments[:, 0] - segments[:, 1], segments[:, 0]):
+            found = nms_1d(segments, scores, threshold)
+            assert len(found) == (kept or len(found)) and len(found) > 0
+    assert n // 2 <= len(nms_1d(nested, -torch.arange(n, dtype=torch.float64), 0.3)) < n
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_the_number_of_threads_does_not_matter(threads):
+    segments, scores = random_case(20_000, 8, 300.0)
+    groups = torch.randint(40, (20_000,), generator=torch.Generator().manual_seed(0)) ** 2 // 50
+    expected, before = batched_nms_1d(segments, scores, groups, 0.4), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(3):
+            assert torch.equal(batched_nms_1d(segments, scores, groups, 0.4), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_registration():
+    segments, scores = random_case(50, 0, 20.0)
+    groups = torch.arange(50) % 3
+    operators = torch.ops.d2net
+    for operator, arguments in (
+        (operators.nms_1d, (segments, scores, 0.5)),
+        (operators.batched_nms_1d, (segments, scores, groups, 0.5)),
+        (operators.soft_nms_1d, (segments, scores, 0.3, 0.5, 0.01, True)),
+    ):
+        torch.library.opcheck(operator.default, arguments)
+
+
+def test_compiles_to_one_graph():
+    def run(segments, scores, groups):
+        first = nms_1d(segments, scores, 0.5)
+        second = batched_nms_1d(segments, scores, groups, 0.5)
+        return first, second, *soft_nms_1d(segments, scores, **SOFT)
+
+    segments, scores = random_case(60, 0, 20.0)
+    arguments = (segments, scores, torch.arange(60) % 3)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+        for found, expected in zip(compiled(*arguments), run(*arguments), strict=True):
+            assert torch.equal(found, expected)
+
+
+def test_inputs_that_require_grad_give_plain_results(device):
+    segments, scores = random_case(20, 0, 20.0, device=device)
+    keep, new = soft_nms_1d(segments.requires_grad_(), scores.requires_grad_(), **SOFT)
+    assert not keep.requires_grad and not new.requires_grad
+    assert not nms_1d(segments, scores, 0.5).requires_grad
 
 
 @pytest.mark.parametrize(
@@ -217,24 +346,35 @@ def test_large(threshold: float) -> None:
         (torch.zeros(3, 2), torch.full((3,), torch.nan), 0.5, "NaN"),
     ],
 )
-def test_wrong_input(segments, scores, threshold, words) -> None:
-    groups = torch.zeros(3, dtype=torch.int64)
+def test_wrong_input(device, segments, scores, threshold, words):
+    segments, scores = (x if x.device.type == "meta" else x.to(device) for x in (segments, scores))
+    groups = torch.zeros(3, dtype=torch.int64, device=device)
     for call in (
-        lambda: nms.nms_1d(segments, scores, threshold),
-        lambda: nms.batched_nms_1d(segments, scores, groups, threshold),
-        lambda: nms.soft_nms_1d(segments, scores, iou_threshold=threshold, sigma=0.5, min_score=0.0),
+        lambda: nms_1d(segments, scores, threshold),
+        lambda: batched_nms_1d(segments, scores, groups, threshold),
+        lambda: soft_nms_1d(segments, scores, iou_threshold=threshold, sigma=0.5, min_score=0.0),
     ):
         with pytest.raises(InputError, match=words) as caught:
             call()
         assert "\n" not in str(caught.value)
 
 
-def test_wrong_options() -> None:
-    segments, scores = random_case(3, seed=0, span=1.0)
+def test_the_cpu_kernels_name_the_first_bad_row():
+    assert _library.backend("nms_1d", "cpu") == "cpu"
+    segments, scores = random_case(300, 0, 20.0)
+    scores[200], segments[170, 1] = torch.nan, torch.inf
+    with pytest.raises(InputError, match="nms_1d: .*row 170 "):
+        nms_1d(segments, scores, 0.5)
+    with pytest.raises(InputError, match="soft_nms_1d: .*row 170 "):
+        soft_nms_1d(segments, scores, **SOFT)
+
+
+def test_wrong_options(device):
+    segments, scores = random_case(3, 0, 1.0, device=device)
     with pytest.raises(InputError, match="groups"):
-        nms.batched_nms_1d(segments, scores, torch.zeros(2, dtype=torch.int64), 0.5)
+        batched_nms_1d(segments, scores, torch.zeros(2, dtype=torch.int64, device=device), 0.5)
     with pytest.raises(InputError, match="groups"):
-        nms.batched_nms_1d(segments, scores, torch.zeros(3), 0.5)
+        batched_nms_1d(segments, scores, torch.zeros(3, device=device), 0.5)
     for options in ({"sigma": 0.0}, {"min_score": -1.0}, {"method": "cubic"}):
         with pytest.raises(InputError, match=next(iter(options))):
-            nms.soft_nms_1d(segments, scores, **({"iou_threshold": 0.5, "sigma": 0.5, "min_score": 0.0} | options))
+            soft_nms_1d(segments, scores, **({"iou_threshold": 0.5, "sigma": 0.5, "min_score": 0.0} | options))
