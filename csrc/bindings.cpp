@@ -9,6 +9,9 @@
 #include "bottom_up_attention.h"
 #include "iou.h"
 #include "nms.h"
+#ifdef D2NET_SIMT
+#include "simt/simt.h"
+#endif
 
 namespace py = pybind11;
 
@@ -46,7 +49,7 @@ void bind_cpu(py::module_& m, const std::string& dtype) {
   def(m, "iou_1d_" + dtype, &ops::iou_1d<T>);
 }
 
-#ifdef D2NET_WITH_CUDA
+#if defined(D2NET_WITH_CUDA) || defined(D2NET_SIMT)
 template <typename T>
 void bind_cuda(py::module_& m, const std::string& dtype) {
   namespace ops = d2net::cuda;
@@ -71,11 +74,17 @@ py::dict build_info() {
 
 }  // namespace
 
+#ifdef D2NET_SIMT
+// The CUDA kernels on the CPU, under the names that they have in _C; for tests.
+PYBIND11_MODULE(_simt, m) {
+  m.def("set_shared_memory_limit", &d2net::simt::set_shared_memory_limit);
+#else
 PYBIND11_MODULE(_C, m) {
-  m.def("build_info", &build_info);
   bind_cpu<float>(m, "float32");
   bind_cpu<double>(m, "float64");
-#ifdef D2NET_WITH_CUDA
+#endif
+  m.def("build_info", &build_info);
+#if defined(D2NET_WITH_CUDA) || defined(D2NET_SIMT)
   bind_cuda<float>(m, "float32");
   bind_cuda<double>(m, "float64");
 #endif

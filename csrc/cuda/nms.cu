@@ -1,8 +1,4 @@
-#include <cuda_runtime.h>
-
-#include <stdexcept>
-#include <string>
-
+#include "cuda/device.h"
 #include "nms.h"
 
 namespace d2net::cuda {
@@ -33,17 +29,9 @@ __global__ void batched_nms_kernel(const T* __restrict__ segments, const int64_t
 template <typename T>
 void batched_nms_1d(const T* segments, const int64_t* offsets, int64_t n, int64_t n_groups, double iou_threshold,
                     uint8_t* alive, int device, void* stream) {
-  if (n == 0 || n_groups == 0) return;
-  cudaError_t status = cudaSetDevice(device);
-  if (status == cudaSuccess) {
-    batched_nms_kernel<T><<<dim3(unsigned(n_groups)), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        segments, offsets, T(iou_threshold), alive);
-    status = cudaGetLastError();
-  }
-  if (status != cudaSuccess) {
-    throw std::runtime_error("batched_nms_1d (n=" + std::to_string(n) + ", groups=" + std::to_string(n_groups) +
-                             ") on CUDA device " + std::to_string(device) + ": " + cudaGetErrorString(status));
-  }
+  if (n == 0) return;
+  const Stream on("batched_nms_1d", device, stream);
+  on.launch(batched_nms_kernel<T>, n_groups, kThreads, 0, segments, offsets, T(iou_threshold), alive);
 }
 
 template void batched_nms_1d<float>(const float*, const int64_t*, int64_t, int64_t, double, uint8_t*, int, void*);

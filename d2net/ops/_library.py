@@ -13,12 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from d2net.ops import _native
+
 # `Library.define` with `register_autograd` costs least a call of what torch offers: about 5 us without gradient and
 # 25 us forward and backward, against 7 and 32 for `custom_op` (measured with torch 2.13).
 LIBRARY = torch.library.Library("d2net", "DEF")
 
+_BUILT_WITH_CUDA: bool = _native.build_info()["cuda"]
+
 # Devices that have a kernel, by operator. Emptied by tests that want the reference.
 _DEVICES: dict[str, frozenset[str]] = {}
+
+# The cuda function of every operator that has one, also where the extension was built without CUDA: tests run them on
+# the CPU (tests/ops/simt.py).
+CUDA_FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
 
 def register(
@@ -35,7 +43,7 @@ def register(
 
     Args:
         schema: such as ``"scale(Tensor x, float by) -> Tensor"``.
-        cpu, cuda: kernels; None where the extension has none.
+        cpu, cuda: kernels; None where there is none. ``cuda`` is registered if the extension was built with CUDA.
         fake: the same signature; returns empty tensors of the results' shape, dtype and device.
         setup_context, backward: as for ``torch.library.register_autograd``; None: not differentiable.
         autocast: type that autocast converts floating inputs to; None leaves them as they come, for operators that
@@ -44,7 +52,11 @@ def register(
     name = schema[: schema.index("(")]
     tags = (torch.Tag.pt2_compliant_tag,)
     LIBRARY.define(schema, tags=tags)
-    kernels = {"cpu": cpu} if cuda is None else {"cpu": cpu, "cuda": cuda}
+    kernels = {"cpu": cpu}
+    if cuda is not None:
+        CUDA_FUNCTIONS[name] = cuda
+        if _BUILT_WITH_CUDA:
+            kernels["cuda"] = cuda
     for device, kernel in kernels.items():
         LIBRARY.impl(name, kernel, device.upper())
     torch.library.register_fake(f"d2net::{name}", fake, lib=LIBRARY)

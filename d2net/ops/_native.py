@@ -23,7 +23,12 @@ def _load() -> ModuleType:
 
 
 _C = _load()
-_SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
+_SUFFIX = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
 
 
 def build_info() -> dict[str, Any]:

@@ -245,17 +245,16 @@ def _soft_nms_1d_fake(
     return segments.new_empty(size, dtype=torch.int64), scores.new_empty(size)
 
 
-_CUDA = _native.has("batched_nms_1d", "cuda")
 _nms_1d = _library.register(
     "nms_1d(Tensor segments, Tensor scores, float iou_threshold) -> Tensor",
     cpu=_nms_1d_cpu,
-    cuda=_nms_1d_cuda if _CUDA else None,
+    cuda=_nms_1d_cuda,
     fake=_nms_1d_fake,
 )
 _batched_nms_1d = _library.register(
     "batched_nms_1d(Tensor segments, Tensor scores, Tensor groups, float iou_threshold) -> Tensor",
     cpu=_batched_nms_1d_cpu,
-    cuda=_batched_nms_1d_cuda if _CUDA else None,
+    cuda=_batched_nms_1d_cuda,
     fake=_batched_nms_1d_fake,
 )
 _soft_nms_1d = _library.register(

@@ -1,7 +1,8 @@
-"""The C++ of the CPU operators under sanitizers: built without Python and run."""
+"""The C++ of the operators, CPU and CUDA, under sanitizers: built without Python and run; and what nvcc says."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,18 +10,114 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
+
+pytestmark = pytest.mark.slow
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sanitizer", ["address", "thread"])
-def test_operators_under_a_sanitizer(sanitizer, tmp_path):
+@pytest.fixture(scope="module", params=["address", "thread"])
+def sanitizer(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def built(sanitizer, tmp_path_factory) -> Path:
+    """The folder with both programs."""
     cmake = shutil.which("cmake")
     if cmake is None or shutil.which("c++") is None:
         pytest.skip("needs cmake and a C++ compiler: pip install cmake ninja")
+    folder = tmp_path_factory.mktemp(sanitizer)
     for command in (
-        [cmake, "-S", str(HERE), "-B", str(tmp_path), f"-DSANITIZE={sanitizer}"],
-        [cmake, "--build", str(tmp_path), "--parallel", "2"],
-        [str(tmp_path / "native_tests")],
+        [cmake, "-S", str(HERE), "-B", str(folder), f"-DSANITIZE={sanitizer}"],
+        [cmake, "--build", str(folder), "--parallel", "2"],
     ):
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-8000:]
+    return folder
+
+
+def test_operators_under_a_sanitizer(built):
+    result = subprocess.run([built / "native_tests"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-8000:]
+
+
+ERROR = 3  # the exit status of `broken` when a launch threw; after that a sound kernel ran
+RACE = "ThreadSanitizer: data race"
+OUTSIDE = "AddressSanitizer: use-after-poison"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "found_by", "words"),
+    [
+        ("missing_barrier", "thread", RACE),
+        ("missing_syncwarp", "thread", RACE),
+        ("blocks_write_one_place", "thread", RACE),
+        ("static_index", "address", OUTSIDE),
+        ("dynamic_index", "address", OUTSIDE),
+        ("global_index", "address", "AddressSanitizer: heap-buffer-overflow"),
+    ],
+)
+def test_a_broken_kernel_is_reported_by_a_sanitizer(built, sanitizer, kernel, found_by, words):
+    if sanitizer != found_by:
+        pytest.skip(f"for the {found_by} sanitizer")
+    result = subprocess.run([built / "broken", kernel], capture_output=True, text=True, timeout=60)
+    assert result.returncode not in (0, ERROR)
+    assert re.search(rf"SUMMARY: {words} .*broken\.cu:\d+ in {kernel}", result.stderr), result.stderr[-4000:]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "words"),
+    [
+        (
+            "skipped_barrier",
+            r"threads 0-4 wait in __syncthreads at .*broken\.cu:\d+; thread 5 exited; threads 6-63 wait",
+        ),
+        ("different_barriers", r"threads 0-31 wait in __syncthreads at .*; threads 32-63 wait in __syncthreads at"),
+        ("lane_left_out", r"threads 0-30 wait in a shuffle at .* for lanes 0xffffffff; thread 31 exited"),
+        ("lane_not_named", r"thread 63 is not among the lanes that it names"),
+        ("source_not_named", r"thread \d+ reads lane 20, which takes no part in the shuffle"),
+    ],
+)
+def test_divergence_is_an_error_and_no_hang(built, kernel, words):
+    result = subprocess.run([built / "broken", kernel], capture_output=True, text=True, timeout=60)
+    assert result.returncode == ERROR, result.stderr[-4000:]
+    assert re.match(rf"{kernel}, block \(0, 0, 0\) of 64 threads: .*{words}", result.stderr)
+
+
+def test_a_sound_kernel_is_not_reported_and_fresh_shared_memory_is_no_zero(built, sanitizer):
+    sound = subprocess.run([built / "broken", "correct"], capture_output=True, text=True, timeout=60)
+    assert (sound.returncode, sound.stdout) == (0, "1\n"), sound.stderr[-4000:]
+    if sanitizer == "address":  # the other one has no way to fill it
+        fresh = subprocess.run([built / "broken", "not_initialised"], capture_output=True, text=True, timeout=60)
+        assert (fresh.returncode, fresh.stdout) == (0, f"{0x7B7B7B7B + 1}\n")
+
+
+# Kernels that may use local memory, and why. `kernel: reason`.
+LOCAL_MEMORY_ALLOWED: dict[str, str] = {}
+
+
+@pytest.mark.parametrize("arch", ["75", "80", "90", "120"])
+@pytest.mark.parametrize(
+    "source", [*sorted(CSRC.glob("cuda/*.cu")), HERE / "block_kernels.cu"], ids=lambda path: path.name
+)
+def test_nvcc_compiles_without_warnings_spills_or_local_memory(source, arch, tmp_path):
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("needs nvcc")
+    if f"compute_{arch}" not in subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout:
+        pytest.skip(f"this nvcc knows no sm_{arch}")
+    flags = ["-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v", f"-arch=sm_{arch}", f"-I{CSRC}"]
+    # An object for the device alone: the host's half is the same for all.
+    command = [nvcc, *flags, "-cubin", str(source), "-o", str(tmp_path / "kernel.cubin")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    report = result.stdout + result.stderr
+    assert result.returncode == 0, report[-8000:]
+    kernels = re.findall(
+        r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads",
+        report,
+    )
+    assert kernels, report[-4000:]
+    for name, *bytes_used in kernels:
+        ours = "cub" not in name.split("d2net")[0]  # CUB tunes its own
+        if ours and not any(kernel in name for kernel in LOCAL_MEMORY_ALLOWED):
+            assert bytes_used == ["0", "0", "0"], f"{name}: stack frame, spill stores and loads {bytes_used}"

@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
 import pytest
 import torch
 
 from d2net.ops import _library
 
+# Not a test module and not importable by name under --import-mode=importlib.
+_spec = importlib.util.spec_from_file_location("simt", Path(__file__).with_name("simt.py"))
+simt = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(simt)
 
-@pytest.fixture(params=["reference", "cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+
+@pytest.fixture(scope="session")
+def simt_module(request) -> ModuleType:
+    """The CUDA kernels compiled for the CPU; built once and kept in pytest's cache."""
+    return simt.build(Path(request.config.cache.mkdir("simt")))
+
+
+@pytest.fixture
+def simt_kernels(simt_module) -> Iterator[ModuleType]:
+    """CPU tensors take the CUDA kernels of all operators that have them."""
+    with simt.kernels_on_the_cpu(simt_module):
+        yield simt_module
+
+
+@pytest.fixture(params=["reference", "cpu", "simt", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request, monkeypatch) -> torch.device:
-    """Where a test puts its tensors. With "reference" the operators run in plain PyTorch on the CPU."""
+    """Where a test puts its tensors. With "reference" the operators run in plain PyTorch on the CPU, with "simt" the
+    CUDA kernels run there (csrc/simt)."""
     if request.param == "reference":
         monkeypatch.setattr(_library, "_DEVICES", {name: frozenset() for name in _library._DEVICES})
+        return torch.device("cpu")
+    if request.param == "simt":
+        request.getfixturevalue("simt_kernels")
         return torch.device("cpu")
     return torch.device(request.param)
