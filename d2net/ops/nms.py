@@ -35,6 +35,7 @@ def nms_1d(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     segments, scores = segments.detach(), scores.detach()
     if _library.has_kernel("nms_1d", scores):
         return _nms_1d(segments, scores, iou_threshold)
+    _check_values("nms_1d", segments, scores)
     return nms_1d_reference(segments, scores, iou_threshold)
 
 
@@ -66,6 +67,7 @@ def batched_nms_1d(segments: Tensor, scores: Tensor, groups: Tensor, iou_thresho
     segments, scores = segments.detach(), scores.detach()
     if _library.has_kernel("batched_nms_1d", scores):
         return _batched_nms_1d(segments, scores, groups, iou_threshold)
+    _check_values("batched_nms_1d", segments, scores)
     return batched_nms_1d_reference(segments, scores, groups, iou_threshold)
 
 
@@ -108,6 +110,7 @@ def soft_nms_1d(
     segments, scores = segments.detach(), scores.detach()
     if _library.has_kernel("soft_nms_1d", scores):
         return _soft_nms_1d(segments, scores, iou_threshold, sigma, min_score, method == "gaussian")
+    _check_values("soft_nms_1d", segments, scores)
     return soft_nms_1d_reference(
         segments, scores, iou_threshold=iou_threshold, sigma=sigma, min_score=min_score, method=method
     )
@@ -174,7 +177,8 @@ def _nms_1d_cpu(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tenso
 
 
 def _nms_1d_cuda(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    return _batched_nms_1d_cuda(segments, scores, torch.zeros_like(scores, dtype=torch.int64), iou_threshold)
+    _check_values("nms_1d", segments, scores)
+    return _greedy_cuda(segments, scores, torch.zeros_like(scores, dtype=torch.int64), iou_threshold)
 
 
 def _nms_1d_fake(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -198,6 +202,11 @@ def _batched_nms_1d_cpu(segments: Tensor, scores: Tensor, groups: Tensor, iou_th
 
 
 def _batched_nms_1d_cuda(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    _check_values("batched_nms_1d", segments, scores)
+    return _greedy_cuda(segments, scores, groups, iou_threshold)
+
+
+def _greedy_cuda(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     order = _falling(scores)
     by_group = order[torch.sort(groups[order], stable=True).indices]
     sizes = torch.unique_consecutive(groups[by_group], return_counts=True)[1]
@@ -305,8 +314,9 @@ def _check(name: str, segments: Tensor, scores: Tensor, iou_threshold: float) ->
         raise InputError(f"{name}: segments are on {segments.device}, scores on {scores.device}: move them together")
     if not 0 <= iou_threshold <= 1:
         raise InputError(f"{name}: iou_threshold must be in [0, 1], not {iou_threshold}")
-    # The CPU kernels check the values themselves, in passing.
-    if scores.device.type == "cpu" and _library.has_kernel(name, scores):
-        return
+
+
+def _check_values(name: str, segments: Tensor, scores: Tensor) -> None:
+    """What the CPU kernels do themselves, in passing."""
     if not (torch.isfinite(segments).all() and not torch.isnan(scores).any()):
         raise InputError(f"{name}: segments must be finite and scores not NaN: filter them before NMS")
