@@ -9,6 +9,7 @@
 #include "bottom_up_attention.h"
 #include "iou.h"
 #include "nms.h"
+#include "proposals.h"
 #ifdef D2NET_SIMT
 #include "simt/simt.h"
 #endif
@@ -47,6 +48,10 @@ void bind_cpu(py::module_& m, const std::string& dtype) {
   def(m, "batched_nms_1d_" + dtype, &ops::batched_nms_1d<T>);
   def(m, "soft_nms_1d_" + dtype, &ops::soft_nms_1d<T>);
   def(m, "iou_1d_" + dtype, &ops::iou_1d<T>);
+  py::class_<ops::FoundProposals<T>>(m, ("FoundProposals_" + dtype).c_str())
+      .def_readonly("count", &ops::FoundProposals<T>::count);
+  def(m, "find_proposals_" + dtype, &ops::find_proposals<T>);
+  def(m, "copy_proposals_" + dtype, &ops::copy_proposals<T>);
 }
 
 #if defined(D2NET_WITH_CUDA) || defined(D2NET_SIMT)

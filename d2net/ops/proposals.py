@@ -6,11 +6,16 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from d2net.errors import InputError
+from d2net.ops import _library, _native
 from d2net.ops.nms import batched_nms_1d
+
+# Sums of absolute values up to here let no difference or sum of prefix sums overflow, so no score is NaN.
+_LARGEST_SUM = torch.finfo(torch.float64).max / 4
 
 
 class Proposals(NamedTuple):
@@ -30,7 +35,6 @@ class Proposals(NamedTuple):
     score: Tensor
 
 
-@torch.no_grad()
 def extract_proposals(
     activations: Tensor,
     classes: Tensor,
@@ -40,8 +44,8 @@ def extract_proposals(
     min_length: int = 1,
     inflation: float = 0.25,
     outer: Literal["pooled", "mean_of_sides"] = "pooled",
-    nms_iou: float = 0.5,
     min_contrast: float = -math.inf,
+    nms_iou: float = 0.5,
 ) -> Proposals:
     """Proposals of a whole batch, scored by their contrast and thinned by class-wise NMS (Sec. 3.3).
 
@@ -49,7 +53,9 @@ def extract_proposals(
     A component that several thresholds find is one proposal. Its score is S = S_i - S_o: S_i is the mean
     activation inside, S_o the mean of the neighbouring background, which is
     ``max(1, floor(inflation * width))`` snippets on either side, cut off at the ends of the recording; S_o
-    is 0 for a proposal that fills its recording.
+    is 0 for a proposal that fills its recording. Not differentiable.
+
+    The number of proposals depends on the data, so CUDA tensors cost host synchronisations.
 
     Args:
         activations: (B, T, C) refined sequences r_c = lambda' T_c. Half precision is computed in float32.
@@ -60,49 +66,105 @@ def extract_proposals(
         inflation: Width of each neighbourhood as a share of the proposal's.
         outer: ``pooled``: S_o is the mean over the snippets of both sides together; ``mean_of_sides``: the mean
             of the means of the sides there are.
+        min_contrast: Proposals with a lower score go before NMS; by default none. The authors' released code drops
+            those below -0.4.
         nms_iou: Of two proposals of one class and recording with an IoU of at least this, the one with the
             lower score goes; in (0, 1], and 1 keeps all.
-        min_contrast: Proposals with a lower S are dropped before NMS.
 
     Returns:
         Proposals by recording, class and falling score; of equal scores, the earlier start and then the
         earlier end comes first and wins in NMS.
 
     Raises:
-        InputError: a wrong shape, type or setting; NaN or Inf among the activations that are read.
+        InputError: a wrong shape, type or setting; NaN or Inf among the activations that are read, or
+            activations so large that their sum overflows.
     """
-    _check(activations, classes, lengths, thresholds, min_length, inflation, outer, nms_iou)
-    snippets = activations.shape[1]
-    device = activations.device
-    recording, label = classes.nonzero(as_tuple=True)
-    rows = activations.transpose(1, 2)[recording, label]  # (R, T): one row for each class kept in a recording
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    length = torch.full_like(recording, snippets) if lengths is None else lengths.to(device, torch.int64)[recording]
-    valid = torch.arange(snippets, device=device) < length[:, None]
-    if not (rows.isfinite() | ~valid).all():
-        bad = (~rows.isfinite() & valid).nonzero()[0].tolist()
-        raise InputError(
-            f"extract_proposals: activations hold NaN or Inf (first in recording {int(recording[bad[0]])}, "
-            f"snippet {bad[1]}, class {int(label[bad[0]])}); check the features and the model"
+    _check(activations, classes, lengths, thresholds, min_length, inflation, outer, min_contrast, nms_iou)
+    if _library.has_kernel("extract_proposals", activations):
+        places, score = _extract_proposals(
+            activations.detach(),
+            classes,
+            None if lengths is None else lengths.to(activations.device, torch.int64),
+            list(map(float, thresholds)),
+            min_length,
+            inflation,
+            outer == "mean_of_sides",
+            min_contrast,
+            nms_iou,
         )
+        recording, label, start, end = places.unbind()
+        return Proposals(recording, label, start, end, score)
+    return extract_proposals_reference(
+        activations,
+        classes,
+        lengths,
+        thresholds=thresholds,
+        min_length=min_length,
+        inflation=inflation,
+        outer=outer,
+        min_contrast=min_contrast,
+        nms_iou=nms_iou,
+    )
+
+
+@torch.no_grad()
+def extract_proposals_reference(
+    activations: Tensor,
+    classes: Tensor,
+    lengths: Tensor | None = None,
+    *,
+    thresholds: Sequence[float],
+    min_length: int = 1,
+    inflation: float = 0.25,
+    outer: Literal["pooled", "mean_of_sides"] = "pooled",
+    min_contrast: float = -math.inf,
+    nms_iou: float = 0.5,
+) -> Proposals:
+    """:func:`extract_proposals` in plain PyTorch, on any device; checks the values it reads but not the arguments."""
+    _check_range(lengths, activations.shape[1])
+    kept = _Kept.of(activations, classes, lengths)
+    rows, device = torch.where(kept.valid, kept.rows, 0), activations.device
+    if not (rows.to(torch.float64).abs().sum(dim=1) <= _LARGEST_SUM).all():
+        raise _unusable(kept)
 
     # A component's identity as one integer, ordered by row, start, end.
-    base = snippets + 1
+    base = rows.shape[1] + 1
     keys = [torch.empty(0, dtype=torch.int64, device=device)]
     for threshold in torch.tensor([float(t) for t in thresholds], dtype=rows.dtype, device=device):
-        row, start, end = _components((rows > threshold) & valid)
+        row, start, end = _components((rows > threshold) & kept.valid)
         long = end - start >= min_length
         keys.append(((row * base + start) * base + end)[long])
     key = torch.cat(keys).unique()
     row, start, end = key // base**2, key // base % base, key % base
 
-    score = _contrast(torch.where(valid, rows, 0), length, row, start, end, inflation, outer).to(rows.dtype)
-    row, start, end, score = (x[score >= min_contrast] for x in (row, start, end, score))
+    score = _contrast(rows, kept.length, row, start, end, inflation, outer).to(rows.dtype)
+    high = ~(score < min_contrast)
+    row, start, end, score = row[high], start[high], end[high], score[high]
     segments = torch.stack((start, end), dim=1).to(torch.float64)
+    # Not its reference: a device may have a kernel of NMS but none of this operator.
     keep = batched_nms_1d(segments, score.to(torch.float64), row, nms_iou).sort().values
     keep = keep[score[keep].sort(descending=True, stable=True).indices]
     keep = keep[row[keep].sort(stable=True).indices]
-    return Proposals(recording[row[keep]], label[row[keep]], start[keep], end[keep], score[keep])
+    return Proposals(kept.recording[row[keep]], kept.label[row[keep]], start[keep], end[keep], score[keep])
+
+
+class _Kept(NamedTuple):
+    """The sequences of the classes that are looked at, one row each."""
+
+    recording: Tensor  # (R,)
+    label: Tensor  # (R,)
+    rows: Tensor  # (R, T) float32 or float64
+    length: Tensor  # (R,)
+    valid: Tensor  # (R, T): before the length
+
+    @staticmethod
+    def of(activations: Tensor, classes: Tensor, lengths: Tensor | None) -> _Kept:
+        snippets, device = activations.shape[1], activations.device
+        recording, label = classes.nonzero(as_tuple=True)
+        rows = activations.transpose(1, 2)[recording, label]
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        length = torch.full_like(recording, snippets) if lengths is None else lengths.to(device, torch.int64)[recording]
+        return _Kept(recording, label, rows, length, torch.arange(snippets, device=device) < length[:, None])
 
 
 def _components(above: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,7 +180,7 @@ def _contrast(
     """S_i - S_o of segments [start, end) of ``rows`` (R, T), in float64."""
     prefix = torch.nn.functional.pad(rows.to(torch.float64).cumsum(dim=1), (1, 0))
     width = end - start
-    reach = (inflation * width.to(torch.float64)).floor().to(torch.int64).clamp(min=1)
+    reach = (inflation * width.to(torch.float64)).clamp(1, max(1, rows.shape[1])).floor().to(torch.int64)
     left = (start - reach).clamp(min=0)
     right = torch.minimum(end + reach, length[row])
     at_left, at_start, at_end, at_right = (prefix[row, t] for t in (left, start, end, right))
@@ -131,6 +193,70 @@ def _contrast(
     return (at_end - at_start) / width - background
 
 
+def _cpu(
+    activations: Tensor,
+    classes: Tensor,
+    lengths: Tensor | None,
+    thresholds: list[float],
+    min_length: int,
+    inflation: float,
+    mean_of_sides: bool,
+    min_contrast: float,
+    nms_iou: float,
+) -> tuple[Tensor, Tensor]:
+    _check_range(lengths, activations.shape[1])
+    x = activations.to(torch.promote_types(activations.dtype, torch.float32))
+    found = _native.cpu(
+        "find_proposals",
+        x.dtype,
+        x,
+        *x.shape,
+        *x.stride(),
+        classes.contiguous(),
+        None if lengths is None else lengths.contiguous(),
+        torch.from_numpy(np.array(thresholds)),
+        len(thresholds),
+        min_length,
+        inflation,
+        mean_of_sides,
+        min_contrast,
+        nms_iou,
+    )
+    if found.count < 0:
+        raise _unusable(_Kept.of(x, classes, lengths))
+    places, score = _columns(x, found.count)
+    _native.cpu("copy_proposals", x.dtype, found, places, score)
+    return places, score
+
+
+def _fake(
+    activations: Tensor,
+    classes: Tensor,
+    lengths: Tensor | None,
+    thresholds: list[float],
+    min_length: int,
+    inflation: float,
+    mean_of_sides: bool,
+    min_contrast: float,
+    nms_iou: float,
+) -> tuple[Tensor, Tensor]:
+    return _columns(activations, torch.library.get_ctx().new_dynamic_size())
+
+
+def _columns(activations: Tensor, count: int | torch.SymInt) -> tuple[Tensor, Tensor]:
+    """Room for ``count`` proposals: recording, label, start and end as rows (4, N), and scores (N,)."""
+    dtype = torch.promote_types(activations.dtype, torch.float32)
+    return activations.new_empty(4, count, dtype=torch.int64), activations.new_empty(count, dtype=dtype)
+
+
+_extract_proposals = _library.register(
+    "extract_proposals(Tensor activations, Tensor classes, Tensor? lengths, float[] thresholds, int min_length,"
+    " float inflation, bool mean_of_sides, float min_contrast, float nms_iou) -> (Tensor, Tensor)",
+    cpu=_cpu,
+    fake=_fake,
+)
+
+
 def _check(
     activations: Tensor,
     classes: Tensor,
@@ -139,6 +265,7 @@ def _check(
     min_length: int,
     inflation: float,
     outer: str,
+    min_contrast: float,
     nms_iou: float,
 ) -> None:
     where = "extract_proposals:"
@@ -148,20 +275,19 @@ def _check(
             "expected (B, T, C) of a float type"
         )
     batch, snippets, width = activations.shape
+    if snippets >= 2**31:
+        raise InputError(f"{where} recordings of {snippets} snippets are too long, cut them below 2^31")
     if classes.shape != (batch, width) or classes.dtype != torch.bool:
         raise InputError(
             f"{where} classes are {tuple(classes.shape)} {classes.dtype}, expected ({batch}, {width}) torch.bool"
         )
     if classes.device != activations.device:
         raise InputError(f"{where} classes are on {classes.device} but activations on {activations.device}; move one")
-    if lengths is not None:
-        if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
-            raise InputError(
-                f"{where} lengths are {tuple(lengths.shape)} {lengths.dtype}, expected ({batch},) torch.int64"
-            )
-        if ((lengths < 0) | (lengths > snippets)).any():
-            raise InputError(f"{where} lengths must lie in 0 to T = {snippets}, found {lengths.tolist()}")
-    if len(thresholds) == 0 or not all(math.isfinite(t) for t in thresholds):
+    if lengths is not None and (
+        lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool
+    ):
+        raise InputError(f"{where} lengths are {tuple(lengths.shape)} {lengths.dtype}, expected ({batch},) torch.int64")
+    if len(thresholds) == 0 or not all(map(math.isfinite, thresholds)):
         raise InputError(f"{where} thresholds must be one or more finite numbers, found {list(thresholds)}")
     if min_length < 1:
         raise InputError(f"{where} min_length must be at least 1 snippet, found {min_length}")
@@ -169,5 +295,26 @@ def _check(
         raise InputError(f"{where} inflation must be a finite number of at least 0, found {inflation}")
     if outer not in ("pooled", "mean_of_sides"):
         raise InputError(f"{where} outer must be 'pooled' or 'mean_of_sides', found {outer!r}")
+    if math.isnan(min_contrast):
+        raise InputError(f"{where} min_contrast must be a number, found {min_contrast}")
     if not 0 < nms_iou <= 1:
         raise InputError(f"{where} nms_iou must lie above 0 and at most at 1, found {nms_iou}")
+
+
+def _check_range(lengths: Tensor | None, snippets: int) -> None:
+    """Not among the arguments' checks, since it reads values, which torch.compile does not know."""
+    values = [] if lengths is None else lengths.tolist()
+    if values and not 0 <= min(values) <= max(values) <= snippets:
+        raise InputError(f"extract_proposals: lengths must lie in 0 to T = {snippets}, found {values}")
+
+
+def _unusable(kept: _Kept) -> InputError:
+    """Why sums over these sequences are not finite."""
+    bad = (~kept.rows.isfinite() & kept.valid).nonzero().tolist()
+    if not bad:
+        return InputError("extract_proposals: activations are so large that their sum overflows; scale them down")
+    row, snippet = bad[0]
+    return InputError(
+        f"extract_proposals: activations hold NaN or Inf (first in recording {int(kept.recording[row])}, "
+        f"snippet {snippet}, class {int(kept.label[row])}); check the features and the model"
+    )

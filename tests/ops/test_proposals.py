@@ -1,14 +1,16 @@
-"""extract_proposals against a scan that follows Sec. 3.3 word by word."""
+"""extract_proposals on every backend, against a scan that follows Sec. 3.3 word by word."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from d2net.errors import InputError
-from d2net.ops.proposals import Proposals, extract_proposals
+from d2net.ops.proposals import Proposals, extract_proposals, extract_proposals_reference
 
 PAPER = [0.025 * i for i in range(1, 21)]
 
@@ -17,12 +19,21 @@ def rows(proposals: Proposals) -> list[tuple]:
     return list(zip(*(x.tolist() for x in proposals), strict=True))
 
 
-def scan(sequence: list[float], thresholds, min_length, inflation, outer, nms_iou) -> list[tuple]:
+def scan(
+    sequence: torch.Tensor,
+    thresholds,
+    min_length=1,
+    inflation=0.25,
+    outer="pooled",
+    min_contrast=-math.inf,
+    nms_iou=0.5,
+) -> list[tuple]:
     """Proposals (start, end, score) of one sequence, by loops."""
+    x = sequence.tolist()
     found = set()
     for threshold in thresholds:
         start = None
-        for t, value in enumerate([*sequence, -1e9]):
+        for t, value in enumerate([*x, -math.inf]):
             if value > threshold and start is None:
                 start = t
             elif value <= threshold and start is not None:
@@ -32,13 +43,15 @@ def scan(sequence: list[float], thresholds, min_length, inflation, outer, nms_io
     scored = []
     for start, end in found:
         reach = max(1, int(inflation * (end - start)))
-        sides = [sequence[max(0, start - reach) : start], sequence[end : end + reach]]
+        sides = [x[max(0, start - reach) : start], x[end : end + reach]]
         if outer == "pooled":
             sides = [sides[0] + sides[1]]
         means = [sum(side) / len(side) for side in sides if side]
         background = sum(means) / len(means) if means else 0.0
-        score = sum(sequence[start:end]) / (end - start) - background
-        scored.append((start, end, torch.tensor(score, dtype=torch.float32).item()))
+        score = sum(x[start:end]) / (end - start) - background
+        score = torch.tensor(score, dtype=sequence.dtype).item()
+        if score >= min_contrast:
+            scored.append((start, end, score))
     kept: list[tuple] = []
     for start, end, score in sorted(scored, key=lambda s: (-s[2], s[0], s[1])):
         overlaps = [max(0, min(end, b) - max(start, a)) / (max(end, b) - min(start, a)) for a, b, _ in kept]
@@ -49,55 +62,88 @@ def scan(sequence: list[float], thresholds, min_length, inflation, outer, nms_io
 
 @st.composite
 def batches(draw):
-    """Activations on a grid of 1/16, so that every sum is exact and ties are common."""
+    """Activations on a grid, so that every sum is exact and ties are common; of 1/16 or of the smallest numbers."""
     b, t, c = draw(st.integers(0, 3)), draw(st.integers(0, 24)), draw(st.integers(0, 3))
     values = draw(st.lists(st.integers(-2, 16), min_size=b * t * c, max_size=b * t * c))
-    activations = torch.tensor(values, dtype=torch.float32).reshape(b, t, c) / 16
+    dtype, step = draw(st.sampled_from([(torch.float32, 2**-4), (torch.float64, 2**-4), (torch.float32, 2**-149)]))
+    activations = (torch.tensor(values, dtype=torch.float64).reshape(b, t, c) * step).to(dtype)
     kept = draw(st.lists(st.booleans(), min_size=b * c, max_size=b * c))
     lengths = draw(st.none() | st.lists(st.integers(0, t), min_size=b, max_size=b))
+    levels = st.sampled_from([-1, 0, 2, 5, 8, 14])
     options = {
-        "thresholds": draw(st.lists(st.sampled_from([-0.0625, 0.0, 0.125, 0.3, 0.5, 0.9]), min_size=1)),
+        "thresholds": [step * level for level in draw(st.lists(levels, min_size=1))],
         "min_length": draw(st.integers(1, 4)),
-        "inflation": draw(st.sampled_from([0.0, 0.25, 0.5, 2.0])),
+        "inflation": draw(st.sampled_from([0.0, 0.25, 0.5, 2.0, 1e300])),
         "outer": draw(st.sampled_from(["pooled", "mean_of_sides"])),
+        "min_contrast": draw(st.sampled_from([-math.inf, 0.0, 0.25])),
         "nms_iou": draw(st.sampled_from([0.25, 0.5, 0.75, 1.0])),
     }
     lengths = None if lengths is None else torch.tensor(lengths, dtype=torch.int64)
     return activations, torch.tensor(kept, dtype=torch.bool).reshape(b, c), lengths, options
 
 
-@settings(max_examples=200, deadline=None)
-@given(batches())
-def test_equals_a_plain_scan(batch):
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch=batches())
+def test_equals_a_plain_scan(device, batch):
     activations, classes, lengths, options = batch
     expected = []
     for b, c in classes.nonzero().tolist():
         end = activations.shape[1] if lengths is None else int(lengths[b])
-        expected += [(b, c, *p) for p in scan(activations[b, :end, c].tolist(), **options)]
-    assert rows(extract_proposals(activations, classes, lengths, **options)) == expected
+        expected += [(b, c, *p) for p in scan(activations[b, :end, c], **options)]
+    lengths = None if lengths is None else lengths.to(device)
+    assert rows(extract_proposals(activations.to(device), classes.to(device), lengths, **options)) == expected
 
 
-def random_batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def wander(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Smooth random sequences in [0, 1] over dimension 1."""
+    noise = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.nn.functional.avg_pool1d(noise.mT, 5, 1, 2).mT.sigmoid()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("grid", [16, 4096], ids=["many ties", "few ties"])
+def test_long_sequences_equal_a_plain_scan(device, dtype, grid):
+    x = ((wander(1, 1500, 1) * 1.2 - 0.4) * grid).round().div(grid).to(dtype)
+    found = extract_proposals(x.to(device), torch.ones(1, 1, dtype=torch.bool, device=device), thresholds=PAPER)
+    expected = scan(x.flatten(), torch.tensor(PAPER, dtype=dtype).tolist())
+    assert len(expected) > 100
+    assert [r[2:] for r in rows(found)] == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_equals_the_reference_bit_for_bit(device, dtype):
+    x = (wander(4, 700, 11) * 3 - 1.5).to(device, dtype)
+    classes = (torch.rand(4, 11, generator=torch.Generator().manual_seed(0)) > 0.2).to(device)
+    lengths = torch.tensor([700, 0, 1, 333], device=device)
+    for options in ({}, {"outer": "mean_of_sides", "min_length": 2, "nms_iou": 0.3, "min_contrast": -0.1}):
+        found = extract_proposals(x, classes, lengths, thresholds=PAPER, **options)
+        expected = extract_proposals_reference(x, classes, lengths, thresholds=PAPER, **options)
+        assert len(found.score) > 100
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def random_batch(device: torch.device, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     activations = torch.randint(0, 65, (5, 60, 4), generator=generator) / 64
     classes = torch.rand(5, 4, generator=generator) > 0.4
-    return activations, classes, torch.tensor([60, 1, 0, 37, 22])
+    return activations.to(device), classes.to(device), torch.tensor([60, 1, 0, 37, 22], device=device)
 
 
-def test_what_lies_past_a_length_never_matters():
-    activations, classes, lengths = random_batch()
+def test_what_lies_past_a_length_never_matters(device):
+    activations, classes, lengths = random_batch(device)
     expected = rows(extract_proposals(activations, classes, lengths, thresholds=PAPER))
     assert len(expected) > 50
-    longer = torch.cat((activations, torch.zeros(5, 9, 4)), dim=1)
+    longer = torch.cat((activations, activations.new_zeros(5, 9, 4)), dim=1)
     for junk in (float("nan"), float("inf"), 0.7):
         for b, length in enumerate(lengths.tolist()):
             longer[b, length:] = junk
         assert rows(extract_proposals(longer, classes, lengths, thresholds=PAPER)) == expected
 
 
-def test_recordings_are_independent():
-    activations, classes, lengths = random_batch(1)
-    order = torch.tensor([3, 0, 4, 2, 1])
+def test_recordings_are_independent(device):
+    activations, classes, lengths = random_batch(device, 1)
+    order = torch.tensor([3, 0, 4, 2, 1], device=device)
     together = rows(extract_proposals(activations, classes, lengths, thresholds=PAPER))
     permuted = rows(extract_proposals(activations[order], classes[order], lengths[order], thresholds=PAPER))
     assert sorted((int(order[r[0]]), *r[1:]) for r in permuted) == sorted(together)
@@ -111,25 +157,26 @@ def test_recordings_are_independent():
     assert alone == together
 
 
-def test_activations_of_other_classes_are_never_read():
-    activations, classes, _ = random_batch(2)
+def test_activations_of_other_classes_are_never_read(device):
+    activations, classes, _ = random_batch(device, 2)
     expected = rows(extract_proposals(activations, classes, thresholds=PAPER))
     activations.masked_fill_(~classes[:, None], float("nan"))
     assert rows(extract_proposals(activations, classes, thresholds=PAPER)) == expected
 
 
-def one(sequence: list[float], dtype: torch.dtype = torch.float32, **options) -> list[tuple]:
+def one(device: torch.device, sequence: list[float], dtype: torch.dtype = torch.float32, **options) -> list[tuple]:
     """Proposals (start, end, score) of one recording with one class."""
-    x = torch.tensor(sequence, dtype=dtype).reshape(1, -1, 1)
-    return [r[2:] for r in rows(extract_proposals(x, torch.ones(1, 1, dtype=torch.bool), **options))]
+    x = torch.tensor(sequence, dtype=dtype, device=device).reshape(1, -1, 1)
+    found = extract_proposals(x, torch.ones(1, 1, dtype=torch.bool, device=device), **options)
+    return [r[2:] for r in rows(found)]
 
 
-def test_score_by_hand():
+def test_score_by_hand(device):
     sequence = [0.5, 0.25, *[1.0] * 8, 0.0, 0.0, 0.5]  # two snippets on either side
-    assert one(sequence, thresholds=[0.6]) == [(2, 10, 1 - 0.75 / 4)]
+    assert one(device, sequence, thresholds=[0.6]) == [(2, 10, 1 - 0.75 / 4)]
     sequence = [0.5, *[1.0] * 8, 0.0, 0.0, 0.5]  # only one snippet before
-    assert one(sequence, thresholds=[0.6]) == [(1, 9, pytest.approx(1 - 0.5 / 3))]
-    assert one(sequence, thresholds=[0.6], outer="mean_of_sides") == [(1, 9, 1 - 0.25)]
+    assert one(device, sequence, thresholds=[0.6]) == [(1, 9, pytest.approx(1 - 0.5 / 3))]
+    assert one(device, sequence, thresholds=[0.6], outer="mean_of_sides") == [(1, 9, 1 - 0.25)]
 
 
 @pytest.mark.parametrize("outer", ["pooled", "mean_of_sides"])
@@ -145,54 +192,162 @@ def test_score_by_hand():
     ],
     ids=["T=0", "T=1", "at the threshold", "nothing above", "everything above", "tie"],
 )
-def test_edges(sequence, expected, outer):
-    assert one(sequence, thresholds=[0.5], outer=outer) == expected
+def test_edges(device, sequence, expected, outer):
+    assert one(device, sequence, thresholds=[0.5], outer=outer) == expected
 
 
-def test_a_segment_found_twice_is_one_proposal():
-    assert one([0.0, 0.9, 0.9, 0.0], thresholds=[0.5, 0.1, 0.3, 0.5], nms_iou=1.0) == [(1, 3, pytest.approx(0.9))]
+def test_a_segment_found_twice_is_one_proposal(device):
+    found = one(device, [0.0, 0.9, 0.9, 0.0], thresholds=[0.5, 0.1, 0.3, 0.5], nms_iou=1.0)
+    assert found == [(1, 3, pytest.approx(0.9))]
 
 
-def test_nms_is_by_class():
-    x = torch.tensor([0.0, 0.9, 0.9, 0.0]).reshape(1, 4, 1).expand(1, 4, 2)
-    found = extract_proposals(x, torch.ones(1, 2, dtype=torch.bool), thresholds=[0.5])
+def test_a_staircase_is_one_proposal_a_step(device):
+    n = 300  # every snippet opens a proposal, the most that is possible
+    sequence = [i / n for i in range(1, n + 1)]
+    thresholds = [(i - 0.5) / n for i in range(1, n + 1)]
+    found = one(device, sequence, torch.float64, thresholds=thresholds, nms_iou=1.0)
+    assert sorted(p[:2] for p in found) == [(start, n) for start in range(n)]
+    found = one(device, sequence[::-1], torch.float64, thresholds=thresholds, nms_iou=1.0)
+    assert sorted(p[:2] for p in found) == [(0, end) for end in range(1, n + 1)]
+
+
+def test_nms_is_by_class(device):
+    x = torch.tensor([0.0, 0.9, 0.9, 0.0], device=device).reshape(1, 4, 1).expand(1, 4, 2)
+    found = extract_proposals(x, torch.ones(1, 2, dtype=torch.bool, device=device), thresholds=[0.5])
     assert found.label.tolist() == [0, 1]
 
 
-def test_nms_removes_at_the_threshold_itself():
+def test_nms_removes_at_the_threshold_itself(device):
     sequence = [0.0, 0.375, 0.375, 1.0, 1.0, 0.0]  # (3, 5) lies in (1, 5): IoU 0.5
-    assert [p[:2] for p in one(sequence, thresholds=[0.25, 0.75], nms_iou=0.5)] == [(3, 5)]
-    assert [p[:2] for p in one(sequence, thresholds=[0.25, 0.75], nms_iou=0.51)] == [(3, 5), (1, 5)]
+    assert [p[:2] for p in one(device, sequence, thresholds=[0.25, 0.75], nms_iou=0.5)] == [(3, 5)]
+    assert [p[:2] for p in one(device, sequence, thresholds=[0.25, 0.75], nms_iou=0.51)] == [(3, 5), (1, 5)]
+
+
+def test_a_score_of_minus_zero_ties_with_zero(device):
+    d = 2.0**-149  # the first of the long ones scores -d / 4, which rounds to -0; the second 0
+    sequence = [2 * d, 0.0, *[d] * 8, 0.0, 3 * d, 0.0, 0.0, 2 * d, 0.0, *[d] * 8, 0.0, 2 * d]
+    found = one(device, sequence, thresholds=[0.0], min_length=2)
+    assert found == [(2, 10, 0.0), (16, 24, 0.0)]
+    assert [math.copysign(1, p[2]) for p in found] == [-1, 1]
+
+
+def test_a_low_contrast_goes(device):
+    # (1, 5) scores 0.6875; (3, 5) in it scores 0.8125 and suppresses it; (7, 8) scores 0.375.
+    sequence = [0.0, 0.375, 0.375, 1.0, 1.0, 0.0, 0.0, 0.375, 0.0]
+    options = {"thresholds": [0.25, 0.75], "nms_iou": 0.5}
+    assert one(device, sequence, **options) == [(3, 5, 0.8125), (7, 8, 0.375)]
+    assert one(device, sequence, min_contrast=0.375, **options) == [(3, 5, 0.8125), (7, 8, 0.375)]
+    assert one(device, sequence, min_contrast=0.376, **options) == [(3, 5, 0.8125)]
+    assert one(device, sequence, min_contrast=math.inf, **options) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_types(dtype):
-    x = torch.rand(2, 30, 3, generator=torch.Generator().manual_seed(3)).to(dtype)
-    found = extract_proposals(x, torch.ones(2, 3, dtype=torch.bool), thresholds=PAPER)
+def test_types(device, dtype):
+    x = torch.rand(2, 30, 3, generator=torch.Generator().manual_seed(3)).to(device, dtype)
+    classes = torch.ones(2, 3, dtype=torch.bool, device=device)
+    found = extract_proposals(x, classes, thresholds=PAPER)
     assert [f.dtype for f in found[:4]] == [torch.int64] * 4
     assert found.score.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    upcast = extract_proposals(x.double(), torch.ones(2, 3, dtype=torch.bool), thresholds=PAPER)
+    upcast = extract_proposals(x.double(), classes, thresholds=PAPER)
     torch.testing.assert_close(found.score.double(), upcast.score, rtol=0, atol=1e-6)
 
 
-def test_a_value_written_as_the_threshold_is_not_above_it():
-    assert one([0.1], thresholds=[0.1]) == []  # float32(0.1) > 0.1 in float64
+def test_a_value_written_as_the_threshold_is_not_above_it(device):
+    assert one(device, [0.1], thresholds=[0.1]) == []  # float32(0.1) > 0.1 in float64
+
+
+@pytest.mark.parametrize("thresholds", [(0.5, 0.25), torch.tensor([0.5, 0.25]), torch.tensor([0.5, 0.25]).numpy()])
+def test_any_sequence_of_thresholds(device, thresholds):
+    assert [p[:2] for p in one(device, [0.3, 0.0, 0.6], thresholds=thresholds)] == [(2, 3), (0, 1)]
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0), (0, 0, 0)])
-def test_empty_batches(shape):
+def test_empty_batches(device, shape):
     b, _, c = shape
-    found = extract_proposals(torch.zeros(shape), torch.ones(b, c, dtype=torch.bool), thresholds=[0.5])
+    classes = torch.ones(b, c, dtype=torch.bool, device=device)
+    found = extract_proposals(torch.zeros(shape, device=device), classes, thresholds=[0.5])
     assert [len(f) for f in found] == [0] * 5
 
 
-def test_non_contiguous_input():
-    activations, classes, lengths = random_batch(4)
-    strided = activations.permute(2, 0, 1).contiguous().permute(1, 2, 0)
-    assert not strided.is_contiguous()
-    assert rows(extract_proposals(strided, classes, lengths, thresholds=PAPER)) == rows(
+def test_views_are_read_by_their_strides(device):
+    activations, classes, lengths = random_batch(device, 4)
+    expected = rows(extract_proposals(activations, classes, lengths, thresholds=PAPER))
+    by_class_first = activations.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    every_second = torch.stack((activations, activations.new_full(activations.shape, math.nan)), dim=2).flatten(1, 2)
+    for view in (by_class_first, activations.mT.contiguous().mT, every_second[:, ::2]):
+        assert not view.is_contiguous()
+        assert rows(extract_proposals(view, classes.T.contiguous().T, lengths, thresholds=PAPER)) == expected
+    twice = activations[:1].expand(2, -1, -1)
+    found = extract_proposals(twice, classes[:1].expand(2, -1), thresholds=PAPER)
+    assert [r[1:] for r in rows(found) if r[0] == 0] == [r[1:] for r in rows(found) if r[0] == 1] != []
+
+
+def test_other_integer_types_of_lengths(device):
+    activations, classes, lengths = random_batch(device)
+    expected = rows(extract_proposals(activations, classes, lengths, thresholds=PAPER))
+    assert rows(extract_proposals(activations, classes, lengths.int(), thresholds=PAPER)) == expected
+
+
+def test_the_largest_numbers(device):
+    top = torch.finfo(torch.float32).max
+    scores = {p[:2]: p[2] for p in one(device, [-top, top, top, -top, 1.0], thresholds=[-1.0, 1e300], nms_iou=1.0)}
+    assert scores == {(1, 3): math.inf, (4, 5): top}
+    top = torch.finfo(torch.float64).max
+    with pytest.raises(InputError, match="overflows"):
+        one(device, [top, top], torch.float64, thresholds=[0.5])
+    with pytest.raises(InputError, match="overflows"):
+        one(device, [-top, top, 0.0, -top, top], torch.float64, thresholds=[0.5])
+
+
+def test_the_first_number_that_is_not_finite_is_named(device):
+    activations, classes, lengths = random_batch(device)
+    classes[3, 1:3] = True
+    activations[3, 5, 2] = math.nan
+    activations[3, 30, 1] = -math.inf
+    with pytest.raises(InputError, match="recording 3, snippet 30, class 1"):
         extract_proposals(activations, classes, lengths, thresholds=PAPER)
-    )
+
+
+def test_no_gradient(device):
+    activations, classes, lengths = random_batch(device)
+    found = extract_proposals(activations.requires_grad_(), classes, lengths, thresholds=PAPER)
+    assert not found.score.requires_grad
+
+
+def test_every_run_and_any_number_of_threads_give_the_same(device):
+    x, classes = wander(12, 300, 9).to(device), torch.ones(12, 9, dtype=torch.bool, device=device)
+    lengths = torch.randint(301, (12,), generator=torch.Generator().manual_seed(0)).to(device)
+    expected, before = extract_proposals(x, classes, lengths, thresholds=PAPER), torch.get_num_threads()
+    try:
+        for threads in (1, 2, 7, before):
+            torch.set_num_threads(threads)
+            for found, e in zip(extract_proposals(x, classes, lengths, thresholds=PAPER), expected, strict=True):
+                assert torch.equal(found, e)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_registration():
+    activations, classes, lengths = random_batch(torch.device("cpu"))
+    for x, n in (
+        (activations, lengths),
+        (activations.half().mT.contiguous().mT, None),
+        (activations.double()[:0], None),
+    ):
+        kept = classes[: len(x)]
+        arguments = (x, kept, n, PAPER, 1, 0.25, False, -math.inf, 0.5)
+        torch.library.opcheck(torch.ops.d2net.extract_proposals.default, arguments)
+
+
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_compiles_to_one_graph():
+    activations, classes, lengths = random_batch(torch.device("cpu"))
+
+    def scores(x: torch.Tensor) -> torch.Tensor:
+        return extract_proposals(x, classes, lengths, thresholds=PAPER).score * 2
+
+    compiled = torch.compile(scores, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(activations), scores(activations), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +355,7 @@ def test_non_contiguous_input():
     [
         ({"activations": torch.zeros(2, 5)}, "activations are"),
         ({"activations": torch.zeros(2, 5, 3, dtype=torch.int64)}, "activations are"),
+        ({"activations": torch.zeros(1).expand(2, 2**31, 3)}, "too long"),
         ({"activations": torch.full((2, 5, 3), float("nan"))}, "recording 0, snippet 0, class 0"),
         ({"classes": torch.ones(2, 3)}, "classes are"),
         ({"classes": torch.ones(3, 2, dtype=torch.bool)}, "classes are"),
@@ -213,12 +369,14 @@ def test_non_contiguous_input():
         ({"inflation": -0.1}, "inflation"),
         ({"inflation": float("nan")}, "inflation"),
         ({"outer": "median"}, "outer"),
+        ({"min_contrast": float("nan")}, "min_contrast"),
         ({"nms_iou": 0.0}, "nms_iou"),
         ({"nms_iou": 1.5}, "nms_iou"),
     ],
 )
-def test_wrong_input_is_refused_in_one_line(change, message):
+def test_wrong_input_is_refused_in_one_line(device, change, message):
     good = {"activations": torch.zeros(2, 5, 3), "classes": torch.ones(2, 3, dtype=torch.bool), "thresholds": [0.5]}
+    arguments = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in {**good, **change}.items()}
     with pytest.raises(InputError, match=message) as error:
-        extract_proposals(**{**good, **change})
+        extract_proposals(**arguments)
     assert "\n" not in str(error.value)
