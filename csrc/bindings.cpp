@@ -7,6 +7,8 @@
 
 #include "iou.h"
 #include "nms.h"
+#include "topk_pool.h"
+#include "two_stream_tcam.h"
 
 namespace py = pybind11;
 
@@ -39,6 +41,12 @@ void bind_cpu(py::module_& m, const std::string& dtype) {
   def(m, "batched_nms_1d_" + dtype, &ops::batched_nms_1d<T>);
   def(m, "soft_nms_1d_" + dtype, &ops::soft_nms_1d<T>);
   def(m, "iou_1d_" + dtype, &ops::iou_1d<T>);
+  def(m, "topk_pool_" + dtype, &ops::topk_pool<T>);
+  def(m, "topk_pool_backward_" + dtype, &ops::topk_pool_backward<T>);
+  def(m, "tcam_pool_" + dtype, &ops::tcam_pool<T>);
+  def(m, "tcam_pool_backward_" + dtype, &ops::tcam_pool_backward<T>);
+  def(m, "two_stream_tcam_" + dtype, &ops::two_stream_tcam<T>);
+  def(m, "two_stream_tcam_backward_" + dtype, &ops::two_stream_tcam_backward<T>);
 }
 
 #ifdef D2NET_WITH_CUDA

@@ -7,10 +7,11 @@ from d2net.ops.nms import batched_nms_1d, nms_1d, soft_nms_1d
 from d2net.ops.proposals import Proposals, extract_proposals
 from d2net.ops.snippet_pdmi import SnippetPDMI, snippet_pdmi
 from d2net.ops.topk_pool import topk_pool
-from d2net.ops.two_stream_tcam import TCAM, two_stream_tcam
+from d2net.ops.two_stream_tcam import TCAM, TCAMPool, tcam_pool, two_stream_tcam
 
 __all__ = [
     "TCAM",
+    "TCAMPool",
     "Pooled",
     "Proposals",
     "SnippetPDMI",
@@ -23,6 +24,7 @@ __all__ = [
     "nms_1d",
     "snippet_pdmi",
     "soft_nms_1d",
+    "tcam_pool",
     "topk_pool",
     "two_stream_tcam",
 ]
