@@ -10,6 +10,8 @@
 #include "iou.h"
 #include "nms.h"
 #include "proposals.h"
+#include "topk_pool.h"
+#include "two_stream_tcam.h"
 #ifdef D2NET_SIMT
 #include "simt/simt.h"
 #endif
@@ -52,6 +54,12 @@ void bind_cpu(py::module_& m, const std::string& dtype) {
       .def_readonly("count", &ops::FoundProposals<T>::count);
   def(m, "find_proposals_" + dtype, &ops::find_proposals<T>);
   def(m, "copy_proposals_" + dtype, &ops::copy_proposals<T>);
+  def(m, "topk_pool_" + dtype, &ops::topk_pool<T>);
+  def(m, "topk_pool_backward_" + dtype, &ops::topk_pool_backward<T>);
+  def(m, "tcam_pool_" + dtype, &ops::tcam_pool<T>);
+  def(m, "tcam_pool_backward_" + dtype, &ops::tcam_pool_backward<T>);
+  def(m, "two_stream_tcam_" + dtype, &ops::two_stream_tcam<T>);
+  def(m, "two_stream_tcam_backward_" + dtype, &ops::two_stream_tcam_backward<T>);
 }
 
 #if defined(D2NET_WITH_CUDA) || defined(D2NET_SIMT)

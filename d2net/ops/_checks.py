@@ -43,6 +43,11 @@ def check_lengths(operator: str, x: Tensor, lengths: Tensor | None) -> None:
 def valid_mask(operator: str, x: Tensor, lengths: Tensor | None) -> Tensor:
     """(B, T) bool: True where snippet t lies before the recording's length. ``x`` is (B, T, ...)."""
     check_lengths(operator, x, lengths)
+    return within(x, lengths)
+
+
+def within(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """:func:`valid_mask` without its checks."""
     b, t = x.shape[:2]
     if lengths is None:
         return torch.ones(b, t, dtype=torch.bool, device=x.device)

@@ -57,6 +57,15 @@ def has(function: str, device: str) -> bool:
     return hasattr(_C, {"cpu": "", "cuda": "cuda_"}[device] + function + "_float32")
 
 
+def plain(x: Tensor) -> Tensor:
+    """``x`` as the CPU functions read it: contiguous, half precision in float32."""
+    return (x if x.dtype in (torch.float32, torch.float64) else x.float()).contiguous()
+
+
+def plain_lengths(lengths: Tensor | None) -> Tensor | None:
+    return None if lengths is None else lengths.to(torch.int64).contiguous()
+
+
 def _passed(argument: Tensor | float | None) -> float:
     if isinstance(argument, Tensor):
         return argument.data_ptr()

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from d2net.errors import InputError
-from d2net.ops._checks import check_floating, check_shape, valid_mask
+from d2net.ops import _library, _native
+from d2net.ops._checks import check_floating, check_lengths, check_shape, within
 
 
 def topk_pool(x: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> Tensor:
@@ -14,26 +15,98 @@ def topk_pool(x: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> 
 
     Args:
         x: (B, T, C) activations, floating point.
-        lengths: (B,) int64 snippets of each recording, or None (all T). Later snippets never matter.
+        lengths: (B,) int64 snippets of each recording, or None (all T). Later snippets never matter; a length
+            outside [0, T] counts as the nearer end.
         divisor: share of the snippets that count; 8 in the paper.
 
     Returns:
         (B, C) pooled scores; 0 for a recording of length 0. Ties break towards the earlier snippet; a NaN is
-        larger than every number, so it propagates.
+        larger than every number, so it propagates. Half precision is summed in float32 or wider. Differentiable
+        once: the gradient is that of the mean at the selected snippets.
 
     Raises:
         InputError: wrong shape, dtype or device, or divisor < 1.
     """
     check_shape("topk_pool", "x", x, "B, T, C")
     check_floating("topk_pool", "x", x)
-    if divisor < 1:
-        raise InputError(f"topk_pool: divisor is {divisor}, expected at least 1")
-    mask = valid_mask("topk_pool", x, lengths)
+    check_lengths("topk_pool", x, lengths)
+    check_divisor("topk_pool", divisor)
+    if _library.has_kernel("topk_pool", x):
+        return _topk_pool(x, lengths, divisor)[0]
+    return topk_pool_reference(x, lengths, divisor=divisor)
+
+
+def topk_pool_reference(x: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> Tensor:
+    """:func:`topk_pool` in plain PyTorch, on any device, without checks."""
+    t = x.shape[1]
+    mask = within(x, lengths)
     length = mask.sum(1)
     k = ((length + divisor - 1) // divisor).clamp(min=1)
-    most = max(1, -(-x.shape[1] // divisor)) if x.shape[1] else 0  # no recording needs more
+    most = max(1, -(-t // divisor)) if t else 0  # no recording needs more
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     ordered, _ = wide.masked_fill(~mask[:, :, None], -torch.inf).sort(dim=1, descending=True, stable=True)
     chosen = torch.arange(most, device=x.device)[None, :] < torch.minimum(k, length)[:, None]
     top = torch.where(chosen[:, :, None], ordered[:, :most], 0)
     return (top.sum(1) / k[:, None]).to(x.dtype)
+
+
+def check_divisor(operator: str, divisor: int) -> None:
+    if divisor < 1:
+        raise InputError(f"{operator}: divisor is {divisor}, expected at least 1")
+
+
+def _cpu(x: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, Tensor, Tensor]:
+    wide, (b, t, c) = _native.plain(x), x.shape
+    pooled, kth, last = wide.new_empty(b, c), wide.new_empty(b, c), wide.new_empty(b, c, dtype=torch.int32)
+    lengths = _native.plain_lengths(lengths)
+    _native.cpu("topk_pool", wide.dtype, wide, lengths, b, t, c, divisor, pooled, kth, last)
+    return pooled.to(x.dtype), kth, last
+
+
+def _fake(x: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (x.shape[0], x.shape[2])
+    kth = x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
+    return x.new_empty(shape), kth, x.new_empty(shape, dtype=torch.int32)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, lengths, ctx.divisor = inputs
+    _, kth, last = output
+    ctx.mark_non_differentiable(kth, last)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, lengths, kth, last)
+
+
+def _backward(ctx, grad: Tensor | None, *_) -> tuple[Tensor | None, None, None]:
+    if grad is None:
+        return None, None, None
+    return _topk_pool_backward(grad, *ctx.saved_tensors, ctx.divisor), None, None
+
+
+def _backward_cpu(grad: Tensor, x: Tensor, lengths: Tensor | None, kth: Tensor, last: Tensor, divisor: int) -> Tensor:
+    wide, (b, t, c) = _native.plain(x), x.shape
+    out, lengths = torch.empty_like(wide), _native.plain_lengths(lengths)
+    grad = _native.plain(grad)
+    _native.cpu("topk_pool_backward", wide.dtype, grad, wide, lengths, kth, last, b, t, c, divisor, out)
+    return out.to(x.dtype)
+
+
+def _backward_fake(grad: Tensor, x: Tensor, lengths: Tensor | None, kth: Tensor, last: Tensor, divisor: int) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+# `kth` and `last` (B, C) say which entries were taken: value (float32 for half precision) and snippet of the k-th in
+# the order of falling value and, among equals, rising time; 0 and -1 for a recording of length 0.
+_topk_pool = _library.register(
+    "topk_pool(Tensor x, Tensor? lengths, int divisor) -> (Tensor pooled, Tensor kth, Tensor last)",
+    cpu=_cpu,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+_topk_pool_backward = _library.register(
+    "topk_pool_backward(Tensor grad, Tensor x, Tensor? lengths, Tensor kth, Tensor last, int divisor) -> Tensor",
+    cpu=_backward_cpu,
+    fake=_backward_fake,
+    backward=_library.refuse_double_backward,
+)

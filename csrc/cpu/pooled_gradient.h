@@ -1,0 +1,77 @@
+// The backward that topk_pool, tcam_pool and two_stream_tcam share: gradients of the results, brought to the (b, t, c)
+// activations they were pooled from.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "math/topk.h"
+#include "parallel.h"
+
+namespace d2net::cpu {
+
+template <typename T>
+struct PooledGradient {
+  const T* of_x;          // (b, t, c) that reach the activations directly; null: none
+  const T* of_attention;  // (b, t) of the maximum over classes; null: none
+  const T* of_pooled;     // (b, c) of the top-k mean; null: none
+  const T* x;
+  const int64_t* lengths;
+  const int32_t* peak;  // (b, t) class of the maximum; may be null without of_attention
+  const T* kth;         // (b, c), with last: see topk_pool.h
+  const int32_t* last;
+  int64_t b, t, c, divisor;
+};
+
+namespace detail {
+
+// out = of_x + share where x is among the k largest, for rows [first, first + rows) of one recording, c entries each;
+// x, of_x and out begin at the first of them. share, kth and last are given for `group` rows, one after the other,
+// with last counted from the row itself. of_x may be null.
+void pooled_gradient_rows(const float* of_x, const float* x, int64_t first, int64_t rows, int64_t c, int64_t group,
+                          const float* share, const int32_t* kth, const int32_t* last, float* out);
+void pooled_gradient_rows(const double* of_x, const double* x, int64_t first, int64_t rows, int64_t c, int64_t group,
+                          const double* share, const int64_t* kth, const int32_t* last, double* out);
+
+}  // namespace detail
+
+// Writes grad_x (b, t, c) within the lengths. Calls then(offset, n) for each stretch of it as soon as it is written,
+// and still in the nearest cache, and padding(offset, n) for what lies past a length and was not written.
+template <typename T, typename Then, typename Padding>
+void pooled_gradient(const PooledGradient<T>& g, T* grad_x, int threads, Then then, Padding padding) {
+  using Key = typename math::Ordered<T>::Key;
+  const int64_t t = g.t, c = g.c;
+  const int64_t grain = 1 + 32768 / (c + 1);  // about 10 us of work
+  const int64_t group = 1 + 128 / (c + 1);    // rows of few classes are too short for vectors: take several together
+  const int64_t block = group * (1 + 32 / group);
+  parallel_for(g.b * t, grain, threads, [&](int64_t begin, int64_t end) {
+    std::vector<T> share(group * c);
+    std::vector<Key> kth(group * c);
+    std::vector<int32_t> last(group * c);
+    while (begin < end) {
+      const int64_t recording = begin / t, from = begin % t, to = std::min(t, from + end - begin);
+      const int64_t length = math::clamped_length(g.lengths, recording, t), k = math::topk_count(length, g.divisor);
+      for (int64_t i = 0; i < group * c; ++i) {
+        const int64_t column = recording * c + i % c;
+        share[i] = g.of_pooled != nullptr ? g.of_pooled[column] / k : T(0);
+        kth[i] = math::ordered_key(g.kth[column]);
+        last[i] = g.last[column] - int32_t(i / c);
+      }
+      const int64_t valid = std::clamp(length, from, to);
+      for (int64_t first = from; first < valid; first += block) {
+        const int64_t rows = std::min(block, valid - first), row = recording * t + first;
+        detail::pooled_gradient_rows(g.of_x != nullptr ? g.of_x + row * c : nullptr, g.x + row * c, first, rows, c,
+                                     group, share.data(), kth.data(), last.data(), grad_x + row * c);
+        if (g.of_attention != nullptr && c > 0) {
+          for (int64_t i = row; i < row + rows; ++i) grad_x[i * c + g.peak[i]] += g.of_attention[i];
+        }
+        then(row * c, rows * c);
+      }
+      padding((recording * t + valid) * c, (to - valid) * c);
+      begin += to - from;
+    }
+  });
+}
+
+}  // namespace d2net::cpu

@@ -1,0 +1,361 @@
+// Selection without sorting. A tile of up to 16 neighbouring classes is copied to integer keys in the numbers' order
+// (math/ordered_float.h), and all its columns search at once for the key of their k-th largest entry by bisection: one
+// pass counts, in every lane, the keys at or above a pivot. Long columns first ask a sample where to look, and time
+// steps without a candidate are dropped on the way, so a column is read about ten times whatever its length.
+#include "topk_pool.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <stdexcept>
+
+#include "math/topk.h"
+#include "parallel.h"
+#include "pooled_gradient.h"
+#include "simd.h"
+
+namespace d2net::cpu {
+namespace {
+
+using math::Ordered;
+
+// Lanes of a vector. A tile narrower than that has several time steps in one vector: lane l is class l % width.
+constexpr int kLanes = 16;
+constexpr int64_t kSampleStep = 16;
+
+template <int width, typename T, typename Key>
+[[gnu::always_inline]] inline void load_width(const T* x, int64_t stride, int64_t rows, Key* keys) {
+  for (int64_t row = 0; row < rows; ++row) {
+#pragma omp simd
+    for (int l = 0; l < width; ++l) keys[row * width + l] = math::ordered_key(x[row * stride + l]);
+  }
+}
+
+// Keys of `rows` rows of a tile, `width` a row; lanes past the tile's `classes` repeat its last class.
+template <typename T, typename Key>
+[[gnu::always_inline]] inline void load_keys(const T* x, int64_t stride, int64_t rows, int classes, int width,
+                                             Key* keys) {
+  if (classes == stride && classes == width) return load_width<1>(x, 1, rows * width, keys);
+  if (classes == 16) return load_width<16>(x, stride, rows, keys);
+  if (classes == 8) return load_width<8>(x, stride, rows, keys);
+  if (classes == 4) return load_width<4>(x, stride, rows, keys);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int l = 0; l < width; ++l)
+      keys[row * width + l] = math::ordered_key(x[row * stride + std::min(l, classes - 1)]);
+  }
+}
+D2NET_SIMD void load(const float* x, int64_t stride, int64_t rows, int classes, int width, int32_t* keys) {
+  load_keys(x, stride, rows, classes, width, keys);
+}
+D2NET_SIMD void load(const double* x, int64_t stride, int64_t rows, int classes, int width, int64_t* keys) {
+  load_keys(x, stride, rows, classes, width, keys);
+}
+
+template <typename Key>
+[[gnu::always_inline]] inline void count_lanes(const Key* keys, int64_t vectors, const Key* pivot, Key* count) {
+  Key at_least[kLanes], n[kLanes] = {};
+  for (int l = 0; l < kLanes; ++l) at_least[l] = pivot[l];
+  for (int64_t v = 0; v < vectors; ++v) {
+#pragma omp simd
+    for (int l = 0; l < kLanes; ++l) n[l] += keys[v * kLanes + l] >= at_least[l];
+  }
+  for (int l = 0; l < kLanes; ++l) count[l] = n[l];
+}
+D2NET_SIMD void count_from(const int32_t* keys, int64_t vectors, const int32_t* pivot, int32_t* count) {
+  count_lanes(keys, vectors, pivot, count);
+}
+D2NET_SIMD void count_from(const int64_t* keys, int64_t vectors, const int64_t* pivot, int64_t* count) {
+  count_lanes(keys, vectors, pivot, count);
+}
+
+// Copies the vectors that hold a key in [low, high) to `out`, which may be `keys`, and returns how many. Writes one
+// vector past them.
+template <typename Key>
+[[gnu::always_inline]] inline int64_t keep_lanes(const Key* keys, int64_t vectors, const Key* low, const Key* high,
+                                                 Key* out) {
+  Key from[kLanes], to[kLanes];
+  for (int l = 0; l < kLanes; ++l) {
+    from[l] = low[l];
+    to[l] = high[l];
+  }
+  int64_t kept = 0;
+  for (int64_t v = 0; v < vectors; ++v) {
+    Key any = 0;
+#pragma omp simd reduction(| : any)
+    for (int l = 0; l < kLanes; ++l) {
+      const Key key = keys[v * kLanes + l];
+      any |= Key(key >= from[l]) & Key(key < to[l]);
+      out[kept * kLanes + l] = key;
+    }
+    kept += any;
+  }
+  return kept;
+}
+D2NET_SIMD int64_t keep(const int32_t* keys, int64_t vectors, const int32_t* low, const int32_t* high, int32_t* out) {
+  return keep_lanes(keys, vectors, low, high, out);
+}
+D2NET_SIMD int64_t keep(const int64_t* keys, int64_t vectors, const int64_t* low, const int64_t* high, int64_t* out) {
+  return keep_lanes(keys, vectors, low, high, out);
+}
+
+// Where the search stands, by lane: low <= key of the k-th largest < high, with the number of keys at or above each.
+template <typename Key>
+struct Bounds {
+  Key low[kLanes], high[kLanes];
+  Key from_low[kLanes], from_high[kLanes];
+};
+
+// Takes in that `count` keys are at or above `pivot`, and turns pivot into the middle between the new bounds. Returns
+// whether every lane has found what it looks for: k keys at or above low, or else low as the key of the k-th largest.
+template <typename Key>
+[[gnu::always_inline]] inline bool narrow_lanes(Bounds<Key>* bounds, Key* pivot, const Key* count, Key k) {
+  Key undecided = 0;
+#pragma omp simd reduction(| : undecided)
+  for (int l = 0; l < kLanes; ++l) {
+    const Key p = pivot[l], n = count[l];
+    const bool enough = n >= k;
+    const Key low = enough ? p : bounds->low[l], high = enough ? bounds->high[l] : p;
+    const Key from_low = enough ? n : bounds->from_low[l];
+    bounds->low[l] = low;
+    bounds->high[l] = high;
+    bounds->from_low[l] = from_low;
+    bounds->from_high[l] = enough ? bounds->from_high[l] : n;
+    pivot[l] = (low & high) + ((low ^ high) >> 1);  // their mean, rounded down, without overflow
+    undecided |= Key(from_low != k) & Key(low + 1 != high);
+  }
+  return !undecided;
+}
+D2NET_SIMD bool narrow(Bounds<int32_t>* bounds, int32_t* pivot, const int32_t* count, int32_t k) {
+  return narrow_lanes(bounds, pivot, count, k);
+}
+D2NET_SIMD bool narrow(Bounds<int64_t>* bounds, int64_t* pivot, const int64_t* count, int64_t k) {
+  return narrow_lanes(bounds, pivot, count, k);
+}
+
+// As count_from, with the lanes of one class (l, l + width, ...) added up and the sum in each of them.
+template <typename Key>
+void count_classes(const Key* keys, int64_t vectors, int width, const Key* pivot, Key* count) {
+  count_from(keys, vectors, pivot, count);
+  for (int half = kLanes / 2; half >= width; half /= 2) {
+    for (int l = 0; l < half; ++l) count[l] += count[l + half];
+  }
+  for (int filled = width; filled < kLanes; filled *= 2) {
+    for (int l = 0; l < filled; ++l) count[l + filled] = count[l];
+  }
+}
+
+// Bounds of the k-th largest of the n keys of every class (`width` classes a row), as narrow as `narrow` wants them.
+// The first pivots are given, then comes bisection. `spare` has room for half of the vectors and one more.
+template <typename T, typename Key = typename Ordered<T>::Key>
+Bounds<Key> search(const Key* keys, int64_t n, int width, Key k, const Key (*pivots)[kLanes], int n_pivots,
+                   Key* spare) {
+  int64_t vectors = (n * width + kLanes - 1) / kLanes;
+  Bounds<Key> bounds;
+  Key pivot[kLanes], count[kLanes], dropped[kLanes] = {};
+  for (int l = 0; l < kLanes; ++l) {
+    pivot[l] = bounds.low[l] = Ordered<T>::kMinusInf;
+    bounds.high[l] = Ordered<T>::kNaN + 1;
+    count[l] = bounds.from_low[l] = Key(n);
+    bounds.from_high[l] = 0;
+  }
+  for (int step = 0; !narrow(&bounds, pivot, count, k); ++step) {
+    if (step < n_pivots) {
+      for (int l = 0; l < kLanes; ++l) pivot[l] = std::clamp(pivots[step][l], bounds.low[l], Key(bounds.high[l] - 1));
+    }
+    int64_t candidates = 0;  // each keeps at most one vector
+    for (int l = 0; l < width; ++l) candidates += bounds.from_low[l] - bounds.from_high[l];
+    if (candidates < vectors / 2) {
+      vectors = keep(keys, vectors, bounds.low, bounds.high, spare);
+      keys = spare;
+      count_classes(keys, vectors, width, bounds.high, count);
+      for (int l = 0; l < kLanes; ++l) dropped[l] = bounds.from_high[l] - count[l];
+    }
+    count_classes(keys, vectors, width, pivot, count);
+    for (int l = 0; l < kLanes; ++l) count[l] += dropped[l];
+  }
+  return bounds;
+}
+
+// Sum of the keys' values above a key, in order of time, and the lowest of these keys, by lane. Reads 16 lanes a row
+// whatever the width.
+template <typename T, typename Key>
+[[gnu::always_inline]] inline void sum_lanes(const Key* keys, int64_t rows, int width, const Key* above, double* sum,
+                                             Key* lowest) {
+  double total[kLanes] = {};
+  T value[kLanes];
+  Key bound[kLanes], low[kLanes];
+  for (int l = 0; l < kLanes; ++l) {
+    bound[l] = above[l];
+    low[l] = std::numeric_limits<Key>::max();
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+#pragma omp simd
+    for (int l = 0; l < kLanes; ++l) {
+      const Key key = keys[row * width + l];
+      const Key taken = key > bound[l] ? key : std::numeric_limits<Key>::max();
+      low[l] = low[l] < taken ? low[l] : taken;
+      value[l] = key > bound[l] ? math::ordered_value<T>(key) : T(0);
+    }
+#pragma omp simd
+    for (int l = 0; l < kLanes; ++l) total[l] += value[l];
+  }
+  for (int l = 0; l < kLanes; ++l) {
+    sum[l] = total[l];
+    lowest[l] = low[l];
+  }
+}
+D2NET_SIMD void sum_above(const int32_t* keys, int64_t rows, int width, const int32_t* above, double* sum,
+                          int32_t* lowest) {
+  sum_lanes<float>(keys, rows, width, above, sum, lowest);
+}
+D2NET_SIMD void sum_above(const int64_t* keys, int64_t rows, int width, const int64_t* above, double* sum,
+                          int64_t* lowest) {
+  sum_lanes<double>(keys, rows, width, above, sum, lowest);
+}
+
+// Row of the `nth` (from 1) key equal to `wanted` by lane, or of the last where there are fewer.
+template <typename Key>
+[[gnu::always_inline]] inline void find_lanes(const Key* keys, int64_t rows, int width, const Key* wanted,
+                                              const Key* nth, Key* found) {
+  Key key[kLanes], limit[kLanes], last[kLanes], seen[kLanes] = {};
+  for (int l = 0; l < kLanes; ++l) {
+    key[l] = wanted[l];
+    limit[l] = nth[l];
+    last[l] = -1;
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+#pragma omp simd
+    for (int l = 0; l < kLanes; ++l) {
+      const Key equal = keys[row * width + l] == key[l];
+      seen[l] += equal;
+      const Key hit = equal & Key(seen[l] <= limit[l]);
+      const Key here = Key(row) | (hit - 1);  // row, or -1 without a hit
+      last[l] = last[l] > here ? last[l] : here;
+    }
+  }
+  for (int l = 0; l < kLanes; ++l) found[l] = last[l];
+}
+D2NET_SIMD void find(const int32_t* keys, int64_t rows, int width, const int32_t* wanted, const int32_t* nth,
+                     int32_t* found) {
+  find_lanes(keys, rows, width, wanted, nth, found);
+}
+D2NET_SIMD void find(const int64_t* keys, int64_t rows, int width, const int64_t* wanted, const int64_t* nth,
+                     int64_t* found) {
+  find_lanes(keys, rows, width, wanted, nth, found);
+}
+
+// Memory for the tiles of one thread, one after the other.
+template <typename Key>
+struct Scratch {
+  int64_t vectors;
+  std::unique_ptr<Key[]> keys, spare;
+  Scratch(int64_t t, int width)
+      : vectors((t * width + kLanes - 1) / kLanes),
+        keys(new Key[(vectors + 1) * kLanes]),
+        spare(new Key[(vectors / 2 + 2) * kLanes]) {}
+};
+
+template <typename T>
+void pool_tile(const T* x, int64_t stride, int64_t length, int classes, int width, int64_t k,
+               Scratch<typename Ordered<T>::Key>& scratch, T* pooled, T* kth, int32_t* last) {
+  using Key = typename Ordered<T>::Key;
+  Key* keys = scratch.keys.get();
+  Key* spare = scratch.spare.get();
+  const int64_t vectors = (length * width + kLanes - 1) / kLanes;
+  load(x, stride, length, classes, width, keys);
+  // Below every key: never counted. The last vector may be half full, and the last rows are read in full vectors.
+  std::fill(keys + length * width, keys + (vectors + 1) * kLanes, std::numeric_limits<Key>::min());
+
+  // Two keys from the sample, chosen so that the k-th largest of all is most likely between them; where a value is
+  // frequent, just it.
+  Key pivots[2][kLanes];
+  int n_pivots = 0;
+  const int64_t sampled = vectors / kSampleStep;
+  if (sampled >= 32) {
+    for (int64_t v = 0; v < sampled; ++v) std::copy_n(keys + v * kSampleStep * kLanes, kLanes, spare + v * kLanes);
+    const int64_t n = sampled * (kLanes / width);
+    const double rank = double(k) * n / length, margin = 1.5 * std::sqrt(rank) + 1;
+    const auto bounds_of = [&](double r) {
+      return search<T>(spare, n, width, Key(std::clamp<int64_t>(int64_t(r), 1, n)), pivots, 0,
+                       spare + sampled * kLanes);
+    };
+    std::copy_n(bounds_of(rank + margin).low, kLanes, pivots[0]);
+    std::copy_n(bounds_of(rank - margin).high, kLanes, pivots[1]);
+    n_pivots = 2;
+  }
+
+  const Bounds<Key> bounds = search<T>(keys, length, width, Key(k), pivots, n_pivots, spare);
+  // Either the k largest are those at or above low, or low is the k-th and the first few equal to it are taken.
+  Key above[kLanes], lowest[kLanes], ties[kLanes], found[kLanes];
+  double sum[kLanes];
+  for (int l = 0; l < kLanes; ++l) above[l] = bounds.low[l] - Key(bounds.from_low[l] == k);
+  sum_above(keys, length, width, above, sum, lowest);
+  for (int l = 0; l < kLanes; ++l) {
+    ties[l] = Key(k);
+    if (bounds.from_low[l] == k) continue;
+    lowest[l] = bounds.low[l];
+    ties[l] = Key(k) - bounds.from_high[l];
+    sum[l] += double(ties[l]) * math::ordered_value<T>(lowest[l]);
+  }
+  find(keys, length, width, lowest, ties, found);
+  for (int l = 0; l < classes; ++l) {
+    pooled[l] = T(sum[l] / k);
+    kth[l] = math::ordered_value<T>(lowest[l]);
+    last[l] = int32_t(found[l]);
+  }
+}
+
+int next_power_of_two(int64_t n) {
+  int power = 1;
+  while (power < n) power *= 2;
+  return power;
+}
+
+}  // namespace
+
+template <typename T>
+void topk_pool(const T* x, const int64_t* lengths, int64_t b, int64_t t, int64_t c, int64_t divisor, T* pooled, T* kth,
+               int32_t* last, int threads) {
+  if (t > std::numeric_limits<int32_t>::max()) throw std::length_error("topk_pool: T is not below 2^31");
+  if (b == 0 || c == 0) return;
+  // Narrower tiles where there are too few to go round; a column's result does not depend on its tile.
+  int tile = int(std::min<int64_t>(kLanes, next_power_of_two(std::min<int64_t>(c, kLanes))));
+  while (tile > 4 && b * ((c + tile - 1) / tile) < threads) tile /= 2;
+  const int64_t tiles = (c + tile - 1) / tile;
+  const int64_t grain = 1 + 65536 / (t * tile + 1);  // about 20 us of work
+  parallel_for(b * tiles, grain, threads, [&](int64_t begin, int64_t end) {
+    Scratch<typename Ordered<T>::Key> scratch(t, tile);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t recording = i / tiles, first = i % tiles * tile;
+      const int classes = int(std::min<int64_t>(tile, c - first));
+      const int64_t length = math::clamped_length(lengths, recording, t), out = recording * c + first;
+      if (length == 0) {
+        std::fill_n(pooled + out, classes, T(0));
+        std::fill_n(kth + out, classes, T(0));
+        std::fill_n(last + out, classes, -1);
+        continue;
+      }
+      pool_tile(x + recording * t * c + first, c, length, classes, next_power_of_two(classes),
+                math::topk_count(length, divisor), scratch, pooled + out, kth + out, last + out);
+    }
+  });
+}
+
+template <typename T>
+void topk_pool_backward(const T* grad, const T* x, const int64_t* lengths, const T* kth, const int32_t* last, int64_t b,
+                        int64_t t, int64_t c, int64_t divisor, T* grad_x, int threads) {
+  const PooledGradient<T> gradient{nullptr, nullptr, grad, x, lengths, nullptr, kth, last, b, t, c, divisor};
+  pooled_gradient(
+      gradient, grad_x, threads, [](int64_t, int64_t) {},
+      [&](int64_t offset, int64_t n) { std::fill_n(grad_x + offset, n, T(0)); });
+}
+
+#define D2NET_INSTANTIATE(T)                                                                                          \
+  template void topk_pool<T>(const T*, const int64_t*, int64_t, int64_t, int64_t, int64_t, T*, T*, int32_t*, int);    \
+  template void topk_pool_backward<T>(const T*, const T*, const int64_t*, const T*, const int32_t*, int64_t, int64_t, \
+                                      int64_t, int64_t, T*, int);
+D2NET_INSTANTIATE(float)
+D2NET_INSTANTIATE(double)
+
+}  // namespace d2net::cpu

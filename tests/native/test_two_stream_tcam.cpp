@@ -1,0 +1,122 @@
+#include <algorithm>
+#include <limits>
+
+#include "check.h"
+#include "math/sigmoid.h"
+#include "topk_pool.h"
+#include "two_stream_tcam.h"
+
+namespace {
+
+double exact(double x) { return x < 0 ? std::exp(x) / (1 + std::exp(x)) : 1 / (1 + std::exp(-x)); }
+
+// Distance in units of the last place of a float.
+double ulps(float got, double wanted) {
+  const double near = std::abs(double(float(wanted)));
+  const double unit = std::nextafter(float(near), std::numeric_limits<float>::infinity()) - near;
+  return std::abs(got - wanted) / unit;
+}
+
+template <typename T>
+void check_both_directions(int64_t c) {
+  const int64_t b = 3, t = 130, divisor = 8;
+  const std::vector<int64_t> lengths = {t, 41, 0};
+  auto logits_a = check::uniform<T>(b * t * c, 1, -6, 4), logits_b = check::uniform<T>(b * t * c, 2, -6, 4);
+  for (int64_t i = 41 * c; i < t * c; ++i) logits_a[t * c + i] = std::numeric_limits<T>::quiet_NaN();  // padding
+  const auto grad_tcam = check::uniform<T>(b * t * c, 3), grad_attention = check::uniform<T>(b * t, 4);
+  const auto grad_pooled = check::uniform<T>(b * c, 5);
+  const double tolerance = sizeof(T) == 4 ? 2e-6 : 1e-13;
+  for (int threads : check::kThreads) {
+    std::vector<T> tcam(b * t * c), attention(b * t), pooled(b * c), kth(b * c), grad_a(b * t * c), grad_b(b * t * c);
+    std::vector<int32_t> peak(b * t), last(b * c);
+    d2net::cpu::two_stream_tcam(logits_a.data(), logits_b.data(), lengths.data(), b, t, c, divisor, tcam.data(),
+                                attention.data(), peak.data(), pooled.data(), kth.data(), last.data(), threads);
+    d2net::cpu::two_stream_tcam_backward(grad_tcam.data(), grad_attention.data(), grad_pooled.data(), logits_a.data(),
+                                         logits_b.data(), tcam.data(), lengths.data(), peak.data(), kth.data(),
+                                         last.data(), b, t, c, divisor, grad_a.data(), grad_b.data(), threads);
+    std::vector<T> expected_pooled(b * c), again(b * c), of_pooled(b * t * c);
+    std::vector<int32_t> until(b * c);
+    d2net::cpu::topk_pool(tcam.data(), lengths.data(), b, t, c, divisor, expected_pooled.data(), again.data(),
+                          until.data(), 1);
+    d2net::cpu::topk_pool_backward(grad_pooled.data(), tcam.data(), lengths.data(), again.data(), until.data(), b, t, c,
+                                   divisor, of_pooled.data(), 1);
+    CHECK(pooled == expected_pooled);
+    for (int64_t row = 0; row < b * t; ++row) {
+      const bool valid = row % t < lengths[row / t];
+      int64_t best = 0;
+      for (int64_t j = 1; j < c; ++j) best = tcam[row * c + j] > tcam[row * c + best] ? j : best;
+      CHECK(attention[row] == (valid ? tcam[row * c + best] : 0));
+      CHECK(peak[row] == (valid ? best : -1));
+      for (int64_t j = 0; j < c; ++j) {
+        const int64_t i = row * c + j;
+        const double a = exact(logits_a[i]), s = exact(logits_b[i]);
+        const double g = of_pooled[i] + grad_tcam[i] + (j == best ? grad_attention[row] : 0);
+        CHECK(valid ? check::close(double(tcam[i]), (a + s) / 2, tolerance, 0) : tcam[i] == 0);
+        CHECK(valid ? check::close(double(grad_a[i]), g * a * (1 - a) / 2, tolerance, 0) : grad_a[i] == 0);
+        CHECK(valid ? check::close(double(grad_b[i]), g * s * (1 - s) / 2, tolerance, 0) : grad_b[i] == 0);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST(sigmoid_and_its_slope_are_accurate_everywhere) {
+  double worst = 0, worst_slope = 0;
+  for (int64_t i = -1200000; i <= 1200000; ++i) {
+    const float x = float(i) / 10000;
+    const double e = std::exp(-std::abs(double(x)));
+    worst = std::max(worst, ulps(d2net::math::sigmoid(x), exact(x)));
+    worst_slope = std::max(worst_slope, ulps(d2net::math::sigmoid_slope(x), e / ((1 + e) * (1 + e))));
+  }
+  CHECK(worst < 4);
+  CHECK(worst_slope < 5);
+  const float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  CHECK(d2net::math::sigmoid(infinity) == 1 && d2net::math::sigmoid(-infinity) == 0);
+  CHECK(d2net::math::sigmoid_slope(infinity) == 0 && d2net::math::sigmoid_slope(-infinity) == 0);
+  CHECK(std::isnan(d2net::math::sigmoid(nan)) && std::isnan(d2net::math::sigmoid_slope(-nan)));
+}
+
+TEST(two_stream_tcam_forward_and_backward) {
+  for (int64_t c : {1, 3, 20, 65}) {
+    check_both_directions<float>(c);
+    check_both_directions<double>(c);
+  }
+}
+
+TEST(tcam_pool_takes_the_lowest_of_equal_classes) {
+  const int64_t t = 33, c = 6;
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  std::vector<float> tcam(t * c, 0.5f), attention(t), pooled(c), kth(c), grad(t * c);
+  tcam[4 * c + 2] = 0.75f;
+  tcam[7 * c + 5] = tcam[7 * c + 3] = nan;
+  tcam[9 * c] = -0.0f;
+  for (int64_t j = 1; j < c; ++j) tcam[9 * c + j] = 0.0f;
+  std::vector<int32_t> peak(t), last(c);
+  const std::vector<float> ones(t, 1.0f);
+  for (int threads : check::kThreads) {
+    d2net::cpu::tcam_pool(tcam.data(), nullptr, 1, t, c, 8, attention.data(), peak.data(), pooled.data(), kth.data(),
+                          last.data(), threads);
+    d2net::cpu::tcam_pool_backward<float>(ones.data(), nullptr, tcam.data(), nullptr, peak.data(), kth.data(),
+                                          last.data(), 1, t, c, 8, grad.data(), threads);
+    for (int64_t row = 0; row < t; ++row) {
+      const int64_t wanted = row == 4 ? 2 : row == 7 ? 3 : 0;
+      CHECK(peak[row] == wanted);
+      for (int64_t j = 0; j < c; ++j) CHECK(grad[row * c + j] == (j == wanted ? 1.0f : 0.0f));
+    }
+    CHECK(std::isnan(attention[7]) && attention[4] == 0.75f && attention[9] == 0);
+  }
+}
+
+TEST(tcam_without_classes_or_recordings) {
+  std::vector<float> attention(4, 1.0f);
+  std::vector<int32_t> peak(4, 0);
+  d2net::cpu::tcam_pool<float>(nullptr, nullptr, 2, 2, 0, 8, attention.data(), peak.data(), nullptr, nullptr, nullptr,
+                               2);
+  for (int i = 0; i < 4; ++i) CHECK(attention[i] == 0 && peak[i] == -1);
+  const float ones[4] = {1, 1, 1, 1};
+  d2net::cpu::tcam_pool_backward<float>(ones, nullptr, nullptr, nullptr, peak.data(), nullptr, nullptr, 2, 2, 0, 8,
+                                        nullptr, 2);
+  d2net::cpu::two_stream_tcam<float>(nullptr, nullptr, nullptr, 0, 0, 0, 8, nullptr, nullptr, nullptr, nullptr, nullptr,
+                                     nullptr, 2);
+}
