@@ -5,8 +5,10 @@
 #include <cstdint>
 #include <string>
 
+#include "condition_number.h"
 #include "iou.h"
 #include "nms.h"
+#include "snippet_pdmi.h"
 
 namespace py = pybind11;
 
@@ -39,6 +41,11 @@ void bind_cpu(py::module_& m, const std::string& dtype) {
   def(m, "batched_nms_1d_" + dtype, &ops::batched_nms_1d<T>);
   def(m, "soft_nms_1d_" + dtype, &ops::soft_nms_1d<T>);
   def(m, "iou_1d_" + dtype, &ops::iou_1d<T>);
+  def(m, "log_condition_number_" + dtype, &ops::log_condition_number<T>);
+  def(m, "joint_log_condition_number_" + dtype, &ops::joint_log_condition_number<T>);
+  def(m, "log_condition_number_backward_" + dtype, &ops::log_condition_number_backward<T>);
+  def(m, "snippet_pdmi_" + dtype, &ops::snippet_pdmi<T>);
+  def(m, "snippet_pdmi_backward_" + dtype, &ops::snippet_pdmi_backward<T>);
 }
 
 #ifdef D2NET_WITH_CUDA
