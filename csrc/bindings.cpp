@@ -7,9 +7,11 @@
 
 #include "attention_pool.h"
 #include "bottom_up_attention.h"
+#include "condition_number.h"
 #include "iou.h"
 #include "nms.h"
 #include "proposals.h"
+#include "snippet_pdmi.h"
 #include "topk_pool.h"
 #include "two_stream_tcam.h"
 #ifdef D2NET_SIMT
@@ -60,6 +62,11 @@ void bind_cpu(py::module_& m, const std::string& dtype) {
   def(m, "tcam_pool_backward_" + dtype, &ops::tcam_pool_backward<T>);
   def(m, "two_stream_tcam_" + dtype, &ops::two_stream_tcam<T>);
   def(m, "two_stream_tcam_backward_" + dtype, &ops::two_stream_tcam_backward<T>);
+  def(m, "log_condition_number_" + dtype, &ops::log_condition_number<T>);
+  def(m, "joint_log_condition_number_" + dtype, &ops::joint_log_condition_number<T>);
+  def(m, "log_condition_number_backward_" + dtype, &ops::log_condition_number_backward<T>);
+  def(m, "snippet_pdmi_" + dtype, &ops::snippet_pdmi<T>);
+  def(m, "snippet_pdmi_backward_" + dtype, &ops::snippet_pdmi_backward<T>);
 }
 
 #if defined(D2NET_WITH_CUDA) || defined(D2NET_SIMT)

@@ -88,15 +88,13 @@ class Localizer:
             if lengths.shape != (batch,):
                 raise InputError(f"lengths have shape {tuple(lengths.shape)}, expected ({batch},)")
             lengths = lengths.to(tcam.device)
-        _check_finite("tcam", tcam, lengths)
-
         refined = tcam
         if attention is not None and self.recipe.attention:
             _check_finite("attention", attention, lengths)
             refined = tcam * self._scaled(attention, lengths)[..., None]
         proposals = extract_proposals(
             refined,
-            self._classes(refined if self.recipe.class_scores == "refined" else tcam, lengths),
+            self._classes(refined if self.recipe.class_scores == "refined" else tcam, tcam, lengths),
             lengths,
             thresholds=self.recipe.thresholds,
             min_length=self.recipe.min_length,
@@ -115,11 +113,14 @@ class Localizer:
         peak = attention.masked_fill(~valid, 0).amax(1, keepdim=True)
         return attention * self.recipe.attention_peak / torch.where(peak > 0, peak, 1)
 
-    def _classes(self, sequences: Tensor, lengths: Tensor | None) -> Tensor:
+    def _classes(self, sequences: Tensor, tcam: Tensor, lengths: Tensor | None) -> Tensor:
         """(B, C) bool: the classes to look for, by the pooled (B, T, C) sequences."""
         recipe = self.recipe
         pool = topk_pool if recipe.topk_rounding == "ceil" else _floor_topk_pool
         pooled = pool(sequences, lengths, divisor=recipe.topk_divisor)
+        # A NaN or +Inf is among the k largest, so looking at the means is looking at everything.
+        if not pooled.isfinite().all():
+            _check_finite("tcam", tcam, lengths)
         if pooled.shape[1] == 0:
             return pooled > 0
         best = pooled.amax(dim=1, keepdim=True)

@@ -8,16 +8,16 @@ namespace {
 
 // NaN on either side wins, as in torch.maximum and torch.minimum.
 template <typename T>
-inline T larger(T x, T y) {
+[[gnu::always_inline]] inline T larger(T x, T y) {
   return x > y || x != x ? x : y;
 }
 template <typename T>
-inline T smaller(T x, T y) {
+[[gnu::always_inline]] inline T smaller(T x, T y) {
   return x < y || x != x ? x : y;
 }
 
 template <typename T>
-inline void row(T start, T end, const T* b, int64_t m, T* iou) {
+[[gnu::always_inline]] inline void row(T start, T end, const T* b, int64_t m, T* iou) {
   const T length = larger(end - start, T(0));
   for (int64_t j = 0; j < m; ++j) {
     const T from = b[2 * j], to = b[2 * j + 1];

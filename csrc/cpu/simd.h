@@ -3,7 +3,8 @@
 //
 //   D2NET_SIMD void scale(float* x, int64_t n) { for (int64_t i = 0; i < n; ++i) x[i] *= 2; }
 //
-// Put it on a free, non-template function that holds whole loops; what the loop calls must be inline. Write sums that
+// Put it on a free, non-template function that holds whole loops; mark what the loop calls [[gnu::always_inline]] (a
+// mere `inline` may stay a call to a version without vectors, several times slower). Write sums that
 // may be reordered with `#pragma omp simd reduction(+ : sum)` (needs no OpenMP runtime).
 #pragma once
 

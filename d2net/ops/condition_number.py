@@ -4,12 +4,86 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from d2net.errors import InputError
+from d2net.ops import _library, _native
 from d2net.ops._checks import check_floating, check_shape
 
+# The kernels' largest matrices; larger ones are a job for LAPACK.
+MAX_SIZE = 128
 
-class _LogConditionNumber(torch.autograd.Function):
+
+def log_condition_number(u: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
+    """log(sigma_1 / sigma_r) of every matrix, sigma_r the smallest singular value above ``rank_tol`` (Eq. 7).
+
+    Args:
+        u: (N, R, C) matrices. Half precision is converted to float32, but its rounding alone gives a matrix of
+            deficient rank singular values far above 1e-5: compute ``u`` in float32 where you can. Under autocast
+            too the condition number is float32.
+        rank_tol: singular values up to this count as zero.
+
+    Returns:
+        (N,); 0 for rank <= 1, NaN where ``u`` holds NaN or Inf. Differentiable once: the gradient is
+        u1 v1^T / sigma_1 - ur vr^T / sigma_r, one of its finite choices for repeated singular values, 0 for
+        rank <= 1, and NaN where the value is.
+
+    Raises:
+        InputError: wrong shape or dtype, or rank_tol < 0.
+    """
+    check_shape("log_condition_number", "u", u, "N, R, C")
+    check_floating("log_condition_number", "u", u)
+    check_rank_tol("log_condition_number", rank_tol)
+    u = at_least_float32(u)
+    if 0 in u.shape:
+        return u.sum((1, 2))
+    if max(u.shape[1:]) <= MAX_SIZE and _library.has_kernel("log_condition_number", u):
+        return _log_condition_number(u, rank_tol)[0]
+    return log_condition_number_reference(u, rank_tol=rank_tol)
+
+
+def joint_log_condition_number(p: Tensor, y: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
+    """:func:`log_condition_number` of the joint distributions U = P Y (Eq. 10), without forming U where n < C.
+
+    Args:
+        p: (N, C, n) predictions of n items. y: (N, n, C) labels, already normalised; converted to the type of ``p``.
+
+    Returns:
+        (N,), as of :func:`log_condition_number`. Differentiable once, to both.
+
+    Raises:
+        InputError: shapes, dtypes or devices that do not fit, or rank_tol < 0.
+    """
+    check_shape("joint_log_condition_number", "p", p, "N, C, n")
+    check_shape("joint_log_condition_number", "y", y, "N, n, C")
+    check_floating("joint_log_condition_number", "p", p)
+    check_rank_tol("joint_log_condition_number", rank_tol)
+    if y.shape != (p.shape[0], p.shape[2], p.shape[1]) or p.device != y.device:
+        raise InputError(
+            f"joint_log_condition_number: p {tuple(p.shape)} on {p.device} and y {tuple(y.shape)} on {y.device} "
+            "cannot be multiplied; expected (N, C, n) and (N, n, C) on one device"
+        )
+    p = at_least_float32(p)
+    y = y.to(p.dtype)
+    if 0 in p.shape:
+        return p.sum((1, 2)) + y.sum((1, 2))
+    if min(p.shape[1:]) <= MAX_SIZE and _library.has_kernel("joint_log_condition_number", p):
+        return _joint_log_condition_number(p, y, rank_tol)[0]
+    return joint_log_condition_number_reference(p, y, rank_tol=rank_tol)
+
+
+def log_condition_number_reference(u: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
+    """:func:`log_condition_number` in plain PyTorch, on any device, without checks."""
+    return _Reference.apply(u, rank_tol)
+
+
+def joint_log_condition_number_reference(p: Tensor, y: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
+    """:func:`joint_log_condition_number` in plain PyTorch, on any device, without checks."""
+    with torch.autocast(p.device.type, enabled=False):
+        return log_condition_number_reference(p @ y, rank_tol=rank_tol)
+
+
+class _Reference(torch.autograd.Function):
     """Autograd through ``svd`` divides by differences of singular values, infinite for repeated ones; only the
     two extreme triplets matter here."""
 
@@ -28,53 +102,107 @@ class _LogConditionNumber(torch.autograd.Function):
         right_last = right.gather(1, index.expand(-1, -1, right.shape[2]))
         gradient = left[:, :, :1] @ right[:, :1] / first_sigma[:, None, None]
         gradient = gradient - left_last @ right_last / last_sigma[:, None, None]
-        ctx.save_for_backward(torch.where(proper[:, None, None], gradient, 0))
+        gradient = torch.where(proper[:, None, None], gradient, 0)
+        ctx.save_for_backward(torch.where(broken[:, None, None], torch.nan, gradient))
         return torch.where(broken, torch.nan, (first_sigma / last_sigma).log())
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad[:, None, None], None
 
 
-def log_condition_number(u: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
-    """log(sigma_1 / sigma_r) of every matrix, sigma_r the smallest singular value above ``rank_tol`` (Eq. 7).
-
-    Args:
-        u: (N, R, C) matrices, float32 or float64.
-        rank_tol: singular values up to this count as zero.
-
-    Returns:
-        (N,); 0 for rank <= 1, NaN where ``u`` holds NaN or Inf. The gradient is u1 v1^T / sigma_1 - ur vr^T / sigma_r,
-        finite for repeated singular values, and 0 for rank <= 1.
-
-    Raises:
-        InputError: wrong shape or dtype.
-    """
-    check_shape("log_condition_number", "u", u, "N, R, C")
-    check_floating("log_condition_number", "u", u)
-    if 0 in u.shape:
-        return u.sum((1, 2))
-    return _LogConditionNumber.apply(u, rank_tol)
+def check_rank_tol(operator: str, rank_tol: float) -> None:
+    if not rank_tol >= 0:
+        raise InputError(f"{operator}: rank_tol is {rank_tol}, expected at least 0")
 
 
-def joint_log_condition_number(p: Tensor, y: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
-    """:func:`log_condition_number` of the joint distributions U = P Y (Eq. 10).
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
-    Args:
-        p: (N, C, n) predictions of n items. y: (N, n, C) labels, already normalised.
 
-    Returns:
-        (N,).
+def _cpu(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor, Tensor]:
+    n, rows, cols = u.shape
+    value, left, right = u.new_empty(n), u.new_empty(n, 2, rows), u.new_empty(n, 2, cols)
+    _native.cpu("log_condition_number", u.dtype, u.contiguous(), n, rows, cols, rank_tol, value, left, right)
+    return value, left, right
 
-    Raises:
-        InputError: shapes, dtypes or devices that do not fit.
-    """
-    check_shape("joint_log_condition_number", "p", p, "N, C, n")
-    check_shape("joint_log_condition_number", "y", y, "N, n, C")
-    if p.shape[0] != y.shape[0] or p.shape[2] != y.shape[1] or p.device != y.device:
-        raise InputError(
-            f"joint_log_condition_number: p {tuple(p.shape)} on {p.device} and y {tuple(y.shape)} on {y.device} "
-            "cannot be multiplied; expected (N, C, n) and (N, n, C) on one device"
-        )
-    return log_condition_number(p @ y.to(p.dtype), rank_tol=rank_tol)
+
+def _fake(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor, Tensor]:
+    n, rows, cols = u.shape
+    return u.new_empty(n), u.new_empty(n, 2, rows), u.new_empty(n, 2, cols)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[1:])
+
+
+def _backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, None]:
+    if grad is None:
+        return None, None
+    return _log_condition_number_backward(grad, *ctx.saved_tensors), None
+
+
+def _backward_cpu(grad: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    n, rows, cols = len(left), left.shape[2], right.shape[2]
+    gradient = left.new_empty(n, rows, cols)
+    _native.cpu("log_condition_number_backward", left.dtype, grad.contiguous(), left, right, n, rows, cols, gradient)
+    return gradient
+
+
+def _backward_fake(grad: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return left.new_empty(left.shape[0], left.shape[2], right.shape[2])
+
+
+def _joint_cpu(p: Tensor, y: Tensor, rank_tol: float) -> tuple[Tensor, ...]:
+    out = _joint_fake(p, y, rank_tol)
+    n, classes, items = p.shape
+    p, y = p.contiguous(), y.contiguous()
+    _native.cpu("joint_log_condition_number", p.dtype, p, y, n, classes, items, rank_tol, *out)
+    return out
+
+
+def _joint_fake(p: Tensor, y: Tensor, rank_tol: float) -> tuple[Tensor, ...]:
+    n, classes, items = p.shape
+    return p.new_empty(n), *(p.new_empty(n, 2, size) for size in (classes, items, items, classes))
+
+
+def _joint_backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, Tensor | None, None]:
+    if grad is None:
+        return None, None, None
+    p_left, p_right, y_left, y_right = ctx.saved_tensors
+    need_p, need_y, _ = ctx.needs_input_grad
+    return (
+        _log_condition_number_backward(grad, p_left, p_right) if need_p else None,
+        _log_condition_number_backward(grad, y_left, y_right) if need_y else None,
+        None,
+    )
+
+
+# `left` (N, 2, R) and `right` (N, 2, C): the gradient is left^T right, of rank two, and never moved as a whole.
+_log_condition_number = _library.register(
+    "log_condition_number(Tensor u, float rank_tol) -> (Tensor value, Tensor left, Tensor right)",
+    cpu=_cpu,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+    autocast=torch.float32,
+)
+_joint_log_condition_number = _library.register(
+    "joint_log_condition_number(Tensor p, Tensor y, float rank_tol)"
+    " -> (Tensor value, Tensor p_left, Tensor p_right, Tensor y_left, Tensor y_right)",
+    cpu=_joint_cpu,
+    fake=_joint_fake,
+    setup_context=_setup_context,
+    backward=_joint_backward,
+    autocast=torch.float32,
+)
+_log_condition_number_backward = _library.register(
+    "log_condition_number_backward(Tensor grad, Tensor left, Tensor right) -> Tensor",
+    cpu=_backward_cpu,
+    fake=_backward_fake,
+    backward=_library.refuse_double_backward,
+)

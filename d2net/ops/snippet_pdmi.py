@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from d2net.errors import InputError
-from d2net.ops._checks import check_floating, check_same, check_shape, valid_mask
-from d2net.ops.condition_number import log_condition_number
+from d2net.ops import _library, _native
+from d2net.ops._checks import check_floating, check_lengths, check_same, check_shape, valid_mask
+from d2net.ops.condition_number import at_least_float32, log_condition_number_reference
+
+_RANK_TOL = 1e-5
 
 
 class SnippetPDMI(NamedTuple):
@@ -35,12 +38,15 @@ def snippet_pdmi(
 
     Args:
         attention: (B, T) top-down attention lambda in [0, 1].
-        scores: (B, T) bottom-up foreground scores lambda' (Eq. 8).
-        lengths: (B,) int64, or None (all T).
+        scores: (B, T) bottom-up foreground scores lambda' (Eq. 8); converted to the type of ``attention``.
+        lengths: (B,) int64, or None (all T). Later snippets never matter.
         normalization: "joint" divides by z = n_f + n_b as in the paper; "per_class" each column by its own count.
 
     Returns:
-        SnippetPDMI(loss (B,), valid (B,)); loss is 0 where not valid.
+        SnippetPDMI(loss (B,), valid (B,)); loss is 0 where not valid, and where U_1 has rank 1: its smaller
+        singular value is at most 1e-5. NaN where the attention of a chosen snippet is NaN or Inf; a NaN score
+        chooses nothing. Sums are in float64 and half precision gives a float32 loss, also under autocast.
+        Differentiable once, to ``attention``.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit, or an unknown normalization.
@@ -50,12 +56,108 @@ def snippet_pdmi(
     check_same("snippet_pdmi", "attention", attention, "scores", scores)
     if normalization not in ("joint", "per_class"):
         raise InputError(f"snippet_pdmi: normalization is '{normalization}', expected 'joint' or 'per_class'")
+    check_lengths("snippet_pdmi", attention, lengths)
+    attention = at_least_float32(attention)
+    scores = scores.detach().to(attention.dtype)
+    per_class = normalization == "per_class"
+    if _library.has_kernel("snippet_pdmi", attention):
+        loss, valid, _ = _snippet_pdmi(attention, scores, lengths, fg_threshold, bg_threshold, per_class)
+        return SnippetPDMI(loss, valid)
+    return snippet_pdmi_reference(attention, scores, lengths, fg_threshold, bg_threshold, per_class)
+
+
+def snippet_pdmi_reference(
+    attention: Tensor,
+    scores: Tensor,
+    lengths: Tensor | None,
+    fg_threshold: float,
+    bg_threshold: float,
+    per_class: bool,
+) -> SnippetPDMI:
+    """:func:`snippet_pdmi` in plain PyTorch, on any device, without checks."""
     mask = valid_mask("snippet_pdmi", attention, lengths)
-    attention = attention.masked_fill(~mask, 0)
-    chosen = torch.stack([mask & (scores > fg_threshold), mask & (scores < bg_threshold)], 2).to(attention.dtype)
-    count = chosen.sum(1)  # (B, 2): n_f, n_b
+    columns, counts = [], []
+    for chosen in (mask & (scores > fg_threshold), mask & (scores < bg_threshold)):
+        lam = torch.where(chosen, attention, 0)
+        columns.append(torch.stack([lam.sum(1), torch.where(chosen, 1 - attention, 0).sum(1)], 1))
+        counts.append(chosen.sum(1))
+    count = torch.stack(counts, 1)  # (B, 2): n_f, n_b
     valid = (count > 0).all(1)
-    size = count if normalization == "per_class" else count.sum(1, keepdim=True)
-    p = torch.stack([attention, 1 - attention], 1)  # (B, 2, T)
-    u = p @ chosen / size.clamp(min=1)[:, None, :]
-    return SnippetPDMI(log_condition_number(torch.where(valid[:, None, None], u, 0)), valid)
+    size = count if per_class else count.sum(1, keepdim=True)
+    u = torch.stack(columns, 2) / size.clamp(min=1)[:, None, :]
+    u = torch.where(valid[:, None, None], u, 0)
+    return SnippetPDMI(log_condition_number_reference(u, rank_tol=_RANK_TOL), valid)
+
+
+def _cpu(
+    attention: Tensor,
+    scores: Tensor,
+    lengths: Tensor | None,
+    fg_threshold: float,
+    bg_threshold: float,
+    per_class: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    out = _fake(attention, scores, lengths, fg_threshold, bg_threshold, per_class)
+    b, t = attention.shape
+    attention, scores, lengths = attention.contiguous(), scores.contiguous(), _int64(lengths)
+    options = (fg_threshold, bg_threshold, per_class, _RANK_TOL)
+    _native.cpu("snippet_pdmi", attention.dtype, attention, scores, lengths, b, t, *options, *out)
+    return out
+
+
+def _fake(attention, scores, lengths, fg_threshold, bg_threshold, per_class) -> tuple[Tensor, Tensor, Tensor]:
+    b = attention.shape[0]
+    return attention.new_empty(b), attention.new_empty(b, dtype=torch.bool), attention.new_empty(b, 2)
+
+
+def _int64(lengths: Tensor | None) -> Tensor | None:
+    return None if lengths is None else lengths.to(torch.int64).contiguous()
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    _, scores, lengths, ctx.fg_threshold, ctx.bg_threshold, _ = inputs
+    _, valid, weights = output
+    ctx.mark_non_differentiable(valid, weights)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(weights, scores, lengths)
+
+
+def _backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, None, None, None, None, None]:
+    gradient = None
+    if grad is not None:
+        gradient = _snippet_pdmi_backward(grad, *ctx.saved_tensors, ctx.fg_threshold, ctx.bg_threshold)
+    return gradient, None, None, None, None, None
+
+
+def _backward_cpu(
+    grad: Tensor, weights: Tensor, scores: Tensor, lengths: Tensor | None, fg_threshold: float, bg_threshold: float
+) -> Tensor:
+    b, t = scores.shape
+    gradient = weights.new_empty(b, t)
+    grad, scores, lengths = grad.contiguous(), scores.contiguous(), _int64(lengths)
+    options = (fg_threshold, bg_threshold)
+    _native.cpu("snippet_pdmi_backward", weights.dtype, grad, weights, scores, lengths, b, t, *options, gradient)
+    return gradient
+
+
+def _backward_fake(grad, weights, scores, lengths, fg_threshold, bg_threshold) -> Tensor:
+    return weights.new_empty(scores.shape)
+
+
+# `weights` (B, 2): the gradient of the loss to the attention of any pseudo-foreground and pseudo-background snippet.
+_snippet_pdmi = _library.register(
+    "snippet_pdmi(Tensor attention, Tensor scores, Tensor? lengths, float fg_threshold, float bg_threshold, "
+    "bool per_class) -> (Tensor loss, Tensor valid, Tensor weights)",
+    cpu=_cpu,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+    autocast=torch.float32,
+)
+_snippet_pdmi_backward = _library.register(
+    "snippet_pdmi_backward(Tensor grad, Tensor weights, Tensor scores, Tensor? lengths, float fg_threshold, "
+    "float bg_threshold) -> Tensor",
+    cpu=_backward_cpu,
+    fake=_backward_fake,
+    backward=_library.refuse_double_backward,
+)
