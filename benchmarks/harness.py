@@ -11,6 +11,7 @@ import ctypes
 import datetime
 import gc
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -184,7 +185,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
     found = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": output("git", "describe", "--always", "--dirty"),
+        "commit": os.environ.get("D2NET_COMMIT") or output("git", "describe", "--always", "--dirty") or "unknown",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "processor": next(

@@ -160,6 +160,14 @@ def train(
     settings: Settings = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of initialisation and sampling.")] = 0,
     device: Device = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="fp32|tf32|bf16", help="Of the network; default: tf32 on a GPU, fp32 on a CPU."),
+    ] = None,
+    graph: Annotated[
+        bool | None,
+        typer.Option("--graph/--no-graph", help="Replay the step as a CUDA graph; default: where that is possible."),
+    ] = None,
     eval_every: Annotated[
         int, typer.Option(metavar="N", min=0, help="Evaluate every N iterations, to watch; 0: never. Chooses nothing.")
     ] = 0,
@@ -193,6 +201,8 @@ def train(
         out=out,
         seed=seed,
         device=where,
+        precision=precision,
+        graph=graph,
         eval_every=eval_every,
         evaluation_dataset=dataset.subset(choose_subset(dataset, eval_subset, 1, "--eval-subset"))
         if eval_every

@@ -128,5 +128,7 @@ class D2Net(nn.Module):
         a, b = features.masked_fill(padding, 0).split(self.stream_widths, 2)
         x_a, logits_a = self.stream_a(a, padding)
         x_b, logits_b = self.stream_b(b, padding)
+        # Under autocast the layers give bfloat16, whose sigmoid is 1 from a logit of 6 on.
+        logits_a, logits_b = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (logits_a, logits_b))
         tcam = (0.5 * (torch.sigmoid(logits_a) + torch.sigmoid(logits_b))).masked_fill(padding, 0)
         return D2NetOutput(logits_a, logits_b, tcam, 0.5 * (x_a + x_b))

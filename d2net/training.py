@@ -7,8 +7,8 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,16 +20,20 @@ from torch import Tensor
 
 from d2net import __version__
 from d2net.checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint
-from d2net.data.batches import BatchSampler
+from d2net.data.batches import Batch, BatchSampler
 from d2net.data.dataset import Dataset
+from d2net.data.resident import ResidentFeatures
 from d2net.errors import D2NetError, InputError
 from d2net.evaluation import evaluate
 from d2net.localization import localize
 from d2net.losses import D2NetLoss
 from d2net.model import D2Net
 from d2net.recipes import Recipe, TrainingRecipe
+from d2net.step_graph import StepGraph
 
 TERMS = {"total": "loss", "discriminative": "dis", "snippet": "snip", "video": "vid"}  # and their names in the bar
+PRECISIONS = ("fp32", "tf32", "bf16")
+RESIDENT_SHARE = 0.25  # of the free memory of a device that features may take; loading them takes twice that
 CHECK_EVERY = 10  # iterations between looks at the loss, each of which waits for the device
 
 
@@ -42,6 +46,12 @@ class Trainer:
         out: Folder for the results; made where missing.
         seed: Of the weights, the batches, the pairing and the dropout. A resumed run goes on with its own.
         device: Where to train.
+        precision: Of the network. "fp32"; "tf32", whose convolutions round their inputs to 10 bits of mantissa (GPUs
+            only); "bf16", whose layers compute in bfloat16, with weights, class activations and loss in float32. None:
+            tf32 on a GPU, as PyTorch does by itself, fp32 elsewhere.
+        resident: Keep all features on the device, and pad every batch to the same length; None: on a GPU where they
+            take up to a quarter of its free memory.
+        graph: Replay the step as a CUDA graph, which needs resident features; None: where that is possible.
         eval_every: Iterations between evaluations on ``evaluation_dataset``; 0 for none.
         evaluation_dataset: Recordings with segments, of the same classes and stream widths.
         save_every: Iterations between checkpoints; 0 for one at the end only.
@@ -60,6 +70,9 @@ class Trainer:
         out: Path,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        precision: str | None = None,
+        resident: bool | None = None,
+        graph: bool | None = None,
         eval_every: int = 0,
         evaluation_dataset: Dataset | None = None,
         save_every: int = 500,
@@ -78,6 +91,14 @@ class Trainer:
         self.path = self.out / CHECKPOINT_NAME
         self.seed = seed
         self.device = torch.device(device)
+        on_gpu = self.device.type == "cuda"
+        self.precision = precision or ("tf32" if on_gpu else "fp32")
+        if self.precision not in PRECISIONS or (self.precision == "tf32" and not on_gpu):
+            known = ", ".join(PRECISIONS if on_gpu else ("fp32", "bf16"))
+            raise InputError(f"precision '{self.precision}' on {self.device}: expected one of {known}")
+        if graph and (resident is False or not on_gpu):
+            raise InputError("a CUDA graph needs a GPU and resident features; leave graph=True (--graph) out")
+        self.graph = graph
         self.eval_every = eval_every
         self.evaluation_dataset = evaluation_dataset
         self.save_every = save_every
@@ -99,9 +120,21 @@ class Trainer:
             recipe.loss, num_classes=len(dataset.classes), embedding_dim=self.model.embedding_dim
         ).to(self.device)
         self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            self.model.parameters(),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=on_gpu or None,
+            capturable=on_gpu,
         )
-        self.pairing = torch.Generator().manual_seed(seed)
+        self.pairing = torch.Generator(self.device).manual_seed(seed)
+        self.resident: ResidentFeatures | None = None
+        if resident or (resident is None and on_gpu):
+            budget = math.inf if resident else RESIDENT_SHARE * torch.cuda.mem_get_info(self.device)[0]
+            self.resident = ResidentFeatures.load(
+                dataset, self.device, max_snippets=settings.max_snippets, budget=budget
+            )
+        if graph and self.resident is None:
+            raise InputError("a CUDA graph needs resident features, which do not fit on the device; use --no-graph")
         self.iteration = 0
 
     def run(self, resume: bool = False) -> Path:
@@ -131,29 +164,24 @@ class Trainer:
         self.loss.train()
         # The terms of the last iterations stay on the device until _check looks at them.
         history = torch.zeros(CHECK_EVERY, len(TERMS), device=self.device)
+        graph = self._step_graph()
         with (
             self._own_rng(),
+            _convolutions_in(self.precision),
             _Stop() as stop,
             _Log(self.out, self.iteration, self.tensorboard) as log,
             _Bar(self.iteration, iterations) as bar,
         ):
             self._set_rng_state(self._rng)
             while self.iteration < iterations:
-                batch = self.sampler.next().to(self.device)
-                output = self.model(batch.features, batch.lengths)
-                loss = self.loss(
-                    output.tcam,
-                    output.embeddings,
-                    batch.lengths,
-                    batch.labels,
-                    generator=self.pairing,
-                    denoise=denoising_is_on(self.recipe.training, self.iteration),
-                )
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.total.backward()
-                self.optimizer.step()
+                denoise = denoising_is_on(self.recipe.training, self.iteration)
+                if self.resident is None:
+                    terms_now = self.update(self.sampler.next().to(self.device), denoise)
+                else:
+                    rows = self.resident.rows(self.sampler.windows(self.resident.lengths))
+                    terms_now = (graph or self._update_resident)(rows, denoise)
 
-                history[self.iteration % CHECK_EVERY] = torch.stack([getattr(loss, t).detach() for t in TERMS])
+                history[self.iteration % CHECK_EVERY] = terms_now
                 self.iteration += 1
                 stopping = stop.requested  # read once: a signal may come at any line
                 save = stopping or self.iteration == iterations or _due(self.iteration, self.save_every)
@@ -169,6 +197,35 @@ class Trainer:
                 if stopping:
                     raise KeyboardInterrupt(f"stopped at iteration {self.iteration}; saved {self.path}")
         return self.path
+
+    def update(self, batch: Batch, denoise: bool) -> Tensor:
+        """One step of the optimizer; returns the loss and its terms, (len(TERMS),) on the device."""
+        # A cast weight is used once, and a cache of casts must not outlive the capture of a graph.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
+            output = self.model(batch.features, batch.lengths)
+        loss = self.loss(
+            output.tcam,
+            output.embeddings,
+            batch.lengths,
+            batch.labels,
+            generator=self.pairing,
+            denoise=denoise,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        self.optimizer.step()
+        return torch.stack([getattr(loss, term).detach() for term in TERMS])
+
+    def _update_resident(self, rows: Tensor, denoise: bool) -> Tensor:
+        """:meth:`update` with a batch of resident features."""
+        assert self.resident is not None
+        return self.update(self.resident.gather(rows.to(self.device, non_blocking=True)), denoise)
+
+    def _step_graph(self) -> StepGraph | None:
+        if self.resident is None or self.device.type != "cuda" or self.graph is False:
+            return None
+        rows = torch.zeros(3, self.sampler.batch_size, dtype=torch.int64, device=self.device)
+        return StepGraph(self._update_resident, rows, [self.pairing], required=bool(self.graph))
 
     def _check(self, history: Tensor) -> dict[str, float]:
         """The latest terms. Raises D2NetError for the first iteration, of those since the last look, that is not
@@ -214,7 +271,7 @@ class Trainer:
                 for key, value in state.items()
             },
             "sampler": self.sampler.state(),
-            "rng": {"pairing": self.pairing.get_state(), **self._rng_state()},
+            "rng": {self._pairing_key: self.pairing.get_state(), **self._rng_state()},
         }
         return Checkpoint(
             recipe=self.recipe,
@@ -249,13 +306,19 @@ class Trainer:
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
             self.sampler.restore(saved.group("sampler"))
             rng = saved.group("rng")
-            self.pairing.set_state(rng.pop("pairing"))
+            if self._pairing_key in rng:
+                self.pairing.set_state(rng[self._pairing_key])
             self._rng = rng
         except (RuntimeError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{self.path}: its tensors do not fit this recipe ({reason}); train anew") from error
         self.seed = saved.seed
         self.iteration = saved.iteration
+
+    @property
+    def _pairing_key(self) -> str:
+        """Generators of a CPU and a GPU cannot take each other's state."""
+        return "pairing_cuda" if self.device.type == "cuda" else "pairing"
 
     def _own_rng(self) -> AbstractContextManager[None]:
         """The global generators, which dropout draws from, are the caller's again afterwards."""
@@ -380,6 +443,17 @@ class _Bar:
 def denoising_is_on(settings: TrainingRecipe, iteration: int) -> bool:
     """Whether L_D is part of the loss in an iteration, counted from 0."""
     return iteration >= settings.denoising_start and iteration % settings.denoising_every == 0
+
+
+@contextmanager
+def _convolutions_in(precision: str) -> Iterator[None]:
+    """Whether convolutions may use TF32, which is a setting of the whole process."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _due(iteration: int, every: int) -> bool:

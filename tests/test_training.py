@@ -17,7 +17,9 @@ import torch
 from d2net.checkpoint import load_checkpoint, load_model
 from d2net.data.batches import BatchSampler
 from d2net.data.dataset import Dataset, Recording
+from d2net.data.resident import ResidentFeatures
 from d2net.errors import D2NetError, InputError
+from d2net.model import D2Net
 from d2net.recipes import Recipe, TrainingRecipe, load_recipe
 from d2net.training import Trainer, denoising_is_on
 
@@ -302,3 +304,76 @@ def test_trains_with_the_release_recipe(tmp_path):
     trainer = Trainer(make_dataset(), recipe, out=tmp_path, tensorboard=False)
     assert trainer.run().exists()
     assert trainer.loss.reference.abs().sum() > 0
+
+
+def test_resident_features_give_the_same_batches(tmp_path):
+    dataset = make_dataset(7)
+    settings = {"batch_size": 3, "max_snippets": 15, "seed": 3}
+    usual, other = BatchSampler(dataset, **settings), BatchSampler(dataset, **settings)
+    resident = ResidentFeatures.load(dataset, torch.device("cpu"), max_snippets=15)
+    for _ in range(9):
+        expected = usual.next()
+        batch = resident.gather(resident.rows(other.windows(resident.lengths)))
+        longest = expected.features.shape[1]
+        assert batch.features.shape == (3, 15, 12)
+        assert torch.equal(batch.features[:, :longest], expected.features) and not batch.features[:, longest:].any()
+        assert torch.equal(batch.lengths, expected.lengths) and torch.equal(batch.labels, expected.labels)
+    assert resident.snippets == 15
+    assert ResidentFeatures.load(dataset, torch.device("cpu"), max_snippets=99).snippets == max(resident.lengths)
+    size = 4 * 12 * sum(resident.lengths)
+    assert ResidentFeatures.load(dataset, torch.device("cpu"), max_snippets=15, budget=size) is not None
+    assert ResidentFeatures.load(dataset, torch.device("cpu"), max_snippets=15, budget=size - 1) is None
+
+
+def test_resident_features_train_alike_and_resume_to_the_bit(tmp_path):
+    usual = load_checkpoint(make_trainer(tmp_path / "usual", 9).run()).tensors
+    whole = make_trainer(tmp_path / "whole", 9, resident=True).run()
+    for key, tensor in load_checkpoint(whole).tensors.items():
+        if key.startswith(("model", "loss")):
+            assert torch.allclose(tensor, usual[key], atol=1e-5), key
+        elif key.startswith(("sampler", "rng.pairing")):
+            assert torch.equal(tensor, usual[key]), key
+    make_trainer(tmp_path / "parts", 4, resident=True).run()
+    assert_same_checkpoint(whole, make_trainer(tmp_path / "parts", 9, resident=True).run(resume=True))
+
+
+def test_bfloat16_trains_alike_and_resumes_to_the_bit(tmp_path):
+    full = make_trainer(tmp_path / "full", 20).run()
+    half = make_trainer(tmp_path / "half", 20, precision="bf16").run()
+    assert not torch.equal(*(load_checkpoint(p).tensors["model.stream_a.first.weight"] for p in (full, half)))
+    totals = [[line["total"] for line in log_of(tmp_path / name)] for name in ("full", "half")]
+    assert np.allclose(*totals, rtol=0.05)
+    assert load_checkpoint(half).tensors["model.stream_a.first.weight"].dtype == torch.float32
+    make_trainer(tmp_path / "parts", 7, precision="bf16").run()
+    parts = make_trainer(tmp_path / "parts", 20, precision="bf16").run(resume=True)
+    assert_same_checkpoint(half, parts)
+
+
+def test_class_activations_are_float32_under_autocast():
+    model = load_recipe("watch").override(["model.embedding_dim=8"]).model
+    network = D2Net.from_recipe(model, num_classes=2, stream_widths=(6, 6))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = network(torch.randn(2, 9, 12))
+    assert out.tcam.dtype == torch.float32 and out.embeddings.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"precision": "tf32"}, "precision 'tf32' on cpu: expected one of fp32, bf16"),
+        ({"precision": "fp8"}, "precision 'fp8'"),
+        ({"graph": True}, "needs a GPU"),
+    ],
+)
+def test_what_a_cpu_cannot_do(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        make_trainer(tmp_path, **options)
+
+
+def test_the_precision_of_convolutions_is_the_callers_again(tmp_path):
+    before = torch.backends.cudnn.allow_tf32
+    seen = []
+    trainer = make_trainer(tmp_path, 1)
+    trainer.loss.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    trainer.run()
+    assert seen == [False] and torch.backends.cudnn.allow_tf32 == before

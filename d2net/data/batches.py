@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +28,14 @@ class Batch(NamedTuple):
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         return Batch(*(t.to(device) for t in self))
+
+
+class Window(NamedTuple):
+    """A stretch of a recording: snippets ``start`` to ``start + length`` of number ``recording`` of the dataset."""
+
+    recording: int
+    start: int
+    length: int
 
 
 class BatchSampler:
@@ -64,25 +71,36 @@ class BatchSampler:
         Raises:
             InputError: features that are missing, of another width, empty, NaN or Inf.
         """
+        features, windows = [], []
+        for i in self._choose():
+            x = self.dataset.features(i)
+            window = self._window(i, len(x))
+            windows.append(window)
+            features.append(x[window.start : window.start + window.length])
+        lengths = torch.tensor([w.length for w in windows])
+        padded = torch.zeros(len(features), int(lengths.max()), self.dataset.width)
+        for row, x in zip(padded.numpy(), features, strict=True):
+            row[: len(x)] = x
+        return Batch(padded, lengths, self.labels[[w.recording for w in windows]])
+
+    def windows(self, lengths: Sequence[int]) -> list[Window]:
+        """What :meth:`next` would return, without reading it; ``lengths`` are those of all recordings."""
+        return [self._window(i, lengths[i]) for i in self._choose()]
+
+    def _choose(self) -> list[int]:
         if self.position + self.batch_size > len(self.order):
             self.order = torch.randperm(len(self.order), generator=self.generator)
             self.position = 0
         chosen = self.order[self.position : self.position + self.batch_size]
         self.position += self.batch_size
+        return chosen.tolist()
 
-        crops = [self._crop(self.dataset.features(i)) for i in chosen.tolist()]
-        lengths = torch.tensor([len(x) for x in crops])
-        features = torch.zeros(len(crops), int(lengths.max()), self.dataset.width)
-        for row, x in zip(features.numpy(), crops, strict=True):
-            row[: len(x)] = x
-        return Batch(features, lengths, self.labels[chosen])
-
-    def _crop(self, x: np.ndarray) -> np.ndarray:
-        spare = len(x) - self.max_snippets
+    def _window(self, recording: int, snippets: int) -> Window:
+        spare = snippets - self.max_snippets
         if spare <= 0:
-            return x
+            return Window(recording, 0, snippets)
         start = int(torch.randint(spare + 1, (), generator=self.generator))
-        return x[start : start + self.max_snippets]
+        return Window(recording, start, self.max_snippets)
 
     def state(self) -> dict[str, Tensor]:
         """All that decides the coming batches: the epoch's order, the position in it, the generator."""

@@ -1,0 +1,86 @@
+"""Every operator once, small, forward and backward, against its plain-PyTorch reference: quick enough for
+compute-sanitizer (``benchmarks/gpu_check.sh sanitizer``), which makes a kernel some hundred times slower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from d2net import ops
+from d2net.info import operator_names
+from d2net.ops import _library
+
+B, T, C, D, N = 3, 70, 5, 33, 90  # no multiple of a warp
+
+
+def uniform(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def lengths() -> Tensor:
+    return torch.tensor([T, 0, 37])
+
+
+def segments() -> tuple[Tensor, Tensor]:
+    x = uniform(N, 3)
+    return torch.stack((50 * x[:, 0], 50 * x[:, 0] + 0.5 + 10 * x[:, 1]), 1), x[:, 2].contiguous()
+
+
+# Every case: the operator on differentiable inputs (the first list) and others (the second).
+Case = tuple[Callable, list[Tensor], list[Tensor]]
+CASES: dict[str, Case] = {
+    "attention_pool": (ops.attention_pool, [uniform(B, T, D), uniform(B, T)], [lengths()]),
+    "batched_nms_1d": (lambda *x: ops.batched_nms_1d(*x, 0.5), [], [*segments(), torch.arange(N) % 4]),
+    "bottom_up_attention": (ops.bottom_up_attention, [uniform(B, T, D) - 0.5, uniform(D) - 0.5], [lengths()]),
+    "extract_proposals": (
+        lambda x, classes, n: ops.extract_proposals(x, classes, n, thresholds=(0.2, 0.4, 0.6, 0.8)),
+        [],
+        [uniform(B, T, C), uniform(B, C) > 0.3, lengths()],
+    ),
+    "iou_1d": (ops.iou_1d, [], [segments()[0], segments()[0][:40].contiguous()]),
+    "joint_log_condition_number": (ops.joint_log_condition_number, [uniform(2, C, 9), uniform(2, 9, C)], []),
+    "log_condition_number": (ops.log_condition_number, [uniform(4, 7, 9)], []),
+    "log_condition_number of 2 x 2": (ops.log_condition_number, [uniform(B, 2, 2)], []),
+    "nms_1d": (lambda *x: ops.nms_1d(*x, 0.5), [], list(segments())),
+    "snippet_pdmi": (lambda a, s, n: ops.snippet_pdmi(a, s, n), [uniform(B, T)], [uniform(B, T, 1)[..., 0], lengths()]),
+    "soft_nms_1d": (
+        lambda *x: ops.soft_nms_1d(*x, iou_threshold=0.3, sigma=0.5, min_score=0.05, method="gaussian"),
+        [],
+        list(segments()),
+    ),
+    "tcam_pool": (ops.tcam_pool, [uniform(B, T, C)], [lengths()]),
+    "topk_pool": (ops.topk_pool, [uniform(B, T, C)], [lengths()]),
+    "two_stream_tcam": (
+        ops.two_stream_tcam,
+        [uniform(B, T, C) - 0.5, uniform(B, T, C + 1)[..., 1:] - 0.5],
+        [lengths()],
+    ),
+}
+
+
+def results(case: Case, device: torch.device) -> list[Tensor]:
+    """Outputs and gradients, on the CPU."""
+    function, differentiable, others = case
+    leaves = [x.detach().to(device, copy=True).requires_grad_() for x in differentiable]
+    out = function(*leaves, *(x.to(device) for x in others))
+    out = [out] if isinstance(out, Tensor) else list(out)
+    smooth = [x for x in out if x.requires_grad]
+    weights = [1 + uniform(*x.shape).to(x) for x in smooth]
+    grads = torch.autograd.grad(smooth, leaves, weights) if leaves else ()
+    return [x.detach().cpu() for x in (*out, *grads)]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_reference(name, device, monkeypatch):
+    found = results(CASES[name], torch.device(device))
+    monkeypatch.setattr(_library, "_DEVICES", {operator: frozenset() for operator in _library._DEVICES})
+    expected = results(CASES[name], torch.device("cpu"))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_no_operator_is_left_out():
+    assert {name.split()[0] for name in CASES} == set(operator_names())
