@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -57,6 +57,7 @@ class Trainer:
         save_every: Iterations between checkpoints; 0 for one at the end only.
         tensorboard: Write events for TensorBoard; None: where it is installed.
         overwrite: Start anew although ``out`` holds a checkpoint.
+        progress: Called with (iterations done, all iterations) now and then; None: a bar on stderr.
 
     Raises:
         InputError: a setting that cannot work, unlabelled recordings, or a folder that cannot be written.
@@ -78,6 +79,7 @@ class Trainer:
         save_every: int = 500,
         tensorboard: bool | None = None,
         overwrite: bool = False,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         _check_settings(recipe.training)
         if eval_every and evaluation_dataset is None:
@@ -104,6 +106,7 @@ class Trainer:
         self.save_every = save_every
         self.tensorboard = tensorboard
         self.overwrite = overwrite
+        self.progress = progress
 
         _check_writable(self.out)
         settings = recipe.training
@@ -170,7 +173,7 @@ class Trainer:
             _convolutions_in(self.precision),
             _Stop() as stop,
             _Log(self.out, self.iteration, self.tensorboard) as log,
-            _Bar(self.iteration, iterations) as bar,
+            _Bar(self.iteration, iterations, self.progress) as bar,
         ):
             self._set_rng_state(self._rng)
             while self.iteration < iterations:
@@ -402,17 +405,17 @@ class _Log:
 
 
 class _Bar:
-    """A progress bar on a terminal; elsewhere a line after every tenth of the run."""
+    """A progress bar on a terminal; elsewhere a line after every tenth of the run; or whoever wants to know instead."""
 
-    def __init__(self, start: int, total: int) -> None:
-        self.start, self.total = start, total
+    def __init__(self, start: int, total: int, instead: Callable[[int, int], None] | None) -> None:
+        self.start, self.total, self.instead = start, total, instead
         self.begun = time.monotonic()
         self.reported = 10 * start // total
         self.progress: Progress | None = None
         self.task: TaskID | None = None
 
     def __enter__(self) -> _Bar:
-        if sys.stderr.isatty():
+        if self.instead is None and sys.stderr.isatty():
             self.progress = Progress(
                 BarColumn(bar_width=10),
                 MofNCompleteColumn(),
@@ -430,6 +433,9 @@ class _Bar:
 
     def update(self, iteration: int, terms: Mapping[str, float]) -> None:
         """Show how far it is, how fast, and the loss with its terms."""
+        if self.instead is not None:
+            self.instead(iteration, self.total)
+            return
         speed = (iteration - self.start) / max(time.monotonic() - self.begun, 1e-9)
         text = " ".join(f"{TERMS[k]} {v:.2f}" for k, v in terms.items()) + f" {speed:.1f} it/s"
         if self.progress is not None and self.task is not None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 from d2net.cli_options import (
@@ -20,6 +25,9 @@ from d2net.cli_options import (
     progress_bar,
 )
 from d2net.errors import InputError
+
+if TYPE_CHECKING:
+    from d2net.studies.ablation import Progress, Row
 
 study = typer.Typer(no_args_is_help=True, help="Repeat the paper's experiments about the method itself.")
 
@@ -104,3 +112,153 @@ def condition_number(
     if trainer is not None and "snippet" not in points:
         typer.echo("note: no recording had both pseudo-foreground and pseudo-background; train for more --iterations")
     typer.echo(f"wrote {', '.join(map(str, written))}")
+
+
+@study.command()
+def ablation(
+    data: Data,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Of this study alone; given again, the study goes on in it.")
+    ] = Path("runs/ablation"),
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What the variants change; default for watch and simulated: watch."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(metavar="N", help="Trainings of each variant, with seeds 0 to N - 1.")] = 3,
+    losses: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Rows: cross-entropy,focal,dis,d2net (Table 3), l1,bce,dmi (Table 4); default: all, or none where "
+            "--variant is given.",
+        ),
+    ] = None,
+    complement: Annotated[
+        str | None, typer.Option("--with", metavar="um", help="A row more: D2-Net with the terms of UM.")
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar='"NAME: KEY=VALUE …"',
+            help="A row of your own, settings as of --set, or watch.tilt and watch.train_recordings. Many times.",
+        ),
+    ] = None,
+    settings: Settings = None,
+    cross_validate: Annotated[
+        bool,
+        typer.Option("--cross-validate", help="watch: leave out one training person at a time, and judge on that one."),
+    ] = False,
+    folds: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="With --cross-validate: groups of people to leave out; default 7, one each."),
+    ] = None,
+    subset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Subset to train on; default: the one named as training data.")
+    ] = None,
+    eval_subset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Subset to judge on; default: the one named as test data.")
+    ] = None,
+    device: Device = "auto",
+    trust_pickle: TrustPickle = False,
+) -> None:
+    """What each loss term is worth: variants trained with several seeds (Tables 3 and 4).
+
+    A study goes on where it stopped: give the same command again. More seeds and variants can be added like that.
+
+    \b
+    Examples:
+      d2net study ablation --data watch --seeds 3 --out runs/ablation
+      d2net study ablation --data watch --cross-validate --losses focal,dis,d2net --seeds 1 --out runs/folds
+      d2net study ablation --data watch --cross-validate --out runs/tilt \\
+          --variant "recipe:" --variant "flat: watch.tilt=0" --variant "dropout: model.dropout=0.5"
+      d2net study ablation --data simulated --with um --set training.iterations=300 --out runs/ablation-simulated
+      d2net study ablation --data features/ --recipe thumos14-paper --out runs/ablation-thumos14
+    """
+    from d2net.recipes import load_recipe
+    from d2net.studies.ablation import (
+        COMPLEMENTS,
+        LOSSES,
+        Ablation,
+        choose_losses,
+        make_rows,
+        parse_variant,
+        write_tables,
+    )
+
+    variants = choose_losses(losses) if losses is not None else [] if variant else list(LOSSES.values())
+    if complement is not None:
+        if complement not in COMPLEMENTS:
+            raise InputError(f"--with {complement}: is not known; there is {', '.join(COMPLEMENTS)}")
+        variants.append(COMPLEMENTS[complement])
+    variants += map(parse_variant, variant or [])
+    kind = data.partition(":")[0]
+    if recipe is None and kind not in ("watch", "simulated"):
+        raise InputError("--recipe: name the recipe for this data; d2net recipes lists them")
+    values = load_recipe(recipe or "watch").override(settings or [])
+    where = choose_device(device)
+    names = {}
+    dataset = None
+    if data != "watch":  # the study makes its own
+        dataset = open_data(data, trust_pickle)
+        names["train"] = choose_subset(dataset, subset, 0, "--subset")
+        names["test"] = choose_subset(dataset, eval_subset, 1, "--eval-subset")
+    elif subset or eval_subset:
+        raise InputError("--data watch has its subsets train and test; leave --subset and --eval-subset out")
+    if cross_validate:
+        folds = 7 if folds is None else folds
+    elif folds is not None:
+        raise InputError("--folds is for --cross-validate; give that too")
+    experiment = Ablation(out, values, variants, seeds=seeds, data=dataset, folds=folds, device=where, **names)
+    for name, other in experiment.duplicates():
+        typer.echo(f"note: '{name}' has the same settings as '{other}' with this recipe", err=True)
+    with _study_progress() as progress:
+        results = experiment.execute(progress)
+    rows = make_rows(experiment, results)
+    written = write_tables(experiment, rows)
+    _print_ablation(experiment.dataset.name, experiment.over, rows)
+    typer.echo(f"wrote {', '.join(map(str, written))}")
+
+
+def _print_ablation(name: str, over: str, rows: list[Row]) -> None:
+    from d2net.studies.ablation import gain, measures, plus_minus
+
+    columns = measures(rows)
+    # Table 3 ends at IoU 0.5; ActivityNet's IoUs begin there.
+    to_half = [c for c in columns if c not in ("average", "f1") and float(c) <= 0.5]
+    shown = [*to_half, "f1"] if len(to_half) > 1 else columns
+    compare = "0.5" in columns and len(rows) > 1
+    table = Table("variant", title=f"Ablation on {name}; {over}; percent", title_justify="left")
+    for column in shown:
+        header = {"f1": "F1@0.5", "average": "average"}.get(column, f"mAP@{column}")
+        table.add_column(header, justify="right", no_wrap=True)
+    if compare:
+        table.add_column(f"mAP@0.5 - {rows[0].variant.name}'s", justify="right")
+    for row in rows:
+        cells = [plus_minus(row.summary(c)) for c in shown]
+        if compare:
+            cells.append("" if row is rows[0] else plus_minus(gain(row, rows[0], "0.5"), "+"))
+        table.add_row(row.variant.label, *cells)
+    console = make_console()
+    console.width = max(console.width, 140)
+    console.print(table)
+    if len(rows[0].results) > 1:
+        typer.echo("mean ± sample deviation over the trainings; the last column over differences of paired trainings")
+
+
+@contextmanager
+def _study_progress() -> Iterator[Progress]:
+    """A bar over the whole study on a terminal, and everywhere a line for each training that is finished."""
+    console = make_console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+    begun = time.monotonic()
+    with Bar(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def tell(what: str, done: int, total: int, result: dict[str, Any] | None) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+            if result is not None:
+                iou, score = min(result["map"].items(), key=lambda item: abs(float(item[0]) - 0.5))
+                minutes = (time.monotonic() - begun) * (total - done) / done / 60
+                console.print(f"{what}: mAP@{iou} {score:.1f}; {done / total:.0%} done, about {minutes:.1f} min left")
+
+        yield tell

@@ -1,0 +1,348 @@
+"""``d2net study ablation``: its numbers are those of its trainings, and it goes on where it stopped."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from d2net.checkpoint import load_model
+from d2net.cli import app
+from d2net.data import Dataset, simulate
+from d2net.data.watch import TRAIN_SUBJECTS
+from d2net.errors import D2NetError, InputError
+from d2net.evaluation import evaluate
+from d2net.localization import localize
+from d2net.losses import SnippetDenoising, VideoDenoising
+from d2net.losses.discriminative import classification
+from d2net.recipes import load_recipe
+from d2net.studies.ablation import (
+    LOSSES,
+    Ablation,
+    Variant,
+    choose_losses,
+    gain,
+    make_rows,
+    parse_variant,
+    write_tables,
+)
+from d2net.training import Trainer
+
+SMALL = [
+    *("training.iterations=12", "training.batch_size=3", "training.max_snippets=60", "model.embedding_dim=8"),
+    *("training.learning_rate=0.02", "localization.thresholds=[0.1, 0.2, 0.3]"),
+]
+RECIPE = load_recipe("watch").override(SMALL)
+TWO = [LOSSES["focal"], LOSSES["d2net"]]
+needs_watch = pytest.mark.skipif(
+    importlib.util.find_spec("seglearn") is None, reason="seglearn ships the recordings: pip install seglearn==1.2.5"
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return simulate(stream_widths=(8, 8))
+
+
+def study(out: Path, data: Dataset | None, variants: list[Variant] = TWO, **options) -> Ablation:
+    return Ablation(out, options.pop("recipe", RECIPE), variants, data=data, **{"seeds": 2, **options})
+
+
+def run(*arguments: object, code: int = 0):
+    command = ["study", "ablation", *map(str, arguments)]
+    result = CliRunner().invoke(app, command, env={"COLUMNS": "120", "D2NET_DEBUG": None})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def fails(*arguments: object) -> str:
+    lines = run(*arguments, code=2).stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+def test_rows_of_the_paper() -> None:
+    recipe = load_recipe("thumos14-paper")
+    rows = {name: recipe.override(list(v.settings)).loss for name, v in LOSSES.items()}
+    weights = {name: (loss.classification, loss.alpha_snippet, loss.denoising) for name, loss in rows.items()}
+    assert weights == {
+        "cross-entropy": ("cross_entropy", 0, "pdmi"),
+        "focal": ("focal", 0, "pdmi"),
+        "dis": ("discriminative", 0, "pdmi"),
+        "d2net": ("discriminative", 0.2, "pdmi"),
+        "l1": ("discriminative", 0.2, "l1"),
+        "bce": ("discriminative", 0.2, "bce"),
+        "dmi": ("discriminative", 0.2, "dmi"),
+    }
+    assert all(loss.alpha_video == loss.alpha_snippet for loss in rows.values())
+    assert rows["d2net"] == recipe.loss
+
+
+def test_a_result_is_that_of_the_training(tmp_path: Path, data: Dataset) -> None:
+    results = study(tmp_path / "study", data).execute()
+    assert [(r["variant"], r["seed"]) for r in results] == [("focal", 0), ("d2net", 0), ("focal", 1), ("d2net", 1)]
+    recipe = RECIPE.override(list(LOSSES["focal"].settings))
+    checkpoint = Trainer(data.subset("train"), recipe, out=tmp_path / "alone", seed=1, tensorboard=False).run()
+    model, reference, _ = load_model(checkpoint)
+    test = data.subset("test")
+    found = localize(model, reference, test, recipe.localization, device="cpu")
+    expected = evaluate(found, test.annotations(), tiou=recipe.evaluation.tiou).to_json()
+    assert {k: results[2][k] for k in expected} == expected and results[2]["detections"] == len(found)
+    assert results[2]["dataset"] == data.name and results[2]["settings"]["loss"]["classification"] == "focal"
+
+
+def test_tables(tmp_path: Path, data: Dataset) -> None:
+    experiment = study(tmp_path, data)
+    results = [
+        {"variant": name, "seed": seed, "map": {"0.1": 2.0 * x, "0.5": x}, "average": x, "f1": x / 2}
+        for seed, values in enumerate(((10.0, 20.0), (14.0, 20.0)))
+        for name, x in zip(("focal", "d2net"), values, strict=True)
+    ]
+    rows = make_rows(experiment, results)
+    assert rows[0].summary("0.5") == (12.0, pytest.approx(np.std([10, 14], ddof=1)))
+    assert rows[1].summary("f1") == (10.0, 0.0)
+    assert gain(rows[1], rows[0], "0.5") == (8.0, pytest.approx(np.std([10, 6], ddof=1)))
+    written = write_tables(experiment, rows)
+    with open(tmp_path / "ablation.csv", newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["variant"], float(first["map@0.5_mean"]), first["runs"]) == ("focal", 12.0, "2")
+    assert "simulated" in first["dataset"] and float(second["f1_deviation"]) == 0
+    table = json.loads((tmp_path / "ablation.json").read_text())
+    assert "simulated" in table["dataset"] and table["variants"][1]["gain_over_first_map@0.5"][0] == 8.0
+    assert len(table["variants"][0]["runs"]) == 2
+    assert written[2].read_bytes().startswith(b"\x89PNG")
+    one = make_rows(experiment, results[:2])
+    assert one[0].summary("0.5") == (10.0, None)
+    write_tables(experiment, one)
+
+
+def test_goes_on_where_it_stopped(tmp_path: Path, data: Dataset) -> None:
+    whole = study(tmp_path / "whole", data).execute()
+    out = tmp_path / "broken"
+    calls = []
+
+    def interrupt(what: str, done: int, total: int, result: object) -> None:
+        calls.append((what, done, total, result is not None))
+        if what == "d2net, seed 0" and done == 22:
+            os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C: the training finishes an iteration and saves itself
+
+    with pytest.raises(KeyboardInterrupt, match="1 of 4 trainings are done; the same command"):
+        study(out, data).execute(interrupt)
+    assert calls[0] == ("focal, seed 0", 10, 48, False) and calls[-1] == ("d2net, seed 0", 23, 48, False)
+    assert not (out / "d2net" / "seed-0" / "result.json").exists()
+    half = json.loads((out / "d2net" / "seed-0" / "checkpoint.json").read_text())
+    assert half["iteration"] == 11
+    calls.clear()
+    again = study(out, data).execute(lambda *call: calls.append(call))
+    assert again == whole
+    assert {call[0] for call in calls} == {"d2net, seed 0", "focal, seed 1", "d2net, seed 1"}
+    assert calls[-1][1:3] == (36, 36)
+    study(out, data).execute(lambda *call: pytest.fail("nothing is left to do"))
+
+
+def test_seeds_and_variants_can_be_added(tmp_path: Path, data: Dataset) -> None:
+    first = study(tmp_path, data, seeds=1).execute()
+    trained = set()
+    more = study(tmp_path, data, [*TWO, LOSSES["dis"]], seeds=2).execute(lambda what, *_: trained.add(what))
+    assert more[:2] == first and trained == {"dis, seed 0", "focal, seed 1", "d2net, seed 1", "dis, seed 1"}
+
+
+def test_refuses_the_folder_of_something_else(tmp_path: Path, data: Dataset) -> None:
+    study(tmp_path / "a", data, seeds=1).execute()
+    other = RECIPE.override(["training.learning_rate=0.01"])
+    with pytest.raises(InputError, match="training.learning_rate was 0.02 and is 0.01.*choose another --out"):
+        study(tmp_path / "a", data, recipe=other)
+    # The same name for other settings; and for the same ones, said differently.
+    changed = [Variant("focal", "focal", ("loss.classification=focal",))]
+    with pytest.raises(InputError, match="loss.alpha_snippet was 0.0 and is 0.01"):
+        study(tmp_path / "a", data, changed, seeds=1).execute()
+    same = [Variant("focal", "focal", tuple(reversed(LOSSES["focal"].settings)))]
+    study(tmp_path / "a", data, same, seeds=1).execute(lambda *_: pytest.fail("is done already"))
+    renamed = replace(data, classes=("Dive", *data.classes[1:]), recordings=data.recordings)
+    with pytest.raises(InputError, match="classes was"):
+        study(tmp_path / "a", replace(renamed, recordings=_relabel(data, data.classes[0], "Dive")))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "summary.json").write_text("{}")
+    with pytest.raises(InputError, match="holds other files"):
+        study(tmp_path / "b", data)
+    (tmp_path / "a" / "focal" / "seed-0" / "result.json").write_text("{")
+    with pytest.raises(InputError, match="result.json: not valid JSON"):
+        study(tmp_path / "a", data, seeds=1).execute()
+
+
+def _relabel(data: Dataset, old: str, new: str):
+    def name(x: str) -> str:
+        return new if x == old else x
+
+    return tuple(
+        replace(r, labels=tuple(map(name, r.labels)), segments=tuple((s, e, name(c)) for s, e, c in r.segments))
+        for r in data.recordings
+    )
+
+
+def test_a_training_that_is_not_finite_names_its_variant(tmp_path: Path, data: Dataset) -> None:
+    wild = Variant("wild", "wild", ("training.learning_rate=1e30",))
+    with pytest.raises(D2NetError, match="wild, seed 0: the training is not finite.*leave this variant out"):
+        study(tmp_path, data, [LOSSES["focal"], wild], seeds=1).execute()
+    assert (tmp_path / "focal" / "seed-0" / "result.json").exists()
+
+
+def test_same_settings_are_told(tmp_path: Path, data: Dataset) -> None:
+    without = RECIPE.override(["loss.alpha_snippet=0", "loss.alpha_video=0"])
+    assert study(tmp_path, data, choose_losses("dis,d2net"), recipe=without).duplicates() == [("d2net", "dis")]
+
+
+def test_parsing() -> None:
+    assert [v.name for v in choose_losses("dis, focal,dis")] == ["dis", "focal"]
+    assert parse_variant("a-1: x.y=1  z.w=2") == Variant("a-1", "a-1", ("x.y=1", "z.w=2"))
+    assert parse_variant("recipe:").settings == ()
+    for text in ("a", ": x=1", "a b: x=1", "../a: x=1"):
+        with pytest.raises(InputError, match="NAME: key=value"):
+            parse_variant(text)
+
+
+def test_command(tmp_path: Path) -> None:
+    settings = [a for s in [*SMALL, "training.iterations=2"] for a in ("--set", s)]
+    command = ["--data", "simulated", "--out", tmp_path / "s", "--seeds", 2, *settings, "--losses", "focal,d2net"]
+    result = run(*command, "--with", "um", "--variant", "mine: loss.gamma=0", "--device", "cpu")
+    title = "Ablation on simulated made-up timeline; 2 seeds"
+    assert title in result.stdout and "mAP@0.5" in result.stdout and "D2-Net + UM" in result.stdout
+    assert "mine, seed 1: mAP@0.5" in result.stderr and "100% done" in result.stderr
+    recipe = json.loads((tmp_path / "s" / "d2net+um" / "seed-1" / "checkpoint.json").read_text())["recipe"]
+    assert recipe["loss"]["um_weight"] == 1
+    whole = run(*command[:-2], "--with", "um", "--device", "cpu").stdout  # the rest of the rows join those there
+    assert all(label in whole for label in ("L_CE", "L1 in L_D", "DMI in L_D", "D2-Net + UM"))
+    again = run(*command, "--device", "cpu")
+    assert again.stderr == "" and title in again.stdout
+
+
+def test_errors_are_one_line(tmp_path: Path) -> None:
+    simulated = ["--data", "simulated", "--out", tmp_path / "out"]
+    assert "no seeds" in fails(*simulated, "--seeds", 0)
+    assert "unknown variant 'focl' (did you mean 'focal'?)" in fails(*simulated, "--losses", "focl")
+    assert "names none" in fails(*simulated, "--losses", ",")
+    assert "--with ul" in fails(*simulated, "--with", "ul")
+    assert "NAME: key=value" in fails(*simulated, "--variant", "x=1")
+    assert "called 'focal'" in fails(*simulated, "--losses", "focal", "--variant", "focal:")
+    assert "variant 'a': --set: unknown key" in fails(
+        *simulated, "--variant", "a: loss.gama=1", "--set", "training.batch_size=2"
+    ).replace("--set, section loss", "--set")
+    assert "only for --data watch" in fails(*simulated, "--variant", "a: watch.tilt=0")
+    assert "people of 'watch'" in fails(*simulated, "--cross-validate")
+    assert "--folds is for --cross-validate" in fails(*simulated, "--folds", 3)
+    assert "fewer than a batch of 17" in fails(*simulated, "--set", "training.batch_size=17")
+    assert "subset 'val' is empty" in fails(*simulated, "--eval-subset", "val")
+    assert "leave --subset" in fails("--data", "watch", "--subset", "train", "--out", tmp_path / "out")
+    assert "--recipe: name the recipe" in fails("--data", tmp_path, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        text = fails("--data", "simulated", "--set", "training.batch_size=2", "--out", place)
+        assert str(place) in text and "choose another --out" in text
+
+
+def test_one_class_and_nothing_to_judge_on(tmp_path: Path, data: Dataset) -> None:
+    only = data.classes[0]
+    one = tuple(
+        replace(r, labels=(only,), segments=tuple(s for s in r.segments if s[2] == only)) for r in data.recordings
+    )
+    with pytest.raises(InputError, match=f"one class only, {only}"):
+        study(tmp_path, replace(data, classes=(only,), recordings=one))
+    bare = tuple(replace(r, segments=()) for r in data.recordings)
+    with pytest.raises(InputError, match="no segment"):
+        study(tmp_path, replace(data, recordings=bare))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_unwritable_folder(tmp_path: Path, data: Dataset) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="cannot be written"):
+        study(tmp_path / "out", data)
+
+
+@needs_watch
+def test_cross_validation_leaves_out_training_people_only(tmp_path: Path) -> None:
+    few = Variant("few", "few", ("watch.train_recordings=12", "watch.tilt=0"))
+    experiment = study(tmp_path, None, [few], seeds=1, folds=7)
+    assert [r.held_out for r in experiment.runs] == [(s,) for s in TRAIN_SUBJECTS]
+    for run_ in experiment.runs[:2]:
+        train, test = experiment._split(run_)
+        people = {int(r.name.split("_s")[1][:2]) for r in train.recordings}
+        assert len(train) == 12 and people == set(TRAIN_SUBJECTS) - set(run_.held_out)
+        assert {int(r.name.split("_s")[1][:2]) for r in test.recordings} == set(run_.held_out)
+    assert experiment.over == "1 seed x 7 held-out training subjects"
+    groups = study(tmp_path / "groups", None, [few], seeds=2, folds=3)
+    assert [r.held_out for r in groups.runs] == 2 * [(1, 4, 7), (2, 5), (3, 6)]
+    assert groups.over == "2 seeds x 3 groups of training subjects"
+    assert str(groups.runs[4].folder) == os.path.join("few", "seed-1-without-2-5")
+    for folds in (1, 8):
+        with pytest.raises(InputError, match="2 to 7 groups"):
+            study(tmp_path, None, [few], folds=folds)
+    with pytest.raises(InputError, match="unknown setting watch.tlt"):
+        study(tmp_path, None, [Variant("a", "a", ("watch.tlt=1",))])
+    with pytest.raises(InputError, match="watch.tilt=x is not a number"):
+        study(tmp_path, None, [Variant("a", "a", ("watch.tilt=x",))])
+    # The usual value, said or not, is the same experiment.
+    unsaid = "watch.train_recordings=12"
+    variants = [Variant("a", "a", ("watch.tilt=15.0", unsaid)), Variant("b", "b", (unsaid,))]
+    assert study(tmp_path / "said", None, variants, seeds=1).duplicates() == [("b", "a")]
+
+
+def test_help_has_examples() -> None:
+    assert "\n   d2net study ablation --data watch" in run("--help").stdout
+
+
+def test_what_pdmi_cannot_see() -> None:
+    """docs/studies.md explains with this why L_D needs L_Dis to have settled which is which."""
+    torch.manual_seed(0)
+    tcam, embeddings, reference = torch.rand(4, 30, 5).double(), torch.randn(4, 30, 6).double(), torch.randn(6).double()
+    snippet = SnippetDenoising()
+    attention = tcam[:, :, :1]  # one class, so that it is the attention
+    torch.testing.assert_close(
+        snippet(attention, embeddings, None, reference), snippet(1 - attention, embeddings, None, reference)
+    )
+    video = VideoDenoising()
+    p, counted = torch.rand(10, 5).double() * 0.8 + 0.1, torch.ones(10, dtype=torch.bool)
+    labels = torch.eye(5).double().repeat(2, 1)
+    value = video.from_pooled(p, counted, labels)
+    torch.testing.assert_close(video.from_pooled(p.roll(1, 1), counted, labels), value)  # every class a wrong one
+    torch.testing.assert_close(video.from_pooled(p / 2, counted, labels), value)  # half as sure
+    # With two labels in half of the recordings, being half as sure of those is better than being right.
+    pairs = torch.eye(5).double() + torch.eye(5).double().roll(1, 1)
+    labels = torch.cat((torch.eye(5).double(), pairs))
+    halved = torch.cat((torch.eye(5).double(), 0.55 * pairs))
+    assert video.from_pooled(halved, counted, labels) < video.from_pooled(labels, counted, labels) - 0.3
+    # At the start, when all scores are about the same, U_2 is nearly singular and the gradient outweighs that of Eq. 4;
+    # once the scores are about right it does not.
+    start = 0.4 + 0.02 * torch.randn(10, 5).double()
+    assert _gradient(video.from_pooled, start, counted, labels) > 100 * _gradient(_focal, start, counted, labels)
+    assert _gradient(video.from_pooled, 0.8 * labels + 0.1, counted, labels) < 2
+
+
+def _focal(p: torch.Tensor, counted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return classification(p, labels, counted, beta=2.0)
+
+
+def _gradient(loss, p: torch.Tensor, counted: torch.Tensor, labels: torch.Tensor) -> float:
+    p = p.clone().requires_grad_()
+    return float(torch.autograd.grad(loss(p, counted, labels), p)[0].norm())
