@@ -74,6 +74,15 @@ template <typename T>
 void bind_cuda(py::module_& m, const std::string& dtype) {
   namespace ops = d2net::cuda;
   def(m, "cuda_batched_nms_1d_" + dtype, &ops::batched_nms_1d<T>);
+  def(m, "cuda_copy_proposals_" + dtype, &ops::copy_proposals<T>);
+}
+
+// Operators on activations, which come in half precision too.
+template <typename T>
+void bind_cuda_activations(py::module_& m, const std::string& dtype) {
+  namespace ops = d2net::cuda;
+  def(m, "cuda_find_proposals_scratch_bytes_" + dtype, &ops::find_proposals_scratch_bytes<T>);
+  def(m, "cuda_find_proposals_" + dtype, &ops::find_proposals<T>);
 }
 #endif
 
@@ -107,5 +116,9 @@ PYBIND11_MODULE(_C, m) {
 #if defined(D2NET_WITH_CUDA) || defined(D2NET_SIMT)
   bind_cuda<float>(m, "float32");
   bind_cuda<double>(m, "float64");
+  bind_cuda_activations<float>(m, "float32");
+  bind_cuda_activations<double>(m, "float64");
+  bind_cuda_activations<d2net::float16>(m, "float16");
+  bind_cuda_activations<d2net::bfloat16>(m, "bfloat16");
 #endif
 }

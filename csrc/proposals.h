@@ -2,7 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
+
+#include "float16.h"
 
 namespace d2net::cpu {
 
@@ -47,3 +50,36 @@ template <typename T>
 void copy_proposals(const FoundProposals<T>& found, int64_t* places, T* scores, int threads);
 
 }  // namespace d2net::cpu
+
+namespace d2net::cuda {
+
+// What activations of type X are computed in.
+template <typename X>
+using Computed = std::conditional_t<std::is_same_v<X, double>, double, float>;
+
+// What is wrong with the input, as bits of offsets[batch * width + 1].
+constexpr int64_t kUnusable = 1;   // activations read hold NaN or Inf, or are so large that their sum overflows
+constexpr int64_t kBadLength = 2;  // a length lies outside of 0 to snippets
+
+// As cpu::find_proposals, with the same results, bit for bit; snippets is below 2^29. thresholds are rising. i =
+// recording * width + class counts the sequences: the proposals of i, best first, are left in starts[i][0], ... of
+// starts, ends and scores (batch * width, snippets). offsets[i] of offsets (batch * width + 2) is how many proposals
+// the sequences before i have, so the last but one element is the number of all; the last one says what is wrong.
+template <typename X>
+void find_proposals(const X* activations, int64_t batch, int64_t snippets, int64_t width, int64_t by_recording,
+                    int64_t by_snippet, int64_t by_class, const bool* classes, const int64_t* lengths,
+                    const Computed<X>* thresholds, int64_t n_thresholds, int64_t min_length, double inflation,
+                    bool mean_of_sides, double min_contrast, double nms_iou, int32_t* starts, int32_t* ends,
+                    Computed<X>* scores, int64_t* offsets, void* scratch, int device, void* stream);
+
+// Of the scratch memory of find_proposals.
+template <typename X>
+int64_t find_proposals_scratch_bytes(int64_t batch, int64_t snippets, int64_t width, int device, void* stream);
+
+// As cpu::copy_proposals, of what find_proposals left; count is the total number.
+template <typename T>
+void copy_proposals(const int32_t* starts, const int32_t* ends, const T* scores, const int64_t* offsets, int64_t batch,
+                    int64_t snippets, int64_t width, int64_t count, int64_t* places, T* sorted_scores, int device,
+                    void* stream);
+
+}  // namespace d2net::cuda

@@ -8,6 +8,7 @@
 #include <memory>
 #include <type_traits>
 
+#include "math/contrast.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -176,24 +177,11 @@ class Finder {
   }
 
   void score(int64_t n) {
-    for (int32_t i = 0; i < n_nodes_; ++i) nodes_[i].score = T(contrast(nodes_[i].start, nodes_[i].end, n));
-  }
-
-  // S_i - S_o of [start, end).
-  double contrast(int64_t start, int64_t end, int64_t n) const {
-    const double length = double(end - start);
-    const int64_t reach = std::max<int64_t>(1, int64_t(std::min(settings_.inflation * length, double(n))));
-    const int64_t left = std::max<int64_t>(0, start - reach), right = std::min(n, end + reach);
-    const double before = prefix_[start] - prefix_[left], after = prefix_[right] - prefix_[end];
-    const int64_t n_before = start - left, n_after = right - end;
-    double background;
-    if (settings_.mean_of_sides) {
-      background = before / double(std::max<int64_t>(1, n_before)) + after / double(std::max<int64_t>(1, n_after));
-      if (n_before > 0 && n_after > 0) background /= 2;
-    } else {
-      background = (before + after) / double(std::max<int64_t>(1, n_before + n_after));
+    for (int32_t i = 0; i < n_nodes_; ++i) {
+      Node& node = nodes_[i];
+      node.score =
+          T(math::contrast(prefix_.get(), node.start, node.end, n, settings_.inflation, settings_.mean_of_sides));
     }
-    return (prefix_[end] - prefix_[start]) / length - background;
   }
 
   // Gives each node the smallest one around it as its parent.

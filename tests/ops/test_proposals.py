@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -121,6 +122,55 @@ def test_equals_the_reference_bit_for_bit(device, dtype):
         assert len(found.score) > 100
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_every_length_around_a_warp_and_a_block(device):
+    lengths = [
+        0,
+        1,
+        2,
+        3,
+        31,
+        32,
+        33,
+        63,
+        64,
+        65,
+        127,
+        128,
+        129,
+        223,
+        224,
+        225,
+        255,
+        256,
+        257,
+        511,
+        512,
+        513,
+        1023,
+        1024,
+    ]
+    x = ((wander(len(lengths), 1024, 1, seed=1) * 1.2 - 0.4) * 64).round().div(64).float()
+    classes = torch.ones(len(lengths), 1, dtype=torch.bool, device=device)
+    found = rows(extract_proposals(x.to(device), classes, torch.tensor(lengths, device=device), thresholds=PAPER))
+    for b, length in enumerate(lengths):
+        expected = scan(x[b, :length, 0], torch.tensor(PAPER).tolist())
+        assert [r[2:] for r in found if r[0] == b] == expected
+
+
+@pytest.mark.parametrize("nms_iou", [0.1, 0.5, 0.9, 0.99])
+def test_deeply_nested_proposals(device, nms_iou):
+    # Proposals that collide in long chains: which one goes depends on one that goes because of another, and so on.
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(1, 200, (3, 400), generator=generator)
+    rising, falling = levels[0].sort().values, levels[1].sort(descending=True).values
+    mountain = torch.cat((rising[::2], falling[::2]))
+    both = torch.cat((mountain, levels[2], mountain.flip(0))).double() / 256
+    thresholds = [(i + 0.5) / 256 for i in range(200)]
+    for outer in ("pooled", "mean_of_sides"):
+        found = one(device, both.tolist(), torch.float64, thresholds=thresholds, nms_iou=nms_iou, outer=outer)
+        assert found == scan(both, thresholds, nms_iou=nms_iou, outer=outer)
 
 
 def random_batch(device: torch.device, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -308,6 +358,18 @@ def test_the_first_number_that_is_not_finite_is_named(device):
         extract_proposals(activations, classes, lengths, thresholds=PAPER)
 
 
+def test_a_bad_length_is_refused_before_anything_else(device):
+    activations, classes, lengths = random_batch(device)
+    lengths[2] = 61
+    for x, kept in (
+        (activations, classes & False),
+        (activations[:, :, :0], classes[:, :0]),
+        (activations * math.nan, classes),
+    ):
+        with pytest.raises(InputError, match="0 to T = 60"):
+            extract_proposals(x, kept, lengths, thresholds=PAPER)
+
+
 def test_no_gradient(device):
     activations, classes, lengths = random_batch(device)
     found = extract_proposals(activations.requires_grad_(), classes, lengths, thresholds=PAPER)
@@ -325,6 +387,42 @@ def test_every_run_and_any_number_of_threads_give_the_same(device):
                 assert torch.equal(found, e)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("limit", [64 * 1024, 8 * 1024], ids=["a smaller chip", "nothing fits"])
+def test_sequences_beyond_shared_memory(simt_module, simt_kernels, limit):
+    x, classes = wander(5, 2100, 6), torch.ones(5, 6, dtype=torch.bool)
+    classes[1:3, 1:] = False
+    lengths = torch.tensor([2100, 2000, 0, 1025, 2100])
+    simt_module.set_shared_memory_limit(limit)
+    try:
+        for n in (2100, 300):
+            part, within = x[:, :n], lengths.clamp(max=n)
+            found = extract_proposals(part, classes, within, thresholds=PAPER)
+            expected = extract_proposals_reference(part, classes, within, thresholds=PAPER)
+            assert rows(found) == rows(expected) != []
+    finally:
+        simt_module.set_shared_memory_limit(227 * 1024)
+
+
+def test_too_long_for_cuda(simt_kernels):
+    with pytest.raises(InputError, match="too long for CUDA"):
+        classes = torch.ones(1, 1, dtype=torch.bool)
+        extract_proposals(torch.zeros(1).expand(1, 2**29, 1), classes, thresholds=[0.5])
+
+
+@pytest.mark.gpu
+def test_one_synchronisation():
+    arguments = random_batch(torch.device("cuda"))
+    extract_proposals(*arguments, thresholds=PAPER)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            extract_proposals(*arguments, thresholds=PAPER)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len([w for w in caught if "synchronizing" in str(w.message)]) == 1
 
 
 def test_registration():

@@ -1,0 +1,457 @@
+// One block finds the proposals of one sequence (a recording and a class) from first to last; copy_proposals then moves
+// those of all sequences together.
+//
+// A component (a maximal run above a threshold) is known by the first of its lowest snippets, which is that of no other
+// component. So every thread asks for its snippets t whether t stands for a component, from where to where, and which
+// snippet stands for the next larger one. The answers are nearest snippets of a lower level (the number of thresholds
+// that a snippet exceeds), which a tree of minima gives in O(log snippets).
+//
+// Memory: a sequence is read once by the threads that compare it with the thresholds and once by the warp that sums it;
+// as it strides over the classes, a snippet costs 32 bytes, shared by up to 8 neighbouring classes through the L2
+// cache. All else happens in 32 bytes (float; 36 double) a snippet of shared memory or, for recordings too long for
+// that (about 7000 snippets on sm_90), in as much scratch memory for each of a few blocks a multiprocessor. What is
+// found goes to 12 (16) bytes a snippet of every sequence, of which only those that hold proposals are touched.
+#include <algorithm>
+
+#include "cuda/block.h"
+#include "cuda/device.h"
+#include "cuda/device_algorithms.h"
+#include "math/contrast.h"
+#include "proposals.h"
+
+namespace d2net::cuda {
+namespace {
+
+constexpr int32_t kNone = -1;
+
+// More threads wait longer for each other, which pays for long recordings only.
+constexpr int kShort = 1024, kShortThreads = 256, kLongThreads = 512;
+
+// Minima of neighbouring pairs of numbers (the leaves), of those in turn, and so on up to one. A sequence of n snippets
+// has the leaves 0, its levels, 0: what is searched for is there.
+struct MinTree {
+  int32_t* nodes;
+  int32_t leaves;
+
+  static int64_t size(int64_t snippets) { return 2 * (snippets + 2) + 32; }  // a level may be odd: one more for each
+
+  __device__ int32_t operator[](int32_t leaf) const { return nodes[leaf]; }
+
+  // All threads of the block, which have written the leaves.
+  __device__ void build() const {
+    int32_t base = 0;
+    for (int32_t width = leaves; width > 1;) {
+      const int32_t above = (width + 1) / 2;
+      __syncthreads();
+      for (int32_t i = threadIdx.x; i < above; i += blockDim.x) {
+        const int32_t left = nodes[base + 2 * i];
+        nodes[base + width + i] = 2 * i + 1 < width ? min(left, nodes[base + 2 * i + 1]) : left;
+      }
+      base += width;
+      width = above;
+    }
+    __syncthreads();
+  }
+
+  // The nearest leaf before i that is at most `bound`; there must be one. (Up until such a leaf lies under the node
+  // before, then down to it. That node is not the last of its level, so it has two children.)
+  __device__ int32_t last_at_most(int32_t i, int32_t bound) const {
+    int32_t base = 0;
+    int height = 0;
+    for (; i % 2 == 0 || nodes[base + i - 1] > bound; i /= 2) base += width_at(height++);
+    --i;
+    while (height > 0) {
+      base -= width_at(--height);
+      i = 2 * i + 1;
+      if (nodes[base + i] > bound) --i;
+    }
+    return i;
+  }
+
+  // The same after i.
+  __device__ int32_t next_at_most(int32_t i, int32_t bound) const {
+    int32_t base = 0;
+    int height = 0;
+    for (; i % 2 == 1 || i + 1 == width_at(height) || nodes[base + i + 1] > bound; i /= 2) base += width_at(height++);
+    ++i;
+    while (height > 0) {
+      base -= width_at(--height);
+      i = 2 * i;
+      if (nodes[base + i] > bound) ++i;
+    }
+    return i;
+  }
+
+ private:
+  __device__ int32_t width_at(int height) const { return ((leaves - 1) >> height) + 1; }
+};
+
+// What becomes of a component in NMS.
+enum State : int32_t { kGone, kUndecided, kJustKept, kKept };
+
+// The working memory of one sequence. start to parent are of the component that a snippet stands for; start is kNone
+// where there is none, parent where none is larger.
+template <typename T>
+struct Row {
+  double* prefix;  // prefix[t]: sum of the first t values
+  T* score;
+  int32_t *start, *end, *parent;
+  int32_t* tree;
+  // In memory that is no longer in use by then:
+  int32_t *state, *mark;  // of NMS, in place of the tree
+  int32_t* order;         // of those kept, in place of the prefix sums
+
+  static int64_t bytes(int64_t snippets) {
+    const int64_t of_snippets = snippets * (sizeof(double) + sizeof(T) + 3 * sizeof(int32_t));
+    const int64_t all = of_snippets + sizeof(double) + MinTree::size(snippets) * sizeof(int32_t);
+    return (all + 15) / 16 * 16;
+  }
+
+  __device__ Row(void* memory, int64_t snippets) {
+    prefix = static_cast<double*>(memory);
+    score = reinterpret_cast<T*>(prefix + snippets + 1);
+    start = reinterpret_cast<int32_t*>(score + snippets);
+    end = start + snippets;
+    parent = end + snippets;
+    tree = parent + snippets;
+    state = tree;
+    mark = tree + snippets;
+    order = static_cast<int32_t*>(memory);
+  }
+
+  __device__ double length(int32_t i) const { return double(end[i] - start[i]); }
+
+  __device__ bool better(int32_t i, int32_t j) const {
+    if (score[i] != score[j]) return score[i] > score[j];
+    return start[i] != start[j] ? start[i] < start[j] : end[i] < end[j];
+  }
+};
+
+template <typename X>
+struct Task {
+  const X* activations;
+  int64_t batch, snippets, width, by_recording, by_snippet, by_class;
+  const bool* classes;
+  const int64_t* lengths;
+  const Computed<X>* thresholds;
+  int64_t n_thresholds, min_length;
+  double inflation;
+  bool mean_of_sides;
+  double min_contrast, nms_iou;
+  int32_t *starts, *ends;
+  Computed<X>* scores;
+  int64_t* counts;            // (batch * width), zero
+  unsigned long long* taken;  // how many sequences beyond the first of each block, zero
+  unsigned long long* wrong;  // zero
+};
+
+// How many of the rising thresholds x lies above; none if it is NaN.
+template <typename T>
+__device__ int32_t level_of(T x, const T* thresholds, int64_t count) {
+  int64_t low = 0;
+  while (low < count) {
+    const int64_t middle = low + (count - low) / 2;
+    if (thresholds[middle] < x) {
+      low = middle + 1;
+    } else {
+      count = middle;
+    }
+  }
+  return int32_t(low);
+}
+
+// One warp. The order of the additions is that of the CPU, one after another, because another one could change the
+// last bit: every lane adds all values and keeps the sum up to its own. False when they are NaN or Inf, or so large
+// that a difference or sum of prefix sums could overflow.
+template <typename X>
+__device__ bool sum_up(const X* x, int64_t stride, int32_t n, double* prefix) {
+  using T = Computed<X>;
+  const int32_t lane = threadIdx.x % 32;
+  const auto at = [&](int32_t t) { return t < n ? T(to_float(x[t * stride])) : T(0); };
+  double sum = 0, magnitude = 0;
+  if (lane == 0) prefix[0] = 0;
+  T next = at(lane);
+  for (int32_t first = 0; first < n; first += 32) {
+    const T value = next;
+    next = at(first + 32 + lane);
+    double own = 0;
+#pragma unroll
+    for (int32_t i = 0; i < 32; ++i) {
+      const double term = double(__shfl_sync(kAllLanes, value, i));
+      sum += term;
+      magnitude += fabs(term);
+      if (i == lane) own = sum;
+    }
+    if (first + lane < n) prefix[first + lane + 1] = own;
+  }
+  return magnitude <= 1.7976931348623157e308 / 4;
+}
+
+// The components, from the tree of levels and the prefix sums.
+template <typename X>
+__device__ void find_components(const Task<X>& task, const Row<Computed<X>>& row, const MinTree& tree, int32_t n) {
+  for (int32_t t = threadIdx.x; t < n; t += blockDim.x) {
+    row.start[t] = kNone;
+    const int32_t level = tree[t + 1];
+    if (level == 0) continue;
+    const int32_t left = tree.last_at_most(t + 1, level);
+    if (tree[left] == level) continue;  // stands for the same component, or one further left does
+    const int32_t right = tree.next_at_most(t + 1, level - 1);
+    const int32_t start = left, end = right - 1;  // a leaf is the one after its snippet
+    if (end - start < task.min_length) continue;
+    row.start[t] = start;
+    row.end[t] = end;
+    row.score[t] = Computed<X>(math::contrast(row.prefix, start, end, n, task.inflation, task.mean_of_sides));
+    // The next larger one reaches over the higher neighbour, and its lowest snippets are on that level.
+    const int32_t outside = max(tree[left], tree[right]);
+    if (outside == 0) {
+      row.parent[t] = kNone;
+    } else if (tree[left] < outside) {
+      row.parent[t] = right - 1;
+    } else {
+      row.parent[t] = tree.next_at_most(tree.last_at_most(left, outside - 1), outside) - 1;
+    }
+  }
+}
+
+// Greedy NMS in rounds. Components are nested or disjoint, and the IoU of nested ones is the ratio of their lengths, so
+// who collides with whom is seen on the way up from the inner one. In a round those are kept that no better undecided
+// one collides with; in the next they suppress the others. Each round decides at least the best one left.
+template <typename T>
+__device__ void suppress(const Row<T>& row, int32_t n, double nms_iou) {
+  constexpr int32_t kSuppressed = 2147483647;  // marks: this, or the last round in which a better one was there
+  for (int32_t round = 1;; ++round) {
+    for (int32_t t = threadIdx.x; t < n; t += blockDim.x) {
+      const int32_t state = row.state[t];
+      if (state != kUndecided && state != kJustKept) continue;
+      const double length = row.length(t);
+      int32_t own = 0;
+      for (int32_t i = row.parent[t]; i != kNone && length / row.length(i) >= nms_iou; i = row.parent[i]) {
+        const int32_t other = row.state[i];
+        if (state == kUndecided && (other == kJustKept || other == kKept)) {
+          own = kSuppressed;
+          break;
+        }
+        if (other != kUndecided) continue;
+        if (state == kJustKept) {
+          atomicMax(&row.mark[i], kSuppressed);
+        } else if (row.better(t, i)) {
+          atomicMax(&row.mark[i], round);
+        } else {
+          own = round;
+        }
+      }
+      if (own > 0) atomicMax(&row.mark[t], own);
+    }
+    __syncthreads();
+    bool undecided = false;
+    for (int32_t t = threadIdx.x; t < n; t += blockDim.x) {
+      const int32_t state = row.state[t];
+      if (state == kJustKept) row.state[t] = kKept;
+      if (state != kUndecided) continue;
+      const int32_t mark = row.mark[t];
+      if (mark == round) {
+        undecided = true;
+      } else {
+        row.state[t] = mark == kSuppressed ? kGone : kJustKept;
+      }
+    }
+    if (!__syncthreads_or(undecided)) return;
+  }
+}
+
+// Bitonic, in the form where each comparison brings the better one to the front, so that any count will do: it is as if
+// worse ones than all followed, which never move.
+template <typename T>
+__device__ void sort_kept(const Row<T>& row, int32_t count) {
+  for (int32_t size = 2; size < 2 * count; size *= 2) {
+    for (int32_t step = size / 2; step > 0; step /= 2) {
+      const int32_t turned = step == size / 2 ? size - 1 : step;
+      for (int32_t i = threadIdx.x; i < count; i += blockDim.x) {
+        const int32_t j = i ^ turned;
+        if (j < i || j >= count) continue;
+        const int32_t first = row.order[i], second = row.order[j];
+        if (row.better(second, first)) {
+          row.order[i] = second;
+          row.order[j] = first;
+        }
+      }
+      __syncthreads();
+    }
+  }
+}
+
+template <typename X>
+__device__ void find_in_sequence(const Task<X>& task, const Row<Computed<X>>& row, int64_t sequence) {
+  using T = Computed<X>;
+  D2NET_SHARED(int32_t, usable, );
+  D2NET_SHARED(int32_t, n_kept, );
+  const int64_t recording = sequence / task.width, label = sequence % task.width;
+  const int32_t n =
+      int32_t(task.lengths ? max(int64_t(0), min(task.lengths[recording], task.snippets)) : task.snippets);
+  const X* x = task.activations + recording * task.by_recording + label * task.by_class;
+
+  const MinTree levels{row.tree, n + 2};
+  if (threadIdx.x < 32) {  // the one warp that has to go from snippet to snippet
+    const bool sound = sum_up(x, task.by_snippet, n, row.prefix);
+    if (threadIdx.x == 0) usable = sound;
+  } else {
+    for (int32_t leaf = threadIdx.x - 32; leaf < n + 2; leaf += blockDim.x - 32) {
+      const bool inside = leaf > 0 && leaf <= n;
+      row.tree[leaf] =
+          inside ? level_of(T(to_float(x[(leaf - 1) * task.by_snippet])), task.thresholds, task.n_thresholds) : 0;
+    }
+  }
+  levels.build();
+  if (!usable) {
+    if (threadIdx.x == 0) atomicOr(task.wrong, kUnusable);
+    return;
+  }
+  find_components(task, row, levels, n);
+  __syncthreads();
+
+  const T least = T(task.min_contrast);
+  for (int32_t t = threadIdx.x; t < n; t += blockDim.x) {
+    row.state[t] = row.start[t] != kNone && row.score[t] >= least ? kUndecided : kGone;
+    row.mark[t] = 0;
+  }
+  if (threadIdx.x == 0) n_kept = 0;
+  __syncthreads();
+  suppress(row, n, task.nms_iou);
+
+  for (int32_t t = threadIdx.x; t < n; t += blockDim.x) {
+    if (row.state[t] != kGone) row.order[atomicAdd(&n_kept, 1)] = t;
+  }
+  __syncthreads();
+  sort_kept(row, n_kept);  // the same whatever order the threads came in
+  for (int32_t i = threadIdx.x; i < n_kept; i += blockDim.x) {
+    const int64_t place = sequence * task.snippets + i;
+    task.starts[place] = row.start[row.order[i]];
+    task.ends[place] = row.end[row.order[i]];
+    task.scores[place] = row.score[row.order[i]];
+  }
+  if (threadIdx.x == 0) task.counts[sequence] = n_kept;
+}
+
+// Few of the sequences are of classes that are kept. So each block begins with one and takes the next that is kept when
+// it is done. rows: null when a row fits into shared memory.
+template <typename X>
+__global__ void __launch_bounds__(kLongThreads, 1)
+    find_kernel(const Task<X> task, unsigned char* rows, int64_t row_bytes) {
+  D2NET_DYNAMIC_SHARED(unsigned char, shared_row);
+  D2NET_SHARED(int64_t, next, );
+  if (task.lengths) {
+    for (int64_t b = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; b < task.batch; b += gridDim.x * blockDim.x) {
+      if (task.lengths[b] < 0 || task.lengths[b] > task.snippets) atomicOr(task.wrong, kBadLength);
+    }
+  }
+  const Row<Computed<X>> row(rows ? rows + blockIdx.x * row_bytes : shared_row, task.snippets);
+  const int64_t sequences = task.batch * task.width;
+  for (int64_t sequence = blockIdx.x; sequence < sequences; sequence = next) {
+    if (task.classes[sequence]) find_in_sequence(task, row, sequence);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      do {
+        next = int64_t(gridDim.x) + int64_t(atomicAdd(task.taken, 1));
+      } while (next < sequences && !task.classes[next]);
+    }
+    __syncthreads();
+  }
+}
+
+// One warp for each sequence.
+template <typename T>
+__global__ void copy_kernel(const int32_t* starts, const int32_t* ends, const T* scores, const int64_t* offsets,
+                            int64_t sequences, int64_t snippets, int64_t width, int64_t count, int64_t* places,
+                            T* sorted_scores) {
+  const int64_t sequence = (blockIdx.x * int64_t(blockDim.x) + threadIdx.x) / 32;
+  if (sequence >= sequences) return;
+  const int64_t first = offsets[sequence], n = offsets[sequence + 1] - first;
+  for (int64_t i = threadIdx.x % 32; i < n; i += 32) {
+    int64_t* place = places + first + i;
+    place[0] = sequence / width;
+    place[count] = sequence % width;
+    place[2 * count] = starts[sequence * snippets + i];
+    place[3 * count] = ends[sequence * snippets + i];
+    sorted_scores[first + i] = scores[sequence * snippets + i];
+  }
+}
+
+// How the launch and its scratch memory are laid out.
+struct Plan {
+  bool in_shared;
+  int64_t blocks, row_bytes, scan_bytes, rows_at, scan_at, bytes;
+
+  template <typename T>
+  static Plan of(const Stream& on, int64_t sequences, int64_t snippets) {
+    Plan plan;
+    plan.row_bytes = Row<T>::bytes(snippets);
+    plan.in_shared = plan.row_bytes <= on.shared_memory_limit() - 256;  // leaves room for single variables
+    const int64_t most = on.multiprocessors() * (plan.in_shared ? 8 : 2);
+    plan.blocks = std::max<int64_t>(1, std::min(sequences, most));  // one at least, which checks the lengths
+    plan.scan_bytes = exclusive_sum_scratch_bytes<int64_t>(on, sequences + 1);
+    plan.rows_at = (sequences + 2) * int64_t(sizeof(int64_t)) / 16 * 16 + 16;  // after the counts and `taken`
+    plan.scan_at = plan.rows_at + (plan.in_shared ? 0 : plan.blocks * plan.row_bytes);
+    plan.bytes = plan.scan_at + plan.scan_bytes;
+    return plan;
+  }
+};
+
+}  // namespace
+
+template <typename X>
+int64_t find_proposals_scratch_bytes(int64_t batch, int64_t snippets, int64_t width, int device, void* stream) {
+  return Plan::of<Computed<X>>(Stream("extract_proposals", device, stream), batch * width, snippets).bytes;
+}
+
+template <typename X>
+void find_proposals(const X* activations, int64_t batch, int64_t snippets, int64_t width, int64_t by_recording,
+                    int64_t by_snippet, int64_t by_class, const bool* classes, const int64_t* lengths,
+                    const Computed<X>* thresholds, int64_t n_thresholds, int64_t min_length, double inflation,
+                    bool mean_of_sides, double min_contrast, double nms_iou, int32_t* starts, int32_t* ends,
+                    Computed<X>* scores, int64_t* offsets, void* scratch, int device, void* stream) {
+  const Stream on("extract_proposals", device, stream);
+  const int64_t sequences = batch * width;
+  const Plan plan = Plan::of<Computed<X>>(on, sequences, snippets);
+  auto* const memory = static_cast<unsigned char*>(scratch);
+  auto* const counts = static_cast<int64_t*>(scratch);
+  auto* const taken = reinterpret_cast<unsigned long long*>(counts + sequences + 1);
+  auto* const wrong = reinterpret_cast<unsigned long long*>(offsets + sequences + 1);
+  on.fill(counts, 0, sequences + 2);
+  on.fill(wrong, 0, 1);
+  const Task<X> task{activations, batch,         snippets,     width,      by_recording, by_snippet,
+                     by_class,    classes,       lengths,      thresholds, n_thresholds, min_length,
+                     inflation,   mean_of_sides, min_contrast, nms_iou,    starts,       ends,
+                     scores,      counts,        taken,        wrong};
+  on.launch(find_kernel<X>, plan.blocks, snippets <= kShort ? kShortThreads : kLongThreads,
+            plan.in_shared ? plan.row_bytes : 0, task, plan.in_shared ? nullptr : memory + plan.rows_at,
+            plan.row_bytes);
+  exclusive_sum(on, memory + plan.scan_at, plan.scan_bytes, counts, offsets, sequences + 1);
+}
+
+template <typename T>
+void copy_proposals(const int32_t* starts, const int32_t* ends, const T* scores, const int64_t* offsets, int64_t batch,
+                    int64_t snippets, int64_t width, int64_t count, int64_t* places, T* sorted_scores, int device,
+                    void* stream) {
+  const Stream on("extract_proposals", device, stream);
+  constexpr int64_t kThreads = 256;
+  on.launch(copy_kernel<T>, (batch * width * 32 + kThreads - 1) / kThreads, kThreads, 0, starts, ends, scores, offsets,
+            batch * width, snippets, width, count, places, sorted_scores);
+}
+
+#define D2NET_INSTANTIATE(X)                                                                                          \
+  template int64_t find_proposals_scratch_bytes<X>(int64_t, int64_t, int64_t, int, void*);                            \
+  template void find_proposals<X>(const X*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, const bool*,        \
+                                  const int64_t*, const Computed<X>*, int64_t, int64_t, double, bool, double, double, \
+                                  int32_t*, int32_t*, Computed<X>*, int64_t*, void*, int, void*);
+D2NET_INSTANTIATE(float16)
+D2NET_INSTANTIATE(bfloat16)
+D2NET_INSTANTIATE(float)
+D2NET_INSTANTIATE(double)
+#undef D2NET_INSTANTIATE
+template void copy_proposals<float>(const int32_t*, const int32_t*, const float*, const int64_t*, int64_t, int64_t,
+                                    int64_t, int64_t, int64_t*, float*, int, void*);
+template void copy_proposals<double>(const int32_t*, const int32_t*, const double*, const int64_t*, int64_t, int64_t,
+                                     int64_t, int64_t, int64_t*, double*, int, void*);
+
+}  // namespace d2net::cuda
