@@ -36,12 +36,21 @@ int64_t soft_nms_1d(const T* segments, const T* scores, int64_t n, double iou_th
 
 namespace cuda {
 
-// Greedy NMS per group on `device`, enqueued on `stream` (a cudaStream_t); every pointer is device memory.
-// segments (n, 2) are sorted by group, then by falling score; group g is the rows offsets[g] to offsets[g + 1].
-// alive (n) comes in as ones and leaves as 1 where the row is kept. Throws std::runtime_error when the launch fails.
+// Enqueued on `stream` (a cudaStream_t) of `device`; every pointer is device memory, 1 <= n < 2^31 - 1024. Results are
+// those of the CPU functions; result[0] becomes their number, and result[1] the first row that is refused (its outputs
+// mean nothing then), or -1. Throw std::runtime_error when a launch fails.
+
+// Greedy NMS; per group where groups is not null. keep has room for n, scratch for nms_1d_scratch_bytes<T>(n).
 template <typename T>
-void batched_nms_1d(const T* segments, const int64_t* offsets, int64_t n, int64_t n_groups, double iou_threshold,
-                    uint8_t* alive, int device, void* stream);
+int64_t nms_1d_scratch_bytes(int64_t n, int device, void* stream);
+template <typename T>
+void nms_1d(const T* segments, const T* scores, const int64_t* groups, int64_t n, double iou_threshold, void* scratch,
+            int32_t* keep, int64_t* result, int device, void* stream);
+
+// keep and new_scores have room for n, scratch (n) is overwritten.
+template <typename T>
+void soft_nms_1d(const T* segments, const T* scores, int64_t n, double iou_threshold, double sigma, double min_score,
+                 bool gaussian, T* scratch, int64_t* keep, T* new_scores, int64_t* result, int device, void* stream);
 
 }  // namespace cuda
 

@@ -8,7 +8,7 @@ torch.compile keeps one graph only with ``torch._dynamo.config.capture_dynamic_o
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -84,7 +84,8 @@ def soft_nms_1d(
 
     Repeatedly takes the segment of highest score and multiplies every remaining score by ``1 - IoU`` where
     IoU >= ``iou_threshold`` (``linear``) or by ``exp(-IoU^2 / sigma)`` (``gaussian``). Segments whose score is or
-    falls below ``min_score`` are dropped.
+    falls below ``min_score`` are dropped. On CUDA one block takes the K steps over all N scores, a cost of K * N;
+    a ``min_score`` above 0 keeps K small.
 
     Args:
         segments: (N, 2) float32 or float64, rows (start, end), finite.
@@ -177,8 +178,7 @@ def _nms_1d_cpu(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tenso
 
 
 def _nms_1d_cuda(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    _check_values("nms_1d", segments, scores)
-    return _greedy_cuda(segments, scores, torch.zeros_like(scores, dtype=torch.int64), iou_threshold)
+    return _greedy_cuda("nms_1d", segments, scores, None, iou_threshold)
 
 
 def _nms_1d_fake(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -202,23 +202,21 @@ def _batched_nms_1d_cpu(segments: Tensor, scores: Tensor, groups: Tensor, iou_th
 
 
 def _batched_nms_1d_cuda(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    _check_values("batched_nms_1d", segments, scores)
-    return _greedy_cuda(segments, scores, groups, iou_threshold)
+    return _greedy_cuda("batched_nms_1d", segments, scores, groups, iou_threshold)
 
 
-def _greedy_cuda(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    order = _falling(scores)
-    by_group = order[torch.sort(groups[order], stable=True).indices]
-    sizes = torch.unique_consecutive(groups[by_group], return_counts=True)[1]
-    offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-    alive = torch.ones(len(segments), dtype=torch.uint8, device=segments.device)
-    rows = segments[by_group].contiguous()
-    _native.cuda(
-        "batched_nms_1d", rows.dtype, rows.device, rows, offsets, len(rows), len(offsets) - 1, iou_threshold, alive
-    )
-    kept = torch.empty_like(alive, dtype=torch.bool)
-    kept[by_group] = alive.bool()
-    return order[kept[order]]
+def _greedy_cuda(name: str, segments: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float) -> Tensor:
+    n, dtype, device = _cuda_size(name, scores), scores.dtype, scores.device
+    keep = torch.empty(n, dtype=torch.int32, device=device)
+    if n > 0:
+        scratch_bytes = _native.cuda("nms_1d_scratch_bytes", dtype, device, n)
+        scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=device)
+        result = torch.empty(2, dtype=torch.int64, device=device)
+        groups = None if groups is None else groups.contiguous()
+        segments, scores = segments.contiguous(), scores.contiguous()
+        _native.cuda("nms_1d", dtype, device, segments, scores, groups, n, iou_threshold, scratch, keep, result)
+        keep = keep[: _count(name, result)]
+    return keep.to(torch.int64)
 
 
 def _batched_nms_1d_fake(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
@@ -247,6 +245,22 @@ def _soft_nms_1d_cpu(
     return _first("soft_nms_1d", count, keep), _first("soft_nms_1d", count, new_scores)
 
 
+def _soft_nms_1d_cuda(
+    segments: Tensor, scores: Tensor, iou_threshold: float, sigma: float, min_score: float, gaussian: bool
+) -> tuple[Tensor, Tensor]:
+    n, dtype, device = _cuda_size("soft_nms_1d", scores), scores.dtype, scores.device
+    keep = torch.empty(n, dtype=torch.int64, device=device)
+    new_scores, scratch = scores.new_empty(n), scores.new_empty(n)
+    if n == 0:
+        return keep, new_scores
+    result = torch.empty(2, dtype=torch.int64, device=device)
+    segments, scores = segments.contiguous(), scores.contiguous()
+    options = (iou_threshold, sigma, min_score, gaussian)
+    _native.cuda("soft_nms_1d", dtype, device, segments, scores, n, *options, scratch, keep, new_scores, result)
+    count = _count("soft_nms_1d", result)
+    return keep[:count].clone(), new_scores[:count].clone()
+
+
 def _soft_nms_1d_fake(
     segments: Tensor, scores: Tensor, iou_threshold: float, sigma: float, min_score: float, gaussian: bool
 ) -> tuple[Tensor, Tensor]:
@@ -270,6 +284,7 @@ _soft_nms_1d = _library.register(
     "soft_nms_1d(Tensor segments, Tensor scores, float iou_threshold, float sigma, float min_score, bool gaussian)"
     " -> (Tensor, Tensor)",
     cpu=_soft_nms_1d_cpu,
+    cuda=_soft_nms_1d_cuda,
     fake=_soft_nms_1d_fake,
 )
 
@@ -290,10 +305,29 @@ def _overlap_iou(one: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 def _first(name: str, count: int, results: Tensor) -> Tensor:
     """The first ``count`` results; ``-1 - count`` is the row that the kernel refused."""
     if count < 0:
-        raise InputError(
-            f"{name}: segments must be finite and scores not NaN, but row {-1 - count} is not: filter them before NMS"
-        )
+        _refuse_row(name, -1 - count)
     return results[:count].clone()
+
+
+def _count(name: str, result: Tensor) -> int:
+    """The number of results that a CUDA kernel found, unless it refused a row: the one host synchronisation."""
+    count, bad_row = result.tolist()
+    if bad_row >= 0:
+        _refuse_row(name, bad_row)
+    return int(count)
+
+
+def _refuse_row(name: str, row: int) -> NoReturn:
+    raise InputError(
+        f"{name}: segments must be finite and scores not NaN, but row {row} is not: filter them before NMS"
+    )
+
+
+def _cuda_size(name: str, scores: Tensor) -> int:
+    n = scores.shape[0]
+    if n >= 2**31 - 1024:
+        raise InputError(f"{name}: {n} segments are too many for one call on CUDA: fewer than 2147482624 a call")
+    return n
 
 
 def _describe(tensor: Tensor) -> str:
@@ -317,6 +351,6 @@ def _check(name: str, segments: Tensor, scores: Tensor, iou_threshold: float) ->
 
 
 def _check_values(name: str, segments: Tensor, scores: Tensor) -> None:
-    """What the CPU kernels do themselves, in passing."""
+    """What the kernels do themselves, in passing."""
     if not (torch.isfinite(segments).all() and not torch.isnan(scores).any()):
         raise InputError(f"{name}: segments must be finite and scores not NaN: filter them before NMS")

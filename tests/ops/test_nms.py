@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -121,8 +121,6 @@ def integer_rows(n: int):
 @settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 def test_integers_equal_definition(device, case, fill):
     rows, score_list, group_list, threshold, scale = case
-    # The CUDA kernel lets two segments whose lengths both overflow pass a threshold of 0.
-    assume(not (device.type == "cuda" and threshold == 0 and scale > 1))
     start = torch.tensor([s for s, _ in rows], dtype=torch.float64) - 12
     length = torch.tensor([length for _, length in rows], dtype=torch.float64)
     segments = (torch.stack([start, start + length], 1) * scale).clamp(-3.4e38, 3.4e38).float()
@@ -192,6 +190,116 @@ def test_soft_gaussian_in_float32(device):
     np.testing.assert_allclose(new[keep.argsort()].cpu().numpy(), np.array(expected_new)[order], rtol=1e-5)
 
 
+# The CUDA kernels decide the first 2048 by score, then prefixes that double, and let a warp take several segments.
+
+
+@pytest.fixture(params=["simt", pytest.param("cuda", marks=pytest.mark.gpu)])
+def cuda_device(request) -> torch.device:
+    if request.param == "simt":
+        request.getfixturevalue("simt_kernels")
+    return torch.device("cpu" if request.param == "simt" else "cuda")
+
+
+def check_against_the_cpu(device, segments: Tensor, scores: Tensor, threshold: float, groups: Tensor) -> Tensor:
+    """Both greedy operators on ``device`` give what the CPU kernels give; returns the result without groups."""
+    on_device = segments.to(device), scores.to(device)
+    keep = nms._nms_1d_cpu(segments, scores, threshold)
+    assert torch.equal(nms_1d(*on_device, threshold).cpu(), keep)
+    batched = nms._batched_nms_1d_cpu(segments, scores, groups, threshold)
+    assert torch.equal(batched_nms_1d(*on_device, groups.to(device), threshold).cpu(), batched)
+    return keep
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("n", "span", "threshold"), [(9000, 900.0, 0.5), (5000, 30000.0, 0.05), (3000, 300.0, 0.0)])
+def test_cuda_over_several_prefixes(cuda_device, n, span, threshold, dtype):
+    segments, scores = random_case(n, n, span, dtype)
+    for number in (2, n):
+        groups = torch.randint(number, (n,), generator=torch.Generator().manual_seed(number)) - 50
+        check_against_the_cpu(cuda_device, segments, scores, threshold, groups)
+
+
+@pytest.mark.parametrize("scores", [torch.arange(3000.0), -torch.arange(3000.0), torch.zeros(3000)])
+def test_cuda_decides_a_chain(cuda_device, scores):
+    """Each segment collides with its neighbours only, and all wait for one end."""
+    start = torch.arange(3000.0)
+    segments = torch.stack([start, start + 1.5], 1)
+    assert len(check_against_the_cpu(cuda_device, segments, scores, 0.2, torch.arange(3000) // 2000)) == 1500
+
+
+@pytest.mark.parametrize("threshold", [1e-3, 0.1, 1 / 3, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize(("dtype", "offset"), [(torch.float32, 0), (torch.float64, 0), (torch.float64, 1.7e9)])
+def test_cuda_looks_as_far_as_needed(cuda_device, threshold, dtype, offset):
+    """Pairs that just reach the threshold, or just not: one within the other, at either end."""
+    long = torch.exp2(torch.arange(-5, 15, dtype=torch.float64))
+    start, short = offset + 2.0**16 * torch.arange(20), long * threshold
+    outer = torch.stack([start, start + long], 1)
+    left, right = torch.stack([start, start + short], 1), torch.stack([start + long - short, start + long], 1)
+    segments = torch.cat([outer, left, outer - 2.0**40, right - 2.0**40]).to(dtype)
+    for scores in (torch.arange(80.0, dtype=dtype), -torch.arange(80.0, dtype=dtype)):
+        keep = check_against_the_cpu(cuda_device, segments, scores, threshold, torch.arange(80) // 40)
+        assert len(keep) < 80
+
+
+def test_cuda_tells_groups_of_one_hash_apart(cuda_device):
+    # Times the hash's multiplier these are 0, 1, 2 and 3 modulo 2^64.
+    inverse = pow(0x9E3779B97F4A7C15, -1, 2**64)
+    values = torch.tensor([(k * inverse + 2**63) % 2**64 - 2**63 for k in range(4)])
+    segments, scores = random_case(400, 9, 20.0)
+    for dtype in (torch.float32, torch.float64):
+        check_against_the_cpu(cuda_device, segments.to(dtype), scores.to(dtype), 0.3, values[torch.arange(400) % 4])
+
+
+def test_cuda_takes_rows_that_are_not_aligned(cuda_device):
+    segments, scores = random_case(300, 10, 50.0)
+    odd = torch.cat([torch.zeros(1), segments.flatten()]).to(cuda_device)[1:].view(300, 2)
+    assert odd.is_contiguous() and odd.data_ptr() % 8 == 4
+    scores = scores.to(cuda_device)
+    assert torch.equal(nms_1d(odd, scores, 0.4), nms_1d(odd.clone(), scores, 0.4))
+    assert torch.equal(soft_nms_1d(odd, scores, **SOFT)[1], soft_nms_1d(odd.clone(), scores, **SOFT)[1])
+
+
+@pytest.mark.parametrize("method", ["linear", "gaussian"])
+def test_soft_with_several_segments_a_thread_and_little_shared_memory(simt_kernels, method):
+    segments, scores = random_case(1500, 11, 2000.0, torch.float64)
+    options = {"iou_threshold": 0.1, "sigma": 0.5, "min_score": 0.3}
+    keep, new = nms._soft_nms_1d_cpu(segments, scores, **options, gaussian=method == "gaussian")
+    for limit in (227 * 1024, 8 * 1024):
+        simt_kernels.set_shared_memory_limit(limit)
+        found, found_new = soft_nms_1d(segments, scores, **options, method=method)
+        simt_kernels.set_shared_memory_limit(227 * 1024)
+        assert torch.equal(found, keep)
+        torch.testing.assert_close(found_new, new, rtol=1e-12, atol=0)
+
+
+def test_soft_drops_what_infinity_times_nothing_gives_and_keeps_endless_segments(device):
+    segments = torch.tensor([[0.0, 1], [0, 1], [-3e38, 3e38], [-3e38, 3e38]], device=device)
+    scores = torch.tensor([torch.inf, torch.inf, 0.5, 0.4], device=device)
+    keep, new = soft_nms_1d(segments, scores, iou_threshold=0.5, sigma=0.5, min_score=0.0, method="linear")
+    assert keep.tolist() == [0, 2, 3] and new.tolist() == scores[[0, 2, 3]].tolist()
+    keep, new = soft_nms_1d(segments, scores, iou_threshold=0.5, sigma=0.5, min_score=0.0)
+    assert keep.tolist() == [0, 1, 2, 3] and new.tolist() == scores.tolist()
+
+
+@pytest.mark.gpu
+def test_cuda_synchronizes_once():
+    segments, scores = random_case(5000, 12, 500.0, device="cuda")
+    groups = torch.arange(5000, device="cuda") % 30
+    for run in (
+        lambda: nms_1d(segments, scores, 0.5),
+        lambda: batched_nms_1d(segments, scores, groups, 0.5),
+        lambda: soft_nms_1d(segments, scores, **SOFT),
+    ):
+        run()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with pytest.warns(UserWarning, match="synchronizing") as caught:
+                run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert len([w for w in caught if "synchronizing" in str(w.message)]) == 1
+
+
 def test_empty(device):
     segments, scores = torch.zeros(0, 2, device=device), torch.zeros(0, device=device)
     assert nms_1d(segments, scores, 0.5).shape == (0,)
@@ -212,6 +320,7 @@ def test_ties_and_degenerate_segments(device):
     assert nms_1d(points, torch.ones(5, device=device), 0.1).tolist() == [0, 1, 2, 3, 4]
     huge = torch.tensor([[-3e38, 3e38], [-3e38, 3e38], [0, 1]], device=device)  # its length overflows: IoU 0
     assert nms_1d(huge, torch.ones(3, device=device), 0.1).tolist() == [0, 1, 2]
+    assert nms_1d(huge, torch.ones(3, device=device), 0.0).tolist() == [0]  # 0 asks for an overlap only
     zeros = torch.tensor([-0.0, 0.0, -0.0], device=device)  # equal scores
     assert nms_1d(copies[:3] + torch.arange(3, device=device)[:, None], zeros, 0.5).tolist() == [0, 1, 2]
 
@@ -359,13 +468,17 @@ def test_wrong_input(device, segments, scores, threshold, words):
         assert "\n" not in str(caught.value)
 
 
-def test_the_cpu_kernels_name_the_first_bad_row():
-    assert _library.backend("nms_1d", "cpu") == "cpu"
-    segments, scores = random_case(300, 0, 20.0)
-    scores[200], segments[170, 1] = torch.nan, torch.inf
-    with pytest.raises(InputError, match="nms_1d: .*row 170 "):
+def test_the_kernels_name_the_first_bad_row(device):
+    if _library.backend("nms_1d", device.type) == "reference":
+        pytest.skip("plain PyTorch only says that there is one")
+    segments, scores = random_case(3000, 0, 20.0)
+    scores[2000], segments[1170, 1], segments[2500, 0] = torch.nan, torch.inf, -torch.inf
+    segments, scores = segments.to(device), scores.to(device)
+    with pytest.raises(InputError, match="^nms_1d: .*row 1170 "):
         nms_1d(segments, scores, 0.5)
-    with pytest.raises(InputError, match="soft_nms_1d: .*row 170 "):
+    with pytest.raises(InputError, match="batched_nms_1d: .*row 1170 "):
+        batched_nms_1d(segments, scores, torch.arange(3000, device=device) % 7, 0.0)
+    with pytest.raises(InputError, match="soft_nms_1d: .*row 1170 "):
         soft_nms_1d(segments, scores, **SOFT)
 
 
