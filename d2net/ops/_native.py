@@ -44,12 +44,12 @@ def cpu(function: str, dtype: torch.dtype, *args: Tensor | float | None) -> Any:
     return getattr(_C, f"{function}_{_SUFFIX[dtype]}")(*map(_passed, args), torch.get_num_threads())
 
 
-def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: Tensor | float | None) -> None:
+def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: Tensor | float | None) -> Any:
     """Enqueue the kernels of ``function`` on ``device`` and its current stream; both are added last."""
     # The launch makes its device current; the guard restores the caller's.
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream().cuda_stream
-        getattr(_C, f"cuda_{function}_{_SUFFIX[dtype]}")(*map(_passed, args), device.index, stream)
+        return getattr(_C, f"cuda_{function}_{_SUFFIX[dtype]}")(*map(_passed, args), device.index, stream)
 
 
 def has(function: str, device: str) -> bool:

@@ -44,10 +44,10 @@ def build(folder: Path) -> ModuleType:
 def kernels_on_the_cpu(module: ModuleType) -> Iterator[None]:
     """While this is open, CPU tensors take the CUDA kernel of every operator that has one."""
 
-    def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: object) -> None:
+    def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: object) -> object:
         assert device.type == "cpu", device
         name = f"cuda_{function}_{_native._SUFFIX[dtype]}"
-        getattr(module, name)(*map(_native._passed, args), -1, 0)  # no device, null stream
+        return getattr(module, name)(*map(_native._passed, args), -1, 0)  # no device, null stream
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_native, "cuda", cuda)
