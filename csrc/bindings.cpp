@@ -77,6 +77,13 @@ void bind_cuda(py::module_& m, const std::string& dtype) {
   def(m, "cuda_nms_1d_" + dtype, &ops::nms_1d<T>);
   def(m, "cuda_soft_nms_1d_" + dtype, &ops::soft_nms_1d<T>);
   def(m, "cuda_copy_proposals_" + dtype, &ops::copy_proposals<T>);
+  def(m, "cuda_log_condition_number_" + dtype, &ops::log_condition_number<T>);
+  def(m, "cuda_log_condition_number_scratch_" + dtype, &ops::log_condition_number_scratch);
+  def(m, "cuda_joint_log_condition_number_" + dtype, &ops::joint_log_condition_number<T>);
+  def(m, "cuda_joint_log_condition_number_scratch_" + dtype, &ops::joint_log_condition_number_scratch);
+  def(m, "cuda_log_condition_number_backward_" + dtype, &ops::log_condition_number_backward<T>);
+  def(m, "cuda_snippet_pdmi_" + dtype, &ops::snippet_pdmi<T>);
+  def(m, "cuda_snippet_pdmi_backward_" + dtype, &ops::snippet_pdmi_backward<T>);
 }
 
 // Operators on activations, which come in half precision too.

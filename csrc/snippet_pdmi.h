@@ -3,7 +3,9 @@
 
 #include <cstdint>
 
-namespace d2net::cpu {
+namespace d2net {
+
+namespace cpu {
 
 // attention, scores (b, t) -> loss, valid (b), weights (b, 2): the gradient of loss to the attention of snippets with
 // scores > fg_threshold and of those with scores < bg_threshold (a snippet that is both has the sum). Snippets from
@@ -19,4 +21,20 @@ template <typename T>
 void snippet_pdmi_backward(const T* grad, const T* weights, const T* scores, const int64_t* lengths, int64_t b,
                            int64_t t, double fg_threshold, double bg_threshold, T* gradient, int threads);
 
-}  // namespace d2net::cpu
+}  // namespace cpu
+
+// The same on a device, enqueued on `stream` (a cudaStream_t); every pointer is device memory.
+namespace cuda {
+
+template <typename T>
+void snippet_pdmi(const T* attention, const T* scores, const int64_t* lengths, int64_t b, int64_t t,
+                  double fg_threshold, double bg_threshold, bool per_class, double rank_tol, T* loss, bool* valid,
+                  T* weights, int device, void* stream);
+
+template <typename T>
+void snippet_pdmi_backward(const T* grad, const T* weights, const T* scores, const int64_t* lengths, int64_t b,
+                           int64_t t, double fg_threshold, double bg_threshold, T* gradient, int device, void* stream);
+
+}  // namespace cuda
+
+}  // namespace d2net

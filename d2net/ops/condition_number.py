@@ -13,6 +13,9 @@ from d2net.ops._checks import check_floating, check_shape
 # The kernels' largest matrices; larger ones are a job for LAPACK.
 MAX_SIZE = 128
 
+# CUDA blocks always have room for matrices of up to this many elements.
+_SMALL = 512
+
 
 def log_condition_number(u: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
     """log(sigma_1 / sigma_r) of every matrix, sigma_r the smallest singular value above ``rank_tol`` (Eq. 7).
@@ -129,6 +132,19 @@ def _cpu(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor, Tensor]:
     return value, left, right
 
 
+def _cuda(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor, Tensor]:
+    out = _fake(u, rank_tol)
+    scratch = _scratch("log_condition_number", u) if u.shape[1] * u.shape[2] > _SMALL else None
+    _native.cuda("log_condition_number", u.dtype, u.device, u.contiguous(), *u.shape, rank_tol, *out, scratch)
+    return out
+
+
+def _scratch(function: str, x: Tensor) -> Tensor | None:
+    """Memory for matrices of which a block of this device's threads has no room for one."""
+    size = _native.cuda(f"{function}_scratch", x.dtype, x.device, *x.shape)
+    return x.new_empty(size, dtype=torch.float64) if size > 0 else None
+
+
 def _fake(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor, Tensor]:
     n, rows, cols = u.shape
     return u.new_empty(n), u.new_empty(n, 2, rows), u.new_empty(n, 2, cols)
@@ -153,6 +169,13 @@ def _backward_cpu(grad: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return gradient
 
 
+def _backward_cuda(grad: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    gradient = _backward_fake(grad, left, right)
+    grad = grad.contiguous()
+    _native.cuda("log_condition_number_backward", left.dtype, left.device, grad, left, right, *gradient.shape, gradient)
+    return gradient
+
+
 def _backward_fake(grad: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return left.new_empty(left.shape[0], left.shape[2], right.shape[2])
 
@@ -162,6 +185,14 @@ def _joint_cpu(p: Tensor, y: Tensor, rank_tol: float) -> tuple[Tensor, ...]:
     n, classes, items = p.shape
     p, y = p.contiguous(), y.contiguous()
     _native.cpu("joint_log_condition_number", p.dtype, p, y, n, classes, items, rank_tol, *out)
+    return out
+
+
+def _joint_cuda(p: Tensor, y: Tensor, rank_tol: float) -> tuple[Tensor, ...]:
+    out = _joint_fake(p, y, rank_tol)
+    scratch = _scratch("joint_log_condition_number", p) if p.shape[1] * p.shape[2] > _SMALL else None
+    shape, p, y = p.shape, p.contiguous(), y.contiguous()
+    _native.cuda("joint_log_condition_number", p.dtype, p.device, p, y, *shape, rank_tol, *out, scratch)
     return out
 
 
@@ -186,6 +217,7 @@ def _joint_backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, 
 _log_condition_number = _library.register(
     "log_condition_number(Tensor u, float rank_tol) -> (Tensor value, Tensor left, Tensor right)",
     cpu=_cpu,
+    cuda=_cuda,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -195,6 +227,7 @@ _joint_log_condition_number = _library.register(
     "joint_log_condition_number(Tensor p, Tensor y, float rank_tol)"
     " -> (Tensor value, Tensor p_left, Tensor p_right, Tensor y_left, Tensor y_right)",
     cpu=_joint_cpu,
+    cuda=_joint_cuda,
     fake=_joint_fake,
     setup_context=_setup_context,
     backward=_joint_backward,
@@ -203,6 +236,7 @@ _joint_log_condition_number = _library.register(
 _log_condition_number_backward = _library.register(
     "log_condition_number_backward(Tensor grad, Tensor left, Tensor right) -> Tensor",
     cpu=_backward_cpu,
+    cuda=_backward_cuda,
     fake=_backward_fake,
     backward=_library.refuse_double_backward,
 )

@@ -105,6 +105,21 @@ def _cpu(
     return out
 
 
+def _cuda(
+    attention: Tensor,
+    scores: Tensor,
+    lengths: Tensor | None,
+    fg_threshold: float,
+    bg_threshold: float,
+    per_class: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    out = _fake(attention, scores, lengths, fg_threshold, bg_threshold, per_class)
+    inputs = attention.contiguous(), scores.contiguous(), _int64(lengths), *attention.shape
+    options = (fg_threshold, bg_threshold, per_class, _RANK_TOL)
+    _native.cuda("snippet_pdmi", attention.dtype, attention.device, *inputs, *options, *out)
+    return out
+
+
 def _fake(attention, scores, lengths, fg_threshold, bg_threshold, per_class) -> tuple[Tensor, Tensor, Tensor]:
     b = attention.shape[0]
     return attention.new_empty(b), attention.new_empty(b, dtype=torch.bool), attention.new_empty(b, 2)
@@ -140,6 +155,16 @@ def _backward_cpu(
     return gradient
 
 
+def _backward_cuda(
+    grad: Tensor, weights: Tensor, scores: Tensor, lengths: Tensor | None, fg_threshold: float, bg_threshold: float
+) -> Tensor:
+    gradient = weights.new_empty(scores.shape)
+    inputs = grad.contiguous(), weights, scores.contiguous(), _int64(lengths), *scores.shape
+    options = (fg_threshold, bg_threshold)
+    _native.cuda("snippet_pdmi_backward", weights.dtype, weights.device, *inputs, *options, gradient)
+    return gradient
+
+
 def _backward_fake(grad, weights, scores, lengths, fg_threshold, bg_threshold) -> Tensor:
     return weights.new_empty(scores.shape)
 
@@ -149,6 +174,7 @@ _snippet_pdmi = _library.register(
     "snippet_pdmi(Tensor attention, Tensor scores, Tensor? lengths, float fg_threshold, float bg_threshold, "
     "bool per_class) -> (Tensor loss, Tensor valid, Tensor weights)",
     cpu=_cpu,
+    cuda=_cuda,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -158,6 +184,7 @@ _snippet_pdmi_backward = _library.register(
     "snippet_pdmi_backward(Tensor grad, Tensor weights, Tensor scores, Tensor? lengths, float fg_threshold, "
     "float bg_threshold) -> Tensor",
     cpu=_backward_cpu,
+    cuda=_backward_cuda,
     fake=_backward_fake,
     backward=_library.refuse_double_backward,
 )

@@ -265,6 +265,38 @@ def test_joint_keeps_small_singular_values(device):
     )
 
 
+def test_little_shared_memory_changes_no_result(simt_kernels):
+    generator = torch.Generator().manual_seed(0)
+    # More matrices than blocks that take turns in scratch memory (eight).
+    u = torch.rand(11, 24, 23, generator=generator, dtype=torch.float64)
+    p = torch.rand(9, 60, 20, generator=generator, dtype=torch.float64)
+    y = torch.rand(9, 20, 60, generator=generator, dtype=torch.float64)
+    u[3, 0, 0] = p[4, 0, 0] = math.nan
+    u[5] = p[6] = 1
+
+    def run() -> list[Tensor]:
+        results = [log_condition_number(u), joint_log_condition_number(p, y)]
+        return [*results, *gradient_of(log_condition_number, u), *gradient_of(joint_log_condition_number, p, y)]
+
+    expected = run()
+    simt_kernels.set_shared_memory_limit(4096)
+    try:
+        for ours, theirs in zip(run(), expected, strict=True):
+            assert torch.equal(ours.nan_to_num(-1.0), theirs.nan_to_num(-1.0))
+    finally:
+        simt_kernels.set_shared_memory_limit(227 * 1024)
+
+
+@pytest.mark.parametrize("n", [1, 256, 257])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_two_by_two_at_any_address_and_in_any_number(device, n, dtype):
+    numbers = torch.rand(4 * n + 1, generator=torch.Generator().manual_seed(0), dtype=dtype).to(device)
+    unaligned = numbers[1:].view(n, 2, 2)
+    aligned = unaligned.clone()
+    assert torch.equal(log_condition_number(unaligned), log_condition_number(aligned))
+    assert_value(aligned, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("classes", "items"), [(6, 3), (3, 6), (4, 4), (5, 2)])
 def test_joint_gradient(device, classes, items):
     generator = torch.Generator().manual_seed(0)

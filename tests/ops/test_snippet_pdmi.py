@@ -165,6 +165,25 @@ def test_recordings_do_not_influence_each_other_and_views_are_read_by_their_stri
     torch.testing.assert_close(gradient_of(view, view_scores), gradient_of(view.contiguous(), view_scores.contiguous()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("t", [3, 1023, 1024, 1026, 2049])
+def test_the_address_of_a_row_does_not_matter(device, t, dtype):
+    attention, scores = batch(3, t + 1, dtype)
+    lengths = torch.tensor([t, t - 1, t // 2], device=device)
+    unaligned = attention.to(device).flatten()[1 : 1 + 3 * t].view(3, t)
+    unaligned_scores = scores.to(device).flatten()[2 : 2 + 3 * t].view(3, t)
+    aligned, aligned_scores = unaligned.clone(), unaligned_scores.clone()
+    loss, expected = (
+        snippet_pdmi(unaligned, unaligned_scores, lengths).loss,
+        snippet_pdmi(aligned, aligned_scores, lengths),
+    )
+    torch.testing.assert_close(loss, expected.loss, rtol=0, atol=0)
+    gradient, of_aligned = (
+        gradient_of(a, s, lengths) for a, s in ((unaligned, unaligned_scores), (aligned, aligned_scores))
+    )
+    assert torch.equal(gradient, of_aligned) and (gradient[1, t - 1 :] == 0).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(device, dtype):
     attention, scores = (x.to(device) for x in batch(3, 30, dtype))

@@ -1,0 +1,140 @@
+// Forward: attention and scores are read once, one block a recording, and three numbers a recording come out. Backward:
+// scores are read once and the gradient written once, by as many blocks as there are 256 runs of 16 bytes. Accesses are
+// 16 bytes wide where rows are aligned; either way a thread has the same snippets, so alignment changes no result.
+#include <cmath>
+
+#include "cuda/block.h"
+#include "math/svd2x2.h"
+#include "snippet_pdmi.h"
+
+namespace d2net::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+// Neighbouring snippets of one thread.
+template <typename T>
+struct alignas(16) Run {
+  static constexpr int kSize = 16 / sizeof(T);
+  T x[kSize];
+};
+
+template <typename T>
+__device__ __forceinline__ bool is_aligned(const T* address) {
+  return reinterpret_cast<uintptr_t>(address) % sizeof(Run<T>) == 0;
+}
+
+// row[begin], ...; 0 from `end` on. wide: the row is aligned.
+template <typename T>
+__device__ __forceinline__ Run<T> load(const T* row, int64_t begin, int64_t end, bool wide) {
+  if (wide && begin + Run<T>::kSize <= end) return *reinterpret_cast<const Run<T>*>(row + begin);
+  Run<T> run;
+#pragma unroll
+  for (int k = 0; k < Run<T>::kSize; ++k) run.x[k] = begin + k < end ? row[begin + k] : T(0);
+  return run;
+}
+
+__device__ __forceinline__ int64_t length_of(const int64_t* lengths, int64_t i, int64_t t) {
+  return lengths == nullptr ? t : min(max(lengths[i], int64_t(0)), t);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    snippet_pdmi_kernel(const T* __restrict__ attention, const T* __restrict__ scores,
+                        const int64_t* __restrict__ lengths, int64_t t, T fg_threshold, T bg_threshold, bool per_class,
+                        double rank_tol, T* __restrict__ loss, bool* __restrict__ valid, T* __restrict__ weights) {
+  const int64_t i = blockIdx.x, length = length_of(lengths, i, t);
+  const T *row = attention + i * t, *row_scores = scores + i * t;
+  const bool wide = is_aligned(row) && is_aligned(row_scores);
+  int64_t foreground = 0, background = 0;
+  double fg_sum = 0, bg_sum = 0;
+  for (int64_t k = threadIdx.x * Run<T>::kSize; k < length; k += kThreads * Run<T>::kSize) {
+    const Run<T> a = load(row, k, length, wide), s = load(row_scores, k, length, wide);
+#pragma unroll
+    for (int j = 0; j < Run<T>::kSize; ++j) {
+      const bool inside = k + j < length, fg = inside && s.x[j] > fg_threshold, bg = inside && s.x[j] < bg_threshold;
+      foreground += fg;
+      background += bg;
+      fg_sum += fg ? double(a.x[j]) : 0.0;
+      bg_sum += bg ? double(a.x[j]) : 0.0;
+    }
+  }
+  foreground = block_reduce(foreground, Sum{});
+  background = block_reduce(background, Sum{});
+  fg_sum = block_reduce(fg_sum, Sum{});
+  bg_sum = block_reduce(bg_sum, Sum{});
+  if (threadIdx.x > 0) return;
+  valid[i] = foreground > 0 && background > 0;
+  if (!valid[i]) {
+    loss[i] = weights[2 * i] = weights[2 * i + 1] = 0;
+    return;
+  }
+  const double n_f = double(foreground), n_b = double(background);
+  const double fg = 1 / (per_class ? n_f : n_f + n_b), bg = 1 / (per_class ? n_b : n_f + n_b);
+  // Rows: lambda and 1 - lambda; columns: pseudo-foreground and pseudo-background.
+  const Condition2x2 u = condition_2x2(fg_sum * fg, bg_sum * bg, (n_f - fg_sum) * fg, (n_b - bg_sum) * bg, rank_tol);
+  loss[i] = T(log1p(u.excess));
+  weights[2 * i] = T((u.da - u.dc) * fg);
+  weights[2 * i + 1] = T((u.db - u.dd) * bg);
+}
+
+// blocks: of each recording.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    snippet_pdmi_backward_kernel(const T* __restrict__ grad, const T* __restrict__ weights,
+                                 const T* __restrict__ scores, const int64_t* __restrict__ lengths, int64_t t,
+                                 unsigned blocks, T fg_threshold, T bg_threshold, T* __restrict__ gradient) {
+  const int64_t i = blockIdx.x / blocks;
+  const int64_t k = (int64_t(blockIdx.x % blocks) * kThreads + threadIdx.x) * Run<T>::kSize;
+  if (k >= t) return;
+  const int64_t length = length_of(lengths, i, t);
+  const T* row = scores + i * t;
+  T* out = gradient + i * t;
+  const Run<T> s = load(row, k, length, is_aligned(row));
+  const T fg = grad[i] * weights[2 * i], bg = grad[i] * weights[2 * i + 1];
+  Run<T> result;
+#pragma unroll
+  for (int j = 0; j < Run<T>::kSize; ++j) {
+    const bool inside = k + j < length;
+    result.x[j] = (inside && s.x[j] > fg_threshold ? fg : T(0)) + (inside && s.x[j] < bg_threshold ? bg : T(0));
+  }
+  if (is_aligned(out) && k + Run<T>::kSize <= t) {
+    *reinterpret_cast<Run<T>*>(out + k) = result;
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < Run<T>::kSize; ++j) {
+    if (k + j < t) out[k + j] = result.x[j];
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void snippet_pdmi(const T* attention, const T* scores, const int64_t* lengths, int64_t b, int64_t t,
+                  double fg_threshold, double bg_threshold, bool per_class, double rank_tol, T* loss, bool* valid,
+                  T* weights, int device, void* stream) {
+  const Stream on("snippet_pdmi", device, stream);
+  on.launch(snippet_pdmi_kernel<T>, b, kThreads, 0, attention, scores, lengths, t, T(fg_threshold), T(bg_threshold),
+            per_class, rank_tol, loss, valid, weights);
+}
+
+template <typename T>
+void snippet_pdmi_backward(const T* grad, const T* weights, const T* scores, const int64_t* lengths, int64_t b,
+                           int64_t t, double fg_threshold, double bg_threshold, T* gradient, int device, void* stream) {
+  const Stream on("snippet_pdmi_backward", device, stream);
+  const int64_t run = kThreads * Run<T>::kSize, blocks = (t + run - 1) / run;
+  on.launch(snippet_pdmi_backward_kernel<T>, b * blocks, kThreads, 0, grad, weights, scores, lengths, t,
+            unsigned(blocks), T(fg_threshold), T(bg_threshold), gradient);
+}
+
+#define D2NET_INSTANTIATE(T)                                                                                        \
+  template void snippet_pdmi<T>(const T*, const T*, const int64_t*, int64_t, int64_t, double, double, bool, double, \
+                                T*, bool*, T*, int, void*);                                                         \
+  template void snippet_pdmi_backward<T>(const T*, const T*, const T*, const int64_t*, int64_t, int64_t, double,    \
+                                         double, T*, int, void*);
+D2NET_INSTANTIATE(float)
+D2NET_INSTANTIATE(double)
+#undef D2NET_INSTANTIATE
+
+}  // namespace d2net::cuda
