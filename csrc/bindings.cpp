@@ -54,6 +54,16 @@ template <typename T>
 void bind_cuda(py::module_& m, const std::string& dtype) {
   namespace ops = d2net::cuda;
   def(m, "cuda_batched_nms_1d_" + dtype, &ops::batched_nms_1d<T>);
+  def(m, "cuda_iou_1d_" + dtype, &ops::iou_1d<T>);
+}
+
+// Operators on activations, which come in half precision too.
+template <typename T>
+void bind_cuda_activations(py::module_& m, const std::string& dtype) {
+  namespace ops = d2net::cuda;
+  def(m, "cuda_attention_pool_" + dtype, &ops::attention_pool<T>);
+  def(m, "cuda_attention_pool_backward_" + dtype, &ops::attention_pool_backward<T>);
+  def(m, "cuda_bottom_up_attention_" + dtype, &ops::bottom_up_attention<T>);
 }
 #endif
 
@@ -87,5 +97,9 @@ PYBIND11_MODULE(_C, m) {
 #if defined(D2NET_WITH_CUDA) || defined(D2NET_SIMT)
   bind_cuda<float>(m, "float32");
   bind_cuda<double>(m, "float64");
+  bind_cuda_activations<float>(m, "float32");
+  bind_cuda_activations<double>(m, "float64");
+  bind_cuda_activations<d2net::float16>(m, "float16");
+  bind_cuda_activations<d2net::bfloat16>(m, "bfloat16");
 #endif
 }
