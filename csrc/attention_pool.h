@@ -1,13 +1,17 @@
 // Attention-weighted pooling of embeddings over time into one foreground and one background vector (Eq. 2).
 //
 // Foreground weights are lambda where lambda > threshold, background weights 1 - lambda where
-// 1 - lambda > background_threshold, both in T; a NaN lambda selects nothing. Lengths are clamped to [0, t], null
-// means all t. A snippet that is on neither side is not read, whatever its embedding holds.
+// 1 - lambda > background_threshold, both in the type of attention; a NaN lambda selects nothing. Lengths are clamped
+// to [0, t], null means all t. A snippet that is on neither side is not read, whatever its embedding holds.
 #pragma once
 
 #include <cstdint>
 
-namespace d2net::cpu {
+#include "float16.h"
+
+namespace d2net {
+
+namespace cpu {
 
 // x (b, t, d), attention (b, t) -> x_fg, x_bg (b, d): weighted sums, with `mean` divided by the sum of the weights;
 // valid_fg, valid_bg (b): whether that sum is above 0.
@@ -23,4 +27,27 @@ void attention_pool_backward(const T* x, const T* attention, const int64_t* leng
                              const T* grad_fg, const T* grad_bg, int64_t b, int64_t t, int64_t d, double threshold,
                              double background_threshold, bool mean, T* grad_x, T* grad_attention, int threads);
 
-}  // namespace d2net::cpu
+}  // namespace cpu
+
+// The same on `device`, enqueued on `stream` (a cudaStream_t); every pointer is device memory. Attention and its
+// gradient are in the type that sums are kept in. Throws std::runtime_error when a launch fails.
+namespace cuda {
+
+constexpr int64_t kPoolChunk = 32;  // snippets; d2net/ops/attention_pool.py knows it too
+
+// Scratch: partial (b, chunks, 2, d) and totals (b, chunks, 2), where chunks = ceil(t / kPoolChunk).
+template <typename T>
+void attention_pool(const T* x, const accumulator_t<T>* attention, const int64_t* lengths, int64_t b, int64_t t,
+                    int64_t d, double threshold, double background_threshold, bool mean, accumulator_t<T>* partial,
+                    double* totals, T* x_fg, T* x_bg, bool* valid_fg, bool* valid_bg, int device, void* stream);
+
+// Scratch: terms (b, 2, 2), used with `mean` only.
+template <typename T>
+void attention_pool_backward(const T* x, const accumulator_t<T>* attention, const int64_t* lengths, const T* x_fg,
+                             const T* x_bg, const T* grad_fg, const T* grad_bg, int64_t b, int64_t t, int64_t d,
+                             double threshold, double background_threshold, bool mean, accumulator_t<T>* terms,
+                             T* grad_x, accumulator_t<T>* grad_attention, int device, void* stream);
+
+}  // namespace cuda
+
+}  // namespace d2net

@@ -84,6 +84,7 @@ void bind_cuda(py::module_& m, const std::string& dtype) {
   def(m, "cuda_log_condition_number_backward_" + dtype, &ops::log_condition_number_backward<T>);
   def(m, "cuda_snippet_pdmi_" + dtype, &ops::snippet_pdmi<T>);
   def(m, "cuda_snippet_pdmi_backward_" + dtype, &ops::snippet_pdmi_backward<T>);
+  def(m, "cuda_iou_1d_" + dtype, &ops::iou_1d<T>);
 }
 
 // Operators on activations, which come in half precision too.
@@ -92,6 +93,9 @@ void bind_cuda_activations(py::module_& m, const std::string& dtype) {
   namespace ops = d2net::cuda;
   def(m, "cuda_find_proposals_scratch_bytes_" + dtype, &ops::find_proposals_scratch_bytes<T>);
   def(m, "cuda_find_proposals_" + dtype, &ops::find_proposals<T>);
+  def(m, "cuda_attention_pool_" + dtype, &ops::attention_pool<T>);
+  def(m, "cuda_attention_pool_backward_" + dtype, &ops::attention_pool_backward<T>);
+  def(m, "cuda_bottom_up_attention_" + dtype, &ops::bottom_up_attention<T>);
 }
 #endif
 

@@ -11,6 +11,8 @@ from d2net.errors import InputError
 from d2net.ops import _library, _native
 from d2net.ops._checks import check_floating, check_lengths, check_same, check_shape, valid_mask
 
+_CHUNK = 32  # kPoolChunk of csrc/attention_pool.h
+
 
 class Pooled(NamedTuple):
     """(B, D) embeddings x_fg and x_bg, and (B,) bool: whether any snippet contributed."""
@@ -118,6 +120,42 @@ def _cpu(
     return fg.to(x.dtype), bg.to(x.dtype), valid_fg, valid_bg
 
 
+def _cuda(
+    x: Tensor,
+    attention: Tensor,
+    lengths: Tensor | None,
+    threshold: float,
+    background_threshold: float,
+    mean: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    b, t, d = x.shape
+    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    fg, bg = x.new_empty(b, d), x.new_empty(b, d)
+    valid_fg, valid_bg = x.new_empty(b, dtype=torch.bool), x.new_empty(b, dtype=torch.bool)
+    chunks = -(-t // _CHUNK)
+    _native.cuda(
+        "attention_pool",
+        x.dtype,
+        x.device,
+        x.contiguous(),
+        attention.contiguous(),
+        lengths,
+        b,
+        t,
+        d,
+        threshold,
+        background_threshold,
+        mean,
+        attention.new_empty(b, chunks, 2, d),
+        x.new_empty(b, chunks, 2, dtype=torch.float64),
+        fg,
+        bg,
+        valid_fg,
+        valid_bg,
+    )
+    return fg, bg, valid_fg, valid_bg
+
+
 def _fake(x, attention, lengths, threshold, background_threshold, mean) -> tuple[Tensor, ...]:
     b, _, d = x.shape
     vectors = [x.new_empty(b, d) for _ in range(2)]
@@ -187,6 +225,49 @@ def _backward_cpu(
     return grad_x.to(x.dtype), grad_attention
 
 
+def _backward_cuda(
+    x: Tensor,
+    attention: Tensor,
+    lengths: Tensor | None,
+    fg: Tensor | None,
+    bg: Tensor | None,
+    grad_fg: Tensor,
+    grad_bg: Tensor,
+    threshold: float,
+    background_threshold: float,
+    mean: bool,
+    need_x: bool,
+    need_attention: bool,
+) -> tuple[Tensor, Tensor]:
+    b, t, d = x.shape
+    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    fg, bg = (None if v is None else v.contiguous() for v in (fg, bg))
+    grad_x = x.new_empty(x.shape if need_x else 0)
+    grad_attention = attention.new_empty((b, t) if need_attention else 0)
+    _native.cuda(
+        "attention_pool_backward",
+        x.dtype,
+        x.device,
+        x.contiguous() if need_attention else None,
+        attention.contiguous(),
+        lengths,
+        fg,
+        bg,
+        grad_fg.contiguous(),
+        grad_bg.contiguous(),
+        b,
+        t,
+        d,
+        threshold,
+        background_threshold,
+        mean,
+        attention.new_empty(b, 2, 2) if mean else None,
+        grad_x if need_x else None,
+        grad_attention if need_attention else None,
+    )
+    return grad_x, grad_attention
+
+
 def _backward_fake(
     x, attention, lengths, fg, bg, grad_fg, grad_bg, threshold, background_threshold, mean, need_x, need_attention
 ) -> tuple[Tensor, Tensor]:
@@ -197,6 +278,7 @@ _SETTINGS = "float threshold, float background_threshold, bool mean"
 _attention_pool = _library.register(
     f"attention_pool(Tensor x, Tensor attention, Tensor? lengths, {_SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor)",
     cpu=_cpu,
+    cuda=_cuda,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -205,6 +287,7 @@ _attention_pool_backward = _library.register(
     "attention_pool_backward(Tensor x, Tensor attention, Tensor? lengths, Tensor? fg, Tensor? bg, Tensor grad_fg, "
     f"Tensor grad_bg, {_SETTINGS}, bool need_x, bool need_attention) -> (Tensor, Tensor)",
     cpu=_backward_cpu,
+    cuda=_backward_cuda,
     fake=_backward_fake,
     backward=_library.refuse_double_backward,
 )

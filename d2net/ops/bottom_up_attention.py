@@ -81,6 +81,27 @@ def _cpu(x: Tensor, reference: Tensor, lengths: Tensor | None) -> tuple[Tensor, 
     return attention.to(x.dtype), norms
 
 
+def _cuda(x: Tensor, reference: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    b, t, d = x.shape
+    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    attention, norms = x.new_empty(b, t), reference.new_empty(b, t)
+    _native.cuda(
+        "bottom_up_attention",
+        x.dtype,
+        x.device,
+        x.contiguous(),
+        reference.contiguous(),
+        lengths,
+        b,
+        t,
+        d,
+        reference.new_empty(d + 1),
+        attention,
+        norms,
+    )
+    return attention, norms
+
+
 def _fake(x, reference, lengths) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[:2]), reference.new_empty(x.shape[:2])
 
@@ -130,6 +151,7 @@ def _gradients_fake(x, reference, attention, norms, grad, need_x, need_reference
 _bottom_up_attention = _library.register(
     "bottom_up_attention(Tensor x, Tensor reference, Tensor? lengths) -> (Tensor, Tensor)",
     cpu=_cpu,
+    cuda=_cuda,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -138,6 +160,7 @@ _bottom_up_attention_backward = _library.register(
     "bottom_up_attention_backward(Tensor x, Tensor reference, Tensor attention, Tensor norms, Tensor grad, "
     "bool need_x, bool need_reference) -> (Tensor, Tensor)",
     cpu=_gradients,
+    cuda=_gradients,
     fake=_gradients_fake,
     backward=_library.refuse_double_backward,
 )

@@ -50,6 +50,12 @@ def _cpu(a: Tensor, b: Tensor) -> Tensor:
     return out
 
 
+def _cuda(a: Tensor, b: Tensor) -> Tensor:
+    out = a.new_empty(len(a), len(b))
+    _native.cuda("iou_1d", a.dtype, a.device, a.contiguous(), len(a), b.contiguous(), len(b), out)
+    return out
+
+
 def _fake(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[0])
 
@@ -69,6 +75,7 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
 _iou_1d = _library.register(
     "iou_1d(Tensor a, Tensor b) -> Tensor",
     cpu=_cpu,
+    cuda=_cuda,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,

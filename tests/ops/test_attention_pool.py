@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from d2net.errors import InputError
 from d2net.ops import attention_pool
+from d2net.ops.attention_pool import attention_pool_reference
 
 NAN = float("nan")
 
@@ -70,7 +71,7 @@ def test_equals_its_definition(device, b, t, d, thresholds, reduction, seed):
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("thresholds", [(0.5, 0.5), (0.3, 0.4), (0.6, 0.7), (-1.0, 0.5)], ids=str)
 def test_gradient(device, reduction, thresholds):
-    x, attention = made(t=70, dtype=torch.float64, device=device)  # more than a block
+    x, attention = made(t=70, d=2, dtype=torch.float64, device=device)  # more than a block
     attention = 0.05 + 0.1 * (attention * 10).floor()  # no difference quotient crosses a threshold
     attention[0, 0] = 0  # under the negative threshold a snippet of weight 0 has a gradient all the same
     attention[2, :5] = 0.95
@@ -172,6 +173,37 @@ def test_half_precision_is_accumulated_in_float32(device, dtype):
         (grad,) = torch.autograd.grad(out.x_fg.sum(), half)
         (expected_grad,) = torch.autograd.grad(expected.x_fg.sum(), full)
         torch.testing.assert_close(grad, expected_grad.to(dtype))
+
+
+def at_odd_address(x):
+    """A contiguous copy that does not begin where 16 bytes can be read at once."""
+    copy = x.new_empty(x.numel() + 1)[1:].view(x.shape)
+    return copy.copy_(x)
+
+
+@pytest.mark.parametrize(
+    ("t", "d", "place"),
+    [(31, 1032, torch.clone), (17, 1032, at_odd_address), (33, 1031, torch.clone), (50, 520, torch.clone)],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_blocks_of_snippets_and_columns(device, dtype, t, d, place):
+    x, attention = made(2, t, d, dtype=torch.float64)
+    x, attention, mean = x.to(dtype), attention.to(torch.promote_types(dtype, torch.float32)), t % 2 == 0
+    lengths = torch.tensor([t, t - 3])
+    grads = [v.to(dtype) for v in made(2, 2, d, seed=1)[0].unbind(1)]
+
+    def run(function, dtype, move):
+        wide = torch.promote_types(dtype, torch.float32)
+        leaves = [move(x.to(dtype)).requires_grad_(), move(attention.to(wide)).requires_grad_()]
+        out = function(*leaves, lengths.to(leaves[0].device))
+        return *out[:2], *torch.autograd.grad(out[:2], leaves, [move(v.to(dtype)) for v in grads])
+
+    reduction = "mean" if mean else "sum"
+    got = run(lambda *inputs: attention_pool(*inputs, reduction=reduction), dtype, lambda v: place(v.to(device)))
+    expected = run(lambda *inputs: attention_pool_reference(*inputs, 0.5, 0.5, mean), torch.float64, torch.clone)
+    eps = torch.finfo(dtype).eps  # with "mean" the gradient of attention sees the rounded results
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a.double().cpu(), b, rtol=2 * eps, atol=max(1e-4, eps))
 
 
 def test_long_recordings_keep_their_precision(device):

@@ -7,6 +7,7 @@ import torch
 
 from d2net.errors import InputError
 from d2net.ops import iou_1d
+from d2net.ops.iou import iou_1d_reference
 
 
 def test_hand_computed_cases(device):
@@ -46,6 +47,16 @@ def test_symmetry_bounds_and_shift_invariance(device):
 def test_half_precision_is_computed_in_float32(device):
     a = torch.tensor([[0.0, 3.0]], dtype=torch.float16, device=device)
     assert iou_1d(a, torch.tensor([[0, 1]], device=device)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("n", "m"), [(9, 300), (70, 1), (65, 32), (17, 33), (1, 256), (3, 257)])
+def test_equals_the_reference_for_any_numbers_of_segments(device, n, m, dtype):
+    generator = torch.Generator().manual_seed(n)
+    a, b = (10 * torch.rand(size, 2, generator=generator, dtype=dtype) for size in (n, m))  # half of them reversed
+    a[-1, 0] = float("nan")
+    expected = iou_1d_reference(a, b)
+    assert torch.equal(iou_1d(a.to(device), b.to(device)).cpu().nan_to_num(-1), expected.nan_to_num(-1))
 
 
 @pytest.mark.parametrize(("n", "m"), [(0, 3), (3, 0), (0, 0)])

@@ -1,0 +1,53 @@
+// Bytes: the n * m results, each written once; the segments come from the caches. A thread keeps one segment of b and
+// goes through 8 segments of a, so a warp writes neighbouring results and nothing is divided to find a place.
+#include "cuda/device.h"
+#include "iou.h"
+
+namespace d2net::cuda {
+namespace {
+
+constexpr int kThreads = 256, kRows = 8;  // of a thread
+
+// NaN on either side wins, as in torch.maximum and torch.minimum.
+template <typename T>
+__device__ __forceinline__ T larger(T x, T y) {
+  return x > y || x != x ? x : y;
+}
+template <typename T>
+__device__ __forceinline__ T smaller(T x, T y) {
+  return x < y || x != x ? x : y;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    iou_kernel(const T* __restrict__ a, int64_t n, const T* __restrict__ b, int64_t m, T* __restrict__ iou) {
+  const int64_t column = int64_t(blockIdx.y) * blockDim.x + threadIdx.x;
+  if (column >= m) return;
+  const T from = b[2 * column], to = b[2 * column + 1], length = larger(to - from, T(0));
+  const int64_t first = (int64_t(blockIdx.x) * blockDim.y + threadIdx.y) * kRows;
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    const int64_t row = first + i;
+    if (row >= n) return;
+    const T start = a[2 * row], end = a[2 * row + 1];
+    const T overlap = larger(smaller(end, to) - larger(start, from), T(0));
+    const T together = larger(end - start, T(0)) + length - overlap;
+    iou[row * m + column] = overlap / (together == 0 ? T(1) : together);
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void iou_1d(const T* a, int64_t n, const T* b, int64_t m, T* iou, int device, void* stream) {
+  const Stream on("iou_1d", device, stream);
+  int64_t width = kThreads;  // with few columns a block takes more rows
+  while (width > 32 && width / 2 >= m) width /= 2;
+  const int64_t height = kThreads / width, rows = height * kRows;
+  on.launch(iou_kernel<T>, {(n + rows - 1) / rows, (m + width - 1) / width}, {width, height}, 0, a, n, b, m, iou);
+}
+
+template void iou_1d<float>(const float*, int64_t, const float*, int64_t, float*, int, void*);
+template void iou_1d<double>(const double*, int64_t, const double*, int64_t, double*, int, void*);
+
+}  // namespace d2net::cuda
