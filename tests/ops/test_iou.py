@@ -76,6 +76,22 @@ def test_gradient(device):
     assert torch.autograd.gradcheck(iou_1d, (a.requires_grad_(), b.requires_grad_()))
 
 
+def test_gradient_equals_that_of_the_reference(device):
+    generator = torch.Generator().manual_seed(0)
+    # Whole numbers: many equal ends, empty and reversed segments.
+    a, b = (torch.randint(0, 5, (n, 2), generator=generator).double().to(device).requires_grad_() for n in (30, 20))
+    grad = torch.rand(30, 20, generator=generator, dtype=torch.float64).to(device)
+    expected = torch.autograd.grad(iou_1d_reference(a, b), (a, b), grad)
+    torch.testing.assert_close(torch.autograd.grad(iou_1d(a, b), (a, b), grad), expected)
+
+
+def test_a_second_derivative_is_refused():
+    a = torch.tensor([[0.0, 2.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(iou_1d(a, torch.tensor([[1.0, 3.0]])).sum(), a, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.autograd.grad(gradient.sum(), a)
+
+
 def test_registration():
     a, b = torch.rand(4, 2, requires_grad=True), torch.rand(3, 2)
     torch.library.opcheck(torch.ops.d2net.iou_1d.default, (a, b))
