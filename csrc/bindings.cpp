@@ -68,6 +68,18 @@ void bind_cuda(py::module_& m, const std::string& dtype) {
   namespace ops = d2net::cuda;
   def(m, "cuda_batched_nms_1d_" + dtype, &ops::batched_nms_1d<T>);
 }
+
+// Operators on activations, which come in half precision too.
+template <typename T>
+void bind_cuda_activations(py::module_& m, const std::string& dtype) {
+  namespace ops = d2net::cuda;
+  def(m, "cuda_topk_pool_" + dtype, &ops::topk_pool<T>);
+  def(m, "cuda_topk_pool_backward_" + dtype, &ops::topk_pool_backward<T>);
+  def(m, "cuda_tcam_pool_" + dtype, &ops::tcam_pool<T>);
+  def(m, "cuda_tcam_pool_backward_" + dtype, &ops::tcam_pool_backward<T>);
+  def(m, "cuda_two_stream_tcam_" + dtype, &ops::two_stream_tcam<T>);
+  def(m, "cuda_two_stream_tcam_backward_" + dtype, &ops::two_stream_tcam_backward<T>);
+}
 #endif
 
 py::dict build_info() {
@@ -100,5 +112,9 @@ PYBIND11_MODULE(_C, m) {
 #if defined(D2NET_WITH_CUDA) || defined(D2NET_SIMT)
   bind_cuda<float>(m, "float32");
   bind_cuda<double>(m, "float64");
+  bind_cuda_activations<float>(m, "float32");
+  bind_cuda_activations<double>(m, "float64");
+  bind_cuda_activations<d2net::float16>(m, "float16");
+  bind_cuda_activations<d2net::bfloat16>(m, "bfloat16");
 #endif
 }

@@ -14,4 +14,20 @@ struct bfloat16 {
   uint16_t bits;
 };
 
+// What sums of T are kept in: float for half precision, else T.
+template <typename T>
+struct Accumulator {
+  using type = T;
+};
+template <>
+struct Accumulator<float16> {
+  using type = float;
+};
+template <>
+struct Accumulator<bfloat16> {
+  using type = float;
+};
+template <typename T>
+using accumulator_t = typename Accumulator<T>::type;
+
 }  // namespace d2net
