@@ -26,10 +26,13 @@ struct Ordered<double> {
   static constexpr Key kMinusInf = Key(0xfff0000000000000u ^ 0x7fffffffffffffffu);
 };
 
+template <typename Key>
+constexpr Key kLargest = std::numeric_limits<Key>::max();
+
 // Bits of a negative number grow as it falls: turn all but the sign. Its own inverse.
 template <typename Key>
 D2NET_HD inline Key turn_negative(Key bits) {
-  return bits ^ ((bits >> (8 * sizeof(Key) - 1)) & std::numeric_limits<Key>::max());
+  return bits ^ ((bits >> (8 * sizeof(Key) - 1)) & kLargest<Key>);
 }
 
 template <typename T>

@@ -63,6 +63,12 @@ def _cpu(x: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, Tenso
     return pooled.to(x.dtype), kth, last
 
 
+def _cuda(x: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, Tensor, Tensor]:
+    x, lengths, results = x.contiguous(), _native.plain_lengths(lengths), _fake(x, lengths, divisor)
+    _native.cuda("topk_pool", x.dtype, x.device, x, lengths, *x.shape, divisor, *results)
+    return results
+
+
 def _fake(x: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, Tensor, Tensor]:
     shape = (x.shape[0], x.shape[2])
     kth = x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
@@ -91,6 +97,13 @@ def _backward_cpu(grad: Tensor, x: Tensor, lengths: Tensor | None, kth: Tensor, 
     return out.to(x.dtype)
 
 
+def _backward_cuda(grad: Tensor, x: Tensor, lengths: Tensor | None, kth: Tensor, last: Tensor, divisor: int) -> Tensor:
+    x, grad, lengths = x.contiguous(), grad.contiguous(), _native.plain_lengths(lengths)
+    out = torch.empty_like(x)
+    _native.cuda("topk_pool_backward", x.dtype, x.device, grad, x, lengths, kth, last, *x.shape, divisor, out)
+    return out
+
+
 def _backward_fake(grad: Tensor, x: Tensor, lengths: Tensor | None, kth: Tensor, last: Tensor, divisor: int) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
@@ -100,6 +113,7 @@ def _backward_fake(grad: Tensor, x: Tensor, lengths: Tensor | None, kth: Tensor,
 _topk_pool = _library.register(
     "topk_pool(Tensor x, Tensor? lengths, int divisor) -> (Tensor pooled, Tensor kth, Tensor last)",
     cpu=_cpu,
+    cuda=_cuda,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -107,6 +121,7 @@ _topk_pool = _library.register(
 _topk_pool_backward = _library.register(
     "topk_pool_backward(Tensor grad, Tensor x, Tensor? lengths, Tensor kth, Tensor last, int divisor) -> Tensor",
     cpu=_backward_cpu,
+    cuda=_backward_cuda,
     fake=_backward_fake,
     backward=_library.refuse_double_backward,
 )

@@ -134,6 +134,13 @@ def _empty_pool(tcam: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     )
 
 
+def _pool_cuda(tcam: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tcam, lengths = tcam.contiguous(), _native.plain_lengths(lengths)
+    attention, peak, pooled, kth, last = results = _empty_pool(tcam)
+    _native.cuda("tcam_pool", tcam.dtype, tcam.device, tcam, lengths, *tcam.shape, divisor, *results)
+    return attention, pooled, peak, kth, last
+
+
 def _pool_fake(tcam: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     attention, peak, pooled, kth, last = _empty_pool(tcam)
     return attention, pooled, peak, kth, last
@@ -176,6 +183,27 @@ def _pool_backward_cpu(
     return out.to(tcam.dtype)
 
 
+def _pool_backward_cuda(
+    grad_attention: Tensor | None,
+    grad_pooled: Tensor | None,
+    tcam: Tensor,
+    lengths: Tensor | None,
+    peak: Tensor,
+    kth: Tensor,
+    last: Tensor,
+    divisor: int,
+) -> Tensor:
+    tcam, lengths = tcam.contiguous(), _native.plain_lengths(lengths)
+    grads = [_contiguous(g) for g in (grad_attention, grad_pooled)]
+    out, saved = torch.empty_like(tcam), (tcam, lengths, peak, kth, last)
+    _native.cuda("tcam_pool_backward", tcam.dtype, tcam.device, *grads, *saved, *tcam.shape, divisor, out)
+    return out
+
+
+def _contiguous(grad: Tensor | None) -> Tensor | None:
+    return None if grad is None else grad.contiguous()
+
+
 def _pool_backward_fake(
     grad_attention: Tensor | None,
     grad_pooled: Tensor | None,
@@ -193,6 +221,7 @@ _tcam_pool = _library.register(
     "tcam_pool(Tensor tcam, Tensor? lengths, int divisor)"
     " -> (Tensor attention, Tensor pooled, Tensor peak, Tensor kth, Tensor last)",
     cpu=_pool_cpu,
+    cuda=_pool_cuda,
     fake=_pool_fake,
     setup_context=_pool_setup_context,
     backward=_pool_backward,
@@ -201,6 +230,7 @@ _tcam_pool_backward = _library.register(
     "tcam_pool_backward(Tensor? grad_attention, Tensor? grad_pooled, Tensor tcam, Tensor? lengths, Tensor peak,"
     " Tensor kth, Tensor last, int divisor) -> Tensor",
     cpu=_pool_backward_cpu,
+    cuda=_pool_backward_cuda,
     fake=_pool_backward_fake,
     backward=_library.refuse_double_backward,
 )
@@ -218,6 +248,16 @@ def _cpu(
     # Half precision: the maximum and the selection are those of the rounded TCAM that is returned.
     tcam = tcam.to(logits_a.dtype)
     return tcam, *_pool_cpu(tcam, lengths, divisor)
+
+
+def _cuda(
+    logits_a: Tensor, logits_b: Tensor, lengths: Tensor | None, divisor: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    a, b, lengths = logits_a.contiguous(), logits_b.contiguous(), _native.plain_lengths(lengths)
+    tcam = torch.empty_like(a)
+    attention, peak, pooled, kth, last = results = _empty_pool(a)
+    _native.cuda("two_stream_tcam", a.dtype, a.device, a, b, lengths, *a.shape, divisor, tcam, *results)
+    return tcam, attention, pooled, peak, kth, last
 
 
 def _fake(
@@ -265,6 +305,26 @@ def _backward_cpu(
     return grad_a.to(logits_a.dtype), grad_b.to(logits_b.dtype)
 
 
+def _backward_cuda(
+    grad_tcam: Tensor | None,
+    grad_attention: Tensor | None,
+    grad_pooled: Tensor | None,
+    logits_a: Tensor,
+    logits_b: Tensor,
+    tcam: Tensor,
+    lengths: Tensor | None,
+    peak: Tensor,
+    kth: Tensor,
+    last: Tensor,
+    divisor: int,
+) -> tuple[Tensor, Tensor]:
+    a, b, lengths = logits_a.contiguous(), logits_b.contiguous(), _native.plain_lengths(lengths)
+    grads = [_contiguous(g) for g in (grad_tcam, grad_attention, grad_pooled)]
+    grad_a, grad_b, saved = torch.empty_like(a), torch.empty_like(a), (a, b, tcam, lengths, peak, kth, last)
+    _native.cuda("two_stream_tcam_backward", a.dtype, a.device, *grads, *saved, *a.shape, divisor, grad_a, grad_b)
+    return grad_a, grad_b
+
+
 def _backward_fake(
     grad_tcam: Tensor | None,
     grad_attention: Tensor | None,
@@ -285,6 +345,7 @@ _two_stream_tcam = _library.register(
     "two_stream_tcam(Tensor logits_a, Tensor logits_b, Tensor? lengths, int divisor)"
     " -> (Tensor tcam, Tensor attention, Tensor pooled, Tensor peak, Tensor kth, Tensor last)",
     cpu=_cpu,
+    cuda=_cuda,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -294,6 +355,7 @@ _two_stream_tcam_backward = _library.register(
     " Tensor logits_b, Tensor tcam, Tensor? lengths, Tensor peak, Tensor kth, Tensor last, int divisor)"
     " -> (Tensor, Tensor)",
     cpu=_backward_cpu,
+    cuda=_backward_cuda,
     fake=_backward_fake,
     backward=_library.refuse_double_backward,
 )

@@ -105,6 +105,44 @@ def test_more_classes_than_a_tile_and_every_length(device):
     check(x, list(range(40)), 4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("b", "t", "c"),
+    [
+        (3, 40, 20),  # three tiles of classes, the last not full
+        (2, 1000, 1),
+        (4, 257, 8),  # more than the fewest entries a thread keeps
+        (1, 1500, 9),
+        (1, 2100, 33),  # more threads a block
+        (1, 16500, 2),  # more than registers hold
+    ],
+)
+def test_cuda_kernels_equal_the_cpu(simt_module, request, b, t, c, dtype):
+    generator = torch.Generator().manual_seed(t)
+    x = torch.randn(b, t, c, generator=generator).to(dtype)
+    x[:, :, c // 2] = x[:, :, c // 2].round()  # ties
+    x[0, 1::7, 0] = torch.tensor([NAN, INF, -INF, -0.0, 0.0]).repeat(t)[: len(x[0, 1::7, 0])]
+    lengths = torch.tensor([t, t - 13, 1, 0])[:b]
+    grad = torch.randn(b, c, generator=generator).to(dtype)
+
+    def results() -> list[torch.Tensor]:
+        pooled, kth, last = torch.ops.d2net.topk_pool(x, lengths, 7)
+        return [pooled, kth, last, torch.ops.d2net.topk_pool_backward(grad, x, lengths, kth, last, 7)]
+
+    expected = results()
+    request.getfixturevalue("simt_kernels")
+    pooled, *got = results()
+    # Sums in another order: rounding of a float64, so all but never seen in a narrower type.
+    torch.testing.assert_close(pooled, expected[0], rtol=1e-14 if dtype == torch.float64 else 0, atol=0, equal_nan=True)
+    for have, want in zip(got, expected[1:], strict=True):
+        torch.testing.assert_close(have, want, rtol=0, atol=0, equal_nan=True)
+
+
+def test_unaligned_memory(device):
+    values = torch.randn(1 + 2 * 30 * 8, generator=torch.Generator().manual_seed(0)).to(device)
+    check(values[1:].view(2, 30, 8), None)
+
+
 def test_gradient_goes_to_the_earlier_of_equals(device):
     x = torch.ones(1, 16, 1, requires_grad=True, device=device)
     topk_pool(x).sum().backward()

@@ -99,6 +99,51 @@ def test_tcam_pool_equals_its_parts(device, c):
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("b", "t", "c"),
+    [
+        (3, 40, 20),
+        (2, 70, 1),
+        (1, 30, 130),  # more classes than a warp takes at once: 32 packs of 4, ...
+        (1, 30, 35),  # ... or 32 single ones
+        (2, 600, 6),
+        (1, 16500, 3),  # more than registers hold: rows and columns in two launches
+    ],
+)
+def test_cuda_kernels_equal_the_cpu(simt_module, request, b, t, c, dtype):
+    x, y = (6 * random(b, t, c, seed=s).to(dtype) for s in (0, 1))
+    x[:, 1::3, c // 2] = 0.0
+    y[:, 1::3, c // 2] = 0.0  # ties
+    x[0, 2, 0], x[0, 3, c - 1], y[0, 4, c // 2], y[0, 5, 0] = NAN, INF, -INF, NAN
+    lengths = torch.tensor([t, t - 13, 0])[:b]
+    weights = [random(*shape, seed=2).to(dtype) for shape in ((b, t, c), (b, t), (b, c))]
+
+    def results() -> list[torch.Tensor]:
+        ops = torch.ops.d2net
+        tcam, *pool = ops.two_stream_tcam(x, y, lengths, 7)
+        saved = (tcam, lengths, *pool[2:], 7)
+        gradients = ops.two_stream_tcam_backward(*weights, x, y, *saved)
+        again = ops.tcam_pool(tcam, lengths, 7)
+        return [tcam, *pool, *gradients, *again, ops.tcam_pool_backward(*weights[1:], *saved)]
+
+    expected = results()
+    request.getfixturevalue("simt_kernels")
+    for got, want in zip(results(), expected, strict=True):
+        close = want.dtype == torch.float64  # exp may differ in its last place, and sums come in another order
+        torch.testing.assert_close(got, want, rtol=1e-13 if close else 0, atol=0, equal_nan=True)
+
+
+def test_unaligned_memory(device):
+    a, b = (random(2 * 30 * 8 + s, seed=s).to(device)[s:].view(2, 30, 8) for s in (0, 1))
+    results = []
+    for y in (b, b.clone()):
+        leaves = [x.detach().requires_grad_() for x in (a, y)]
+        out = two_stream_tcam(*leaves)
+        results.append((*out, *torch.autograd.grad(sum(x.square().sum() for x in out), leaves)))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 def test_the_lower_of_equal_classes_gets_the_gradient(device):
     tcam = torch.zeros(1, 20, 5, device=device)
     tcam[0, 1, 2:] = 1.0

@@ -1,0 +1,84 @@
+#include <limits>
+
+#include "check.h"
+#include "two_stream_tcam.h"
+
+namespace {
+
+template <typename T>
+bool same(const std::vector<T>& got, const std::vector<T>& wanted, double relative) {
+  for (size_t i = 0; i < got.size(); ++i) {
+    if (got[i] != got[i] && wanted[i] != wanted[i]) continue;
+    if (!check::close(got[i], wanted[i], relative, 0)) return false;
+  }
+  return true;
+}
+
+// offset: how many numbers the inputs lie behind an aligned address.
+template <typename T>
+void check_equals_the_cpu(int64_t b, int64_t t, int64_t c, int64_t offset = 0) {
+  const int64_t divisor = 8, n = b * t * c;
+  const std::vector<int64_t> all_lengths = {t, t / 3, 0};
+  const int64_t* lengths = all_lengths.data();
+  auto logits_a = check::uniform<T>(offset + n, 1, -6, 4), logits_b = check::uniform<T>(offset + n, 2, -6, 4);
+  logits_a[offset + n / 2] = std::numeric_limits<T>::quiet_NaN();
+  logits_b[offset + n / 3] = std::numeric_limits<T>::infinity();
+  const T *a = logits_a.data() + offset, *s = logits_b.data() + offset;
+  const auto of_tcam = check::uniform<T>(n, 3), of_attention = check::uniform<T>(b * t, 4);
+  const auto of_pooled = check::uniform<T>(b * c, 5);
+
+  std::vector<T> tcam[2], attention[2], pooled[2], kth[2], grad_a[2], grad_b[2], grad_tcam[2];
+  std::vector<int32_t> peak[2], last[2];
+  for (int cuda : {0, 1}) {
+    for (auto* x : {tcam, grad_a, grad_b, grad_tcam}) x[cuda].resize(n, T(-1));
+    for (auto* x : {pooled, kth}) x[cuda].resize(b * c);
+    attention[cuda].resize(b * t);
+    peak[cuda].resize(b * t);
+    last[cuda].resize(b * c);
+    T *const m = tcam[cuda].data(), *const v = kth[cuda].data();
+    int32_t *const p = peak[cuda].data(), *const l = last[cuda].data();
+    if (cuda) {
+      d2net::cuda::two_stream_tcam(a, s, lengths, b, t, c, divisor, m, attention[1].data(), p, pooled[1].data(), v, l,
+                                   0, nullptr);
+      d2net::cuda::two_stream_tcam_backward(of_tcam.data(), of_attention.data(), of_pooled.data(), a, s, m, lengths, p,
+                                            v, l, b, t, c, divisor, grad_a[1].data(), grad_b[1].data(), 0, nullptr);
+      d2net::cuda::tcam_pool(m, lengths, b, t, c, divisor, attention[1].data(), p, pooled[1].data(), v, l, 0, nullptr);
+      d2net::cuda::tcam_pool_backward<T>(of_attention.data(), nullptr, m, lengths, p, v, l, b, t, c, divisor,
+                                         grad_tcam[1].data(), 0, nullptr);
+    } else {
+      d2net::cpu::two_stream_tcam(a, s, lengths, b, t, c, divisor, m, attention[0].data(), p, pooled[0].data(), v, l,
+                                  1);
+      d2net::cpu::two_stream_tcam_backward(of_tcam.data(), of_attention.data(), of_pooled.data(), a, s, m, lengths, p,
+                                           v, l, b, t, c, divisor, grad_a[0].data(), grad_b[0].data(), 1);
+      d2net::cpu::tcam_pool_backward<T>(of_attention.data(), nullptr, m, lengths, p, v, l, b, t, c, divisor,
+                                        grad_tcam[0].data(), 1);
+    }
+  }
+  const double relative = sizeof(T) == 4 ? 0 : 1e-13;  // exp and the order of sums may differ for double
+  CHECK(same(tcam[1], tcam[0], relative) && same(attention[1], attention[0], relative));
+  CHECK(same(pooled[1], pooled[0], 1e-7) && same(kth[1], kth[0], relative));
+  CHECK(same(grad_a[1], grad_a[0], relative) && same(grad_b[1], grad_b[0], relative));
+  CHECK(same(grad_tcam[1], grad_tcam[0], 0));
+  CHECK(peak[1] == peak[0] && last[1] == last[0]);
+}
+
+}  // namespace
+
+TEST(cuda_two_stream_tcam_equals_the_cpu) {
+  for (int64_t c : {1, 7, 20, 132}) {
+    check_equals_the_cpu<float>(3, 50, c);
+    check_equals_the_cpu<double>(2, 20, c);
+  }
+  check_equals_the_cpu<float>(2, 50, 8, 1);
+  check_equals_the_cpu<double>(1, 8200, 1);  // more than registers hold: rows and columns in two launches
+}
+
+TEST(cuda_tcam_without_classes) {
+  std::vector<float> attention(4, 1.0f);
+  std::vector<int32_t> peak(4, 0);
+  d2net::cuda::tcam_pool<float>(nullptr, nullptr, 2, 2, 0, 8, attention.data(), peak.data(), nullptr, nullptr, nullptr,
+                                0, nullptr);
+  for (int i = 0; i < 4; ++i) CHECK(attention[i] == 0 && peak[i] == -1);
+  d2net::cuda::tcam_pool_backward<float>(attention.data(), nullptr, nullptr, nullptr, peak.data(), nullptr, nullptr, 2,
+                                         2, 0, 8, nullptr, 0, nullptr);
+}
