@@ -96,12 +96,6 @@ void bind_cuda_activations(py::module_& m, const std::string& dtype) {
   def(m, "cuda_attention_pool_" + dtype, &ops::attention_pool<T>);
   def(m, "cuda_attention_pool_backward_" + dtype, &ops::attention_pool_backward<T>);
   def(m, "cuda_bottom_up_attention_" + dtype, &ops::bottom_up_attention<T>);
-}
-
-// Operators on activations, which come in half precision too.
-template <typename T>
-void bind_cuda_activations(py::module_& m, const std::string& dtype) {
-  namespace ops = d2net::cuda;
   def(m, "cuda_topk_pool_" + dtype, &ops::topk_pool<T>);
   def(m, "cuda_topk_pool_backward_" + dtype, &ops::topk_pool_backward<T>);
   def(m, "cuda_tcam_pool_" + dtype, &ops::tcam_pool<T>);
