@@ -42,7 +42,8 @@ SMALL = [
     *("training.iterations=12", "training.batch_size=3", "training.max_snippets=60", "model.embedding_dim=8"),
     *("training.learning_rate=0.02", "localization.thresholds=[0.1, 0.2, 0.3]"),
 ]
-RECIPE = load_recipe("watch").override(SMALL)
+WEIGHTS = ["loss.alpha_snippet=0.01", "loss.alpha_video=0.001"]  # the recipe has no L_D
+RECIPE = load_recipe("watch").override([*SMALL, *WEIGHTS])
 TWO = [LOSSES["focal"], LOSSES["d2net"]]
 needs_watch = pytest.mark.skipif(
     importlib.util.find_spec("seglearn") is None, reason="seglearn ships the recordings: pip install seglearn==1.2.5"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -96,20 +99,41 @@ def test_a_sound_kernel_is_not_reported_and_fresh_shared_memory_is_no_zero(built
 LOCAL_MEMORY_ALLOWED: dict[str, str] = {}
 
 
-@pytest.mark.parametrize("arch", ["75", "80", "90", "120"])
-@pytest.mark.parametrize(
-    "source", [*sorted(CSRC.glob("cuda/*.cu")), HERE / "block_kernels.cu"], ids=lambda path: path.name
-)
-def test_nvcc_compiles_without_warnings_spills_or_local_memory(source, arch, tmp_path):
+ARCHS = ["75", "80", "90", "120"]
+SOURCES = [*sorted(CSRC.glob("cuda/*.cu")), HERE / "block_kernels.cu"]
+
+
+@pytest.fixture(scope="module")
+def compilations(tmp_path_factory) -> Iterator[dict[tuple[Path, str], Future]]:
+    """nvcc on every source for every chip it knows, as many at once as there are cores."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("needs nvcc")
-    if f"compute_{arch}" not in subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout:
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
+    flags = ["-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v", f"-I{CSRC}"]
+    folder = tmp_path_factory.mktemp("cubin")
+
+    def compile_one(source: Path, arch: str) -> subprocess.CompletedProcess:
+        # An object for the device alone: the host's half is the same for all.
+        target = ["-cubin", f"-arch=sm_{arch}", str(source), "-o", str(folder / f"{source.stem}-{arch}.cubin")]
+        return subprocess.run([nvcc, *flags, *target], capture_output=True, text=True)
+
+    pool = ThreadPoolExecutor(os.cpu_count())
+    yield {
+        (source, arch): pool.submit(compile_one, source, arch)
+        for source in SOURCES
+        for arch in ARCHS
+        if f"compute_{arch}" in known
+    }
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+def test_nvcc_compiles_without_warnings_spills_or_local_memory(source, arch, compilations):
+    if (source, arch) not in compilations:
         pytest.skip(f"this nvcc knows no sm_{arch}")
-    flags = ["-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v", f"-arch=sm_{arch}", f"-I{CSRC}"]
-    # An object for the device alone: the host's half is the same for all.
-    command = [nvcc, *flags, "-cubin", str(source), "-o", str(tmp_path / "kernel.cubin")]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = compilations[source, arch].result()
     report = result.stdout + result.stderr
     assert result.returncode == 0, report[-8000:]
     kernels = re.findall(
