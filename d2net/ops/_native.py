@@ -52,11 +52,6 @@ def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: Tensor 
         return getattr(_C, f"cuda_{function}_{_SUFFIX[dtype]}")(*map(_passed, args), device.index, stream)
 
 
-def has(function: str, device: str) -> bool:
-    """Whether the extension holds ``function`` for ``device`` ("cpu" or "cuda")."""
-    return hasattr(_C, {"cpu": "", "cuda": "cuda_"}[device] + function + "_float32")
-
-
 def plain(x: Tensor) -> Tensor:
     """``x`` as the CPU functions read it: contiguous, half precision in float32."""
     return (x if x.dtype in (torch.float32, torch.float64) else x.float()).contiguous()

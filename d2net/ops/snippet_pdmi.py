@@ -99,7 +99,7 @@ def _cpu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = _fake(attention, scores, lengths, fg_threshold, bg_threshold, per_class)
     b, t = attention.shape
-    attention, scores, lengths = attention.contiguous(), scores.contiguous(), _int64(lengths)
+    attention, scores, lengths = attention.contiguous(), scores.contiguous(), _native.plain_lengths(lengths)
     options = (fg_threshold, bg_threshold, per_class, _RANK_TOL)
     _native.cpu("snippet_pdmi", attention.dtype, attention, scores, lengths, b, t, *options, *out)
     return out
@@ -114,7 +114,7 @@ def _cuda(
     per_class: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = _fake(attention, scores, lengths, fg_threshold, bg_threshold, per_class)
-    inputs = attention.contiguous(), scores.contiguous(), _int64(lengths), *attention.shape
+    inputs = attention.contiguous(), scores.contiguous(), _native.plain_lengths(lengths), *attention.shape
     options = (fg_threshold, bg_threshold, per_class, _RANK_TOL)
     _native.cuda("snippet_pdmi", attention.dtype, attention.device, *inputs, *options, *out)
     return out
@@ -123,10 +123,6 @@ def _cuda(
 def _fake(attention, scores, lengths, fg_threshold, bg_threshold, per_class) -> tuple[Tensor, Tensor, Tensor]:
     b = attention.shape[0]
     return attention.new_empty(b), attention.new_empty(b, dtype=torch.bool), attention.new_empty(b, 2)
-
-
-def _int64(lengths: Tensor | None) -> Tensor | None:
-    return None if lengths is None else lengths.to(torch.int64).contiguous()
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -149,7 +145,7 @@ def _backward_cpu(
 ) -> Tensor:
     b, t = scores.shape
     gradient = weights.new_empty(b, t)
-    grad, scores, lengths = grad.contiguous(), scores.contiguous(), _int64(lengths)
+    grad, scores, lengths = grad.contiguous(), scores.contiguous(), _native.plain_lengths(lengths)
     options = (fg_threshold, bg_threshold)
     _native.cpu("snippet_pdmi_backward", weights.dtype, grad, weights, scores, lengths, b, t, *options, gradient)
     return gradient
@@ -159,7 +155,7 @@ def _backward_cuda(
     grad: Tensor, weights: Tensor, scores: Tensor, lengths: Tensor | None, fg_threshold: float, bg_threshold: float
 ) -> Tensor:
     gradient = weights.new_empty(scores.shape)
-    inputs = grad.contiguous(), weights, scores.contiguous(), _int64(lengths), *scores.shape
+    inputs = grad.contiguous(), weights, scores.contiguous(), _native.plain_lengths(lengths), *scores.shape
     options = (fg_threshold, bg_threshold)
     _native.cuda("snippet_pdmi_backward", weights.dtype, weights.device, *inputs, *options, gradient)
     return gradient

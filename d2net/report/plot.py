@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from d2net.checkpoint import load_model
@@ -112,7 +111,7 @@ def model_tracks(
     """TCAM and attention of every recording of ``dataset``, beside ``detections`` that the model made before."""
     tracks = []
     for index, recording in enumerate(dataset.recordings):
-        tcam, attention = predict(model, reference, torch.from_numpy(dataset.features(index)))
+        tcam, attention = predict(model, reference, dataset.features(index))
         tracks.append(Track(label, _of(detections, recording.name), tcam.cpu().numpy(), attention.cpu().numpy()))
     return tracks
 
