@@ -6,8 +6,10 @@
 #include <string>
 
 #include "attention_pool.h"
+#include "batch_loss.h"
 #include "bottom_up_attention.h"
 #include "condition_number.h"
+#include "discriminative.h"
 #include "iou.h"
 #include "nms.h"
 #include "proposals.h"
@@ -67,6 +69,13 @@ void bind_cpu(py::module_& m, const std::string& dtype) {
   def(m, "log_condition_number_backward_" + dtype, &ops::log_condition_number_backward<T>);
   def(m, "snippet_pdmi_" + dtype, &ops::snippet_pdmi<T>);
   def(m, "snippet_pdmi_backward_" + dtype, &ops::snippet_pdmi_backward<T>);
+  def(m, "discriminative_terms_" + dtype, &ops::discriminative_terms<T>);
+  def(m, "discriminative_terms_backward_" + dtype, &ops::discriminative_terms_backward<T>);
+  def(m, "video_factors_" + dtype, &ops::video_factors<T>);
+  def(m, "video_factors_backward_" + dtype, &ops::video_factors_backward<T>);
+  def(m, "total_loss_" + dtype, &ops::total_loss<T>);
+  def(m, "total_loss_backward_" + dtype, &ops::total_loss_backward<T>);
+  def(m, "update_reference_" + dtype, &ops::update_reference<T>);
 }
 
 #if defined(D2NET_WITH_CUDA) || defined(D2NET_SIMT)
@@ -85,6 +94,13 @@ void bind_cuda(py::module_& m, const std::string& dtype) {
   def(m, "cuda_snippet_pdmi_" + dtype, &ops::snippet_pdmi<T>);
   def(m, "cuda_snippet_pdmi_backward_" + dtype, &ops::snippet_pdmi_backward<T>);
   def(m, "cuda_iou_1d_" + dtype, &ops::iou_1d<T>);
+  def(m, "cuda_discriminative_terms_" + dtype, &ops::discriminative_terms<T>);
+  def(m, "cuda_discriminative_terms_backward_" + dtype, &ops::discriminative_terms_backward<T>);
+  def(m, "cuda_video_factors_" + dtype, &ops::video_factors<T>);
+  def(m, "cuda_video_factors_backward_" + dtype, &ops::video_factors_backward<T>);
+  def(m, "cuda_total_loss_" + dtype, &ops::total_loss<T>);
+  def(m, "cuda_total_loss_backward_" + dtype, &ops::total_loss_backward<T>);
+  def(m, "cuda_update_reference_" + dtype, &ops::update_reference<T>);
 }
 
 // Operators on activations, which come in half precision too.
@@ -130,11 +146,13 @@ PYBIND11_MODULE(_simt, m) {
 PYBIND11_MODULE(_C, m) {
   bind_cpu<float>(m, "float32");
   bind_cpu<double>(m, "float64");
+  def(m, "different_partners_float32", &d2net::cpu::different_partners);
 #endif
   m.def("build_info", &build_info);
 #if defined(D2NET_WITH_CUDA) || defined(D2NET_SIMT)
   bind_cuda<float>(m, "float32");
   bind_cuda<double>(m, "float64");
+  def(m, "cuda_different_partners_float32", &d2net::cuda::different_partners);
   bind_cuda_activations<float>(m, "float32");
   bind_cuda_activations<double>(m, "float64");
   bind_cuda_activations<d2net::float16>(m, "float16");

@@ -12,6 +12,8 @@ from torch import Tensor
 from d2net import ops
 from d2net.info import operator_names
 from d2net.ops import _library
+from d2net.ops.batch_loss import total_loss, update_reference, video_factors
+from d2net.ops.discriminative import Pairs, different_partners, discriminative_terms
 
 B, T, C, D, N = 3, 70, 5, 33, 90  # no multiple of a warp
 
@@ -22,6 +24,12 @@ def uniform(*shape: int) -> Tensor:
 
 def lengths() -> Tensor:
     return torch.tensor([T, 0, 37])
+
+
+def moved_reference(background: Tensor, valid: Tensor) -> Tensor:
+    reference = torch.ones_like(background[0])
+    update_reference(reference, background, valid, 0.9)
+    return reference
 
 
 def segments() -> tuple[Tensor, Tensor]:
@@ -51,6 +59,23 @@ CASES: dict[str, Case] = {
         [],
         list(segments()),
     ),
+    "different_partners": (different_partners, [], [uniform(3, N), uniform(N) > 0.3, uniform(N) > 0.5]),
+    "discriminative_terms": (
+        lambda p, fg, bg, y, n, partner: discriminative_terms(p, y, n, (fg, bg), Pairs(partner)),
+        [uniform(B, C), uniform(B, D) - 0.5, uniform(B, D + 1)[:, 1:] - 0.5],
+        [(uniform(B, C) > 0.5).float(), lengths() > 0, torch.tensor([[1, 2, 0]] * 3)],
+    ),
+    "video_factors": (
+        lambda p, y, n: video_factors(p, y, n, peak_share=0.2),
+        [uniform(B, C)],
+        [(uniform(B, C) > 0.5).float(), lengths() > 0],
+    ),
+    "total_loss": (
+        lambda d, s, v, n: total_loss(d, n, s, ~n, v, alpha_snippet=0.2, alpha_video=0.3),
+        [uniform(B), uniform(B, 1)[:, 0], uniform(1)[0]],
+        [lengths() > 0],
+    ),
+    "update_reference": (moved_reference, [], [uniform(B, D), lengths() > 0]),
     "tcam_pool": (ops.tcam_pool, [uniform(B, T, C)], [lengths()]),
     "topk_pool": (ops.topk_pool, [uniform(B, T, C)], [lengths()]),
     "two_stream_tcam": (
@@ -83,4 +108,6 @@ def test_equals_the_reference(name, device, monkeypatch):
 
 
 def test_no_operator_is_left_out():
-    assert {name.split()[0] for name in CASES} == set(operator_names())
+    parts_of_losses = {f.__name__ for f in (different_partners, discriminative_terms, video_factors, total_loss)}
+    parts_of_losses.add(update_reference.__name__)
+    assert {name.split()[0] for name in CASES} == set(operator_names()) | parts_of_losses

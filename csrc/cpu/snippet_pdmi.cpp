@@ -65,8 +65,8 @@ int64_t recordings_per_range(int64_t t) { return 1 + 32768 / (t + 1); }
 
 template <typename T>
 void snippet_pdmi(const T* attention, const T* scores, const int64_t* lengths, int64_t b, int64_t t,
-                  double fg_threshold, double bg_threshold, bool per_class, double rank_tol, T* loss, bool* valid,
-                  T* weights, int threads) {
+                  double fg_threshold, double bg_threshold, bool per_class, double entry_floor, double rank_tol, T* loss,
+                  bool* valid, T* weights, int threads) {
   parallel_for(b, recordings_per_range(t), threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Chosen x =
@@ -79,8 +79,8 @@ void snippet_pdmi(const T* attention, const T* scores, const int64_t* lengths, i
       const double both = x.foreground + x.background;
       const double fg = 1 / (per_class ? x.foreground : both), bg = 1 / (per_class ? x.background : both);
       // Rows: lambda and 1 - lambda; columns: pseudo-foreground and pseudo-background.
-      const Condition2x2 u = condition_2x2(x.fg_sum * fg, x.bg_sum * bg, (x.foreground - x.fg_sum) * fg,
-                                           (x.background - x.bg_sum) * bg, rank_tol);
+      const Condition2x2 u = floored_condition_2x2(x.fg_sum * fg, x.bg_sum * bg, (x.foreground - x.fg_sum) * fg,
+                                                   (x.background - x.bg_sum) * bg, entry_floor, rank_tol);
       loss[i] = T(std::log1p(u.excess));
       weights[2 * i] = T((u.da - u.dc) * fg);
       weights[2 * i + 1] = T((u.db - u.dd) * bg);
@@ -102,7 +102,7 @@ void snippet_pdmi_backward(const T* grad, const T* weights, const T* scores, con
 }
 
 #define D2NET_INSTANTIATE(T)                                                                                        \
-  template void snippet_pdmi<T>(const T*, const T*, const int64_t*, int64_t, int64_t, double, double, bool, double, \
+  template void snippet_pdmi<T>(const T*, const T*, const int64_t*, int64_t, int64_t, double, double, bool, double, double, \
                                 T*, bool*, T*, int);                                                                \
   template void snippet_pdmi_backward<T>(const T*, const T*, const T*, const int64_t*, int64_t, int64_t, double,    \
                                          double, T*, int);

@@ -52,4 +52,17 @@ struct Condition2x2 {
   return {x.excess, scaled(x.da), scaled(x.db), scaled(x.dc), scaled(x.dd)};
 }
 
+// With entries below a positive floor raised to it, without gradient.
+D2NET_HD inline Condition2x2 floored_condition_2x2(double a, double b, double c, double d, double floor,
+                                                   double rank_tol) {
+  if (!(floor > 0)) return condition_2x2(a, b, c, d, rank_tol);
+  const auto raised = [floor](double x) { return x < floor ? floor : x; };
+  Condition2x2 x = condition_2x2(raised(a), raised(b), raised(c), raised(d), rank_tol);
+  if (a < floor) x.da = 0;
+  if (b < floor) x.db = 0;
+  if (c < floor) x.dc = 0;
+  if (d < floor) x.dd = 0;
+  return x;
+}
+
 }  // namespace d2net

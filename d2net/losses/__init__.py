@@ -22,7 +22,7 @@ from d2net.losses.complementary import (
 )
 from d2net.losses.denoising import Denoising, DenoisingLoss, SnippetDenoising, VideoDenoising
 from d2net.losses.discriminative import Discriminative, DiscriminativeLoss
-from d2net.losses.pairing import draw_partners, draw_permutations
+from d2net.losses.pairing import draw_permutations
 from d2net.losses.total import D2NetLoss, D2NetLossResult
 from d2net.ops.bottom_up_attention import bottom_up_attention
 
@@ -48,6 +48,5 @@ __all__ = [
     "VideoDenoising",
     "VideoL1",
     "bottom_up_attention",
-    "draw_partners",
     "draw_permutations",
 ]

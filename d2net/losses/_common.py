@@ -7,6 +7,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops._checks import check_same, check_shape
+from d2net.ops.batch_loss import total_loss
 
 
 def check_choice(name: str, value: str, *known: str) -> None:
@@ -43,5 +44,5 @@ def present(x: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def mean_of(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of the finite ``values`` (N,) where ``valid``; 0 where nothing is."""
-    return (values * valid).sum() / valid.sum().clamp(min=1)
+    """Mean of ``values`` (N,) where ``valid``; 0 where nothing is."""
+    return total_loss(values, valid).total

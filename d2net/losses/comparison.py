@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from d2net.losses._common import check_labels, mean_of, present
 from d2net.losses.denoising import RANK_TOL, SnippetJoint, SnippetTerm, VideoJoint, VideoTerm
-from d2net.losses.discriminative import PROBABILITY_FLOOR, classification, probabilities
+from d2net.losses.discriminative import PROBABILITY_FLOOR, probabilities
+from d2net.ops.discriminative import discriminative_terms
 from d2net.ops.topk_pool import topk_pool
 
 
@@ -42,8 +43,9 @@ class FocalLoss(nn.Module):
             InputError: shapes or devices that do not fit.
         """
         check_labels(type(self).__name__, tcam, labels)
-        p = probabilities(topk_pool(tcam, lengths, divisor=self.topk_divisor), self.probability_floor)
-        return classification(p, labels, present(tcam, lengths), beta=self.beta)
+        pooled, counted = topk_pool(tcam, lengths, divisor=self.topk_divisor), present(tcam, lengths)
+        terms = discriminative_terms(pooled, labels, counted, beta=self.beta, probability_floor=self.probability_floor)
+        return mean_of(terms, counted)
 
 
 class CrossEntropyLoss(FocalLoss):
@@ -93,14 +95,16 @@ class VideoL1(VideoTerm):
     give the video term the weight 0.
     """
 
-    def from_pooled(self, p: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
+    def from_pooled(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
+        p = probabilities(pooled, self.probability_floor)
         return mean_of((p - labels.to(p.dtype)).abs().sum(1) / max(p.shape[1], 1), counted)
 
 
 class VideoBCE(VideoTerm):
     """BCE in place of pDMI at the video level (Table 4), mean over classes and recordings; see :class:`VideoL1`."""
 
-    def from_pooled(self, p: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
+    def from_pooled(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
+        p = probabilities(pooled, self.probability_floor)
         y = (labels > 0).to(p.dtype)
         return mean_of(F.binary_cross_entropy(p, y, reduction="none").sum(1) / max(p.shape[1], 1), counted)
 
@@ -123,9 +127,9 @@ class VideoDMI(VideoJoint):
     0 where U_2 is singular, which it is unless the batch holds recordings of every class: what pDMI overcomes.
     """
 
-    def from_pooled(self, p: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
-        predictions, y = self.factors(p, counted, labels)
-        loss, regular = _dmi((predictions @ y)[None], RANK_TOL)
+    def from_pooled(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
+        p, y = self.factors(pooled, counted, labels)
+        loss, regular = _dmi((p @ y)[None], RANK_TOL)
         return torch.where(regular & (y > 0).any(0).all(), loss, 0).sum()
 
 

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from d2net.errors import InputError
 from d2net.losses._common import check_choice, check_labels, mean_of, present, wide
-from d2net.losses.discriminative import PROBABILITY_FLOOR, probabilities
+from d2net.losses.discriminative import PROBABILITY_FLOOR
 from d2net.ops._checks import check_same, check_shape, valid_mask
+from d2net.ops.batch_loss import video_factors
 from d2net.ops.bottom_up_attention import bottom_up_attention
-from d2net.ops.condition_number import joint_log_condition_number, log_condition_number
+from d2net.ops.condition_number import joint_log_condition_number
 from d2net.ops.snippet_pdmi import snippet_pdmi
 from d2net.ops.topk_pool import topk_pool
 
 Normalization = Literal["joint", "per_class"]
-RANK_TOL = 1e-5  # of the fused snippet_pdmi
+RANK_TOL = 1e-5
 
 
 class Denoising(NamedTuple):
@@ -70,9 +71,9 @@ class SnippetTerm(nn.Module):
         if labels is not None:
             check_labels(name, tcam, labels)
         # Unlike amax, max sends the gradient of a padded NaN, which is 0, to one place and leaves it 0.
-        return self.from_attention(tcam.max(2).values, tcam, embeddings, lengths, reference, labels)
+        return mean_of(*self.terms(tcam.max(2).values, tcam, embeddings, lengths, reference, labels))
 
-    def from_attention(
+    def terms(
         self,
         attention: Tensor,
         tcam: Tensor,
@@ -80,8 +81,8 @@ class SnippetTerm(nn.Module):
         lengths: Tensor | None,
         reference: Tensor,
         labels: Tensor | None = None,
-    ) -> Tensor:
-        """:meth:`forward` with the top-down attention (B, T) already there."""
+    ) -> tuple[Tensor, Tensor]:
+        """(B,) losses and (B,) bool, whether they count; with the top-down attention (B, T) already there."""
         with torch.no_grad():  # the scores only select snippets
             scores = bottom_up_attention(embeddings, reference, lengths)
         if self.own_classes:
@@ -89,10 +90,10 @@ class SnippetTerm(nn.Module):
                 raise InputError(f"{type(self).__name__}: own_classes needs the labels")
             own = tcam.masked_fill(labels[:, None] <= 0, -1).max(2).values.clamp(min=0)  # 0 without a label
             attention = torch.where(scores > self.fg_threshold, own, attention)
-        return mean_of(*self.per_recording(wide(attention), scores, lengths))
+        return self.per_recording(wide(attention), scores, lengths)
 
     def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B,) losses and (B,) bool, whether they count, from (B, T) attention and scores."""
+        """What :meth:`terms` gives, from (B, T) attention and scores."""
         raise NotImplementedError
 
     def pseudo_labels(self, scores: Tensor, lengths: Tensor | None) -> Tensor:
@@ -145,17 +146,16 @@ class SnippetDenoising(SnippetJoint):
     """
 
     def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.entry_floor == 0 and self.rank_tol == RANK_TOL:
-            return snippet_pdmi(
-                attention,
-                scores,
-                lengths,
-                fg_threshold=self.fg_threshold,
-                bg_threshold=self.bg_threshold,
-                normalization=self.normalization,
-            )
-        u, valid = self.joint(attention, scores, lengths)
-        return log_condition_number(u, rank_tol=self.rank_tol), valid
+        return snippet_pdmi(
+            attention,
+            scores,
+            lengths,
+            fg_threshold=self.fg_threshold,
+            bg_threshold=self.bg_threshold,
+            normalization=self.normalization,
+            entry_floor=self.entry_floor,
+            rank_tol=self.rank_tol,
+        )
 
 
 class VideoTerm(nn.Module):
@@ -180,11 +180,10 @@ class VideoTerm(nn.Module):
             InputError: shapes or devices that do not fit.
         """
         check_labels(type(self).__name__, tcam, labels)
-        p = probabilities(topk_pool(tcam, lengths, divisor=self.topk_divisor), self.probability_floor)
-        return self.from_pooled(p, present(tcam, lengths), labels)
+        return self.from_pooled(topk_pool(tcam, lengths, divisor=self.topk_divisor), present(tcam, lengths), labels)
 
-    def from_pooled(self, p: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
-        """:meth:`forward` with the scores (B, C) already there; ``counted`` (B,) bool."""
+    def from_pooled(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
+        """:meth:`forward` with the pooled scores (B, C) already there; ``counted`` (B,) bool."""
         raise NotImplementedError
 
 
@@ -210,14 +209,16 @@ class VideoJoint(VideoTerm):
         check_choice("normalization", normalization, "joint", "per_class")
         self.normalization: Normalization = normalization
 
-    def factors(self, p: Tensor, counted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def factors(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """P_2 (C, B) and Y_2 (B, C) of Eq. 10."""
-        y = labels.to(p.dtype) * counted[:, None]
-        size = y.sum(0) if self.normalization == "per_class" else counted.sum()
-        if self.peak_share is not None and p.shape[1]:
-            p = torch.where(p > self.peak_share * p.amax(1, keepdim=True), p, 0)
-            p = p / p.sum(1, keepdim=True)
-        return p.T, y / size.clamp(min=1)
+        return video_factors(
+            pooled,
+            labels,
+            counted,
+            probability_floor=self.probability_floor,
+            peak_share=self.peak_share,
+            per_class=self.normalization == "per_class",
+        )
 
 
 class VideoDenoising(VideoJoint):
@@ -226,9 +227,9 @@ class VideoDenoising(VideoJoint):
     0 for fewer than two linearly independent recordings.
     """
 
-    def from_pooled(self, p: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
-        predictions, y = self.factors(p, counted, labels)
-        return joint_log_condition_number(predictions[None], y[None]).sum()
+    def from_pooled(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
+        p, y = self.factors(pooled, counted, labels)
+        return joint_log_condition_number(p[None], y[None]).view(())
 
 
 class DenoisingLoss(nn.Module):

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from d2net.losses._common import check_batch, check_choice, present, wide
+from d2net.losses._common import check_batch, check_choice, mean_of, present, wide
 from d2net.losses.pairing import Pairing, pair_by_permutation, pair_different
 from d2net.ops.attention_pool import Pooled, attention_pool
+from d2net.ops.discriminative import discriminative_terms
 from d2net.ops.two_stream_tcam import tcam_pool
 
 PROBABILITY_FLOOR = 1e-6  # keeps log(p) and log(1 - p) finite when a float32 sigmoid saturates
@@ -26,36 +27,6 @@ class Discriminative(NamedTuple):
 def probabilities(pooled: Tensor, floor: float = PROBABILITY_FLOOR) -> Tensor:
     """Pooled scores p as the losses use them: in float32 at least, within [floor, 1 - floor]."""
     return wide(pooled).clamp(floor, 1 - floor)
-
-
-def classification(
-    p: Tensor,
-    labels: Tensor,
-    counted: Tensor,
-    *,
-    beta: float,
-    weights: tuple[Tensor, Tensor] | None = None,
-    class_reduction: Literal["sum", "mean"] = "sum",
-    balance_classes: bool = False,
-) -> Tensor:
-    """Eq. 4, mean over the recordings that count; without ``weights`` the focal loss, with beta = 0 cross-entropy.
-
-    Args:
-        p: (B, C) in (0, 1). labels: (B, C) multi-hot. counted: (B,) bool.
-        weights: (B,) added to 1 - p of positive classes, and (B,) added to p of negative ones.
-    """
-    is_positive = labels > 0
-    other = 1 - p
-    loss = -torch.where(is_positive, p, other).log()
-    if beta != 0:
-        miss = torch.where(is_positive, other, p)
-        if weights is not None:
-            miss = miss + torch.where(is_positive, weights[0][:, None], weights[1][:, None])
-        loss = loss * miss**beta
-    if balance_classes:
-        loss = torch.where(is_positive, p.shape[1] * loss, loss)
-    total = (loss * counted[:, None]).sum() / counted.sum().clamp(min=1)
-    return total / max(p.shape[1], 1) if class_reduction == "mean" else total
 
 
 class DiscriminativeLoss(nn.Module):
@@ -121,7 +92,8 @@ class DiscriminativeLoss(nn.Module):
             tcam: (B, T, C) in [0, 1]. embeddings: (B, T, D). lengths: (B,) int64 or None. labels: (B, C) multi-hot.
             partners: int64; None: drawn at random.
                 Pairing "different": (B,) the recording whose embeddings stand as x~ in Eq. 3, or (3, B) to give one
-                for each of w_fb, w_fg, w_bg; a recording paired with itself gets weight 0.
+                for each of w_fb, w_fg, w_bg; paired with itself, or with none of 0 ... B - 1, a recording
+                has weight 0.
                 Pairing "permutation": (4, B), each row a permutation of 0 ... B - 1 that begins with one of the
                 numbers 0 ... n - 1 of the n recordings that have a foreground (rows 0 and 2) or background (rows 1
                 and 3) embedding. Rows 0 and 1 give the partners for w_fg and w_bg; number rows[2][j] is paired with
@@ -134,8 +106,8 @@ class DiscriminativeLoss(nn.Module):
         check_batch("DiscriminativeLoss", tcam, embeddings, labels)
         attention, pooled = tcam_pool(tcam, lengths, divisor=self.topk_divisor)
         x = self.pool(attention, embeddings, lengths)
-        p = probabilities(pooled, self.probability_floor)
-        return Discriminative(self.from_pooled(p, x, present(tcam, lengths), labels, partners, generator), x)
+        counted = present(tcam, lengths)
+        return Discriminative(mean_of(self.terms(pooled, x, counted, labels, partners, generator), counted), x)
 
     def pool(self, attention: Tensor, embeddings: Tensor, lengths: Tensor | None) -> Pooled:
         """x_fg and x_bg of Eq. 2 from the top-down attention (B, T)."""
@@ -148,35 +120,29 @@ class DiscriminativeLoss(nn.Module):
             reduction=self.embedding_pooling,
         )
 
-    def from_pooled(
+    def terms(
         self,
-        p: Tensor,
+        pooled: Tensor,
         x: Pooled,
         counted: Tensor,
         labels: Tensor,
         partners: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Eq. 3 and 4 from what :meth:`pool` and :func:`probabilities` give; ``counted`` (B,) bool."""
+        """(B,): Eq. 4 of each recording, from its pooled scores (B, C) and what :meth:`pool` gives."""
         if self.pairing == "different":
             pairs = pair_different(x.valid_fg, x.valid_bg, partners, generator)
         else:
             pairs = pair_by_permutation(counted, x.valid_fg, x.valid_bg, partners, generator)
-        both = wide(torch.stack((x.x_fg, x.x_bg)))
-        # The epsilon makes the cosine of a zero vector 0 and keeps its gradient finite.
-        fg, bg = both * (both.square().sum(2, keepdim=True) + 1e-12).rsqrt()
-        width = (-1, -1, fg.shape[1])
-        partner = torch.stack((bg, fg, bg)).gather(1, pairs.partner[:, :, None].expand(width))
-        source = fg if pairs.source is None else fg.gather(0, pairs.source[:, None].expand(width[1:]))
-        cosine = (torch.stack((source, fg, bg)) * partner).sum(2)
-        similar, unlike = cosine[:1].clamp(min=0), self.gamma * (1 - cosine[1:])
-        w_fb, w_fg, w_bg = torch.cat((similar, unlike)) * pairs.usable  # Eq. 3
-        return classification(
-            p,
+        return discriminative_terms(
+            pooled,
             labels,
             counted,
+            (x.x_fg, x.x_bg),
+            pairs,
             beta=self.beta,
-            weights=(w_fg + w_fb, w_bg + w_fb),
-            class_reduction=self.class_reduction,
-            balance_classes=self.balance_classes,
+            gamma=self.gamma,
+            probability_floor=self.probability_floor,
+            mean=self.class_reduction == "mean",
+            balanced=self.balance_classes,
         )

@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from d2net.errors import InputError
+from d2net.ops.discriminative import Pairs, different_partners
 
 Pairing = Literal["different", "permutation"]
-
-
-class Pairs(NamedTuple):
-    """For each recording, whose embeddings give its weights w_fb, w_fg, w_bg (the rows).
-
-    Attributes:
-        partner: (3, B) int64, the recording of x~.
-        usable: (3, B) bool; the weight is 0 where not.
-        source: (B,) int64, the recording of x in w_fb; None: the recording itself.
-    """
-
-    partner: Tensor
-    usable: Tensor
-    source: Tensor | None
-
-
-def draw_partners(valid: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Pair every valid recording with a different one: a random cycle through them.
-
-    Args:
-        valid: (..., B) bool; each row is drawn on its own.
-        generator: on any device; None: PyTorch's own of ``valid``'s device.
-
-    Returns:
-        (..., B) int64 partners; the recording itself where it is invalid or the only valid one.
-    """
-    b = valid.shape[-1]
-    order = (_uniform(valid.shape, valid.device, generator) + (~valid)).argsort(-1)  # keys are below 1
-    place = torch.arange(b, device=valid.device)
-    count = valid.sum(-1, keepdim=True)
-    following = torch.where(place < count, (place + 1) % count.clamp(min=1), place)
-    return torch.empty_like(order).scatter_(-1, order, order.gather(-1, following))
 
 
 def draw_permutations(counts: Tensor, size: int, generator: torch.Generator | None = None) -> Tensor:
@@ -51,7 +20,7 @@ def draw_permutations(counts: Tensor, size: int, generator: torch.Generator | No
         counts: (N,) int64, at most ``size``.
         generator: on any device; None: PyTorch's own of ``counts``'s device.
     """
-    keys = _uniform(torch.Size((len(counts), size)), counts.device, generator)
+    keys = _uniform((len(counts), size), counts.device, generator)
     return (keys + (torch.arange(size, device=counts.device) >= counts[:, None])).argsort(1)
 
 
@@ -61,13 +30,14 @@ def pair_different(
     """The paper's pairs: every weight from two different recordings."""
     b = len(valid_fg)
     if partners is None:
-        partners = draw_partners(torch.stack((torch.ones_like(valid_fg), valid_fg, valid_bg)), generator)
-    elif partners.shape not in ((b,), (3, b)):
+        return Pairs(different_partners(_uniform((3, b), valid_fg.device, generator), valid_fg, valid_bg))
+    if partners.shape not in ((b,), (3, b)):
         raise InputError(f"partners has shape {tuple(partners.shape)}, expected ({b},) or (3, {b})")
     partner = partners.expand(3, b)
-    usable = torch.stack((valid_bg, valid_fg, valid_bg)).gather(1, partner)
-    usable &= torch.stack((valid_fg, valid_fg, valid_bg)) & (partner != torch.arange(b, device=partner.device))
-    return Pairs(partner, usable, None)
+    usable = (partner >= 0) & (partner < b) & (partner != torch.arange(b, device=partner.device))
+    has_x, has_other = torch.stack((valid_fg, valid_fg, valid_bg)), torch.stack((valid_bg, valid_fg, valid_bg))
+    usable &= has_x & has_other.gather(1, torch.where(usable, partner, 0))
+    return Pairs(torch.where(usable, partner, -1))
 
 
 def pair_by_permutation(
@@ -96,9 +66,10 @@ def pair_by_permutation(
     pair = partners[2].argsort()[row]  # the j with perm2[j] = row
     mixed = recording[1][partners[3][pair]]
     usable = counted & (row < counts[0]) & (pair < counts.amin())
-    return Pairs(torch.cat((mixed[None], own)), torch.cat((usable[None], valid[:2])), source=recording[0][row])
+    partner = torch.where(torch.cat((usable[None], valid[:2])), torch.cat((mixed[None], own)), -1)
+    return Pairs(partner, source=recording[0][row])
 
 
-def _uniform(shape: torch.Size, device: torch.device, generator: torch.Generator | None) -> Tensor:
+def _uniform(shape: tuple[int, int], device: torch.device, generator: torch.Generator | None) -> Tensor:
     source = device if generator is None else generator.device
-    return torch.rand(shape, generator=generator, device=source).to(device)
+    return torch.rand(shape, generator=generator, dtype=torch.float32, device=source).to(device)

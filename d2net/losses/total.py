@@ -13,9 +13,11 @@ from d2net.losses._common import check_batch, check_choice, present, wide
 from d2net.losses.comparison import SnippetBCE, SnippetDMI, SnippetL1, VideoBCE, VideoDMI, VideoL1
 from d2net.losses.complementary import UncertaintyModeling
 from d2net.losses.denoising import SnippetDenoising, SnippetTerm, VideoDenoising, VideoTerm
-from d2net.losses.discriminative import DiscriminativeLoss, classification, probabilities
+from d2net.losses.discriminative import DiscriminativeLoss
 from d2net.ops._checks import valid_mask
 from d2net.ops.attention_pool import Pooled
+from d2net.ops.batch_loss import total_loss, update_reference
+from d2net.ops.discriminative import discriminative_terms
 from d2net.ops.two_stream_tcam import tcam_pool
 from d2net.recipes import LossRecipe, load_recipe
 
@@ -121,38 +123,47 @@ class D2NetLoss(nn.Module):
         lengths = self._counted(tcam, lengths, labels)
         counted = present(tcam, lengths)
         attention, pooled = tcam_pool(tcam, lengths, divisor=recipe.topk_divisor)
-        p = probabilities(pooled, recipe.probability_floor)
 
         separates = recipe.classification == "discriminative"
         with nullcontext() if separates else torch.no_grad():  # else the embeddings only make x_ref
             x = self.discriminative.pool(attention, embeddings, lengths)
         if separates:
-            loss = self.discriminative.from_pooled(p, x, counted, labels, partners, generator)
+            terms = self.discriminative.terms(pooled, x, counted, labels, partners, generator)
         else:
-            loss = classification(
-                p,
+            terms = discriminative_terms(
+                pooled,
                 labels,
                 counted,
                 beta=recipe.beta if recipe.classification == "focal" else 0.0,
-                class_reduction=recipe.class_reduction,
-                balance_classes=recipe.balance_classes,
+                probability_floor=recipe.probability_floor,
+                mean=recipe.class_reduction == "mean",
+                balanced=recipe.balance_classes,
             )
         if self.training:
             self._update_reference(x, attention, embeddings, lengths)
 
-        total, snippet, video, uncertainty = loss, *loss.new_zeros(3).unbind()
+        snippet = valid = video = None
         if denoise and recipe.alpha_snippet != 0:
-            snippet = self.snippet.from_attention(attention, tcam, embeddings, lengths, self.reference, labels)
-            total = total + recipe.alpha_snippet * snippet
+            snippet, valid = self.snippet.terms(attention, tcam, embeddings, lengths, self.reference, labels)
         if denoise and recipe.alpha_video != 0:
-            video = self.video.from_pooled(p, counted, labels)
-            total = total + recipe.alpha_video * video
+            video = self.video.from_pooled(pooled, counted, labels)
+        uncertainty = None
         if recipe.um_weight != 0:
             padding = ~valid_mask("D2NetLoss", tcam, lengths)[:, :, None]
             logits = torch.logit(wide(tcam).masked_fill(padding, 0.5), eps=recipe.probability_floor)
             uncertainty = self.uncertainty(embeddings, logits, lengths).total
-            total = total + recipe.um_weight * uncertainty
-        return D2NetLossResult(total, loss, snippet, video, uncertainty)
+        total = total_loss(
+            terms,
+            counted,
+            snippet,
+            valid,
+            video,
+            uncertainty,
+            alpha_snippet=recipe.alpha_snippet,
+            alpha_video=recipe.alpha_video,
+            weight=recipe.um_weight,
+        )
+        return D2NetLossResult(*total)
 
     def _counted(self, tcam: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor | None:
         """The lengths, 0 for recordings that are skipped: every term leaves those out."""
@@ -174,9 +185,7 @@ class D2NetLoss(nn.Module):
             lowest = (1 - attention).masked_fill(padding, -1).argmax(1)
             chosen = embeddings.gather(1, lowest[:, None, None].expand(-1, 1, embeddings.shape[2]))[:, 0]
             background = torch.where(x.valid_bg[:, None], chosen, 0)
-        mean = background.to(self.reference.dtype).sum(0) / x.valid_bg.sum().clamp(min=1)
-        updated = torch.lerp(mean, self.reference, self.recipe.momentum)
-        self.reference.copy_(torch.where(x.valid_bg.any(), updated, self.reference))
+        update_reference(self.reference, background, x.valid_bg, self.recipe.momentum)
 
 
 def _denoising(recipe: LossRecipe) -> tuple[SnippetTerm, VideoTerm]:

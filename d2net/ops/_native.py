@@ -57,6 +57,10 @@ def plain(x: Tensor) -> Tensor:
     return (x if x.dtype in (torch.float32, torch.float64) else x.float()).contiguous()
 
 
+def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if x is None else x.contiguous() for x in tensors]
+
+
 def plain_lengths(lengths: Tensor | None) -> Tensor | None:
     return None if lengths is None else lengths.to(torch.int64).contiguous()
 

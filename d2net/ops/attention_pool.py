@@ -165,10 +165,15 @@ def _fake(x, attention, lengths, threshold, background_threshold, mean) -> tuple
 def _setup_context(ctx, inputs, output) -> None:
     x, attention, lengths, ctx.threshold, ctx.background_threshold, ctx.mean = inputs
     fg, bg = output[:2] if ctx.mean else (None, None)
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, attention, lengths, fg, bg)
 
 
-def _backward(ctx, grad_fg: Tensor, grad_bg: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx, grad_fg: Tensor | None, grad_bg: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    either = grad_bg if grad_fg is None else grad_fg
+    if either is None:
+        return (None,) * 6
+    grad_fg, grad_bg = (torch.zeros_like(either) if grad is None else grad for grad in (grad_fg, grad_bg))
     need_x, need_attention = ctx.needs_input_grad[:2]
     grad_x, grad_attention = _attention_pool_backward(
         *ctx.saved_tensors,

@@ -10,9 +10,7 @@ from torch import Tensor
 from d2net.errors import InputError
 from d2net.ops import _library, _native
 from d2net.ops._checks import check_floating, check_lengths, check_same, check_shape, valid_mask
-from d2net.ops.condition_number import at_least_float32, log_condition_number_reference
-
-_RANK_TOL = 1e-5
+from d2net.ops.condition_number import at_least_float32, check_rank_tol, log_condition_number_reference
 
 
 class SnippetPDMI(NamedTuple):
@@ -30,6 +28,8 @@ def snippet_pdmi(
     fg_threshold: float = 0.5,
     bg_threshold: float = 0.5,
     normalization: Literal["joint", "per_class"] = "joint",
+    entry_floor: float = 0.0,
+    rank_tol: float = 1e-5,
 ) -> SnippetPDMI:
     """log condition number of U_1 = P_1 Y_1 (Eq. 9) per recording.
 
@@ -41,15 +41,17 @@ def snippet_pdmi(
         scores: (B, T) bottom-up foreground scores lambda' (Eq. 8); converted to the type of ``attention``.
         lengths: (B,) int64, or None (all T). Later snippets never matter.
         normalization: "joint" divides by z = n_f + n_b as in the paper; "per_class" each column by its own count.
+        entry_floor: entries of U_1 below it are raised to it, without gradient. rank_tol: singular values of U_1 up to
+            this are zero.
 
     Returns:
         SnippetPDMI(loss (B,), valid (B,)); loss is 0 where not valid, and where U_1 has rank 1: its smaller
-        singular value is at most 1e-5. NaN where the attention of a chosen snippet is NaN or Inf; a NaN score
+        singular value is at most ``rank_tol``. NaN where the attention of a chosen snippet is NaN or Inf; a NaN score
         chooses nothing. Sums are in float64 and half precision gives a float32 loss, also under autocast.
         Differentiable once, to ``attention``.
 
     Raises:
-        InputError: shapes, dtypes or devices that do not fit, or an unknown normalization.
+        InputError: shapes, dtypes or devices that do not fit, an unknown normalization, or rank_tol < 0.
     """
     check_shape("snippet_pdmi", "attention", attention, "B, T")
     check_floating("snippet_pdmi", "attention", attention)
@@ -57,13 +59,17 @@ def snippet_pdmi(
     if normalization not in ("joint", "per_class"):
         raise InputError(f"snippet_pdmi: normalization is '{normalization}', expected 'joint' or 'per_class'")
     check_lengths("snippet_pdmi", attention, lengths)
+    check_rank_tol("snippet_pdmi", rank_tol)
     attention = at_least_float32(attention)
     scores = scores.detach().to(attention.dtype)
     per_class = normalization == "per_class"
     if _library.has_kernel("snippet_pdmi", attention):
-        loss, valid, _ = _snippet_pdmi(attention, scores, lengths, fg_threshold, bg_threshold, per_class)
+        options = fg_threshold, bg_threshold, per_class, entry_floor, rank_tol
+        loss, valid, _ = _snippet_pdmi(attention, scores, lengths, *options)
         return SnippetPDMI(loss, valid)
-    return snippet_pdmi_reference(attention, scores, lengths, fg_threshold, bg_threshold, per_class)
+    return snippet_pdmi_reference(
+        attention, scores, lengths, fg_threshold, bg_threshold, per_class, entry_floor, rank_tol
+    )
 
 
 def snippet_pdmi_reference(
@@ -73,6 +79,8 @@ def snippet_pdmi_reference(
     fg_threshold: float,
     bg_threshold: float,
     per_class: bool,
+    entry_floor: float,
+    rank_tol: float,
 ) -> SnippetPDMI:
     """:func:`snippet_pdmi` in plain PyTorch, on any device, without checks."""
     mask = valid_mask("snippet_pdmi", attention, lengths)
@@ -85,8 +93,8 @@ def snippet_pdmi_reference(
     valid = (count > 0).all(1)
     size = count if per_class else count.sum(1, keepdim=True)
     u = torch.stack(columns, 2) / size.clamp(min=1)[:, None, :]
-    u = torch.where(valid[:, None, None], u, 0)
-    return SnippetPDMI(log_condition_number_reference(u, rank_tol=_RANK_TOL), valid)
+    u = torch.where(valid[:, None, None], u.clamp(min=entry_floor) if entry_floor > 0 else u, 0)
+    return SnippetPDMI(log_condition_number_reference(u, rank_tol=rank_tol), valid)
 
 
 def _cpu(
@@ -96,11 +104,13 @@ def _cpu(
     fg_threshold: float,
     bg_threshold: float,
     per_class: bool,
+    entry_floor: float,
+    rank_tol: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out = _fake(attention, scores, lengths, fg_threshold, bg_threshold, per_class)
+    out = _fake(attention)
     b, t = attention.shape
     attention, scores, lengths = attention.contiguous(), scores.contiguous(), _native.plain_lengths(lengths)
-    options = (fg_threshold, bg_threshold, per_class, _RANK_TOL)
+    options = (fg_threshold, bg_threshold, per_class, entry_floor, rank_tol)
     _native.cpu("snippet_pdmi", attention.dtype, attention, scores, lengths, b, t, *options, *out)
     return out
 
@@ -112,32 +122,34 @@ def _cuda(
     fg_threshold: float,
     bg_threshold: float,
     per_class: bool,
+    entry_floor: float,
+    rank_tol: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out = _fake(attention, scores, lengths, fg_threshold, bg_threshold, per_class)
+    out = _fake(attention)
     inputs = attention.contiguous(), scores.contiguous(), _native.plain_lengths(lengths), *attention.shape
-    options = (fg_threshold, bg_threshold, per_class, _RANK_TOL)
+    options = (fg_threshold, bg_threshold, per_class, entry_floor, rank_tol)
     _native.cuda("snippet_pdmi", attention.dtype, attention.device, *inputs, *options, *out)
     return out
 
 
-def _fake(attention, scores, lengths, fg_threshold, bg_threshold, per_class) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(attention: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     b = attention.shape[0]
     return attention.new_empty(b), attention.new_empty(b, dtype=torch.bool), attention.new_empty(b, 2)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    _, scores, lengths, ctx.fg_threshold, ctx.bg_threshold, _ = inputs
+    _, scores, lengths, ctx.fg_threshold, ctx.bg_threshold, *_ = inputs
     _, valid, weights = output
     ctx.mark_non_differentiable(valid, weights)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(weights, scores, lengths)
 
 
-def _backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, None, None, None, None, None]:
+def _backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     gradient = None
     if grad is not None:
         gradient = _snippet_pdmi_backward(grad, *ctx.saved_tensors, ctx.fg_threshold, ctx.bg_threshold)
-    return gradient, None, None, None, None, None
+    return gradient, *(None,) * 7
 
 
 def _backward_cpu(
@@ -168,7 +180,7 @@ def _backward_fake(grad, weights, scores, lengths, fg_threshold, bg_threshold) -
 # `weights` (B, 2): the gradient of the loss to the attention of any pseudo-foreground and pseudo-background snippet.
 _snippet_pdmi = _library.register(
     "snippet_pdmi(Tensor attention, Tensor scores, Tensor? lengths, float fg_threshold, float bg_threshold, "
-    "bool per_class) -> (Tensor loss, Tensor valid, Tensor weights)",
+    "bool per_class, float entry_floor, float rank_tol) -> (Tensor loss, Tensor valid, Tensor weights)",
     cpu=_cpu,
     cuda=_cuda,
     fake=_fake,

@@ -16,10 +16,10 @@ void equals_the_cpu(int64_t b, int64_t t, int64_t offset) {
     std::vector<T> loss(b), weights(2 * b), gradient(b * t), e_loss(b), e_weights(2 * b), e_gradient(b * t);
     auto valid = std::make_unique<bool[]>(b), e_valid = std::make_unique<bool[]>(b);
     const T *a = attention.data() + offset, *s = scores.data() + offset;
-    d2net::cuda::snippet_pdmi(a, s, given, b, t, 0.6, 0.4, false, 1e-5, loss.data(), valid.get(), weights.data(), 0,
+    d2net::cuda::snippet_pdmi(a, s, given, b, t, 0.6, 0.4, false, 0, 1e-5, loss.data(), valid.get(), weights.data(), 0,
                               nullptr);
-    d2net::cpu::snippet_pdmi(a, s, given, b, t, 0.6, 0.4, false, 1e-5, e_loss.data(), e_valid.get(), e_weights.data(),
-                             1);
+    d2net::cpu::snippet_pdmi(a, s, given, b, t, 0.6, 0.4, false, 0, 1e-5, e_loss.data(), e_valid.get(),
+                             e_weights.data(), 1);
     for (int64_t i = 0; i < b; ++i) {
       CHECK(valid[i] == e_valid[i]);
       CHECK(std::isnan(loss[i]) ? std::isnan(e_loss[i]) : check::close(loss[i], e_loss[i], 1e-4, 1e-4));

@@ -41,8 +41,8 @@ void check_batch(int64_t b, int64_t t, double tolerance) {
       for (int threads : check::kThreads) {
         std::vector<T> loss(b), weights(2 * b), grad(b, T(1)), gradient(b * t, T(7));
         auto valid = std::make_unique<bool[]>(b);
-        d2net::cpu::snippet_pdmi(attention.data(), scores.data(), given, b, t, 0.6, 0.4, per_class, 1e-5, loss.data(),
-                                 valid.get(), weights.data(), threads);
+        d2net::cpu::snippet_pdmi(attention.data(), scores.data(), given, b, t, 0.6, 0.4, per_class, 0, 1e-5,
+                                 loss.data(), valid.get(), weights.data(), threads);
         d2net::cpu::snippet_pdmi_backward(grad.data(), weights.data(), scores.data(), given, b, t, 0.6, 0.4,
                                           gradient.data(), threads);
         if (first.empty()) first = loss;
@@ -82,7 +82,7 @@ TEST(snippet_pdmi_of_ugly_values) {
   auto valid = std::make_unique<bool[]>(b);
   for (float& x : attention) x = values[generator() % 7];
   for (float& x : scores) x = values[generator() % 7];
-  d2net::cpu::snippet_pdmi(attention.data(), scores.data(), nullptr, b, t, 0.5, 0.5, false, 1e-5, loss.data(),
+  d2net::cpu::snippet_pdmi(attention.data(), scores.data(), nullptr, b, t, 0.5, 0.5, false, 0, 1e-5, loss.data(),
                            valid.get(), weights.data(), 2);
   d2net::cpu::snippet_pdmi_backward(loss.data(), weights.data(), scores.data(), nullptr, b, t, 0.5, 0.5,
                                     gradient.data(), 2);
@@ -96,10 +96,11 @@ TEST(snippet_pdmi_of_ugly_values) {
 }
 
 TEST(snippet_pdmi_of_nothing) {
-  d2net::cpu::snippet_pdmi<float>(nullptr, nullptr, nullptr, 0, 5, 0.5, 0.5, false, 1e-5, nullptr, nullptr, nullptr, 2);
+  d2net::cpu::snippet_pdmi<float>(nullptr, nullptr, nullptr, 0, 5, 0.5, 0.5, false, 0, 1e-5, nullptr, nullptr, nullptr,
+                                  2);
   float loss = 1, weights[2] = {1, 1};
   bool valid = true;
-  d2net::cpu::snippet_pdmi<float>(nullptr, nullptr, nullptr, 1, 0, 0.5, 0.5, false, 1e-5, &loss, &valid, weights, 2);
+  d2net::cpu::snippet_pdmi<float>(nullptr, nullptr, nullptr, 1, 0, 0.5, 0.5, false, 0, 1e-5, &loss, &valid, weights, 2);
   CHECK(loss == 0 && !valid && weights[0] == 0 && weights[1] == 0);
   d2net::cpu::snippet_pdmi_backward<float>(&loss, weights, nullptr, nullptr, 1, 0, 0.5, 0.5, nullptr, 2);
 }

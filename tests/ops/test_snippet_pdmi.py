@@ -106,6 +106,26 @@ def test_perfect_attention_is_the_minimum(device):
     assert gradient_of(torch.tensor([[1.0, 0.0]], device=device), scores).isfinite().all()
 
 
+@NORMALIZATIONS
+def test_entries_below_the_floor_are_raised_without_gradient(device, normalization):
+    attention = torch.tensor([[0.999, 0.001, 0.5, 0.02]], dtype=torch.float64, device=device)
+    scores = torch.tensor([[0.9, 0.1, 0.8, 0.2]], dtype=torch.float64, device=device)
+    n = 2 if normalization == "per_class" else 4
+    u = torch.tensor([[1.499, 0.021], [0.501, 1.979]], dtype=torch.float64) / n
+    sigma = torch.linalg.svdvals(u.clamp(min=0.02))  # raises the upper right one only
+    options = {"normalization": normalization, "entry_floor": 0.02}
+    loss = snippet_pdmi(attention, scores, **options).loss
+    assert loss.item() == pytest.approx(math.log(sigma[0] / sigma[1]))
+    assert torch.autograd.gradcheck(lambda a: snippet_pdmi(a, scores, **options).loss, attention.requires_grad_())
+
+
+def test_singular_values_up_to_the_tolerance_are_zero(device):
+    attention = torch.tensor([[0.6, 0.4]], dtype=torch.float64, device=device)
+    scores = torch.tensor([[0.9, 0.1]], dtype=torch.float64, device=device)  # U_1 = [.3 .2; .2 .3]: 0.5 and 0.1
+    assert snippet_pdmi(attention, scores, rank_tol=0.09).loss.item() == pytest.approx(math.log(5))
+    assert snippet_pdmi(attention, scores, rank_tol=0.11).loss.item() == 0
+
+
 @pytest.mark.parametrize("filler", [math.nan, math.inf, 1e30, 0.0])
 def test_padding_does_not_matter(device, filler):
     attention, scores = (x.to(device) for x in batch(3, 12, torch.float32))
@@ -232,7 +252,7 @@ def test_a_second_derivative_is_refused(device):
 def test_registration():
     attention, scores = batch(3, 9, torch.float32)
     for lengths in (None, torch.tensor([9, 4, 0])):
-        args = (attention.clone().requires_grad_(), scores, lengths, 0.5, 0.5, False)
+        args = (attention.clone().requires_grad_(), scores, lengths, 0.5, 0.5, False, 0.0, 1e-5)
         torch.library.opcheck(torch.ops.d2net.snippet_pdmi.default, args)
     args = (torch.rand(3), torch.rand(3, 2), scores, lengths, 0.5, 0.5)
     torch.library.opcheck(torch.ops.d2net.snippet_pdmi_backward.default, args)
@@ -270,6 +290,8 @@ def test_wrong_inputs_are_refused():
     x = torch.rand(2, 3)
     with pytest.raises(InputError, match="normalization"):
         snippet_pdmi(x, x, normalization="rows")
+    with pytest.raises(InputError, match="rank_tol"):
+        snippet_pdmi(x, x, rank_tol=-1.0)
     with pytest.raises(InputError, match="attention has shape"):
         snippet_pdmi(x[0], x[0])
     with pytest.raises(InputError, match="they must match"):

@@ -1,0 +1,119 @@
+// Inputs of a few thousand numbers, on the caller's thread.
+#include "batch_loss.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "math/peaks.h"
+
+namespace d2net::cpu {
+namespace {
+
+// The mean of values[i] where counted[i].
+template <typename T>
+double mean_of(const T* values, const bool* counted, int64_t b) {
+  double sum = 0;
+  int64_t count = 0;
+  for (int64_t i = 0; i < b; ++i) {
+    if (counted[i]) sum += values[i], ++count;
+  }
+  return count > 0 ? sum / count : 0;
+}
+
+// gradient[i] = grad / count where counted[i].
+template <typename T>
+void spread_mean(double grad, const bool* counted, int64_t b, T* gradient) {
+  const int64_t count = std::count(counted, counted + b, true);
+  for (int64_t i = 0; i < b; ++i) gradient[i] = counted[i] ? T(grad / count) : T(0);
+}
+
+template <typename T>
+double or_zero(const T* x) {
+  return x == nullptr ? 0 : double(*x);
+}
+
+}  // namespace
+
+template <typename T>
+void video_factors(const T* pooled, const T* labels, const bool* counted, int64_t b, int64_t c, double floor,
+                   double peak_share, bool per_class, T* p, T* y, int) {
+  std::vector<double> size(c, per_class ? 0 : double(std::count(counted, counted + b, true)));
+  for (int64_t i = 0; per_class && i < b; ++i) {
+    for (int64_t k = 0; k < c; ++k) size[k] += counted[i] ? double(labels[i * c + k]) : 0;
+  }
+  for (int64_t i = 0; i < b; ++i) {
+    const T* row = pooled + i * c;
+    Peaks<T> peaks{T(floor), T(peak_share)};
+    for (int64_t k = 0; k < c; ++k) peaks.compare(row[k]);
+    for (int64_t k = 0; k < c; ++k) peaks.add(row[k]);
+    for (int64_t k = 0; k < c; ++k) {
+      p[k * b + i] = peaks.value(row[k]);
+      y[i * c + k] = counted[i] ? T(labels[i * c + k] / std::max(size[k], 1.0)) : T(0);
+    }
+  }
+}
+
+template <typename T>
+void video_factors_backward(const T* grad, const T* pooled, int64_t b, int64_t c, double floor, double peak_share,
+                            T* grad_pooled, int) {
+  for (int64_t i = 0; i < b; ++i) {
+    const T* row = pooled + i * c;
+    Peaks<T> peaks{T(floor), T(peak_share)};
+    for (int64_t k = 0; k < c; ++k) peaks.compare(row[k]);
+    for (int64_t k = 0; k < c; ++k) peaks.add(row[k]);
+    double along = 0;  // the gradient times the value
+    for (int64_t k = 0; k < c; ++k) along += double(grad[k * b + i]) * peaks.value(row[k]);
+    for (int64_t k = 0; k < c; ++k) grad_pooled[i * c + k] = peaks.gradient(row[k], grad[k * b + i], along);
+  }
+}
+
+template <typename T>
+void total_loss(const T* discriminative, const bool* counted, const T* snippet, const bool* valid, const T* video,
+                const T* other, int64_t b, double alpha_snippet, double alpha_video, double weight, T* total, T* mean,
+                T* snippet_mean, T* video_out, T* other_out, int) {
+  const double dis = mean_of(discriminative, counted, b), snip = snippet == nullptr ? 0 : mean_of(snippet, valid, b);
+  *video_out = T(or_zero(video));
+  *other_out = T(or_zero(other));
+  *total = T(dis + alpha_snippet * snip + alpha_video * or_zero(video) + weight * or_zero(other));
+  *mean = T(dis);
+  *snippet_mean = T(snip);
+}
+
+template <typename T>
+void total_loss_backward(const T* to_total, const T* to_mean, const T* to_snippet, const T* to_video, const T* to_other,
+                         const bool* counted, const bool* valid, int64_t b, double alpha_snippet, double alpha_video,
+                         double weight, T* grad_discriminative, T* grad_snippet, T* grad_video, T* grad_other, int) {
+  const double total = or_zero(to_total);
+  spread_mean(total + or_zero(to_mean), counted, b, grad_discriminative);
+  if (grad_snippet != nullptr) spread_mean(alpha_snippet * total + or_zero(to_snippet), valid, b, grad_snippet);
+  if (grad_video != nullptr) *grad_video = T(alpha_video * total + or_zero(to_video));
+  if (grad_other != nullptr) *grad_other = T(weight * total + or_zero(to_other));
+}
+
+template <typename T>
+void update_reference(T* reference, const T* background, const bool* valid, int64_t b, int64_t d, double momentum,
+                      int) {
+  const int64_t count = std::count(valid, valid + b, true);
+  if (count == 0) return;
+  std::vector<double> sum(d);
+  for (int64_t i = 0; i < b; ++i) {
+    if (!valid[i]) continue;
+    for (int64_t k = 0; k < d; ++k) sum[k] += background[i * d + k];
+  }
+  for (int64_t k = 0; k < d; ++k) reference[k] = T(momentum * reference[k] + (1 - momentum) / count * sum[k]);
+}
+
+#define D2NET_INSTANTIATE(T)                                                                                       \
+  template void video_factors<T>(const T*, const T*, const bool*, int64_t, int64_t, double, double, bool, T*, T*,  \
+                                 int);                                                                             \
+  template void video_factors_backward<T>(const T*, const T*, int64_t, int64_t, double, double, T*, int);          \
+  template void total_loss<T>(const T*, const bool*, const T*, const bool*, const T*, const T*, int64_t, double,   \
+                              double, double, T*, T*, T*, T*, T*, int);                                            \
+  template void total_loss_backward<T>(const T*, const T*, const T*, const T*, const T*, const bool*, const bool*, \
+                                       int64_t, double, double, double, T*, T*, T*, T*, int);                      \
+  template void update_reference<T>(T*, const T*, const bool*, int64_t, int64_t, double, int);
+D2NET_INSTANTIATE(float)
+D2NET_INSTANTIATE(double)
+#undef D2NET_INSTANTIATE
+
+}  // namespace d2net::cpu

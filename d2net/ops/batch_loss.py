@@ -1,0 +1,362 @@
+"""What the loss sums over the recordings of a batch: the factors of U_2, the total, and the background reference."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from d2net.ops import _library, _native
+from d2net.ops.condition_number import at_least_float32
+
+
+def video_factors(
+    pooled: Tensor,
+    labels: Tensor,
+    counted: Tensor,
+    *,
+    probability_floor: float = 1e-6,
+    peak_share: float | None = None,
+    per_class: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """P_2 (C, B) and Y_2 (B, C) of the batch's joint distribution U_2 = P_2 Y_2 (Eq. 10).
+
+    Args:
+        pooled: (B, C) scores p in [0, 1], clamped to [probability_floor, 1 - probability_floor].
+        labels: (B, C) multi-hot. counted: (B,) bool, the recordings that Y_2 holds.
+        peak_share: P_2 holds p where it is above this share of the recording's best, else 0, normalised to sum 1;
+            None: P_2 holds p.
+        per_class: divide Y_2 class by class by the number of its recordings, not by that of all.
+
+    Returns:
+        In float32 at least; P_2 is differentiable once, to ``pooled``.
+    """
+    pooled = at_least_float32(pooled)
+    inputs = pooled, labels.to(pooled.dtype), counted
+    share = -1.0 if peak_share is None else peak_share
+    if _library.has_kernel("video_factors", pooled):
+        return _video_factors(*inputs, probability_floor, share, per_class)
+    return video_factors_reference(*inputs, probability_floor, share, per_class)
+
+
+def video_factors_reference(
+    pooled: Tensor, labels: Tensor, counted: Tensor, probability_floor: float, peak_share: float, per_class: bool
+) -> tuple[Tensor, Tensor]:
+    """:func:`video_factors` in plain PyTorch, on any device; ``peak_share`` below 0: none."""
+    p = pooled.clamp(probability_floor, 1 - probability_floor)
+    y = labels * counted[:, None]
+    size = y.sum(0) if per_class else counted.sum()
+    if peak_share >= 0 and p.shape[1]:
+        p = torch.where(p > peak_share * p.amax(1, keepdim=True), p, 0)
+        p = p / p.sum(1, keepdim=True)
+    return p.T.contiguous(), y / size.clamp(min=1)
+
+
+class Total(NamedTuple):
+    """Scalars: the weighted sum (Eq. 1) and what it sums, with means over recordings for L_Dis and L_DS."""
+
+    total: Tensor
+    discriminative: Tensor
+    snippet: Tensor
+    video: Tensor
+    other: Tensor
+
+
+def total_loss(
+    discriminative: Tensor,
+    counted: Tensor,
+    snippet: Tensor | None = None,
+    valid: Tensor | None = None,
+    video: Tensor | None = None,
+    other: Tensor | None = None,
+    *,
+    alpha_snippet: float = 0.0,
+    alpha_video: float = 0.0,
+    weight: float = 0.0,
+) -> Total:
+    """Eq. 1 and 11: the terms of the recordings become the batch's loss.
+
+    Args:
+        discriminative: (B,) terms of L_Dis. counted: (B,) bool, those that its mean is over.
+        snippet: (B,) terms of L_DS, and valid: (B,) bool, those that its mean is over; None: 0.
+        video: scalar, L_DV; None: 0. other: scalar, of another method; None: 0.
+        alpha_snippet, alpha_video, weight: what the last three are multiplied with.
+
+    Returns:
+        Total; a mean over nothing is 0. Differentiable once, to the terms.
+    """
+    inputs = discriminative, counted, snippet, valid, video, other
+    if _library.has_kernel("total_loss", discriminative):
+        return Total(*_total_loss(*inputs, alpha_snippet, alpha_video, weight))
+    return total_loss_reference(*inputs, alpha_snippet, alpha_video, weight)
+
+
+def total_loss_reference(
+    discriminative: Tensor,
+    counted: Tensor,
+    snippet: Tensor | None,
+    valid: Tensor | None,
+    video: Tensor | None,
+    other: Tensor | None,
+    alpha_snippet: float,
+    alpha_video: float,
+    weight: float,
+) -> Total:
+    """:func:`total_loss` in plain PyTorch, on any device."""
+    zero = discriminative.new_zeros(())
+    dis = _mean_of(discriminative, counted)
+    snip = zero if snippet is None or valid is None else _mean_of(snippet, valid)
+    video, other = zero if video is None else video, zero if other is None else other
+    return Total(dis + alpha_snippet * snip + alpha_video * video + weight * other, dis, snip, video, other)
+
+
+def _mean_of(values: Tensor, counted: Tensor) -> Tensor:
+    return torch.where(counted, values, 0).sum() / counted.sum().clamp(min=1)
+
+
+def update_reference(reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> None:
+    """x_ref after a batch: momentum x_ref + (1 - momentum) times the mean of its background embeddings (below Eq. 8).
+
+    Args:
+        reference: (D,), changed in place. background: (B, D), of which those with ``valid`` (B,) bool count; without
+            any, x_ref stays.
+    """
+    background = background.detach().to(reference.dtype)
+    if _library.has_kernel("update_reference", reference):
+        _update_reference(reference, background, valid, momentum)
+    else:
+        update_reference_reference(reference, background, valid, momentum)
+
+
+def update_reference_reference(reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> None:
+    """:func:`update_reference` in plain PyTorch, on any device."""
+    mean = torch.where(valid[:, None], background, 0).sum(0) / valid.sum().clamp(min=1)
+    reference.copy_(torch.where(valid.any(), torch.lerp(mean, reference, momentum), reference))
+
+
+def _factors_cpu(
+    pooled: Tensor, labels: Tensor, counted: Tensor, probability_floor: float, peak_share: float, per_class: bool
+) -> tuple[Tensor, Tensor]:
+    inputs, out = (pooled.contiguous(), labels.contiguous(), counted.contiguous()), _factors_fake(pooled)
+    options = *pooled.shape, probability_floor, peak_share, per_class
+    _native.cpu("video_factors", pooled.dtype, *inputs, *options, *out)
+    return out
+
+
+def _factors_cuda(
+    pooled: Tensor, labels: Tensor, counted: Tensor, probability_floor: float, peak_share: float, per_class: bool
+) -> tuple[Tensor, Tensor]:
+    inputs, out = (pooled.contiguous(), labels.contiguous(), counted.contiguous()), _factors_fake(pooled)
+    options = *pooled.shape, probability_floor, peak_share, per_class
+    _native.cuda("video_factors", pooled.dtype, pooled.device, *inputs, *options, *out)
+    return out
+
+
+def _factors_fake(pooled: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    b, c = pooled.shape
+    return pooled.new_empty(c, b), pooled.new_empty(b, c)
+
+
+def _factors_setup_context(ctx, inputs, output) -> None:
+    pooled, _, _, ctx.probability_floor, ctx.peak_share, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(pooled)
+
+
+def _factors_backward(ctx, grad: Tensor | None, _: None) -> tuple[Tensor | None, None, None, None, None, None]:
+    gradient = None
+    if grad is not None:
+        gradient = _video_factors_backward(grad, *ctx.saved_tensors, ctx.probability_floor, ctx.peak_share)
+    return gradient, None, None, None, None, None
+
+
+def _factors_backward_cpu(grad: Tensor, pooled: Tensor, probability_floor: float, peak_share: float) -> Tensor:
+    out, inputs = pooled.new_empty(pooled.shape), (grad.contiguous(), pooled.contiguous(), *pooled.shape)
+    _native.cpu("video_factors_backward", pooled.dtype, *inputs, probability_floor, peak_share, out)
+    return out
+
+
+def _factors_backward_cuda(grad: Tensor, pooled: Tensor, probability_floor: float, peak_share: float) -> Tensor:
+    out, inputs = pooled.new_empty(pooled.shape), (grad.contiguous(), pooled.contiguous(), *pooled.shape)
+    _native.cuda("video_factors_backward", pooled.dtype, pooled.device, *inputs, probability_floor, peak_share, out)
+    return out
+
+
+def _factors_backward_fake(grad: Tensor, pooled: Tensor, probability_floor: float, peak_share: float) -> Tensor:
+    return pooled.new_empty(pooled.shape)
+
+
+def _total_cpu(
+    discriminative: Tensor,
+    counted: Tensor,
+    snippet: Tensor | None,
+    valid: Tensor | None,
+    video: Tensor | None,
+    other: Tensor | None,
+    *weights: float,
+) -> tuple[Tensor, ...]:
+    inputs, out = _native.contiguous(discriminative, counted, snippet, valid, video, other), _total_fake(discriminative)
+    _native.cpu("total_loss", discriminative.dtype, *inputs, len(discriminative), *weights, *out)
+    return out
+
+
+def _total_cuda(
+    discriminative: Tensor,
+    counted: Tensor,
+    snippet: Tensor | None,
+    valid: Tensor | None,
+    video: Tensor | None,
+    other: Tensor | None,
+    *weights: float,
+) -> tuple[Tensor, ...]:
+    inputs, out = _native.contiguous(discriminative, counted, snippet, valid, video, other), _total_fake(discriminative)
+    sizes = len(discriminative), *weights
+    _native.cuda("total_loss", discriminative.dtype, discriminative.device, *inputs, *sizes, *out)
+    return out
+
+
+def _total_fake(discriminative: Tensor, *_: object) -> tuple[Tensor, ...]:
+    return tuple(discriminative.new_empty(()) for _ in range(5))
+
+
+def _total_setup_context(ctx, inputs, output) -> None:
+    _, counted, snippet, valid, video, other, *ctx.weights = inputs
+    ctx.terms = [x is not None for x in (snippet, video, other)]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(counted, valid)
+
+
+def _total_backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    if all(grad is None for grad in grads):
+        return (None,) * 9
+    dis, snippet, video, other = _total_loss_backward(*grads, *ctx.saved_tensors, ctx.terms, ctx.weights)
+    with_snippet, with_video, with_other = ctx.terms
+    return (
+        dis,
+        None,
+        snippet if with_snippet else None,
+        None,
+        video.view(()) if with_video else None,
+        other.view(()) if with_other else None,
+        *(None,) * 3,
+    )
+
+
+# `terms`: whether there are a snippet, a video and another term.
+
+
+def _total_backward_cpu(
+    to_total: Tensor | None,
+    to_mean: Tensor | None,
+    to_snippet: Tensor | None,
+    to_video: Tensor | None,
+    to_other: Tensor | None,
+    counted: Tensor,
+    valid: Tensor | None,
+    terms: list[bool],
+    weights: list[float],
+) -> tuple[Tensor, ...]:
+    grads = to_total, to_mean, to_snippet, to_video, to_other
+    out = _total_backward_fake(*grads, counted, valid, terms, weights)
+    inputs = *grads, *_native.contiguous(counted, valid), len(counted), *weights
+    _native.cpu("total_loss_backward", out[0].dtype, *inputs, *_present(out))
+    return out
+
+
+def _total_backward_cuda(
+    to_total: Tensor | None,
+    to_mean: Tensor | None,
+    to_snippet: Tensor | None,
+    to_video: Tensor | None,
+    to_other: Tensor | None,
+    counted: Tensor,
+    valid: Tensor | None,
+    terms: list[bool],
+    weights: list[float],
+) -> tuple[Tensor, ...]:
+    grads = to_total, to_mean, to_snippet, to_video, to_other
+    out = _total_backward_fake(*grads, counted, valid, terms, weights)
+    inputs = *grads, *_native.contiguous(counted, valid), len(counted), *weights
+    _native.cuda("total_loss_backward", out[0].dtype, counted.device, *inputs, *_present(out))
+    return out
+
+
+def _present(gradients: tuple[Tensor, ...]) -> list[Tensor | None]:
+    """A null pointer for a term that there is not."""
+    return [gradients[0], *(x if len(x) else None for x in gradients[1:])]
+
+
+def _total_backward_fake(
+    to_total: Tensor | None,
+    to_mean: Tensor | None,
+    to_snippet: Tensor | None,
+    to_video: Tensor | None,
+    to_other: Tensor | None,
+    counted: Tensor,
+    valid: Tensor | None,
+    terms: list[bool],
+    weights: list[float],
+) -> tuple[Tensor, ...]:
+    like = next(x for x in (to_total, to_mean, to_snippet, to_video, to_other) if x is not None)
+    b = len(counted)
+    sizes = (size if there_is else 0 for size, there_is in zip((b, 1, 1), terms, strict=True))
+    return like.new_empty(b), *(like.new_empty(size) for size in sizes)
+
+
+def _reference_cpu(reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> None:
+    inputs = *_native.contiguous(background, valid), *background.shape, momentum
+    _native.cpu("update_reference", reference.dtype, reference, *inputs)
+
+
+def _reference_cuda(reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> None:
+    inputs = *_native.contiguous(background, valid), *background.shape, momentum
+    _native.cuda("update_reference", reference.dtype, reference.device, reference, *inputs)
+
+
+def _reference_fake(reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> None:
+    return None
+
+
+_video_factors = _library.register(
+    "video_factors(Tensor pooled, Tensor labels, Tensor counted, float probability_floor, float peak_share,"
+    " bool per_class) -> (Tensor p, Tensor y)",
+    cpu=_factors_cpu,
+    cuda=_factors_cuda,
+    fake=_factors_fake,
+    setup_context=_factors_setup_context,
+    backward=_factors_backward,
+    autocast=torch.float32,
+)
+_video_factors_backward = _library.register(
+    "video_factors_backward(Tensor grad, Tensor pooled, float probability_floor, float peak_share) -> Tensor",
+    cpu=_factors_backward_cpu,
+    cuda=_factors_backward_cuda,
+    fake=_factors_backward_fake,
+    backward=_library.refuse_double_backward,
+)
+_total_loss = _library.register(
+    "total_loss(Tensor discriminative, Tensor counted, Tensor? snippet, Tensor? valid, Tensor? video, Tensor? other,"
+    " float alpha_snippet, float alpha_video, float weight) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    cpu=_total_cpu,
+    cuda=_total_cuda,
+    fake=_total_fake,
+    setup_context=_total_setup_context,
+    backward=_total_backward,
+    autocast=torch.float32,
+)
+_total_loss_backward = _library.register(
+    "total_loss_backward(Tensor? to_total, Tensor? to_mean, Tensor? to_snippet, Tensor? to_video, Tensor? to_other,"
+    " Tensor counted, Tensor? valid, bool[] terms, float[] weights) -> (Tensor, Tensor, Tensor, Tensor)",
+    cpu=_total_backward_cpu,
+    cuda=_total_backward_cuda,
+    fake=_total_backward_fake,
+    backward=_library.refuse_double_backward,
+)
+_update_reference = _library.register(
+    "update_reference(Tensor(a!) reference, Tensor background, Tensor valid, float momentum) -> ()",
+    cpu=_reference_cpu,
+    cuda=_reference_cuda,
+    fake=_reference_fake,
+)

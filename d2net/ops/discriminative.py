@@ -1,0 +1,286 @@
+"""L_Dis from pooled scores and embeddings: who is compared with whom (Eq. 3), and Eq. 4."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from d2net.ops import _library, _native
+from d2net.ops.condition_number import at_least_float32
+
+
+class Pairs(NamedTuple):
+    """For each recording, whose embeddings give its weights w_fb, w_fg, w_bg of Eq. 3 (the rows).
+
+    Attributes:
+        partner: (3, B) int64, the recording of x~; the weight is 0 where it is not one of 0 ... B - 1.
+        source: (B,) int64, the recording of x in w_fb; None: the recording itself.
+    """
+
+    partner: Tensor
+    source: Tensor | None = None
+
+
+def different_partners(keys: Tensor, valid_fg: Tensor, valid_bg: Tensor) -> Tensor:
+    """Pair every recording with another: the next in a cycle through all that have the embedding in question.
+
+    Args:
+        keys: (3, B) float32 random numbers, which order the cycles. valid_fg, valid_bg: (B,) bool, whether a
+            recording has a foreground and a background embedding.
+
+    Returns:
+        (3, B) int64 ``partner`` of :class:`Pairs`; -1 for a recording without another.
+    """
+    if _library.has_kernel("different_partners", keys):
+        return _different_partners(keys, valid_fg, valid_bg)
+    return different_partners_reference(keys, valid_fg, valid_bg)
+
+
+def different_partners_reference(keys: Tensor, valid_fg: Tensor, valid_bg: Tensor) -> Tensor:
+    """:func:`different_partners` in plain PyTorch, on any device."""
+    takes_part = torch.stack((torch.ones_like(valid_fg), valid_fg, valid_bg))
+    place = torch.arange(keys.shape[1], device=keys.device)
+    order = torch.where(takes_part, keys, torch.inf).argsort(dim=1, stable=True)
+    count = takes_part.sum(1, keepdim=True)
+    following = torch.where(place < count, (place + 1) % count.clamp(min=1), place)
+    partner = torch.empty_like(order).scatter_(1, order, order.gather(1, following))
+    usable = takes_part & (partner != place)
+    usable[0] &= valid_fg & valid_bg[partner[0]]
+    return torch.where(usable, partner, -1)
+
+
+def discriminative_terms(
+    pooled: Tensor,
+    labels: Tensor,
+    counted: Tensor,
+    embeddings: tuple[Tensor, Tensor] | None = None,
+    pairs: Pairs | None = None,
+    *,
+    beta: float = 2.0,
+    gamma: float = 0.01,
+    probability_floor: float = 1e-6,
+    mean: bool = False,
+    balanced: bool = False,
+) -> Tensor:
+    """Eq. 4 of every recording, with the weights of Eq. 3.
+
+    Args:
+        pooled: (B, C) scores p in [0, 1], clamped to [probability_floor, 1 - probability_floor].
+        labels: (B, C) multi-hot. counted: (B,) bool; others give 0.
+        embeddings: x_fg and x_bg (B, D). pairs: of whom. None: the weights are 0, which leaves the focal loss, and with
+            beta = 0 cross-entropy.
+        beta: focusing parameter. gamma: weight of 1 - cosine.
+        mean: over the classes, not their sum. balanced: positive terms count C times.
+
+    Returns:
+        (B,) in float32 at least. Differentiable once, to ``pooled`` and ``embeddings``.
+    """
+    pooled = at_least_float32(pooled)
+    labels = labels.to(pooled.dtype)
+    x_fg, x_bg = (None, None) if embeddings is None else (x.to(pooled.dtype) for x in embeddings)
+    partner, source = (None, None) if pairs is None else pairs
+    inputs = pooled, labels, counted, x_fg, x_bg, partner, source
+    if _library.has_kernel("discriminative_terms", pooled):
+        return _discriminative_terms(*inputs, beta, gamma, probability_floor, mean, balanced)[0]
+    return discriminative_terms_reference(*inputs, beta, gamma, probability_floor, mean, balanced)
+
+
+def discriminative_terms_reference(
+    pooled: Tensor,
+    labels: Tensor,
+    counted: Tensor,
+    x_fg: Tensor | None,
+    x_bg: Tensor | None,
+    partner: Tensor | None,
+    source: Tensor | None,
+    beta: float,
+    gamma: float,
+    probability_floor: float,
+    mean: bool,
+    balanced: bool,
+) -> Tensor:
+    """:func:`discriminative_terms` in plain PyTorch, on any device."""
+    # Masked first and last: the gradient of log(NaN) would be NaN even times 0.
+    p = torch.where(counted[:, None], pooled, 0.5).clamp(probability_floor, 1 - probability_floor)
+    classes = max(p.shape[1], 1)
+    is_positive = labels > 0
+    loss = -torch.where(is_positive, p, 1 - p).log()
+    if beta != 0:
+        miss = torch.where(is_positive, 1 - p, p)
+        if x_fg is not None and x_bg is not None and partner is not None:
+            w_fb, w_fg, w_bg = _weights(x_fg, x_bg, partner, source, gamma)
+            miss = miss + torch.where(is_positive, (w_fg + w_fb)[:, None], (w_bg + w_fb)[:, None])
+        loss = loss * miss**beta
+    if balanced:
+        loss = torch.where(is_positive, classes * loss, loss)
+    terms = torch.where(counted[:, None], loss, 0).sum(1)
+    return terms / classes if mean else terms
+
+
+def _weights(x_fg: Tensor, x_bg: Tensor, partner: Tensor, source: Tensor | None, gamma: float) -> Tensor:
+    """(3, B): w_fb, w_fg, w_bg of Eq. 3."""
+    b, d = x_fg.shape
+    usable = (partner >= 0) & (partner < b)
+    both = torch.stack((x_fg, x_bg))
+    # The epsilon makes the cosine of a zero vector 0 and keeps its gradient finite.
+    fg, bg = both * (both.square().sum(2, keepdim=True) + 1e-12).rsqrt()
+    others = torch.stack((bg, fg, bg)).gather(1, torch.where(usable, partner, 0)[:, :, None].expand(-1, -1, d))
+    from_fg = fg if source is None else fg.gather(0, source[:, None].expand(-1, d))
+    cosine = (torch.stack((from_fg, fg, bg)) * others).sum(2)
+    return torch.cat((cosine[:1].clamp(min=0), gamma * (1 - cosine[1:]))) * usable
+
+
+def _partners_cpu(keys: Tensor, valid_fg: Tensor, valid_bg: Tensor) -> Tensor:
+    partner = _partners_fake(keys, valid_fg, valid_bg)
+    inputs = _native.contiguous(keys, valid_fg, valid_bg)
+    _native.cpu("different_partners", keys.dtype, *inputs, len(valid_fg), partner)
+    return partner
+
+
+def _partners_cuda(keys: Tensor, valid_fg: Tensor, valid_bg: Tensor) -> Tensor:
+    partner = _partners_fake(keys, valid_fg, valid_bg)
+    inputs = _native.contiguous(keys, valid_fg, valid_bg)
+    _native.cuda("different_partners", keys.dtype, keys.device, *inputs, len(valid_fg), partner)
+    return partner
+
+
+def _partners_fake(keys: Tensor, valid_fg: Tensor, valid_bg: Tensor) -> Tensor:
+    return keys.new_empty(keys.shape, dtype=torch.int64)
+
+
+# `saved` (8, B) is what the backward needs beside `to_pooled` (B, C), the gradient of terms[i] to pooled[i].
+
+
+def _cpu(
+    pooled: Tensor,
+    labels: Tensor,
+    counted: Tensor,
+    x_fg: Tensor | None,
+    x_bg: Tensor | None,
+    partner: Tensor | None,
+    source: Tensor | None,
+    *options: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = _native.contiguous(pooled, labels, counted, x_fg, x_bg, partner, source)
+    out = _fake(pooled)
+    sizes = *pooled.shape, 0 if x_fg is None else x_fg.shape[1]
+    _native.cpu("discriminative_terms", pooled.dtype, *inputs, *sizes, *options, *out)
+    return out
+
+
+def _cuda(
+    pooled: Tensor,
+    labels: Tensor,
+    counted: Tensor,
+    x_fg: Tensor | None,
+    x_bg: Tensor | None,
+    partner: Tensor | None,
+    source: Tensor | None,
+    *options: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = _native.contiguous(pooled, labels, counted, x_fg, x_bg, partner, source)
+    out = _fake(pooled)
+    sizes = *pooled.shape, 0 if x_fg is None else x_fg.shape[1]
+    _native.cuda("discriminative_terms", pooled.dtype, pooled.device, *inputs, *sizes, *options, *out)
+    return out
+
+
+def _fake(pooled: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    b, c = pooled.shape
+    return pooled.new_empty(b), pooled.new_empty(b, c), pooled.new_empty(8, b)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    _, _, _, x_fg, x_bg, partner, source, *_ = inputs
+    _, to_pooled, saved = output
+    ctx.mark_non_differentiable(to_pooled, saved)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(to_pooled, saved, x_fg, x_bg, partner, source)
+
+
+def _backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    none = (None,) * 12
+    if grad is None:
+        return none
+    to_pooled, saved, x_fg, x_bg, partner, source = ctx.saved_tensors
+    if not (ctx.needs_input_grad[3] or ctx.needs_input_grad[4]):
+        partner = None
+    grad_pooled, grad_fg, grad_bg = _terms_backward(grad, to_pooled, saved, x_fg, x_bg, partner, source)
+    if partner is None:
+        return grad_pooled, *none[1:]
+    return grad_pooled, None, None, grad_fg, grad_bg, *none[5:]
+
+
+def _backward_cpu(
+    grad: Tensor,
+    to_pooled: Tensor,
+    saved: Tensor,
+    x_fg: Tensor | None,
+    x_bg: Tensor | None,
+    partner: Tensor | None,
+    source: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    out = _backward_fake(grad, to_pooled, saved, x_fg, x_bg, partner, source)
+    inputs = _native.contiguous(grad, to_pooled, saved, x_fg, x_bg, partner, source)
+    _native.cpu("discriminative_terms_backward", grad.dtype, *inputs, *to_pooled.shape, out[1].shape[1], *out)
+    return out
+
+
+def _backward_cuda(
+    grad: Tensor,
+    to_pooled: Tensor,
+    saved: Tensor,
+    x_fg: Tensor | None,
+    x_bg: Tensor | None,
+    partner: Tensor | None,
+    source: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    out = _backward_fake(grad, to_pooled, saved, x_fg, x_bg, partner, source)
+    inputs, sizes = (
+        _native.contiguous(grad, to_pooled, saved, x_fg, x_bg, partner, source),
+        (*to_pooled.shape, out[1].shape[1]),
+    )
+    _native.cuda("discriminative_terms_backward", grad.dtype, grad.device, *inputs, *sizes, *out)
+    return out
+
+
+def _backward_fake(
+    grad: Tensor,
+    to_pooled: Tensor,
+    saved: Tensor,
+    x_fg: Tensor | None,
+    x_bg: Tensor | None,
+    partner: Tensor | None,
+    source: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    b, d = len(to_pooled), 0 if partner is None or x_fg is None else x_fg.shape[1]
+    return torch.empty_like(to_pooled), to_pooled.new_empty(b, d), to_pooled.new_empty(b, d)
+
+
+_different_partners = _library.register(
+    "different_partners(Tensor keys, Tensor valid_fg, Tensor valid_bg) -> Tensor",
+    cpu=_partners_cpu,
+    cuda=_partners_cuda,
+    fake=_partners_fake,
+)
+_discriminative_terms = _library.register(
+    "discriminative_terms(Tensor pooled, Tensor labels, Tensor counted, Tensor? x_fg, Tensor? x_bg, Tensor? partner,"
+    " Tensor? source, float beta, float gamma, float probability_floor, bool mean, bool balanced)"
+    " -> (Tensor terms, Tensor to_pooled, Tensor saved)",
+    cpu=_cpu,
+    cuda=_cuda,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+    autocast=torch.float32,
+)
+_terms_backward = _library.register(
+    "discriminative_terms_backward(Tensor grad, Tensor to_pooled, Tensor saved, Tensor? x_fg, Tensor? x_bg,"
+    " Tensor? partner, Tensor? source) -> (Tensor, Tensor, Tensor)",
+    cpu=_backward_cpu,
+    cuda=_backward_cuda,
+    fake=_backward_fake,
+    backward=_library.refuse_double_backward,
+)
