@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     different_partners_kernel(const float* __restrict__ keys, const bool* __restrict__ valid_fg,
                               const bool* __restrict__ valid_bg, int64_t b, int64_t* __restrict__ partner) {
   const int64_t n = int64_t(blockIdx.x) * kThreads + threadIdx.x;
@@ -48,7 +48,7 @@ __device__ __forceinline__ double block_inverse_norm(const T* x, int64_t d) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     discriminative_terms_kernel(const T* __restrict__ pooled, const T* __restrict__ labels,
                                 const bool* __restrict__ counted, const T* __restrict__ x_fg,
                                 const T* __restrict__ x_bg, const int64_t* __restrict__ partner,
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // The first b blocks have a row of grad_fg each, and of grad_pooled; the others one of grad_bg.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     discriminative_terms_backward_kernel(const T* __restrict__ grad, const T* __restrict__ to_pooled,
                                          const T* __restrict__ saved, const T* __restrict__ x_fg,
                                          const T* __restrict__ x_bg, const int64_t* __restrict__ partner,
