@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "pages.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -176,6 +177,7 @@ void attention_pool_backward(const T* x, const T* attention, const int64_t* leng
                              const T* grad_fg, const T* grad_bg, int64_t b, int64_t t, int64_t d, double threshold,
                              double background_threshold, bool mean, T* grad_x, T* grad_attention, int threads) {
   const T over = T(threshold), background_over = T(background_threshold);
+  if (grad_x != nullptr) prefer_large_pages(grad_x, b * t * d * int64_t(sizeof(T)));
   std::vector<Side<T>> fg(b), bg(b);
   for (int64_t i = 0; i < b; ++i) {
     fg[i] = {grad_fg + i * d, 1, 0};

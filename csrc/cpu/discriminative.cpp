@@ -60,7 +60,8 @@ void discriminative_terms(const T* pooled, const T* labels, const bool* counted,
                           const int64_t* partner, const int64_t* source, int64_t b, int64_t c, int64_t d, double beta,
                           double gamma, double floor, bool mean, bool balanced, T* terms, T* to_pooled, T* saved,
                           int threads) {
-  T *to_cosine = saved + kToCosine * b, *cosine = saved + kCosine * b, *inverse_norm = saved + kInverseNorm * b;
+  const int64_t row = partner == nullptr ? 0 : b;  // of saved
+  T *to_cosine = saved + kToCosine * row, *cosine = saved + kCosine * row, *inverse_norm = saved + kInverseNorm * row;
   if (partner != nullptr) {
     parallel_for(2 * b, 2 * grain(0, d), threads, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {

@@ -3,6 +3,9 @@
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
 
 #include <atomic>
 #include <condition_variable>
@@ -13,6 +16,19 @@
 
 namespace d2net::cpu::detail {
 namespace {
+
+// Returns after some 50 us, or earlier once `ready` is true. Not by sched_yield, which puts a thread behind all others
+// of its core for many milliseconds.
+template <typename Ready>
+void look_out(Ready&& ready) {
+  for (int i = 0; i < 2000 && !ready(); ++i) {
+#if defined(__x86_64__) || defined(_M_X64)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("isb");
+#endif
+  }
+}
 
 // One call of run_chunks. Workers hold it by shared_ptr, so one that wakes late finds no chunk left, not freed memory.
 struct Job {
@@ -42,7 +58,7 @@ struct Job {
 
   void wait() {
     // The last chunk is usually about to end: look a little before sleeping.
-    for (int i = 0; i < 2000 && finished.load() < chunks; ++i) std::this_thread::yield();
+    look_out([&] { return finished.load() == chunks; });
     std::unique_lock<std::mutex> lock(mutex);
     done.wait(lock, [&] { return finished.load() == chunks; });
   }
@@ -61,13 +77,11 @@ class Pool {
     }
     job_ = job;
     seats_ = helpers;
+    posted_.fetch_add(1);
+    const int asleep = std::min(asleep_, helpers);
     lock.unlock();
-    // Waking a worker that is not wanted costs as much as one that is.
-    if (helpers >= workers_) {
-      wake_.notify_all();
-    } else {
-      for (int i = 0; i < helpers; ++i) wake_.notify_one();
-    }
+    // Waking costs the caller microseconds, and a worker that is not wanted as much as one that is.
+    for (int i = 0; i < asleep; ++i) wake_.notify_one();
     return true;
   }
 
@@ -80,10 +94,16 @@ class Pool {
  private:
   void serve() {
     for (;;) {
+      // Operators come one after another: look a little for the next job before sleeping, for waking up takes longer
+      // than the work of many.
+      const int64_t seen = posted_.load();
+      look_out([&] { return posted_.load() != seen; });
       std::shared_ptr<Job> job;
       {
         std::unique_lock<std::mutex> lock(mutex_);
+        ++asleep_;
         wake_.wait(lock, [&] { return job_ && seats_ > 0; });
+        --asleep_;
         --seats_;
         job = job_;
       }
@@ -94,7 +114,9 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::shared_ptr<Job> job_;
+  std::atomic<int64_t> posted_{0};  // jobs so far
   int seats_ = 0;
+  int asleep_ = 0;
   int workers_ = 0;
 };
 

@@ -323,7 +323,7 @@ void topk_pool(const T* x, const int64_t* lengths, int64_t b, int64_t t, int64_t
   int tile = int(std::min<int64_t>(kLanes, next_power_of_two(std::min<int64_t>(c, kLanes))));
   while (tile > 4 && b * ((c + tile - 1) / tile) < threads) tile /= 2;
   const int64_t tiles = (c + tile - 1) / tile;
-  const int64_t grain = 1 + 65536 / (t * tile + 1);  // about 20 us of work
+  const int64_t grain = 1 + 16384 / (t * tile + 1);  // about 10 us of work
   parallel_for(b * tiles, grain, threads, [&](int64_t begin, int64_t end) {
     Scratch<typename Ordered<T>::Key> scratch(t, tile);
     for (int64_t i = begin; i < end; ++i) {

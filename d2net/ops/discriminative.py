@@ -150,7 +150,7 @@ def _partners_fake(keys: Tensor, valid_fg: Tensor, valid_bg: Tensor) -> Tensor:
     return keys.new_empty(keys.shape, dtype=torch.int64)
 
 
-# `saved` (8, B) is what the backward needs beside `to_pooled` (B, C), the gradient of terms[i] to pooled[i].
+# `saved` (8, B), empty without partners, is what the backward needs beside `to_pooled` (B, C), the gradient of terms[i] to pooled[i].
 
 
 def _cpu(
@@ -164,7 +164,7 @@ def _cpu(
     *options: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     inputs = _native.contiguous(pooled, labels, counted, x_fg, x_bg, partner, source)
-    out = _fake(pooled)
+    out = _fake(pooled, labels, counted, x_fg, x_bg, partner)
     sizes = *pooled.shape, 0 if x_fg is None else x_fg.shape[1]
     _native.cpu("discriminative_terms", pooled.dtype, *inputs, *sizes, *options, *out)
     return out
@@ -181,15 +181,23 @@ def _cuda(
     *options: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     inputs = _native.contiguous(pooled, labels, counted, x_fg, x_bg, partner, source)
-    out = _fake(pooled)
+    out = _fake(pooled, labels, counted, x_fg, x_bg, partner)
     sizes = *pooled.shape, 0 if x_fg is None else x_fg.shape[1]
     _native.cuda("discriminative_terms", pooled.dtype, pooled.device, *inputs, *sizes, *options, *out)
     return out
 
 
-def _fake(pooled: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(
+    pooled: Tensor,
+    labels: Tensor,
+    counted: Tensor,
+    x_fg: Tensor | None,
+    x_bg: Tensor | None,
+    partner: Tensor | None,
+    *_: object,
+) -> tuple[Tensor, Tensor, Tensor]:
     b, c = pooled.shape
-    return pooled.new_empty(b), pooled.new_empty(b, c), pooled.new_empty(8, b)
+    return pooled.new_empty(b), pooled.new_empty(b, c), pooled.new_empty(8, 0 if partner is None else b)
 
 
 def _setup_context(ctx, inputs, output) -> None:
