@@ -150,7 +150,8 @@ def _partners_fake(keys: Tensor, valid_fg: Tensor, valid_bg: Tensor) -> Tensor:
     return keys.new_empty(keys.shape, dtype=torch.int64)
 
 
-# `saved` (8, B), empty without partners, is what the backward needs beside `to_pooled` (B, C), the gradient of terms[i] to pooled[i].
+# What the backward needs: `to_pooled` (B, C), the gradient of terms[i] to pooled[i], and `saved` (8, B), empty without
+# partners.
 
 
 def _cpu(
