@@ -63,6 +63,7 @@ def main(title: str, cases: Callable[[torch.device, bool], Iterable[Case]], doc:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
+    keep_freed_memory()
     rates = machine_rates(device)
     rows = []
     for case in cases(device, arguments.quick):
@@ -78,6 +79,19 @@ def main(title: str, cases: Callable[[torch.device, bool], Iterable[Case]], doc:
         (arguments.out / f"{name}.md").write_text(table)
         if any(row["size"] is not None for row in rows):
             plot(result, arguments.out / f"{name}.png")
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep blocks of up to 32 MiB that were freed, for all contenders alike.
+
+    By itself it gives memory back to the system, and pays for every page anew in the next call, or does not, as what
+    ran before decides: the same contender then takes twice as long in one case as in the next.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mmap_threshold, trim_threshold = -3, -1
+        mallopt(mmap_threshold, 32 << 20)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def measure(case: Case, device: torch.device, rounds: int, rates: dict[str, float]) -> list[dict[str, Any]]:
