@@ -31,11 +31,6 @@ def check_batch(loss: str, tcam: Tensor, embeddings: Tensor, labels: Tensor) -> 
     check_labels(loss, tcam, labels)
 
 
-def wide(x: Tensor) -> Tensor:
-    """Half precision as float32: sums over recordings and logarithms need it."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 def present(x: Tensor, lengths: Tensor | None) -> Tensor:
     """(B,) bool: the recording of ``x`` (B, T, ...) has a snippet."""
     if lengths is None:

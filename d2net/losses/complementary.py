@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d2net.losses._common import check_batch, mean_of, present, wide
+from d2net.losses._common import check_batch, mean_of, present
 from d2net.ops._checks import check_same, check_shape, valid_mask
+from d2net.ops._native import at_least_float32
 from d2net.ops.attention_pool import attention_pool
 
 
@@ -62,7 +63,7 @@ class UncertaintyModeling(nn.Module):
         mask = valid_mask("UncertaintyModeling", embeddings, lengths)
         count = mask.sum(1)
         with torch.no_grad():
-            norms = torch.linalg.vector_norm(wide(embeddings), dim=2)
+            norms = torch.linalg.vector_norm(at_least_float32(embeddings), dim=2)
             rank = norms.masked_fill(~mask, -1).argsort(dim=1, descending=True, stable=True).argsort(1)
             act_size, size = ((count // d).clamp(min=1) for d in (self.act_divisor, self.background_divisor))
             act = rank < act_size[:, None]
@@ -70,10 +71,10 @@ class UncertaintyModeling(nn.Module):
             # 1 - selection is 1 for the pseudo-background, so that one operator reads the embeddings once for both.
             selection = torch.where(act, 1.0, torch.where(background, 0.0, 0.5)).to(embeddings.dtype)
         f = attention_pool(embeddings, selection, lengths, reduction="mean")
-        act_norm, background_norm = torch.linalg.vector_norm(wide(torch.stack((f.x_fg, f.x_bg))), dim=2)
+        act_norm, background_norm = torch.linalg.vector_norm(at_least_float32(torch.stack((f.x_fg, f.x_bg))), dim=2)
         usable = count >= 2
         magnitude = mean_of(((self.margin - act_norm).clamp(min=0) + background_norm).square(), usable)
-        mean_logits = torch.where(background[:, :, None], wide(logits), 0).sum(1) / size[:, None]
+        mean_logits = torch.where(background[:, :, None], at_least_float32(logits), 0).sum(1) / size[:, None]
         entropy = mean_of(-mean_logits.log_softmax(1).sum(1) / max(logits.shape[2], 1), usable)
         return UncertaintyModelingResult(self.magnitude * magnitude + entropy, magnitude, entropy)
 
@@ -110,8 +111,8 @@ class CoActivitySimilarity(nn.Module):
         padding = ~valid_mask("CoActivitySimilarity", logits, lengths)[:, :, None]
         if logits.shape[1] == 0:
             return (embeddings.sum() + logits.sum()) * 0
-        logits = wide(logits)
-        x = wide(embeddings).masked_fill(padding, 0)
+        logits = at_least_float32(logits)
+        x = at_least_float32(embeddings).masked_fill(padding, 0)
         active = logits.masked_fill(padding, torch.finfo(logits.dtype).min).softmax(1).masked_fill(padding, 0)
         others = (~padding).sum(1, keepdim=True).sub(1).clamp(min=1)
         inactive = ((1 - active) / others).masked_fill(padding, 0)
@@ -175,8 +176,8 @@ class SnippetContrast(nn.Module):
         if embeddings.shape[1] == 0:
             return embeddings.sum()
         with torch.no_grad():
-            selected = self._select(wide(actionness), mask)  # (4, B, T)
-        x = wide(embeddings).masked_fill(~mask[:, :, None], 0)
+            selected = self._select(at_least_float32(actionness), mask)  # (4, B, T)
+        x = at_least_float32(embeddings).masked_fill(~mask[:, :, None], 0)
         size = selected.sum(2)
         mean = selected.transpose(0, 1).to(x.dtype) @ x / size.T.clamp(min=1)[:, :, None]  # (B, 4, D)
         mean, each = F.normalize(mean, dim=2, eps=1e-6), F.normalize(x, dim=2, eps=1e-6)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from d2net.errors import InputError
-from d2net.losses._common import check_choice, check_labels, mean_of, present, wide
+from d2net.losses._common import check_choice, check_labels, mean_of, present
 from d2net.losses.discriminative import PROBABILITY_FLOOR
 from d2net.ops._checks import check_same, check_shape, valid_mask
+from d2net.ops._native import at_least_float32
 from d2net.ops.batch_loss import video_factors
 from d2net.ops.bottom_up_attention import bottom_up_attention
 from d2net.ops.condition_number import joint_log_condition_number
@@ -90,7 +91,7 @@ class SnippetTerm(nn.Module):
                 raise InputError(f"{type(self).__name__}: own_classes needs the labels")
             own = tcam.masked_fill(labels[:, None] <= 0, -1).max(2).values.clamp(min=0)  # 0 without a label
             attention = torch.where(scores > self.fg_threshold, own, attention)
-        return self.per_recording(wide(attention), scores, lengths)
+        return self.per_recording(at_least_float32(attention), scores, lengths)
 
     def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """What :meth:`terms` gives, from (B, T) attention and scores."""

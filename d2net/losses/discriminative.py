@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from d2net.losses._common import check_batch, check_choice, mean_of, present, wide
+from d2net.losses._common import check_batch, check_choice, mean_of, present
 from d2net.losses.pairing import Pairing, pair_by_permutation, pair_different
+from d2net.ops._native import at_least_float32
 from d2net.ops.attention_pool import Pooled, attention_pool
 from d2net.ops.discriminative import discriminative_terms
 from d2net.ops.two_stream_tcam import tcam_pool
@@ -26,7 +27,7 @@ class Discriminative(NamedTuple):
 
 def probabilities(pooled: Tensor, floor: float = PROBABILITY_FLOOR) -> Tensor:
     """Pooled scores p as the losses use them: in float32 at least, within [floor, 1 - floor]."""
-    return wide(pooled).clamp(floor, 1 - floor)
+    return at_least_float32(pooled).clamp(floor, 1 - floor)
 
 
 class DiscriminativeLoss(nn.Module):

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from d2net.errors import InputError
-from d2net.losses._common import check_batch, check_choice, present, wide
+from d2net.losses._common import check_batch, check_choice, present
 from d2net.losses.comparison import SnippetBCE, SnippetDMI, SnippetL1, VideoBCE, VideoDMI, VideoL1
 from d2net.losses.complementary import UncertaintyModeling
 from d2net.losses.denoising import SnippetDenoising, SnippetTerm, VideoDenoising, VideoTerm
 from d2net.losses.discriminative import DiscriminativeLoss
 from d2net.ops._checks import valid_mask
+from d2net.ops._native import at_least_float32
 from d2net.ops.attention_pool import Pooled
 from d2net.ops.batch_loss import total_loss, update_reference
 from d2net.ops.discriminative import discriminative_terms
@@ -150,7 +151,7 @@ class D2NetLoss(nn.Module):
         uncertainty = None
         if recipe.um_weight != 0:
             padding = ~valid_mask("D2NetLoss", tcam, lengths)[:, :, None]
-            logits = torch.logit(wide(tcam).masked_fill(padding, 0.5), eps=recipe.probability_floor)
+            logits = torch.logit(at_least_float32(tcam).masked_fill(padding, 0.5), eps=recipe.probability_floor)
             uncertainty = self.uncertainty(embeddings, logits, lengths).total
         total = total_loss(
             terms,

@@ -8,6 +8,7 @@ MPS, runs the operator's plain-PyTorch reference instead.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,8 +33,9 @@ CUDA_FUNCTIONS: dict[str, Callable[..., Any]] = {}
 def register(
     schema: str,
     *,
-    cpu: Callable[..., Any],
     fake: Callable[..., Any],
+    kernel: Callable[..., Any] | None = None,
+    cpu: Callable[..., Any] | None = None,
     cuda: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
@@ -43,7 +45,9 @@ def register(
 
     Args:
         schema: such as ``"scale(Tensor x, float by) -> Tensor"``.
-        cpu, cuda: kernels; None where there is none. ``cuda`` is registered if the extension was built with CUDA.
+        kernel: for both kinds of device, called as ``kernel(native, *inputs)``, where ``native(function, like, *args)``
+            is :func:`_native.on_cpu` or :func:`_native.on_cuda`; or
+        cpu, cuda: one for each. ``cuda`` is registered if the extension was built with CUDA.
         fake: the same signature; returns empty tensors of the results' shape, dtype and device.
         setup_context, backward: as for ``torch.library.register_autograd``; None: not differentiable.
         autocast: type that autocast converts floating inputs to; None leaves them as they come, for operators that
@@ -52,13 +56,16 @@ def register(
     name = schema[: schema.index("(")]
     tags = (torch.Tag.pt2_compliant_tag,)
     LIBRARY.define(schema, tags=tags)
+    if kernel is not None:
+        cpu, cuda = partial(kernel, _native.on_cpu), partial(kernel, _native.on_cuda)
+    assert cpu is not None
     kernels = {"cpu": cpu}
     if cuda is not None:
         CUDA_FUNCTIONS[name] = cuda
         if _BUILT_WITH_CUDA:
             kernels["cuda"] = cuda
-    for device, kernel in kernels.items():
-        LIBRARY.impl(name, kernel, device.upper())
+    for device, function in kernels.items():
+        LIBRARY.impl(name, function, device.upper())
     torch.library.register_fake(f"d2net::{name}", fake, lib=LIBRARY)
     if backward is not None:
         torch.library.register_autograd(f"d2net::{name}", backward, setup_context=setup_context, lib=LIBRARY)

@@ -6,6 +6,7 @@ Callers have checked shapes, dtypes and devices, and pass contiguous tensors: a 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +24,7 @@ def _load() -> ModuleType:
 
 
 _C = _load()
+Native = Callable[..., Any]  # on_cpu or on_cuda, below
 _SUFFIX = {
     torch.float32: "float32",
     torch.float64: "float64",
@@ -50,6 +52,20 @@ def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: Tensor 
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream().cuda_stream
         return getattr(_C, f"cuda_{function}_{_SUFFIX[dtype]}")(*map(_passed, args), device.index, stream)
+
+
+def on_cpu(function: str, like: Tensor, *args: Tensor | float | None) -> Any:
+    """:func:`cpu` for the type of ``like``."""
+    return cpu(function, like.dtype, *args)
+
+
+def on_cuda(function: str, like: Tensor, *args: Tensor | float | None) -> Any:
+    """:func:`cuda` for the type and the device of ``like``."""
+    return cuda(function, like.dtype, like.device, *args)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def plain(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from d2net.ops import _library, _native
-from d2net.ops.condition_number import at_least_float32
+from d2net.ops._native import Native, at_least_float32
 
 
 def video_factors(
@@ -135,21 +135,9 @@ def update_reference_reference(reference: Tensor, background: Tensor, valid: Ten
     reference.copy_(torch.where(valid.any(), torch.lerp(mean, reference, momentum), reference))
 
 
-def _factors_cpu(
-    pooled: Tensor, labels: Tensor, counted: Tensor, probability_floor: float, peak_share: float, per_class: bool
-) -> tuple[Tensor, Tensor]:
-    inputs, out = (pooled.contiguous(), labels.contiguous(), counted.contiguous()), _factors_fake(pooled)
-    options = *pooled.shape, probability_floor, peak_share, per_class
-    _native.cpu("video_factors", pooled.dtype, *inputs, *options, *out)
-    return out
-
-
-def _factors_cuda(
-    pooled: Tensor, labels: Tensor, counted: Tensor, probability_floor: float, peak_share: float, per_class: bool
-) -> tuple[Tensor, Tensor]:
-    inputs, out = (pooled.contiguous(), labels.contiguous(), counted.contiguous()), _factors_fake(pooled)
-    options = *pooled.shape, probability_floor, peak_share, per_class
-    _native.cuda("video_factors", pooled.dtype, pooled.device, *inputs, *options, *out)
+def _factors(native: Native, pooled: Tensor, labels: Tensor, counted: Tensor, *options: float) -> tuple[Tensor, Tensor]:
+    out = _factors_fake(pooled)
+    native("video_factors", pooled, *_native.contiguous(pooled, labels, counted), *pooled.shape, *options, *out)
     return out
 
 
@@ -172,23 +160,18 @@ def _factors_backward(ctx, grad: Tensor | None, _: None) -> tuple[Tensor | None,
     return gradient, None, None, None, None, None
 
 
-def _factors_backward_cpu(grad: Tensor, pooled: Tensor, probability_floor: float, peak_share: float) -> Tensor:
-    out, inputs = pooled.new_empty(pooled.shape), (grad.contiguous(), pooled.contiguous(), *pooled.shape)
-    _native.cpu("video_factors_backward", pooled.dtype, *inputs, probability_floor, peak_share, out)
+def _factors_gradient(native: Native, grad: Tensor, pooled: Tensor, *options: float) -> Tensor:
+    out = pooled.new_empty(pooled.shape)
+    native("video_factors_backward", pooled, *_native.contiguous(grad, pooled), *pooled.shape, *options, out)
     return out
 
 
-def _factors_backward_cuda(grad: Tensor, pooled: Tensor, probability_floor: float, peak_share: float) -> Tensor:
-    out, inputs = pooled.new_empty(pooled.shape), (grad.contiguous(), pooled.contiguous(), *pooled.shape)
-    _native.cuda("video_factors_backward", pooled.dtype, pooled.device, *inputs, probability_floor, peak_share, out)
-    return out
-
-
-def _factors_backward_fake(grad: Tensor, pooled: Tensor, probability_floor: float, peak_share: float) -> Tensor:
+def _factors_gradient_fake(grad: Tensor, pooled: Tensor, *_: float) -> Tensor:
     return pooled.new_empty(pooled.shape)
 
 
-def _total_cpu(
+def _total(
+    native: Native,
     discriminative: Tensor,
     counted: Tensor,
     snippet: Tensor | None,
@@ -198,22 +181,7 @@ def _total_cpu(
     *weights: float,
 ) -> tuple[Tensor, ...]:
     inputs, out = _native.contiguous(discriminative, counted, snippet, valid, video, other), _total_fake(discriminative)
-    _native.cpu("total_loss", discriminative.dtype, *inputs, len(discriminative), *weights, *out)
-    return out
-
-
-def _total_cuda(
-    discriminative: Tensor,
-    counted: Tensor,
-    snippet: Tensor | None,
-    valid: Tensor | None,
-    video: Tensor | None,
-    other: Tensor | None,
-    *weights: float,
-) -> tuple[Tensor, ...]:
-    inputs, out = _native.contiguous(discriminative, counted, snippet, valid, video, other), _total_fake(discriminative)
-    sizes = len(discriminative), *weights
-    _native.cuda("total_loss", discriminative.dtype, discriminative.device, *inputs, *sizes, *out)
+    native("total_loss", discriminative, *inputs, len(discriminative), *weights, *out)
     return out
 
 
@@ -247,7 +215,8 @@ def _total_backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
 # `terms`: whether there are a snippet, a video and another term.
 
 
-def _total_backward_cpu(
+def _total_gradient(
+    native: Native,
     to_total: Tensor | None,
     to_mean: Tensor | None,
     to_snippet: Tensor | None,
@@ -259,27 +228,9 @@ def _total_backward_cpu(
     weights: list[float],
 ) -> tuple[Tensor, ...]:
     grads = to_total, to_mean, to_snippet, to_video, to_other
-    out = _total_backward_fake(*grads, counted, valid, terms, weights)
+    out = _total_gradient_fake(*grads, counted, valid, terms, weights)
     inputs = *grads, *_native.contiguous(counted, valid), len(counted), *weights
-    _native.cpu("total_loss_backward", out[0].dtype, *inputs, *_present(out))
-    return out
-
-
-def _total_backward_cuda(
-    to_total: Tensor | None,
-    to_mean: Tensor | None,
-    to_snippet: Tensor | None,
-    to_video: Tensor | None,
-    to_other: Tensor | None,
-    counted: Tensor,
-    valid: Tensor | None,
-    terms: list[bool],
-    weights: list[float],
-) -> tuple[Tensor, ...]:
-    grads = to_total, to_mean, to_snippet, to_video, to_other
-    out = _total_backward_fake(*grads, counted, valid, terms, weights)
-    inputs = *grads, *_native.contiguous(counted, valid), len(counted), *weights
-    _native.cuda("total_loss_backward", out[0].dtype, counted.device, *inputs, *_present(out))
+    native("total_loss_backward", out[0], *inputs, *_present(out))
     return out
 
 
@@ -288,7 +239,7 @@ def _present(gradients: tuple[Tensor, ...]) -> list[Tensor | None]:
     return [gradients[0], *(x if len(x) else None for x in gradients[1:])]
 
 
-def _total_backward_fake(
+def _total_gradient_fake(
     to_total: Tensor | None,
     to_mean: Tensor | None,
     to_snippet: Tensor | None,
@@ -305,25 +256,20 @@ def _total_backward_fake(
     return like.new_empty(b), *(like.new_empty(size) for size in sizes)
 
 
-def _reference_cpu(reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> None:
-    inputs = *_native.contiguous(background, valid), *background.shape, momentum
-    _native.cpu("update_reference", reference.dtype, reference, *inputs)
+def _update(native: Native, reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> None:
+    native(
+        "update_reference", reference, reference, *_native.contiguous(background, valid), *background.shape, momentum
+    )
 
 
-def _reference_cuda(reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> None:
-    inputs = *_native.contiguous(background, valid), *background.shape, momentum
-    _native.cuda("update_reference", reference.dtype, reference.device, reference, *inputs)
-
-
-def _reference_fake(reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> None:
+def _update_fake(reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> None:
     return None
 
 
 _video_factors = _library.register(
     "video_factors(Tensor pooled, Tensor labels, Tensor counted, float probability_floor, float peak_share,"
     " bool per_class) -> (Tensor p, Tensor y)",
-    cpu=_factors_cpu,
-    cuda=_factors_cuda,
+    kernel=_factors,
     fake=_factors_fake,
     setup_context=_factors_setup_context,
     backward=_factors_backward,
@@ -331,16 +277,14 @@ _video_factors = _library.register(
 )
 _video_factors_backward = _library.register(
     "video_factors_backward(Tensor grad, Tensor pooled, float probability_floor, float peak_share) -> Tensor",
-    cpu=_factors_backward_cpu,
-    cuda=_factors_backward_cuda,
-    fake=_factors_backward_fake,
+    kernel=_factors_gradient,
+    fake=_factors_gradient_fake,
     backward=_library.refuse_double_backward,
 )
 _total_loss = _library.register(
     "total_loss(Tensor discriminative, Tensor counted, Tensor? snippet, Tensor? valid, Tensor? video, Tensor? other,"
     " float alpha_snippet, float alpha_video, float weight) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    cpu=_total_cpu,
-    cuda=_total_cuda,
+    kernel=_total,
     fake=_total_fake,
     setup_context=_total_setup_context,
     backward=_total_backward,
@@ -349,14 +293,12 @@ _total_loss = _library.register(
 _total_loss_backward = _library.register(
     "total_loss_backward(Tensor? to_total, Tensor? to_mean, Tensor? to_snippet, Tensor? to_video, Tensor? to_other,"
     " Tensor counted, Tensor? valid, bool[] terms, float[] weights) -> (Tensor, Tensor, Tensor, Tensor)",
-    cpu=_total_backward_cpu,
-    cuda=_total_backward_cuda,
-    fake=_total_backward_fake,
+    kernel=_total_gradient,
+    fake=_total_gradient_fake,
     backward=_library.refuse_double_backward,
 )
 _update_reference = _library.register(
     "update_reference(Tensor(a!) reference, Tensor background, Tensor valid, float momentum) -> ()",
-    cpu=_reference_cpu,
-    cuda=_reference_cuda,
-    fake=_reference_fake,
+    kernel=_update,
+    fake=_update_fake,
 )

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from d2net.errors import InputError
 from d2net.ops import _library, _native
 from d2net.ops._checks import check_floating, check_shape
+from d2net.ops._native import at_least_float32
 
 # The kernels' largest matrices; larger ones are a job for LAPACK.
 MAX_SIZE = 128
@@ -119,10 +120,6 @@ class _Reference(torch.autograd.Function):
 def check_rank_tol(operator: str, rank_tol: float) -> None:
     if not rank_tol >= 0:
         raise InputError(f"{operator}: rank_tol is {rank_tol}, expected at least 0")
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _cpu(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from d2net.ops import _library, _native
-from d2net.ops.condition_number import at_least_float32
+from d2net.ops._native import Native, at_least_float32
 
 
 class Pairs(NamedTuple):
@@ -132,17 +132,9 @@ def _weights(x_fg: Tensor, x_bg: Tensor, partner: Tensor, source: Tensor | None,
     return torch.cat((cosine[:1].clamp(min=0), gamma * (1 - cosine[1:]))) * usable
 
 
-def _partners_cpu(keys: Tensor, valid_fg: Tensor, valid_bg: Tensor) -> Tensor:
+def _partners(native: Native, keys: Tensor, valid_fg: Tensor, valid_bg: Tensor) -> Tensor:
     partner = _partners_fake(keys, valid_fg, valid_bg)
-    inputs = _native.contiguous(keys, valid_fg, valid_bg)
-    _native.cpu("different_partners", keys.dtype, *inputs, len(valid_fg), partner)
-    return partner
-
-
-def _partners_cuda(keys: Tensor, valid_fg: Tensor, valid_bg: Tensor) -> Tensor:
-    partner = _partners_fake(keys, valid_fg, valid_bg)
-    inputs = _native.contiguous(keys, valid_fg, valid_bg)
-    _native.cuda("different_partners", keys.dtype, keys.device, *inputs, len(valid_fg), partner)
+    native("different_partners", keys, *_native.contiguous(keys, valid_fg, valid_bg), len(valid_fg), partner)
     return partner
 
 
@@ -154,7 +146,8 @@ def _partners_fake(keys: Tensor, valid_fg: Tensor, valid_bg: Tensor) -> Tensor:
 # partners.
 
 
-def _cpu(
+def _terms(
+    native: Native,
     pooled: Tensor,
     labels: Tensor,
     counted: Tensor,
@@ -167,24 +160,7 @@ def _cpu(
     inputs = _native.contiguous(pooled, labels, counted, x_fg, x_bg, partner, source)
     out = _fake(pooled, labels, counted, x_fg, x_bg, partner)
     sizes = *pooled.shape, 0 if x_fg is None else x_fg.shape[1]
-    _native.cpu("discriminative_terms", pooled.dtype, *inputs, *sizes, *options, *out)
-    return out
-
-
-def _cuda(
-    pooled: Tensor,
-    labels: Tensor,
-    counted: Tensor,
-    x_fg: Tensor | None,
-    x_bg: Tensor | None,
-    partner: Tensor | None,
-    source: Tensor | None,
-    *options: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = _native.contiguous(pooled, labels, counted, x_fg, x_bg, partner, source)
-    out = _fake(pooled, labels, counted, x_fg, x_bg, partner)
-    sizes = *pooled.shape, 0 if x_fg is None else x_fg.shape[1]
-    _native.cuda("discriminative_terms", pooled.dtype, pooled.device, *inputs, *sizes, *options, *out)
+    native("discriminative_terms", pooled, *inputs, *sizes, *options, *out)
     return out
 
 
@@ -222,7 +198,8 @@ def _backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     return grad_pooled, None, None, grad_fg, grad_bg, *none[5:]
 
 
-def _backward_cpu(
+def _gradient(
+    native: Native,
     grad: Tensor,
     to_pooled: Tensor,
     saved: Tensor,
@@ -231,31 +208,14 @@ def _backward_cpu(
     partner: Tensor | None,
     source: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out = _backward_fake(grad, to_pooled, saved, x_fg, x_bg, partner, source)
-    inputs = _native.contiguous(grad, to_pooled, saved, x_fg, x_bg, partner, source)
-    _native.cpu("discriminative_terms_backward", grad.dtype, *inputs, *to_pooled.shape, out[1].shape[1], *out)
+    inputs = grad, to_pooled, saved, x_fg, x_bg, partner, source
+    out = _gradient_fake(*inputs)
+    sizes = *to_pooled.shape, out[1].shape[1]
+    native("discriminative_terms_backward", grad, *_native.contiguous(*inputs), *sizes, *out)
     return out
 
 
-def _backward_cuda(
-    grad: Tensor,
-    to_pooled: Tensor,
-    saved: Tensor,
-    x_fg: Tensor | None,
-    x_bg: Tensor | None,
-    partner: Tensor | None,
-    source: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    out = _backward_fake(grad, to_pooled, saved, x_fg, x_bg, partner, source)
-    inputs, sizes = (
-        _native.contiguous(grad, to_pooled, saved, x_fg, x_bg, partner, source),
-        (*to_pooled.shape, out[1].shape[1]),
-    )
-    _native.cuda("discriminative_terms_backward", grad.dtype, grad.device, *inputs, *sizes, *out)
-    return out
-
-
-def _backward_fake(
+def _gradient_fake(
     grad: Tensor,
     to_pooled: Tensor,
     saved: Tensor,
@@ -270,16 +230,14 @@ def _backward_fake(
 
 _different_partners = _library.register(
     "different_partners(Tensor keys, Tensor valid_fg, Tensor valid_bg) -> Tensor",
-    cpu=_partners_cpu,
-    cuda=_partners_cuda,
+    kernel=_partners,
     fake=_partners_fake,
 )
 _discriminative_terms = _library.register(
     "discriminative_terms(Tensor pooled, Tensor labels, Tensor counted, Tensor? x_fg, Tensor? x_bg, Tensor? partner,"
     " Tensor? source, float beta, float gamma, float probability_floor, bool mean, bool balanced)"
     " -> (Tensor terms, Tensor to_pooled, Tensor saved)",
-    cpu=_cpu,
-    cuda=_cuda,
+    kernel=_terms,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -288,8 +246,7 @@ _discriminative_terms = _library.register(
 _terms_backward = _library.register(
     "discriminative_terms_backward(Tensor grad, Tensor to_pooled, Tensor saved, Tensor? x_fg, Tensor? x_bg,"
     " Tensor? partner, Tensor? source) -> (Tensor, Tensor, Tensor)",
-    cpu=_backward_cpu,
-    cuda=_backward_cuda,
-    fake=_backward_fake,
+    kernel=_gradient,
+    fake=_gradient_fake,
     backward=_library.refuse_double_backward,
 )

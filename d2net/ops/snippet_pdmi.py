@@ -10,7 +10,8 @@ from torch import Tensor
 from d2net.errors import InputError
 from d2net.ops import _library, _native
 from d2net.ops._checks import check_floating, check_lengths, check_same, check_shape, valid_mask
-from d2net.ops.condition_number import at_least_float32, check_rank_tol, log_condition_number_reference
+from d2net.ops._native import Native, at_least_float32
+from d2net.ops.condition_number import check_rank_tol, log_condition_number_reference
 
 
 class SnippetPDMI(NamedTuple):
@@ -97,38 +98,12 @@ def snippet_pdmi_reference(
     return SnippetPDMI(log_condition_number_reference(u, rank_tol=rank_tol), valid)
 
 
-def _cpu(
-    attention: Tensor,
-    scores: Tensor,
-    lengths: Tensor | None,
-    fg_threshold: float,
-    bg_threshold: float,
-    per_class: bool,
-    entry_floor: float,
-    rank_tol: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    out = _fake(attention)
-    b, t = attention.shape
-    attention, scores, lengths = attention.contiguous(), scores.contiguous(), _native.plain_lengths(lengths)
-    options = (fg_threshold, bg_threshold, per_class, entry_floor, rank_tol)
-    _native.cpu("snippet_pdmi", attention.dtype, attention, scores, lengths, b, t, *options, *out)
-    return out
-
-
-def _cuda(
-    attention: Tensor,
-    scores: Tensor,
-    lengths: Tensor | None,
-    fg_threshold: float,
-    bg_threshold: float,
-    per_class: bool,
-    entry_floor: float,
-    rank_tol: float,
+def _forward(
+    native: Native, attention: Tensor, scores: Tensor, lengths: Tensor | None, *options: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = _fake(attention)
     inputs = attention.contiguous(), scores.contiguous(), _native.plain_lengths(lengths), *attention.shape
-    options = (fg_threshold, bg_threshold, per_class, entry_floor, rank_tol)
-    _native.cuda("snippet_pdmi", attention.dtype, attention.device, *inputs, *options, *out)
+    native("snippet_pdmi", attention, *inputs, *options, *out)
     return out
 
 
@@ -152,28 +127,16 @@ def _backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     return gradient, *(None,) * 7
 
 
-def _backward_cpu(
-    grad: Tensor, weights: Tensor, scores: Tensor, lengths: Tensor | None, fg_threshold: float, bg_threshold: float
-) -> Tensor:
-    b, t = scores.shape
-    gradient = weights.new_empty(b, t)
-    grad, scores, lengths = grad.contiguous(), scores.contiguous(), _native.plain_lengths(lengths)
-    options = (fg_threshold, bg_threshold)
-    _native.cpu("snippet_pdmi_backward", weights.dtype, grad, weights, scores, lengths, b, t, *options, gradient)
-    return gradient
-
-
-def _backward_cuda(
-    grad: Tensor, weights: Tensor, scores: Tensor, lengths: Tensor | None, fg_threshold: float, bg_threshold: float
+def _gradient(
+    native: Native, grad: Tensor, weights: Tensor, scores: Tensor, lengths: Tensor | None, *options: float
 ) -> Tensor:
     gradient = weights.new_empty(scores.shape)
     inputs = grad.contiguous(), weights, scores.contiguous(), _native.plain_lengths(lengths), *scores.shape
-    options = (fg_threshold, bg_threshold)
-    _native.cuda("snippet_pdmi_backward", weights.dtype, weights.device, *inputs, *options, gradient)
+    native("snippet_pdmi_backward", weights, *inputs, *options, gradient)
     return gradient
 
 
-def _backward_fake(grad, weights, scores, lengths, fg_threshold, bg_threshold) -> Tensor:
+def _gradient_fake(grad, weights, scores, lengths, fg_threshold, bg_threshold) -> Tensor:
     return weights.new_empty(scores.shape)
 
 
@@ -181,8 +144,7 @@ def _backward_fake(grad, weights, scores, lengths, fg_threshold, bg_threshold) -
 _snippet_pdmi = _library.register(
     "snippet_pdmi(Tensor attention, Tensor scores, Tensor? lengths, float fg_threshold, float bg_threshold, "
     "bool per_class, float entry_floor, float rank_tol) -> (Tensor loss, Tensor valid, Tensor weights)",
-    cpu=_cpu,
-    cuda=_cuda,
+    kernel=_forward,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -191,8 +153,7 @@ _snippet_pdmi = _library.register(
 _snippet_pdmi_backward = _library.register(
     "snippet_pdmi_backward(Tensor grad, Tensor weights, Tensor scores, Tensor? lengths, float fg_threshold, "
     "float bg_threshold) -> Tensor",
-    cpu=_backward_cpu,
-    cuda=_backward_cuda,
-    fake=_backward_fake,
+    kernel=_gradient,
+    fake=_gradient_fake,
     backward=_library.refuse_double_backward,
 )
