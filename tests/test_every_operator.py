@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from d2net import ops
+from d2net.errors import InputError
 from d2net.info import operator_names
 from d2net.ops import _library
 from d2net.ops.batch_loss import total_loss, update_reference, video_factors
@@ -111,3 +112,23 @@ def test_no_operator_is_left_out():
     parts_of_losses = {f.__name__ for f in (different_partners, discriminative_terms, video_factors, total_loss)}
     parts_of_losses.add(update_reference.__name__)
     assert {name.split()[0] for name in CASES} == set(operator_names()) | parts_of_losses
+
+
+@pytest.mark.skipif(not hasattr(torch, "float8_e4m3fn"), reason="this torch has no 8-bit floats")
+def test_8_bit_floats_are_refused_in_one_line():
+    x = torch.zeros(2, 8, 3).to(torch.float8_e4m3fn)
+    for call in (
+        lambda: ops.topk_pool(x),
+        lambda: ops.tcam_pool(x),
+        lambda: ops.two_stream_tcam(x, x),
+        lambda: ops.attention_pool(x, torch.zeros(2, 8)),
+        lambda: ops.bottom_up_attention(x, torch.zeros(3)),
+        lambda: ops.log_condition_number(x),
+        lambda: ops.joint_log_condition_number(x, x.transpose(1, 2)),
+        lambda: ops.snippet_pdmi(x[..., 0], x[..., 0]),
+        lambda: ops.iou_1d(x[0, :, :2], x[0, :, :2]),
+        lambda: ops.nms_1d(x[0, :, :2], x[0, :, 0], 0.5),
+        lambda: ops.extract_proposals(x, torch.ones(2, 3, dtype=torch.bool), thresholds=[0.5]),
+    ):
+        with pytest.raises(InputError, match="float"):
+            call()

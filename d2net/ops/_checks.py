@@ -14,9 +14,14 @@ def check_shape(operator: str, name: str, x: Tensor, dims: str) -> None:
         raise InputError(f"{operator}: {name} has shape {tuple(x.shape)}, expected ({dims})")
 
 
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
 def check_floating(operator: str, name: str, x: Tensor) -> None:
-    if not x.is_floating_point():
-        raise InputError(f"{operator}: {name} has dtype {x.dtype}, expected floating point; use {name}.float()")
+    if x.dtype not in FLOATING:
+        raise InputError(
+            f"{operator}: {name} has dtype {x.dtype}, expected floating point of 16, 32 or 64 bits; use {name}.float()"
+        )
 
 
 def check_same(operator: str, name: str, x: Tensor, other: str, y: Tensor, dims: int | None = None) -> None:

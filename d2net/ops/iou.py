@@ -7,6 +7,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
+from d2net.ops._checks import check_floating
 
 
 def iou_1d(a: Tensor, b: Tensor) -> Tensor:
@@ -21,11 +22,13 @@ def iou_1d(a: Tensor, b: Tensor) -> Tensor:
         empty; NaN propagates. Integers are computed in float64, half precision in float32. Differentiable.
 
     Raises:
-        InputError: an argument that is not (N, 2), or arguments on two devices.
+        InputError: an argument that is not (N, 2) or is of 8-bit floats, or arguments on two devices.
     """
     for name, x in (("a", a), ("b", b)):
         if x.ndim != 2 or x.shape[1] != 2:
             raise InputError(f"iou_1d: {name} has shape {tuple(x.shape)}, expected (N, 2) with start and end of each")
+        if x.is_floating_point():
+            check_floating("iou_1d", name, x)
     if a.device != b.device:
         raise InputError(f"iou_1d: a is on {a.device} but b on {b.device}; move one of them")
     dtype = torch.promote_types(a.dtype, b.dtype)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
+from d2net.ops._checks import FLOATING
 from d2net.ops.nms import batched_nms_1d
 
 # Sums of absolute values up to here let no difference or sum of prefix sums overflow, so no score is NaN.
@@ -328,10 +329,10 @@ def _check(
     nms_iou: float,
 ) -> None:
     where = "extract_proposals:"
-    if activations.ndim != 3 or not activations.is_floating_point():
+    if activations.ndim != 3 or activations.dtype not in FLOATING:
         raise InputError(
             f"{where} activations are {tuple(activations.shape)} {activations.dtype}, "
-            "expected (B, T, C) of a float type"
+            "expected (B, T, C) of float32, float64, float16 or bfloat16"
         )
     batch, snippets, width = activations.shape
     if snippets >= 2**31:
