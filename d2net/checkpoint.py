@@ -36,7 +36,8 @@ class Checkpoint:
         dataset: Name of the dataset.
         seed: Of the run.
         version: Of the d2net that wrote it.
-        tensors: On the CPU, by dotted name: ``model.*``, ``loss.*``, ``optimizer.*``, ``sampler.*``, ``rng.*``.
+        tensors: On the CPU, by dotted name: ``model.*`` (the result), ``loss.*``, ``optimizer.*``, ``sampler.*``,
+            ``rng.*``; and ``weights.*``, the network that is trained on, where the result is an average of it.
     """
 
     recipe: Recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import signal
@@ -119,6 +120,8 @@ class Trainer:
                 recipe.model, num_classes=len(dataset.classes), stream_widths=dataset.stream_widths
             ).to(self.device)
             self._rng = self._rng_state()  # dropout goes on from here
+        # What is evaluated and saved as the network: the average of the weights, or the trained network itself.
+        self.result = copy.deepcopy(self.model) if settings.ema_decay > 0 else self.model
         self.loss = D2NetLoss.from_recipe(
             recipe.loss, num_classes=len(dataset.classes), embedding_dim=self.model.embedding_dim
         ).to(self.device)
@@ -217,6 +220,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
         self.optimizer.step()
+        if self.result is not self.model:
+            with torch.no_grad():
+                for average, weight in zip(self.result.parameters(), self.model.parameters(), strict=True):
+                    average.lerp_(weight, 1 - self.recipe.training.ema_decay)
         return torch.stack([getattr(loss, term).detach() for term in TERMS])
 
     def _update_resident(self, rows: Tensor, denoise: bool) -> Tensor:
@@ -254,11 +261,9 @@ class Trainer:
     def _evaluate(self) -> dict[str, Any]:
         """mAP and F1 in percent on the evaluation dataset, as its protocol of the recipe reports them."""
         assert self.evaluation_dataset is not None
-        self.model.eval()
         detections = localize(
-            self.model, self.loss.reference, self.evaluation_dataset, self.recipe.localization, device=self.device
+            self.result, self.loss.reference, self.evaluation_dataset, self.recipe.localization, device=self.device
         )
-        self.model.train()
         settings = self.recipe.evaluation
         annotations = self.evaluation_dataset.annotations()
         result = evaluate(detections, annotations, protocol=settings.protocol, tiou=settings.tiou).to_json()
@@ -266,7 +271,7 @@ class Trainer:
 
     def _checkpoint(self) -> Checkpoint:
         groups: dict[str, Mapping[str, Tensor]] = {
-            "model": self.model.state_dict(),
+            "model": self.result.state_dict(),
             "loss": self.loss.state_dict(),
             "optimizer": {
                 f"{index}.{key}": value
@@ -276,6 +281,8 @@ class Trainer:
             "sampler": self.sampler.state(),
             "rng": {self._pairing_key: self.pairing.get_state(), **self._rng_state()},
         }
+        if self.result is not self.model:
+            groups["weights"] = self.model.state_dict()
         return Checkpoint(
             recipe=self.recipe,
             classes=self.dataset.classes,
@@ -300,7 +307,9 @@ class Trainer:
                 f"{self.recipe.training.iterations}; raise that or leave --resume out"
             )
         try:
-            self.model.load_state_dict(saved.group("model"))
+            self.result.load_state_dict(saved.group("model"))
+            if self.result is not self.model:
+                self.model.load_state_dict(saved.group("weights"))
             self.loss.load_state_dict(saved.group("loss"))
             state: dict[int, dict[str, Tensor]] = {}
             for key, t in saved.group("optimizer").items():
@@ -474,6 +483,8 @@ def _check_settings(settings: TrainingRecipe) -> None:
         value = getattr(settings, name)
         if not math.isfinite(value) or value < 0 or (name == "learning_rate" and value == 0):
             raise InputError(f"training.{name} is {value}; it must be {low}")
+    if not 0 <= settings.ema_decay < 1:
+        raise InputError(f"training.ema_decay is {settings.ema_decay}; it must be at least 0 and below 1")
 
 
 def _check_same(what: str, expected: tuple[object, ...], found: tuple[object, ...], where: str) -> None:

@@ -92,6 +92,34 @@ def test_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path) -> None:
     assert load_checkpoint(parts).iteration == 27
 
 
+def test_the_result_is_the_average_of_the_weights(tmp_path: Path) -> None:
+    """The average begins with the initial weights; it changes nothing else of the training."""
+    decay = 0.8
+    trainer = Trainer(make_dataset(), make_recipe(6, ema_decay=decay), out=tmp_path / "a", tensorboard=False)
+    average = {key: t.clone() for key, t in trainer.model.state_dict().items()}
+    saved = load_checkpoint(trainer.run())
+    for n in range(1, 7):
+        last = load_checkpoint(make_trainer(tmp_path / f"plain-{n}", n).run())
+        average = {key: decay * t + (1 - decay) * last.group("model")[key] for key, t in average.items()}
+    for key, t in average.items():
+        torch.testing.assert_close(saved.group("model")[key], t)
+        assert torch.equal(saved.group("weights")[key], last.group("model")[key])
+    assert not last.group("weights")  # without an average there are no others
+    x, lengths = torch.randn(2, 9, 12), torch.tensor([9, 4])
+    model, _, _ = load_model(trainer.path)
+    assert torch.equal(model(x, lengths).tcam, trainer.result.eval()(x, lengths).tcam)
+
+
+def test_a_run_with_an_average_resumes_to_the_bit(tmp_path: Path) -> None:
+    def train(name: str, iterations: int, **options: bool) -> Path:
+        recipe = make_recipe(iterations, ema_decay=0.9)
+        return Trainer(make_dataset(), recipe, out=tmp_path / name, tensorboard=False).run(**options)
+
+    whole = train("whole", 27)
+    train("parts", 13)
+    assert_same_checkpoint(whole, train("parts", 27, resume=True))
+
+
 def test_the_seed_decides_the_result_and_the_callers_generator_is_left_alone(tmp_path: Path) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -243,6 +271,12 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path: Path, monkeypa
 def test_impossible_settings(tmp_path: Path, key: str) -> None:
     with pytest.raises(InputError, match=f"training.{key} is 0"):
         Trainer(make_dataset(), make_recipe(**{key: 0}), out=tmp_path)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
+def test_impossible_decay(tmp_path: Path, decay: float) -> None:
+    with pytest.raises(InputError, match="ema_decay is .*; it must be at least 0 and below 1"):
+        Trainer(make_dataset(), make_recipe(ema_decay=decay), out=tmp_path)
 
 
 def test_an_unlabelled_recording_is_named(tmp_path: Path) -> None:

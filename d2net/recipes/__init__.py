@@ -87,6 +87,8 @@ class TrainingRecipe:
     batch_size: int = 10
     learning_rate: float = 1e-4
     weight_decay: float = 0.005
+    ema_decay: float = 0.0  # the result is an exponential moving average of the weights, with this decay; 0: the last
+    # weights. It begins with the initial ones: in fewer than about 2 / (1 - ema_decay) iterations they still show.
     max_snippets: int = 750  # longer recordings are cropped at random to this many snippets
     denoising_start: int = 0  # L_D is on from this iteration (counted from 0) ...
     denoising_every: int = 1  # ... whenever the iteration is a multiple of this

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from d2net.checkpoint import CHECKPOINT_NAME, load_model
 from d2net.data.dataset import Dataset
 from d2net.data.files import write_atomically
-from d2net.data.watch import TILT, TRAIN_SUBJECTS, load_watch
+from d2net.data.watch import TEMPO, TILT, TRAIN_SUBJECTS, load_watch
 from d2net.errors import D2NetError, InputError
 from d2net.evaluation import evaluate
 from d2net.localization import localize
@@ -46,7 +46,8 @@ class Variant:
     Attributes:
         name: For options and folders.
         label: For the table and the figure.
-        settings: ``section.key=value`` over the study's recipe, and ``watch.tilt`` and ``watch.train_recordings``.
+        settings: ``section.key=value`` over the study's recipe, and ``watch.tilt``, ``watch.tempo`` and
+            ``watch.train_recordings``.
     """
 
     name: str
@@ -466,10 +467,11 @@ def _resolve(recipe: Recipe, variant: Variant, *, watch: bool) -> tuple[Recipe, 
         if not watch:
             raise InputError(f"variant '{variant.name}': {setting} is only for --data watch")
         try:
-            making[key] = {"tilt": float, "train_recordings": int}[key](text)
+            making[key] = {"tilt": float, "tempo": float, "train_recordings": int}[key](text)
         except KeyError:
             raise InputError(
-                f"variant '{variant.name}': unknown setting watch.{key}; there are watch.tilt, watch.train_recordings"
+                f"variant '{variant.name}': unknown setting watch.{key}; there are watch.tilt, watch.tempo, "
+                "watch.train_recordings"
             ) from None
         except ValueError:
             raise InputError(f"variant '{variant.name}': {setting} is not a number") from None
@@ -478,7 +480,7 @@ def _resolve(recipe: Recipe, variant: Variant, *, watch: bool) -> tuple[Recipe, 
     except InputError as error:
         raise InputError(f"variant '{variant.name}': {error}") from error
     # Said or not, the usual values are the same experiment.
-    usual = {"tilt": TILT, "train_recordings": RECORDINGS}
+    usual = {"tilt": TILT, "tempo": TEMPO, "train_recordings": RECORDINGS}
     return changed, tuple(sorted((k, v) for k, v in making.items() if v != usual[k]))
 
 

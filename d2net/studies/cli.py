@@ -140,7 +140,8 @@ def ablation(
         list[str] | None,
         typer.Option(
             metavar='"NAME: KEY=VALUE …"',
-            help="A row of your own, settings as of --set, or watch.tilt and watch.train_recordings. Many times.",
+            help="A row of your own, settings as of --set, or watch.tilt, watch.tempo and watch.train_recordings. Many "
+            "times.",
         ),
     ] = None,
     settings: Settings = None,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from d2net.data.dataset import Dataset
-from d2net.data.watch import BACKGROUND, _rotation, load_watch, stream_features
+from d2net.data.watch import BACKGROUND, _faster, _rotation, load_watch, stream_features
 from d2net.errors import InputError
 
 
@@ -60,8 +60,8 @@ def test_labels_are_the_classes_of_the_segments(watch: Dataset) -> None:
     assert (watch.subset("test").label_matrix().sum(axis=0) >= 3).all()
 
 
-def test_segments_are_ordered_apart_and_inside(watch: Dataset) -> None:
-    for r in watch.recordings:
+def test_segments_are_ordered_apart_and_inside() -> None:
+    for r in load_watch(train_recordings=40, tempo=0).recordings:
         times = [0.0, *(t for start, end, _ in r.segments for t in (start, end)), r.duration]
         lengths = np.diff(times)
         assert (lengths >= 6).all() and (lengths <= 20 + 1e-9).all()  # stretches of both kinds
@@ -96,16 +96,38 @@ def test_a_larger_set_contains_the_smaller(watch: Dataset) -> None:
     assert all(segments[r.name] == r.segments for r in small.recordings)
 
 
-def test_only_training_recordings_are_turned() -> None:
+def test_only_training_recordings_are_turned_and_played_faster() -> None:
     sizes = {"train_recordings": 7, "test_recordings": 3}
-    turned, plain = load_watch(**sizes), load_watch(**sizes, tilt=0)
-    assert [r.segments for r in turned.recordings] == [r.segments for r in plain.recordings]
-    # Standardised differently, the test features of the two are the same up to a scale and shift of each column.
-    for i in range(7, 10):
-        x, y = turned.features(i), plain.features(i)
-        for column in range(0, 96, 7):
-            assert np.corrcoef(x[:, column], y[:, column])[0, 1] > 0.999
+    plain = load_watch(**sizes, tilt=0, tempo=0)
+    turned, played = load_watch(**sizes, tempo=0), load_watch(**sizes, tilt=0)
+    # Standardised differently, the test features of two are the same up to a scale and shift of each column.
+    for changed in (turned, played):
+        for i in range(7, 10):
+            assert changed.recordings[i].segments == plain.recordings[i].segments
+            x, y = changed.features(i), plain.features(i)
+            for column in range(0, 96, 7):
+                assert np.corrcoef(x[:, column], y[:, column])[0, 1] > 0.999
+    assert turned.recordings[0].segments == plain.recordings[0].segments
     assert np.corrcoef(turned.features(0)[:, 0], plain.features(0)[:, 0])[0, 1] < 0.999
+    for i in range(7):
+        x, y = played.recordings[i], plain.recordings[i]
+        factor = y.segments[0][0] / x.segments[0][0]
+        assert factor != pytest.approx(1, abs=1e-4)
+        assert y.duration == pytest.approx(factor * x.duration, abs=0.04)  # whole samples
+        for (start, end, label), other in zip(x.segments, y.segments, strict=True):
+            assert (factor * start, factor * end, label) == (pytest.approx(other[0]), pytest.approx(other[1]), other[2])
+
+
+def test_a_signal_played_faster() -> None:
+    t = np.arange(1000) / 50
+    signal = np.stack([np.sin(2 * np.pi * t)] * 6, axis=1)
+    played = _faster(signal, 1.25)
+    expected = np.sin(2 * np.pi * 1.25 * t[:800])
+    assert played.shape == (800, 6)
+    for axis in range(6):  # 0.01: signals are interpolated linearly
+        np.testing.assert_allclose(played[:, axis], expected * (1 if axis < 3 else 1.25), atol=0.01)
+    np.testing.assert_array_equal(_faster(signal, 1.0), signal)
+    assert len(_faster(signal, 0.9)) == 1111
 
 
 def test_a_turned_signal_keeps_its_magnitude() -> None:
@@ -184,6 +206,8 @@ def test_missing_package_or_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         ({"test_recordings": -1}, "test_recordings=-1"),
         ({"tilt": -1.0}, "tilt=-1"),
         ({"tilt": float("nan")}, "tilt=nan"),
+        ({"tempo": -0.1}, "tempo=-0.1"),
+        ({"tempo": 2.0}, "a tempo of 0 to 1"),
         ({"train_subjects": [1, 2], "test_subjects": [2]}, "nobody twice"),
         ({"train_subjects": []}, "at least one of each"),
         ({"train_subjects": [11]}, "no subject 11"),
