@@ -222,8 +222,8 @@ class Trainer:
         self.optimizer.step()
         if self.result is not self.model:
             with torch.no_grad():
-                for average, weight in zip(self.result.parameters(), self.model.parameters(), strict=True):
-                    average.lerp_(weight, 1 - self.recipe.training.ema_decay)
+                averages, weights = list(self.result.parameters()), list(self.model.parameters())
+                torch._foreach_lerp_(averages, weights, 1 - self.recipe.training.ema_decay)
         return torch.stack([getattr(loss, term).detach() for term in TERMS])
 
     def _update_resident(self, rows: Tensor, denoise: bool) -> Tensor:
