@@ -16,7 +16,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from d2net.checkpoint import load_model
+from d2net.checkpoint import CHECKPOINT_NAME, load_model
 from d2net.cli import app
 from d2net.data import Dataset, simulate
 from d2net.data.watch import TRAIN_SUBJECTS
@@ -166,6 +166,14 @@ def test_seeds_and_variants_can_be_added(tmp_path: Path, data: Dataset) -> None:
     trained = set()
     more = study(tmp_path, data, [*TWO, LOSSES["dis"]], seeds=2).execute(lambda what, *_: trained.add(what))
     assert more[:2] == first and trained == {"dis, seed 0", "focal, seed 1", "d2net, seed 1", "dis, seed 1"}
+
+
+def test_variants_of_localization_share_a_training(tmp_path: Path, data: Dataset) -> None:
+    plain = Variant("plain", "plain", (*LOSSES["focal"].settings, "localization.attention=false"))
+    alone = study(tmp_path / "alone", data, [plain], seeds=1).execute()
+    assert study(tmp_path / "both", data, [LOSSES["focal"], plain], seeds=1).execute()[1:] == alone
+    assert (tmp_path / "both" / "focal" / "seed-0" / CHECKPOINT_NAME).exists()
+    assert [p.name for p in (tmp_path / "both" / "plain" / "seed-0").iterdir()] == ["result.json"]
 
 
 def test_refuses_the_folder_of_something_else(tmp_path: Path, data: Dataset) -> None:

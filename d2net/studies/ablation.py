@@ -2,6 +2,7 @@
 
 A variant is a recipe with some settings changed. Every training of a variant has a folder of its own, with its
 checkpoint and, once it is finished and evaluated, ``result.json``; a study that finds one there does not train again.
+Variants that differ in localization and evaluation alone share one training: the checkpoint is with the first of them.
 """
 
 from __future__ import annotations
@@ -90,6 +91,13 @@ class Run:
     def folder(self) -> Path:
         people = "".join(f"-{s}" for s in self.held_out)
         return Path(self.variant.name, f"seed-{self.seed}" + (f"-without{people}" if people else ""))
+
+    def trained_like(self, other: Run) -> bool:
+        """Whether both trainings give the same network."""
+        mine, its = self.recipe, other.recipe
+        return (self.seed, self.held_out, self.making) == (other.seed, other.held_out, other.making) and (
+            (mine.model, mine.loss, mine.training) == (its.model, its.loss, its.training)
+        )
 
     def __str__(self) -> str:
         people = ", ".join(map(str, self.held_out))
@@ -245,8 +253,10 @@ class Ablation:
     def _train(self, run: Run, progress: Callable[[int, int], None]) -> dict[str, Any]:
         dataset, test = self._split(run)
         folder = self.out / run.folder
-        trainer = Trainer(dataset, run.recipe, out=folder, seed=run.seed, device=self.device, progress=progress)
-        checkpoint = trainer.run(resume=(folder / CHECKPOINT_NAME).exists())
+        checkpoint = self._trained_already(run)
+        if checkpoint is None:
+            trainer = Trainer(dataset, run.recipe, out=folder, seed=run.seed, device=self.device, progress=progress)
+            checkpoint = trainer.run(resume=(folder / CHECKPOINT_NAME).exists())
         model, reference, _ = load_model(checkpoint, self.device)
         detections = localize(model, reference, test, run.recipe.localization, device=self.device)
         settings = run.recipe.evaluation
@@ -257,6 +267,15 @@ class Ablation:
         }
         _write_json(folder / RESULT_NAME, result)
         return result
+
+    def _trained_already(self, run: Run) -> Path | None:
+        """The checkpoint of a finished run that differs in localization or evaluation alone."""
+        for other in self.runs:
+            if other is not run and run.trained_like(other) and self._finished(other) is not None:
+                path = self.out / other.folder / CHECKPOINT_NAME
+                if path.exists():
+                    return path
+        return None
 
     def _identity(self, run: Run) -> dict[str, Any]:
         """What a result file says of the training it is from."""
