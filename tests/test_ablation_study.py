@@ -317,6 +317,19 @@ def test_cross_validation_leaves_out_training_people_only(tmp_path: Path) -> Non
     assert study(tmp_path / "said", None, variants, seeds=1).duplicates() == [("b", "a")]
 
 
+@needs_watch
+def test_set_says_how_the_recordings_of_all_rows_are_made(tmp_path: Path) -> None:
+    few = ["watch.train_recordings=6", "training.iterations=2", "training.batch_size=3"]
+    options = [x for setting in few for x in ("--set", setting)]
+    rows = ["--variant", "flat: watch.tilt=0", "--variant", "one: watch.train_recordings=7"]
+    run("--data", "watch", "--cross-validate", "--folds", 2, "--seeds", 1, "--out", tmp_path, *options, *rows)
+    made = {row["name"]: row["settings"] for row in json.loads((tmp_path / "ablation.json").read_text())["variants"]}
+    assert made["flat"] == ["watch.train_recordings=6", "watch.tilt=0"]
+    assert made["one"] == ["watch.train_recordings=6", "watch.train_recordings=7"]  # the later one counts
+    result = json.loads(next((tmp_path / "one").glob("*/result.json")).read_text())
+    assert result["settings"]["watch"]["train_recordings"] == 7
+
+
 def test_help_has_examples() -> None:
     assert "\n   d2net study ablation --data watch" in run("--help").stdout
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -140,8 +141,8 @@ def ablation(
         list[str] | None,
         typer.Option(
             metavar='"NAME: KEY=VALUE …"',
-            help="A row of your own, settings as of --set, or watch.tilt, watch.tempo and watch.train_recordings. Many "
-            "times.",
+            help="A row of your own, settings as of --set, which takes watch.tilt, watch.tempo and "
+            "watch.train_recordings here too. Many times.",
         ),
     ] = None,
     settings: Settings = None,
@@ -195,7 +196,9 @@ def ablation(
     kind = data.partition(":")[0]
     if recipe is None and kind not in ("watch", "simulated"):
         raise InputError("--recipe: name the recipe for this data; d2net recipes lists them")
-    values = load_recipe(recipe or "watch").override(settings or [])
+    making = tuple(s for s in settings or [] if s.startswith("watch."))  # of the data, not of the recipe
+    variants = [replace(v, settings=(*making, *v.settings)) for v in variants]
+    values = load_recipe(recipe or "watch").override([s for s in settings or [] if s not in making])
     where = choose_device(device)
     names = {}
     dataset = None
