@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from d2net import __version__
 from d2net.checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint
@@ -122,6 +123,7 @@ class Trainer:
             self._rng = self._rng_state()  # dropout goes on from here
         # What is evaluated and saved as the network: the average of the weights, or the trained network itself.
         self.result = copy.deepcopy(self.model) if settings.ema_decay > 0 else self.model
+        self._average = get_ema_multi_avg_fn(settings.ema_decay)
         self.loss = D2NetLoss.from_recipe(
             recipe.loss, num_classes=len(dataset.classes), embedding_dim=self.model.embedding_dim
         ).to(self.device)
@@ -221,9 +223,7 @@ class Trainer:
         loss.total.backward()
         self.optimizer.step()
         if self.result is not self.model:
-            with torch.no_grad():
-                averages, weights = list(self.result.parameters()), list(self.model.parameters())
-                torch._foreach_lerp_(averages, weights, 1 - self.recipe.training.ema_decay)
+            self._average(list(self.result.parameters()), list(self.model.parameters()), None)
         return torch.stack([getattr(loss, term).detach() for term in TERMS])
 
     def _update_resident(self, rows: Tensor, denoise: bool) -> Tensor:

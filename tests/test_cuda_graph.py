@@ -68,6 +68,7 @@ def make_trainer(out: Path, iterations: int, **options: object) -> Trainer:
             "training.batch_size=4",
             "training.max_snippets=50",
             "training.denoising_every=2",
+            "training.ema_decay=0.9",
             f"training.iterations={iterations}",
         ]
     )
