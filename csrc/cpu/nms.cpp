@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "order.h"
+#include "pages.h"
 #include "parallel.h"
 #include "position_set.h"
 #include "segment.h"
@@ -113,7 +114,7 @@ class Greedy {
     const auto item = [&](int64_t i) {
       return i < kScanLimit ? Segment<T>{listed_.start[i], listed_.end[i]} : at(done + i - kScanLimit);
     };
-    const std::vector<uint32_t>& by_start = order_.by(size, [&](int64_t i) { return ordered_key(item(i).start); });
+    const LargeVector<uint32_t>& by_start = order_.by(size, [&](int64_t i) { return ordered_key(item(i).start); });
     rows_.resize(size);
     position_.resize(size);
     first_band_ = std::numeric_limits<int>::max();
@@ -173,8 +174,8 @@ class Greedy {
   Bands bands_;
   KeptList<T> listed_;
   Order order_;
-  std::vector<Segment<T>> rows_;    // by start
-  std::vector<uint32_t> position_;  // of each item among them
+  LargeVector<Segment<T>> rows_;    // by start
+  LargeVector<uint32_t> position_;  // of each item among them
   int first_band_ = 0, last_band_ = 0;
   std::vector<PositionSet> kept_;  // by band, from first_band_ on
 };
@@ -191,7 +192,7 @@ template <typename T>
 int64_t nms_1d(const T* segments, const T* scores, int64_t n, double iou_threshold, int64_t* keep, int) {
   if (const int64_t bad = first_bad(segments, scores, n); bad < n) return -1 - bad;
   Order by_score;
-  const std::vector<uint32_t>& order = by_score.by(n, falling(scores));
+  const LargeVector<uint32_t>& order = by_score.by(n, falling(scores));
   int64_t count = 0;
   Greedy<T>(T(iou_threshold))
       .run(
@@ -206,13 +207,13 @@ int64_t batched_nms_1d(const T* segments, const T* scores, const int64_t* groups
   if (const int64_t bad = first_bad(segments, scores, n); bad < n) return -1 - bad;
   if (n == 0) return 0;
   Order by_score, by_group;
-  const std::vector<uint32_t>& order = by_score.by(n, falling(scores));
+  const LargeVector<uint32_t>& order = by_score.by(n, falling(scores));
   // Ranks by group and, the order being stable, by falling score within a group.
   const auto group = [&](int64_t rank) { return groups[order[rank]]; };
   const auto [low, high] = std::minmax_element(groups, groups + n);
   const uint64_t lowest = uint64_t(*low);
   const auto above = [&](int64_t rank) { return uint64_t(group(rank)) - lowest; };
-  const std::vector<uint32_t>& ranks = uint64_t(*high) - lowest <= std::numeric_limits<uint32_t>::max()
+  const LargeVector<uint32_t>& ranks = uint64_t(*high) - lowest <= std::numeric_limits<uint32_t>::max()
                                            ? by_group.by(n, [&](int64_t rank) { return uint32_t(above(rank)); })
                                            : by_group.by(n, above);
   std::vector<unsigned char> kept(n, 0);

@@ -10,7 +10,8 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
-#include <vector>
+
+#include "pages.h"
 
 namespace d2net::cpu {
 
@@ -34,7 +35,7 @@ class Order {
   // The indices 0 … n - 1 by rising key(i), which is uint32_t or uint64_t; equal keys by index. Valid until the next
   // call.
   template <typename Key>
-  const std::vector<uint32_t>& by(int64_t n, Key key) {
+  const LargeVector<uint32_t>& by(int64_t n, Key key) {
     if (n > std::numeric_limits<uint32_t>::max()) {
       throw std::length_error("cannot sort " + std::to_string(n) + " items, 4294967295 at most");
     }
@@ -89,8 +90,8 @@ class Order {
   }
 
   static constexpr std::size_t kFewWords = 300;
-  std::vector<uint64_t> words_, spare_;
-  std::vector<uint32_t> order_;
+  LargeVector<uint64_t> words_, spare_;
+  LargeVector<uint32_t> order_;
 };
 
 }  // namespace d2net::cpu

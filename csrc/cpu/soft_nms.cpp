@@ -129,7 +129,7 @@ int64_t soft_nms_1d(const T* segments, const T* scores, int64_t n, double iou_th
   std::vector<Entry> entries;
   {
     Order order;
-    const std::vector<uint32_t>& by_start = order.by(n, [&](int64_t i) { return ordered_key(segments[2 * i]); });
+    const LargeVector<uint32_t>& by_start = order.by(n, [&](int64_t i) { return ordered_key(segments[2 * i]); });
     const auto length_band = [&](int64_t i) {
       const T length = segment_at(segments, i).length();
       // The IoU with an endless segment is 0.
