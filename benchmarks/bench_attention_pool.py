@@ -58,13 +58,14 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
         (20, 750, 2048),
         (10, 750, 64),
         (1, 20, 32),
+        *((1, t, 64) for t in (100, 1000, 10_000, 100_000)),
     ]
     for b, t, d in [(2, 50, 64)] if quick else sizes:
         x, attention = torch.randn(b, t, d, generator=generator), torch.rand(b, t, generator=generator)
         x, attention = x.to(device), attention.to(device)
         functions = {OURS: ours, "PyTorch": usual, "PyTorch matmul": matmul, "loop over recordings": loop}
         compiled = {"torch.compile": torch.compile(usual)} if (b, t, d) == (10, 750, 1024) else {}
-        size = b * t if d == 1024 else None
+        size = t if (b, d) == (1, 64) else None
         yield Case(
             f"B={b} T={t} D={d} forward",
             {name: lambda f=f, x=x, a=attention: f(x, a) for name, f in functions.items()},

@@ -110,6 +110,7 @@ def in_plain_pytorch(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     shapes = [(10, 750, 20, 1024), (10, 750, 100, 1024), (20, 750, 20, 1024), (10, 3000, 20, 1024), (10, 200, 5, 64)]
+    shapes += [(2, t, 20, 64) for t in (100, 1000, 10_000, 100_000)]
     for b, t, c, d in [(10, 100, 20, 64)] if quick else shapes:
         tcam, embeddings, lengths, labels = batch(b, t, c, d, device)
         reference = torch.randn(d, generator=torch.Generator().manual_seed(1)).to(device)
@@ -141,7 +142,7 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
             # Embeddings: read twice forward (Eq. 2; Eq. 8 with the updated reference) and once backward, and their
             # gradient written; the TCAM read once and its gradient written.
             bytes=4 * (3 * snippets * d + b * t * d + 2 * b * t * c),
-            size=b * t if (c, d) == (20, 1024) else None,
+            size=t if (b, d) == (2, 64) else None,
         )
 
 
