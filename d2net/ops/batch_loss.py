@@ -84,8 +84,11 @@ def total_loss(
         alpha_snippet, alpha_video, weight: what the last three are multiplied with.
 
     Returns:
-        Total; a mean over nothing is 0. Differentiable once, to the terms.
+        Total, of the type of ``discriminative``, float32 at least; a mean over nothing is 0. Differentiable once, to
+        the terms.
     """
+    discriminative = at_least_float32(discriminative)
+    snippet, video, other = (None if x is None else x.to(discriminative.dtype) for x in (snippet, video, other))
     inputs = discriminative, counted, snippet, valid, video, other
     if _library.has_kernel("total_loss", discriminative):
         return Total(*_total_loss(*inputs, alpha_snippet, alpha_video, weight))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -215,6 +216,25 @@ def test_reference_is_a_running_mean_in_training_only(make_batch):
     loss(tcam, embeddings, lengths, labels)
     torch.testing.assert_close(loss.reference, first * 1.9)
     assert "reference" in loss.state_dict()
+
+
+@pytest.mark.parametrize("recipe", VARIANTS.values(), ids=VARIANTS)
+def test_inputs_of_any_types(make_batch, recipe):
+    tcam, embeddings, lengths, labels = make_batch(dtype=torch.float32)
+    partners = torch.stack([torch.roll(torch.arange(6), i + 1) for i in range(4 if "perm" in recipe.pairing else 3)])
+    expected = None
+    floats = (torch.float32, torch.float64, torch.bfloat16)
+    for types in itertools.product(floats, floats, (torch.float32, torch.int64, torch.bool), floats[:2]):
+        of_tcam, of_embeddings, of_labels, of_reference = types
+        loss = D2NetLoss(5, 8, recipe).to(of_reference)
+        leaves = [
+            x.to(dtype, copy=True).requires_grad_() for x, dtype in ((tcam, of_tcam), (embeddings, of_embeddings))
+        ]
+        total = loss(*leaves, lengths, labels.to(of_labels), partners).total
+        total.backward()
+        assert all(x.grad is None or x.grad.isfinite().all() for x in leaves)
+        expected = total.item() if expected is None else expected
+        assert total.item() == pytest.approx(expected, rel=0.1 if torch.bfloat16 in types else 1e-4), types
 
 
 class _Operations(TorchDispatchMode):

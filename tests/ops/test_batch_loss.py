@@ -129,6 +129,18 @@ def test_half_precision_is_computed_in_float32(device, dtype):
     torch.testing.assert_close((p, y), video_factors(pooled.float(), labels.float(), counted), rtol=0, atol=0)
 
 
+def test_terms_of_several_types(device):
+    dis, snippet, video = (uniform(n, seed=n).to(device) for n in (6, 6, 1))
+    counted = torch.ones(6, dtype=torch.bool, device=device)
+    weights = {"alpha_snippet": 0.2, "alpha_video": 0.3, "weight": 0.4}
+    whole = total_loss(dis, counted, snippet, counted, video[0], video[0], **weights)
+    mixed = total_loss(dis.float(), counted, snippet, counted, video[0], video[0].bfloat16(), **weights)
+    half = total_loss(dis.half(), counted, snippet, counted, video[0], video[0], **weights)
+    for found, tolerance in ((mixed, 1e-2), (half, 1e-2)):
+        assert found.total.dtype == torch.float32
+        torch.testing.assert_close(found.total.double(), whole.total, rtol=tolerance, atol=tolerance)
+
+
 def test_opcheck_and_double_backward():
     pooled, labels, counted = batch(4, 3)
     pooled.requires_grad_()
