@@ -38,8 +38,8 @@ void total_loss_backward(const T* to_total, const T* to_mean, const T* to_snippe
 // reference (d) becomes momentum reference + (1 - momentum) mean of background (b, d) over the valid (b); without any
 // it stays.
 template <typename T>
-void update_reference(T* reference, const T* background, const bool* valid, int64_t b, int64_t d, double momentum,
-                      int threads);
+void running_reference(const T* reference, const T* background, const bool* valid, int64_t b, int64_t d,
+                       double momentum, T* updated, int threads);
 
 }  // namespace cpu
 
@@ -66,8 +66,8 @@ void total_loss_backward(const T* to_total, const T* to_mean, const T* to_snippe
                          int device, void* stream);
 
 template <typename T>
-void update_reference(T* reference, const T* background, const bool* valid, int64_t b, int64_t d, double momentum,
-                      int device, void* stream);
+void running_reference(const T* reference, const T* background, const bool* valid, int64_t b, int64_t d,
+                       double momentum, T* updated, int device, void* stream);
 
 }  // namespace cuda
 

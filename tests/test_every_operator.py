@@ -13,7 +13,7 @@ from d2net import ops
 from d2net.errors import InputError
 from d2net.info import operator_names
 from d2net.ops import _library
-from d2net.ops.batch_loss import total_loss, update_reference, video_factors
+from d2net.ops.batch_loss import running_reference, total_loss, video_factors
 from d2net.ops.discriminative import Pairs, different_partners, discriminative_terms
 
 B, T, C, D, N = 3, 70, 5, 33, 90  # no multiple of a warp
@@ -25,12 +25,6 @@ def uniform(*shape: int) -> Tensor:
 
 def lengths() -> Tensor:
     return torch.tensor([T, 0, 37])
-
-
-def moved_reference(background: Tensor, valid: Tensor) -> Tensor:
-    reference = torch.ones_like(background[0])
-    update_reference(reference, background, valid, 0.9)
-    return reference
 
 
 def segments() -> tuple[Tensor, Tensor]:
@@ -76,7 +70,7 @@ CASES: dict[str, Case] = {
         [uniform(B), uniform(B, 1)[:, 0], uniform(1)[0]],
         [lengths() > 0],
     ),
-    "update_reference": (moved_reference, [], [uniform(B, D), lengths() > 0]),
+    "running_reference": (lambda *x: running_reference(*x, 0.9), [], [uniform(D), uniform(B, D), lengths() > 0]),
     "tcam_pool": (ops.tcam_pool, [uniform(B, T, C)], [lengths()]),
     "topk_pool": (ops.topk_pool, [uniform(B, T, C)], [lengths()]),
     "two_stream_tcam": (
@@ -109,9 +103,8 @@ def test_equals_the_reference(name, device, monkeypatch):
 
 
 def test_no_operator_is_left_out():
-    parts_of_losses = {f.__name__ for f in (different_partners, discriminative_terms, video_factors, total_loss)}
-    parts_of_losses.add(update_reference.__name__)
-    assert {name.split()[0] for name in CASES} == set(operator_names()) | parts_of_losses
+    parts = (different_partners, discriminative_terms, video_factors, total_loss, running_reference)
+    assert {name.split()[0] for name in CASES} == set(operator_names()) | {f.__name__ for f in parts}
 
 
 @pytest.mark.skipif(not hasattr(torch, "float8_e4m3fn"), reason="this torch has no 8-bit floats")

@@ -91,16 +91,17 @@ void total_loss_backward(const T* to_total, const T* to_mean, const T* to_snippe
 }
 
 template <typename T>
-void update_reference(T* reference, const T* background, const bool* valid, int64_t b, int64_t d, double momentum,
-                      int) {
+void running_reference(const T* reference, const T* background, const bool* valid, int64_t b, int64_t d,
+                       double momentum, T* updated, int) {
   const int64_t count = std::count(valid, valid + b, true);
-  if (count == 0) return;
   std::vector<double> sum(d);
   for (int64_t i = 0; i < b; ++i) {
     if (!valid[i]) continue;
     for (int64_t k = 0; k < d; ++k) sum[k] += background[i * d + k];
   }
-  for (int64_t k = 0; k < d; ++k) reference[k] = T(momentum * reference[k] + (1 - momentum) / count * sum[k]);
+  for (int64_t k = 0; k < d; ++k) {
+    updated[k] = count == 0 ? reference[k] : T(momentum * reference[k] + (1 - momentum) / count * sum[k]);
+  }
 }
 
 #define D2NET_INSTANTIATE(T)                                                                                       \
@@ -111,7 +112,7 @@ void update_reference(T* reference, const T* background, const bool* valid, int6
                               double, double, T*, T*, T*, T*, T*, int);                                            \
   template void total_loss_backward<T>(const T*, const T*, const T*, const T*, const T*, const bool*, const bool*, \
                                        int64_t, double, double, double, T*, T*, T*, T*, int);                      \
-  template void update_reference<T>(T*, const T*, const bool*, int64_t, int64_t, double, int);
+  template void running_reference<T>(const T*, const T*, const bool*, int64_t, int64_t, double, T*, int);
 D2NET_INSTANTIATE(float)
 D2NET_INSTANTIATE(double)
 #undef D2NET_INSTANTIATE

@@ -62,12 +62,14 @@ void discriminative_terms(const T* pooled, const T* labels, const bool* counted,
                           int threads) {
   const int64_t row = partner == nullptr ? 0 : b;  // of saved
   T *to_cosine = saved + kToCosine * row, *cosine = saved + kCosine * row, *inverse_norm = saved + kInverseNorm * row;
+  std::vector<double> norm(2 * row);  // 1 / |x|
   if (partner != nullptr) {
     parallel_for(2 * b, 2 * grain(0, d), threads, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const T* x = i < b ? x_fg + i * d : x_bg + (i - b) * d;
         // The epsilon makes the cosine of a zero vector 0 and keeps its gradient finite.
-        inverse_norm[i] = T(1 / std::sqrt(dot(x, x, d) + 1e-12));
+        norm[i] = 1 / std::sqrt(dot(x, x, d) + 1e-12);
+        inverse_norm[i] = T(norm[i]);
       }
     });
   }
@@ -80,7 +82,7 @@ void discriminative_terms(const T* pooled, const T* labels, const bool* counted,
         if (pair.x < 0) continue;
         const bool x_fore = x_is_foreground(kind), other_fore = other_is_foreground(kind);
         const double w = dot((x_fore ? x_fg : x_bg) + pair.x * d, (other_fore ? x_fg : x_bg) + pair.other * d, d) *
-                         inverse_norm[(x_fore ? 0 : b) + pair.x] * inverse_norm[(other_fore ? 0 : b) + pair.other];
+                         norm[(x_fore ? 0 : b) + pair.x] * norm[(other_fore ? 0 : b) + pair.other];
         cosine[kind * b + i] = T(w);
         weight[kind] = kind > 0 ? gamma * (1 - w) : w < 0 ? 0 : w;
         slope[kind] = kind > 0 ? -gamma : w < 0 ? 0 : 1;

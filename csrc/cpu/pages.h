@@ -13,7 +13,8 @@
 
 namespace d2net::cpu {
 
-// To be called before a large output is written. Advice only: nothing depends on whether the system takes it.
+// To be called before a large output is written. Advice only: nothing depends on whether the system takes it. It stays
+// with the addresses when the memory is freed and used again.
 inline void prefer_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kLarge = 2 << 20;
@@ -28,6 +29,9 @@ inline void prefer_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] i
 // A std::vector with such memory.
 template <typename T>
 struct LargePages : std::allocator<T> {
+  LargePages() = default;
+  template <typename U>
+  LargePages(const LargePages<U>&) noexcept {}
   template <typename U>
   struct rebind {
     using other = LargePages<U>;

@@ -17,8 +17,8 @@
 namespace d2net::cpu::detail {
 namespace {
 
-// Returns after some 50 us, or earlier once `ready` is true. Not by sched_yield, which puts a thread behind all others
-// of its core for many milliseconds.
+// Returns after a while, on x86 some 50 us, or earlier once `ready` is true. Not by sched_yield, which puts a thread
+// behind all others of its core for many milliseconds.
 template <typename Ready>
 void look_out(Ready&& ready) {
   for (int i = 0; i < 2000 && !ready(); ++i) {
@@ -93,10 +93,10 @@ class Pool {
 
  private:
   void serve() {
+    int64_t seen = 0;  // jobs that were posted when this worker took its last
     for (;;) {
       // Operators come one after another: look a little for the next job before sleeping, for waking up takes longer
       // than the work of many.
-      const int64_t seen = posted_.load();
       look_out([&] { return posted_.load() != seen; });
       std::shared_ptr<Job> job;
       {
@@ -106,6 +106,7 @@ class Pool {
         --asleep_;
         --seats_;
         job = job_;
+        seen = posted_.load();
       }
       job->work();
     }

@@ -65,8 +65,8 @@ int64_t recordings_per_range(int64_t t) { return 1 + 32768 / (t + 1); }
 
 template <typename T>
 void snippet_pdmi(const T* attention, const T* scores, const int64_t* lengths, int64_t b, int64_t t,
-                  double fg_threshold, double bg_threshold, bool per_class, double entry_floor, double rank_tol, T* loss,
-                  bool* valid, T* weights, int threads) {
+                  double fg_threshold, double bg_threshold, bool per_class, double entry_floor, double rank_tol,
+                  T* loss, bool* valid, T* weights, int threads) {
   parallel_for(b, recordings_per_range(t), threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Chosen x =
@@ -102,8 +102,8 @@ void snippet_pdmi_backward(const T* grad, const T* weights, const T* scores, con
 }
 
 #define D2NET_INSTANTIATE(T)                                                                                        \
-  template void snippet_pdmi<T>(const T*, const T*, const int64_t*, int64_t, int64_t, double, double, bool, double, double, \
-                                T*, bool*, T*, int);                                                                \
+  template void snippet_pdmi<T>(const T*, const T*, const int64_t*, int64_t, int64_t, double, double, bool, double, \
+                                double, T*, bool*, T*, int);                                                        \
   template void snippet_pdmi_backward<T>(const T*, const T*, const T*, const int64_t*, int64_t, int64_t, double,    \
                                          double, T*, int);
 D2NET_INSTANTIATE(float)

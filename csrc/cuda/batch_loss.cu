@@ -121,8 +121,9 @@ __global__ void __launch_bounds__(kThreads)
 // A thread an element.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    update_reference_kernel(T* __restrict__ reference, const T* __restrict__ background, const bool* __restrict__ valid,
-                            int64_t b, int64_t d, double momentum) {
+    running_reference_kernel(const T* __restrict__ reference, const T* __restrict__ background,
+                             const bool* __restrict__ valid, int64_t b, int64_t d, double momentum,
+                             T* __restrict__ updated) {
   const int64_t k = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (k >= d) return;
   double sum = 0;
@@ -132,7 +133,7 @@ __global__ void __launch_bounds__(kThreads)
     sum += background[i * d + k];
     ++count;
   }
-  if (count > 0) reference[k] = T(momentum * reference[k] + (1 - momentum) / count * sum);
+  updated[k] = count == 0 ? reference[k] : T(momentum * reference[k] + (1 - momentum) / count * sum);
 }
 
 }  // namespace
@@ -172,11 +173,11 @@ void total_loss_backward(const T* to_total, const T* to_mean, const T* to_snippe
 }
 
 template <typename T>
-void update_reference(T* reference, const T* background, const bool* valid, int64_t b, int64_t d, double momentum,
-                      int device, void* stream) {
-  const Stream on("update_reference", device, stream);
-  on.launch(update_reference_kernel<T>, (d + kThreads - 1) / kThreads, kThreads, 0, reference, background, valid, b, d,
-            momentum);
+void running_reference(const T* reference, const T* background, const bool* valid, int64_t b, int64_t d,
+                       double momentum, T* updated, int device, void* stream) {
+  const Stream on("running_reference", device, stream);
+  on.launch(running_reference_kernel<T>, (d + kThreads - 1) / kThreads, kThreads, 0, reference, background, valid, b, d,
+            momentum, updated);
 }
 
 #define D2NET_INSTANTIATE(T)                                                                                           \
@@ -187,7 +188,7 @@ void update_reference(T* reference, const T* background, const bool* valid, int6
                               double, double, T*, T*, T*, T*, T*, int, void*);                                         \
   template void total_loss_backward<T>(const T*, const T*, const T*, const T*, const T*, const bool*, const bool*,     \
                                        int64_t, double, double, double, T*, T*, T*, T*, int, void*);                   \
-  template void update_reference<T>(T*, const T*, const bool*, int64_t, int64_t, double, int, void*);
+  template void running_reference<T>(const T*, const T*, const bool*, int64_t, int64_t, double, T*, int, void*);
 D2NET_INSTANTIATE(float)
 D2NET_INSTANTIATE(double)
 #undef D2NET_INSTANTIATE

@@ -42,7 +42,8 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     snippet_pdmi_kernel(const T* __restrict__ attention, const T* __restrict__ scores,
                         const int64_t* __restrict__ lengths, int64_t t, T fg_threshold, T bg_threshold, bool per_class,
-                        double entry_floor, double rank_tol, T* __restrict__ loss, bool* __restrict__ valid, T* __restrict__ weights) {
+                        double entry_floor, double rank_tol, T* __restrict__ loss, bool* __restrict__ valid,
+                        T* __restrict__ weights) {
   const int64_t i = blockIdx.x, length = length_of(lengths, i, t);
   const T *row = attention + i * t, *row_scores = scores + i * t;
   const bool wide = is_aligned(row) && is_aligned(row_scores);
@@ -72,8 +73,8 @@ __global__ void __launch_bounds__(kThreads)
   const double n_f = double(foreground), n_b = double(background);
   const double fg = 1 / (per_class ? n_f : n_f + n_b), bg = 1 / (per_class ? n_b : n_f + n_b);
   // Rows: lambda and 1 - lambda; columns: pseudo-foreground and pseudo-background.
-  const Condition2x2 u = floored_condition_2x2(fg_sum * fg, bg_sum * bg, (n_f - fg_sum) * fg, (n_b - bg_sum) * bg,
-                                               entry_floor, rank_tol);
+  const Condition2x2 u =
+      floored_condition_2x2(fg_sum * fg, bg_sum * bg, (n_f - fg_sum) * fg, (n_b - bg_sum) * bg, entry_floor, rank_tol);
   loss[i] = T(log1p(u.excess));
   weights[2 * i] = T((u.da - u.dc) * fg);
   weights[2 * i + 1] = T((u.db - u.dd) * bg);
@@ -113,8 +114,8 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T>
 void snippet_pdmi(const T* attention, const T* scores, const int64_t* lengths, int64_t b, int64_t t,
-                  double fg_threshold, double bg_threshold, bool per_class, double entry_floor, double rank_tol, T* loss,
-                  bool* valid, T* weights, int device, void* stream) {
+                  double fg_threshold, double bg_threshold, bool per_class, double entry_floor, double rank_tol,
+                  T* loss, bool* valid, T* weights, int device, void* stream) {
   const Stream on("snippet_pdmi", device, stream);
   on.launch(snippet_pdmi_kernel<T>, b, kThreads, 0, attention, scores, lengths, t, T(fg_threshold), T(bg_threshold),
             per_class, entry_floor, rank_tol, loss, valid, weights);
@@ -130,8 +131,8 @@ void snippet_pdmi_backward(const T* grad, const T* weights, const T* scores, con
 }
 
 #define D2NET_INSTANTIATE(T)                                                                                        \
-  template void snippet_pdmi<T>(const T*, const T*, const int64_t*, int64_t, int64_t, double, double, bool, double, double, \
-                                T*, bool*, T*, int, void*);                                                         \
+  template void snippet_pdmi<T>(const T*, const T*, const int64_t*, int64_t, int64_t, double, double, bool, double, \
+                                double, T*, bool*, T*, int, void*);                                                 \
   template void snippet_pdmi_backward<T>(const T*, const T*, const T*, const int64_t*, int64_t, int64_t, double,    \
                                          double, T*, int, void*);
 D2NET_INSTANTIATE(float)

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops._checks import check_same, check_shape
-from d2net.ops.batch_loss import total_loss
 
 
 def check_choice(name: str, value: str, *known: str) -> None:
@@ -40,4 +39,4 @@ def present(x: Tensor, lengths: Tensor | None) -> Tensor:
 
 def mean_of(values: Tensor, valid: Tensor) -> Tensor:
     """Mean of ``values`` (N,) where ``valid``; 0 where nothing is."""
-    return total_loss(values, valid).total
+    return torch.where(valid, values, 0).sum() / valid.sum().clamp(min=1)

@@ -206,6 +206,8 @@ class VideoJoint(VideoTerm):
         normalization: Normalization = "joint",
     ) -> None:
         super().__init__(topk_divisor=topk_divisor, probability_floor=probability_floor)
+        if peak_share is not None and not peak_share >= 0:
+            raise InputError(f"{type(self).__name__}: peak_share is {peak_share}, expected at least 0, or None")
         self.peak_share = peak_share
         check_choice("normalization", normalization, "joint", "per_class")
         self.normalization: Normalization = normalization

@@ -33,7 +33,7 @@ def pair_different(
         return Pairs(different_partners(_uniform((3, b), valid_fg.device, generator), valid_fg, valid_bg))
     if partners.shape not in ((b,), (3, b)):
         raise InputError(f"partners has shape {tuple(partners.shape)}, expected ({b},) or (3, {b})")
-    partner = partners.expand(3, b)
+    partner = partners.to(torch.int64).expand(3, b)
     usable = (partner >= 0) & (partner < b) & (partner != torch.arange(b, device=partner.device))
     has_x, has_other = torch.stack((valid_fg, valid_fg, valid_bg)), torch.stack((valid_bg, valid_fg, valid_bg))
     usable &= has_x & has_other.gather(1, torch.where(usable, partner, 0))

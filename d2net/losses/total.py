@@ -17,7 +17,7 @@ from d2net.losses.discriminative import DiscriminativeLoss
 from d2net.ops._checks import valid_mask
 from d2net.ops._native import at_least_float32
 from d2net.ops.attention_pool import Pooled
-from d2net.ops.batch_loss import total_loss, update_reference
+from d2net.ops.batch_loss import running_reference, total_loss
 from d2net.ops.discriminative import discriminative_terms
 from d2net.ops.two_stream_tcam import tcam_pool
 from d2net.recipes import LossRecipe, load_recipe
@@ -120,6 +120,10 @@ class D2NetLoss(nn.Module):
                 f"D2NetLoss: tcam has {tcam.shape[2]} classes and embeddings are {embeddings.shape[2]} wide, "
                 f"the loss was made for {self.num_classes} and {len(self.reference)}"
             )
+        if tcam.device != self.reference.device:
+            raise InputError(
+                f"D2NetLoss: tcam is on {tcam.device} but the loss on {self.reference.device}; use loss.to()"
+            )
         recipe = self.recipe
         lengths = self._counted(tcam, lengths, labels)
         counted = present(tcam, lengths)
@@ -186,7 +190,7 @@ class D2NetLoss(nn.Module):
             lowest = (1 - attention).masked_fill(padding, -1).argmax(1)
             chosen = embeddings.gather(1, lowest[:, None, None].expand(-1, 1, embeddings.shape[2]))[:, 0]
             background = torch.where(x.valid_bg[:, None], chosen, 0)
-        update_reference(self.reference, background, x.valid_bg, self.recipe.momentum)
+        self.reference.copy_(running_reference(self.reference, background, x.valid_bg, self.recipe.momentum))
 
 
 def _denoising(recipe: LossRecipe) -> tuple[SnippetTerm, VideoTerm]:

@@ -30,10 +30,10 @@ def video_factors(
         per_class: divide Y_2 class by class by the number of its recordings, not by that of all.
 
     Returns:
-        In float32 at least; P_2 is differentiable once, to ``pooled``.
+        In float32 at least; P_2 is differentiable once, to ``pooled``. Labels get no gradient.
     """
     pooled = at_least_float32(pooled)
-    inputs = pooled, labels.to(pooled.dtype), counted
+    inputs = pooled, labels.detach().to(pooled.dtype), counted
     share = -1.0 if peak_share is None else peak_share
     if _library.has_kernel("video_factors", pooled):
         return _video_factors(*inputs, probability_floor, share, per_class)
@@ -89,6 +89,8 @@ def total_loss(
     """
     discriminative = at_least_float32(discriminative)
     snippet, video, other = (None if x is None else x.to(discriminative.dtype) for x in (snippet, video, other))
+    if snippet is None or valid is None:
+        snippet = valid = None
     inputs = discriminative, counted, snippet, valid, video, other
     if _library.has_kernel("total_loss", discriminative):
         return Total(*_total_loss(*inputs, alpha_snippet, alpha_video, weight))
@@ -118,24 +120,26 @@ def _mean_of(values: Tensor, counted: Tensor) -> Tensor:
     return torch.where(counted, values, 0).sum() / counted.sum().clamp(min=1)
 
 
-def update_reference(reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> None:
+def running_reference(reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> Tensor:
     """x_ref after a batch: momentum x_ref + (1 - momentum) times the mean of its background embeddings (below Eq. 8).
 
     Args:
-        reference: (D,), changed in place. background: (B, D), of which those with ``valid`` (B,) bool count; without
-            any, x_ref stays.
+        reference: (D,). background: (B, D), of which those with ``valid`` (B,) bool count; without any, x_ref stays.
+
+    Returns:
+        (D,) in float32 at least, without gradient.
     """
+    reference = at_least_float32(reference.detach())
     background = background.detach().to(reference.dtype)
-    if _library.has_kernel("update_reference", reference):
-        _update_reference(reference, background, valid, momentum)
-    else:
-        update_reference_reference(reference, background, valid, momentum)
+    if _library.has_kernel("running_reference", reference):
+        return _running_reference(reference, background, valid, momentum)
+    return running_reference_reference(reference, background, valid, momentum)
 
 
-def update_reference_reference(reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> None:
-    """:func:`update_reference` in plain PyTorch, on any device."""
+def running_reference_reference(reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> Tensor:
+    """:func:`running_reference` in plain PyTorch, on any device."""
     mean = torch.where(valid[:, None], background, 0).sum(0) / valid.sum().clamp(min=1)
-    reference.copy_(torch.where(valid.any(), torch.lerp(mean, reference, momentum), reference))
+    return torch.where(valid.any(), torch.lerp(mean, reference, momentum), reference)
 
 
 def _factors(native: Native, pooled: Tensor, labels: Tensor, counted: Tensor, *options: float) -> tuple[Tensor, Tensor]:
@@ -259,14 +263,14 @@ def _total_gradient_fake(
     return like.new_empty(b), *(like.new_empty(size) for size in sizes)
 
 
-def _update(native: Native, reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> None:
-    native(
-        "update_reference", reference, reference, *_native.contiguous(background, valid), *background.shape, momentum
-    )
+def _reference(native: Native, reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> Tensor:
+    inputs, updated = _native.contiguous(reference, background, valid), _reference_fake(reference)
+    native("running_reference", reference, *inputs, *background.shape, momentum, updated)
+    return updated
 
 
-def _update_fake(reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> None:
-    return None
+def _reference_fake(reference: Tensor, *_: object) -> Tensor:
+    return reference.new_empty(reference.shape)
 
 
 _video_factors = _library.register(
@@ -300,8 +304,8 @@ _total_loss_backward = _library.register(
     fake=_total_gradient_fake,
     backward=_library.refuse_double_backward,
 )
-_update_reference = _library.register(
-    "update_reference(Tensor(a!) reference, Tensor background, Tensor valid, float momentum) -> ()",
-    kernel=_update,
-    fake=_update_fake,
+_running_reference = _library.register(
+    "running_reference(Tensor reference, Tensor background, Tensor valid, float momentum) -> Tensor",
+    kernel=_reference,
+    fake=_reference_fake,
 )

@@ -80,7 +80,7 @@ def discriminative_terms(
     pooled = at_least_float32(pooled)
     labels = labels.to(pooled.dtype)
     x_fg, x_bg = (None, None) if embeddings is None else (x.to(pooled.dtype) for x in embeddings)
-    partner, source = (None, None) if pairs is None else pairs
+    partner, source = (None if x is None else x.to(torch.int64) for x in (pairs or (None, None)))
     inputs = pooled, labels, counted, x_fg, x_bg, partner, source
     if _library.has_kernel("discriminative_terms", pooled):
         return _discriminative_terms(*inputs, beta, gamma, probability_floor, mean, balanced)[0]
@@ -123,13 +123,17 @@ def _weights(x_fg: Tensor, x_bg: Tensor, partner: Tensor, source: Tensor | None,
     """(3, B): w_fb, w_fg, w_bg of Eq. 3."""
     b, d = x_fg.shape
     usable = (partner >= 0) & (partner < b)
+    if source is not None:
+        in_range = (source >= 0) & (source < b)
+        usable = torch.cat((usable[:1] & in_range, usable[1:]))
+        source = torch.where(in_range, source, 0)
     both = torch.stack((x_fg, x_bg))
     # The epsilon makes the cosine of a zero vector 0 and keeps its gradient finite.
     fg, bg = both * (both.square().sum(2, keepdim=True) + 1e-12).rsqrt()
     others = torch.stack((bg, fg, bg)).gather(1, torch.where(usable, partner, 0)[:, :, None].expand(-1, -1, d))
     from_fg = fg if source is None else fg.gather(0, source[:, None].expand(-1, d))
     cosine = (torch.stack((from_fg, fg, bg)) * others).sum(2)
-    return torch.cat((cosine[:1].clamp(min=0), gamma * (1 - cosine[1:]))) * usable
+    return torch.where(usable, torch.cat((cosine[:1].clamp(min=0), gamma * (1 - cosine[1:]))), 0)
 
 
 def _partners(native: Native, keys: Tensor, valid_fg: Tensor, valid_bg: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 A variant is a recipe with some settings changed. Every training of a variant has a folder of its own, with its
 checkpoint and, once it is finished and evaluated, ``result.json``; a study that finds one there does not train again.
-Variants that differ in localization and evaluation alone share one training: the checkpoint is with the first of them.
+Variants that differ in localization and evaluation alone share one training: the checkpoint is with one of them.
 """
 
 from __future__ import annotations

@@ -237,6 +237,28 @@ def test_inputs_of_any_types(make_batch, recipe):
         assert total.item() == pytest.approx(expected, rel=0.1 if torch.bfloat16 in types else 1e-4), types
 
 
+def test_partners_of_another_integer_type(make_batch):
+    tcam, embeddings, lengths, labels = make_batch()
+    for partners in (torch.roll(torch.arange(6), 1), torch.stack([torch.roll(torch.arange(6), i) for i in (1, 2, 3)])):
+        totals = [
+            D2NetLoss(5, 8).double()(tcam, embeddings, lengths, labels, p).total for p in (partners, partners.int())
+        ]
+        assert totals[0] == totals[1]
+
+
+def test_the_reference_in_half_precision_and_behind_autograds_back(make_batch):
+    tcam, embeddings, lengths, labels = make_batch(dtype=torch.float32)
+    loss = D2NetLoss(5, 8).to(torch.bfloat16)
+    loss(tcam.bfloat16(), embeddings.bfloat16(), lengths, labels)
+    assert loss.reference.dtype == torch.bfloat16 and loss.reference.abs().sum() > 0
+    loss = D2NetLoss(5, 8)
+    weight = torch.ones(8, requires_grad=True)
+    before = (loss.reference * weight).sum()
+    loss(tcam, embeddings, lengths, labels)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        before.backward()
+
+
 class _Operations(TorchDispatchMode):
     """The names of the operations that do something on a device."""
 
@@ -262,7 +284,7 @@ def test_it_is_a_dozen_operations(make_batch):
         total = loss(*leaves, lengths, labels).total
     with _Operations() as backward:
         torch.autograd.grad(total, leaves)
-    assert len(forward.names) <= 12, forward.names
+    assert len(forward.names) <= 13, forward.names
     assert len(backward.names) <= 10, backward.names
 
 

@@ -77,12 +77,16 @@ TEST(cuda_total_loss_equals_the_cpu) {
   }
 }
 
-TEST(cuda_update_reference_equals_the_cpu) {
+TEST(cuda_running_reference_equals_the_cpu) {
   const int64_t b = 5, d = 300;
-  const auto background = check::uniform<float>(b * d, 1);
-  const auto valid = flags(b, 2);
-  auto found = check::uniform<float>(d, 2), expected = found;
-  d2net::cuda::update_reference(found.data(), background.data(), valid.get(), b, d, 0.9, 0, nullptr);
-  d2net::cpu::update_reference(expected.data(), background.data(), valid.get(), b, d, 0.9, 1);
-  check_close(found, expected);
+  const auto background = check::uniform<float>(b * d, 1), reference = check::uniform<float>(d, 2);
+  for (bool some : {true, false}) {
+    const auto valid = flags(b, 2);
+    for (int64_t i = 0; i < b; ++i) valid[i] = valid[i] && some;
+    std::vector<float> found(d), expected(d);
+    d2net::cuda::running_reference(reference.data(), background.data(), valid.get(), b, d, 0.9, found.data(), 0,
+                                   nullptr);
+    d2net::cpu::running_reference(reference.data(), background.data(), valid.get(), b, d, 0.9, expected.data(), 1);
+    check_close(found, expected);
+  }
 }

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from d2net.ops.batch_loss import total_loss, update_reference, video_factors
+from d2net.ops.batch_loss import running_reference, total_loss, video_factors
 
 
 def uniform(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -82,6 +82,7 @@ def test_total_is_the_weighted_sum_of_means(device, b):
     alone = total_loss(*to[:2], **weights)
     assert alone.total.item() == alone.discriminative.item() == mean.item()
     assert alone.snippet.item() == alone.video.item() == alone.other.item() == 0
+    assert total_loss(*to[:3], **weights).total.item() == mean.item()  # terms without saying which count
 
 
 def test_gradient_of_the_total(device):
@@ -113,12 +114,12 @@ def test_the_reference_moves_towards_the_mean(device, b, d):
     start, background, valid = uniform(d), uniform(b, d, seed=1), uniform(b, seed=2) > 0.4
     valid[0] = True
     background[~valid] = math.nan
-    reference = start.clone().to(device)
-    update_reference(reference, background.to(device), valid.to(device), 0.9)
-    torch.testing.assert_close(reference.cpu(), 0.9 * start + 0.1 * background[valid].mean(0))
-    reference = start.clone().to(device)
-    update_reference(reference, background.to(device), torch.zeros_like(valid).to(device), 0.9)
-    assert torch.equal(reference.cpu(), start)
+    updated = running_reference(start.to(device), background.to(device), valid.to(device), 0.9)
+    torch.testing.assert_close(updated.cpu(), 0.9 * start + 0.1 * background[valid].mean(0))
+    nothing = torch.zeros_like(valid).to(device)
+    assert torch.equal(running_reference(start.to(device), background.to(device), nothing, 0.9).cpu(), start)
+    strided = torch.stack((start, start), 1).to(device)[:, 0]
+    assert torch.equal(running_reference(strided, background.to(device), valid.to(device), 0.9), updated)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -150,7 +151,7 @@ def test_opcheck_and_double_backward():
     dis, snippet = (uniform(4, seed=s).requires_grad_() for s in (1, 2))
     torch.library.opcheck(op.total_loss, (dis, counted, snippet, counted, dis.detach()[0].clone(), None, 0.1, 0.2, 0.3))
     torch.library.opcheck(op.total_loss, (dis, counted, None, None, None, None, 0.1, 0.2, 0.3))
-    torch.library.opcheck(op.update_reference, (uniform(5), uniform(4, 5), counted, 0.9))
+    torch.library.opcheck(op.running_reference, (uniform(5), uniform(4, 5), counted, 0.9))
     for value, leaf in ((total_loss(dis, counted).total, dis), (video_factors(pooled, labels, counted)[0], pooled)):
         (gradient,) = torch.autograd.grad(value.square().sum(), leaf, create_graph=True)
         with pytest.raises(RuntimeError, match="differentiable once"):

@@ -176,6 +176,26 @@ def test_nan_propagates(device):
     assert terms.isnan().tolist() == [False, True, True, False]
 
 
+def test_pairs_that_do_not_count_are_not_looked_at(device):
+    pooled, labels, _, x_fg, x_bg, _ = (x.to(device) for x in batch(4, 3, 5))
+    counted = torch.ones(4, dtype=torch.bool, device=device)
+    expected = discriminative_terms(pooled, labels, counted)
+    x_fg[0] = math.nan
+    none = torch.full((3, 4), -1, device=device)
+    assert torch.equal(discriminative_terms(pooled, labels, counted, (x_fg, x_bg), Pairs(none)), expected)
+    partner = torch.stack((torch.tensor([1, 2, 3, 0]), *[torch.full((4,), -1)] * 2)).to(device)
+    source = torch.tensor([4, -1, 7, 9], device=device)
+    assert torch.equal(discriminative_terms(pooled, labels, counted, (x_fg, x_bg), Pairs(partner, source)), expected)
+
+
+def test_partners_of_another_integer_type(device):
+    pooled, labels, counted, x_fg, x_bg, partner = (x.to(device) for x in batch(6, 3, 5))
+    source = torch.arange(6, device=device).flip(0)
+    expected = discriminative_terms(pooled, labels, counted, (x_fg, x_bg), Pairs(partner, source))
+    other = Pairs(partner.int(), source.short())
+    assert torch.equal(discriminative_terms(pooled, labels, counted, (x_fg, x_bg), other), expected)
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_partners(device, data):
