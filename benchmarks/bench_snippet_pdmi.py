@@ -19,7 +19,7 @@ def ours(attention: Tensor, *, scores: Tensor) -> Tensor:
 
 
 def reference(attention: Tensor, *, scores: Tensor) -> Tensor:
-    return snippet_pdmi_reference(attention, scores, None, 0.5, 0.5, False).loss
+    return snippet_pdmi_reference(attention, scores, None, 0.5, 0.5, False, 0.0, 1e-5).loss
 
 
 def batched(attention: Tensor, *, scores: Tensor) -> Tensor:
