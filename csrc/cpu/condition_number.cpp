@@ -106,8 +106,7 @@ D2NET_SIMD bool extreme_values(const double* b, int64_t n, double rank_tol, doub
   int rank;
   count_at_least<1>(squares, int(n), &low, &rank);
   if (rank < 2) return false;
-  sigma[0] = kth_largest<kShifts>(squares, int(n), 1, low, high, precision);
-  sigma[1] = kth_largest<kShifts>(squares, int(n), rank, low, high, precision);
+  largest_and_smallest<kShifts>(squares, int(n), rank, low, high, precision, sigma);
   return true;
 }
 
@@ -229,7 +228,7 @@ class Decomposition {
 
 // Relative error of singular values that results of type T do not show.
 template <typename T>
-constexpr double kPrecision = sizeof(T) == 4 ? 1e-10 : 4.5e-16;
+constexpr double kPrecision = sizeof(T) == 4 ? 2e-10 : 4.5e-16;
 
 // x (classes) = Q u, u (order): Q of reflectors, or the identity where there was no need to factor.
 void expand(const double* u, int64_t order, const double* reflectors, const double* tau, bool factored, int64_t classes,

@@ -48,23 +48,32 @@ template <int kShifts>
   for (int s = 0; s < kShifts; ++s) count[s] = int(least[s]);
 }
 
-// The k-th largest singular value (k from 1), known to be in [low, high): each round looks at kShifts points between
-// the two. Ends at a relative error of `precision` or after a fixed number of rounds.
+// The largest singular value and the `rank`-th largest, both known to be in [low, high). Each round looks at kShifts
+// points, half of them for either, all at once: a count is a chain of divisions, and a few chains side by side cost
+// hardly more than one. Ends at a relative error of `precision` or after a fixed number of rounds.
 template <int kShifts>
-[[gnu::always_inline]] D2NET_HD inline double kth_largest(const double* squares, int n, int k, double low, double high,
-                                                          double precision) {
-  for (int round = 0; round < 40 && high - low > precision * high; ++round) {
+[[gnu::always_inline]] D2NET_HD inline void largest_and_smallest(const double* squares, int n, int rank, double low,
+                                                                 double high, double precision, double sigma[2]) {
+  constexpr int kHalf = kShifts / 2;
+  double lows[2] = {low, low}, highs[2] = {high, high};
+  const auto wide = [&](int side) { return highs[side] - lows[side] > precision * highs[side]; };
+  for (int round = 0; round < 50 && (wide(0) || wide(1)); ++round) {
     double x[kShifts];
     int count[kShifts];
-    const double step = (high - low) / (kShifts + 1);
-    for (int s = 0; s < kShifts; ++s) x[s] = low + (s + 1) * step;
+    for (int s = 0; s < kShifts; ++s) {
+      const int side = s < kHalf ? 0 : 1;
+      x[s] = lows[side] + (s % kHalf + 1) * ((highs[side] - lows[side]) / (kHalf + 1));
+    }
     count_at_least<kShifts>(squares, n, x, count);
-    int below = 0;  // how many of the points the singular value reaches
-    while (below < kShifts && count[below] >= k) ++below;
-    if (below < kShifts) high = x[below];
-    if (below > 0) low = x[below - 1];
+    for (int side = 0; side < 2; ++side) {
+      const double* points = x + side * kHalf;
+      int below = 0;  // how many of the points the singular value reaches
+      while (below < kHalf && count[side * kHalf + below] >= (side == 0 ? 1 : rank)) ++below;
+      if (below < kHalf) highs[side] = points[below];
+      if (below > 0) lows[side] = points[below - 1];
+    }
   }
-  return 0.5 * (low + high);
+  for (int side = 0; side < 2; ++side) sigma[side] = 0.5 * (lows[side] + highs[side]);
 }
 
 // Singular vectors u, v (n each, of unit length) of the singular value sigma > 0 by inverse iteration; work: 12 n.
