@@ -28,7 +28,7 @@ __device__ __forceinline__ Peaks<T> block_peaks(const T* row, int64_t c, T floor
 
 // A block a recording.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     video_factors_kernel(const T* __restrict__ pooled, const T* __restrict__ labels, const bool* __restrict__ counted,
                          int64_t b, int64_t c, T floor, T peak_share, bool per_class, T* __restrict__ p,
                          T* __restrict__ y) {
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     video_factors_backward_kernel(const T* __restrict__ grad, const T* __restrict__ pooled, int64_t b, int64_t c,
                                   T floor, T peak_share, T* __restrict__ grad_pooled) {
   const int64_t i = blockIdx.x;
@@ -78,7 +78,7 @@ __device__ __forceinline__ double or_zero(const T* x) {
 
 // One block.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     total_loss_kernel(const T* __restrict__ discriminative, const bool* __restrict__ counted,
                       const T* __restrict__ snippet, const bool* __restrict__ valid, const T* __restrict__ video,
                       const T* __restrict__ other, int64_t b, double alpha_snippet, double alpha_video, double weight,
@@ -103,7 +103,7 @@ __device__ __forceinline__ void spread_mean(double grad, const bool* counted, in
 
 // One block.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     total_loss_backward_kernel(const T* __restrict__ to_total, const T* __restrict__ to_mean,
                                const T* __restrict__ to_snippet, const T* __restrict__ to_video,
                                const T* __restrict__ to_other, const bool* __restrict__ counted,
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // A thread an element.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     running_reference_kernel(const T* __restrict__ reference, const T* __restrict__ background,
                              const bool* __restrict__ valid, int64_t b, int64_t d, double momentum,
                              T* __restrict__ updated) {
