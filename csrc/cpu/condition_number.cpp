@@ -303,7 +303,7 @@ template <typename T>
 void log_condition_number(const T* u, int64_t n, int64_t rows, int64_t cols, double rank_tol, T* value, T* left,
                           T* right, int threads) {
   if (rows == 2 && cols == 2) {
-    parallel_for(n, 256, threads,
+    parallel_for(n, 1024, threads,
                  [&](int64_t begin, int64_t end) { two_by_two_range(u, begin, end, rank_tol, value, left, right); });
     return;
   }
