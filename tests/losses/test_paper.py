@@ -259,6 +259,12 @@ def test_the_reference_in_half_precision_and_behind_autograds_back(make_batch):
         before.backward()
 
 
+def test_a_loss_on_another_device_is_named(make_batch):
+    tcam, embeddings, lengths, labels = make_batch()
+    with pytest.raises(InputError, match="tcam is on cpu but the loss on meta"):
+        D2NetLoss(5, 8).to("meta")(tcam, embeddings, lengths, labels)
+
+
 class _Operations(TorchDispatchMode):
     """The names of the operations that do something on a device."""
 
