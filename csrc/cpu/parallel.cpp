@@ -17,8 +17,8 @@
 namespace d2net::cpu::detail {
 namespace {
 
-// Returns after a while, on x86 some 50 us, or earlier once `ready` is true. Not by sched_yield, which puts a thread
-// behind all others of its core for many milliseconds.
+// Returns after a while, on x86 some 50 us, or earlier once `ready` is true. Not by sched_yield,
+// with which the second thread hardly took part in work of a fraction of a millisecond.
 template <typename Ready>
 void look_out(Ready&& ready) {
   for (int i = 0; i < 2000 && !ready(); ++i) {

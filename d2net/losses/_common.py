@@ -35,8 +35,3 @@ def present(x: Tensor, lengths: Tensor | None) -> Tensor:
     if lengths is None:
         return torch.full(x.shape[:1], x.shape[1] > 0, dtype=torch.bool, device=x.device)
     return lengths > 0
-
-
-def mean_of(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of ``values`` (N,) where ``valid``; 0 where nothing is."""
-    return torch.where(valid, values, 0).sum() / valid.sum().clamp(min=1)

@@ -6,14 +6,16 @@ Where the paper does not say how they are applied, the plain reading is taken; e
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d2net.losses._common import check_labels, mean_of, present
+from d2net.losses._common import check_labels, present
 from d2net.losses.denoising import RANK_TOL, SnippetJoint, SnippetTerm, VideoJoint, VideoTerm
 from d2net.losses.discriminative import PROBABILITY_FLOOR, probabilities
+from d2net.ops.batch_loss import mean_of
 from d2net.ops.discriminative import discriminative_terms
 from d2net.ops.topk_pool import topk_pool
 
@@ -70,8 +72,9 @@ class _SnippetPointwise(SnippetTerm):
         loss = torch.where(chosen, self.between(p, foreground.to(p.dtype)), 0)
         return loss.sum(1) / count.clamp(min=1), count > 0
 
+    @abstractmethod
     def between(self, p: Tensor, y: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Elementwise, of activations p and pseudo-labels y."""
 
 
 class SnippetL1(_SnippetPointwise):

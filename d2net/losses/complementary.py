@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d2net.losses._common import check_batch, mean_of, present
+from d2net.losses._common import check_batch, present
 from d2net.ops._checks import check_same, check_shape, valid_mask
 from d2net.ops._native import at_least_float32
 from d2net.ops.attention_pool import attention_pool
+from d2net.ops.batch_loss import mean_of
 
 
 class UncertaintyModelingResult(NamedTuple):

@@ -6,17 +6,18 @@ is compared with in ``comparison.py``.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from d2net.errors import InputError
-from d2net.losses._common import check_choice, check_labels, mean_of, present
+from d2net.losses._common import check_choice, check_labels, present
 from d2net.losses.discriminative import PROBABILITY_FLOOR
 from d2net.ops._checks import check_same, check_shape, valid_mask
 from d2net.ops._native import at_least_float32
-from d2net.ops.batch_loss import video_factors
+from d2net.ops.batch_loss import mean_of, video_factors
 from d2net.ops.bottom_up_attention import bottom_up_attention
 from d2net.ops.condition_number import joint_log_condition_number
 from d2net.ops.snippet_pdmi import snippet_pdmi
@@ -34,7 +35,7 @@ class Denoising(NamedTuple):
     video: Tensor
 
 
-class SnippetTerm(nn.Module):
+class SnippetTerm(nn.Module, ABC):
     """Compares the attention of each recording's snippets with pseudo-labels from their embeddings (Sec. 3.2.1).
 
     Args:
@@ -93,9 +94,9 @@ class SnippetTerm(nn.Module):
             attention = torch.where(scores > self.fg_threshold, own, attention)
         return self.per_recording(at_least_float32(attention), scores, lengths)
 
+    @abstractmethod
     def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """What :meth:`terms` gives, from (B, T) attention and scores."""
-        raise NotImplementedError
 
     def pseudo_labels(self, scores: Tensor, lengths: Tensor | None) -> Tensor:
         """(B, T, 2) bool: pseudo-foreground, pseudo-background."""
@@ -159,7 +160,7 @@ class SnippetDenoising(SnippetJoint):
         )
 
 
-class VideoTerm(nn.Module):
+class VideoTerm(nn.Module, ABC):
     """Compares the class scores of a batch's recordings with their labels (Sec. 3.2.1).
 
     Args:
@@ -183,9 +184,9 @@ class VideoTerm(nn.Module):
         check_labels(type(self).__name__, tcam, labels)
         return self.from_pooled(topk_pool(tcam, lengths, divisor=self.topk_divisor), present(tcam, lengths), labels)
 
+    @abstractmethod
     def from_pooled(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
         """:meth:`forward` with the pooled scores (B, C) already there; ``counted`` (B,) bool."""
-        raise NotImplementedError
 
 
 class VideoJoint(VideoTerm):

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from d2net.losses._common import check_batch, check_choice, mean_of, present
+from d2net.losses._common import check_batch, check_choice, present
 from d2net.losses.pairing import Pairing, pair_by_permutation, pair_different
 from d2net.ops._native import at_least_float32
 from d2net.ops.attention_pool import Pooled, attention_pool
+from d2net.ops.batch_loss import mean_of
 from d2net.ops.discriminative import discriminative_terms
 from d2net.ops.two_stream_tcam import tcam_pool
 

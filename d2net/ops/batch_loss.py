@@ -110,13 +110,14 @@ def total_loss_reference(
 ) -> Total:
     """:func:`total_loss` in plain PyTorch, on any device."""
     zero = discriminative.new_zeros(())
-    dis = _mean_of(discriminative, counted)
-    snip = zero if snippet is None or valid is None else _mean_of(snippet, valid)
+    dis = mean_of(discriminative, counted)
+    snip = zero if snippet is None or valid is None else mean_of(snippet, valid)
     video, other = zero if video is None else video, zero if other is None else other
     return Total(dis + alpha_snippet * snip + alpha_video * video + weight * other, dis, snip, video, other)
 
 
-def _mean_of(values: Tensor, counted: Tensor) -> Tensor:
+def mean_of(values: Tensor, counted: Tensor) -> Tensor:
+    """Mean of ``values`` (B,) where ``counted``, in plain PyTorch; 0 where nothing is."""
     return torch.where(counted, values, 0).sum() / counted.sum().clamp(min=1)
 
 
