@@ -27,16 +27,20 @@ def collect() -> dict[str, Any]:
         ``d2net``, ``python``, ``torch``: versions; ``extension``: as :func:`d2net.ops._native.build_info`;
         ``devices``: descriptions; ``threads``: that torch uses; ``backends``: {operator: {"cpu": …, "cuda": …}}.
     """
+    built = _native.build_info()
     devices = [f"cpu: {platform.machine()}, {os.cpu_count()} cores"]
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)
-        devices.append(f"cuda:{i}: {p.name}, compute capability {p.major}.{p.minor}, {p.total_memory / 2**30:.0f} GiB")
+        text = f"cuda:{i}: {p.name}, compute capability {p.major}.{p.minor}, {p.total_memory / 2**30:.0f} GiB"
+        if built["cuda"] and not _native.runs_on(built["cuda_archs"], (p.major, p.minor)):
+            text += ", which the CUDA kernels were not built for"
+        devices.append(text)
     return {
         "d2net": d2net.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda or "",
-        "extension": _native.build_info(),
+        "extension": built,
         "devices": devices,
         "threads": torch.get_num_threads(),
         "backends": {

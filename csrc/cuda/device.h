@@ -135,10 +135,7 @@ class Stream {
         name_, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared_bytes,
         [](void* t) { (*static_cast<decltype(thread)*>(t))(); }, &thread);
 #else
-    cudaError_t status = cudaSuccess;
-    if (shared_bytes > kPlainShared) {
-      status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
-    }
+    cudaError_t status = shared_bytes > 0 ? allow_shared(kernel, shared_bytes) : cudaSuccess;
     if (status == cudaSuccess) {
       cudaLaunchConfig_t config = {};
       config.gridDim = dim3(unsigned(grid.x), unsigned(grid.y), unsigned(grid.z));
@@ -200,9 +197,12 @@ class Stream {
 #endif
 
  private:
-  static constexpr int64_t kPlainShared = 48 * 1024;  // more must be asked for, kernel by kernel
+  static constexpr int64_t kPlainShared = 48 * 1024;  // with the static arrays; more must be asked for
 
   [[noreturn]] void fail(const std::string& what) const {
+#ifndef D2NET_SIMT
+    cudaGetLastError();  // forget it: CUB would report it again after its next launch
+#endif
     throw std::runtime_error(std::string(name_) + " on CUDA device " + std::to_string(device_) + ": " + what);
   }
   [[noreturn]] void refuse(Extent grid, Extent block, int64_t shared_bytes, const std::string& why) const {
@@ -210,6 +210,17 @@ class Stream {
          " bytes of shared memory: " + why);
   }
 #ifndef D2NET_SIMT
+  // Lets the kernel have all the memory there is, always the same amount: another thread may launch it in between.
+  template <typename... P>
+  cudaError_t allow_shared(void (*kernel)(P...), int64_t shared_bytes) const {
+    cudaFuncAttributes attributes = {};
+    const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+    const int64_t fixed = int64_t(attributes.sharedSizeBytes);  // its static arrays
+    if (status != cudaSuccess || shared_bytes + fixed <= kPlainShared) return status;
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                int(shared_memory_limit() - fixed));
+  }
+
   int64_t attribute(cudaDeviceAttr which) const {
     int value = 0;
     check(cudaDeviceGetAttribute(&value, which, device_), "asking for its properties");

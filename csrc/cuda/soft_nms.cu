@@ -111,9 +111,8 @@ template <typename T>
 void soft_nms_1d(const T* segments, const T* scores, int64_t n, double iou_threshold, double sigma, double min_score,
                  bool gaussian, T* scratch, int64_t* keep, T* new_scores, int64_t* result, int device, void* stream) {
   const Stream on("soft_nms_1d", device, stream);
-  // Room for the arrays of fixed size is asked for once more, so that launch() sees when all exceeds its 48 KiB.
-  const int64_t fixed_bytes = 1024, shared_bytes = n * int64_t(sizeof(T)) + fixed_bytes;
-  const bool fits = shared_bytes + fixed_bytes <= on.shared_memory_limit();
+  const int64_t shared_bytes = n * int64_t(sizeof(T));
+  const bool fits = shared_bytes + 1024 <= on.shared_memory_limit();  // with the arrays of fixed size
   const int64_t threads = std::min((n + 31) / 32 * 32, kMaxBlock);
   on.launch(soft_nms_kernel<T>, 1, threads, fits ? shared_bytes : 0, segments, scores, n,
             Decay<T>{T(iou_threshold), T(sigma), T(min_score), gaussian}, fits ? nullptr : scratch, keep, new_scores,

@@ -5,13 +5,17 @@ Callers have checked shapes, dtypes and devices, and pass contiguous tensors: a 
 
 from __future__ import annotations
 
+import functools
 import importlib
+import re
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from d2net.errors import D2NetError
 
 
 def _load() -> ModuleType:
@@ -47,11 +51,53 @@ def cpu(function: str, dtype: torch.dtype, *args: Tensor | float | None) -> Any:
 
 
 def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: Tensor | float | None) -> Any:
-    """Enqueue the kernels of ``function`` on ``device`` and its current stream; both are added last."""
+    """Enqueue the kernels of ``function`` on ``device`` and its current stream; both are added last.
+
+    Raises:
+        D2NetError: the kernels were built for other chips.
+        RuntimeError: a launch failed.
+    """
+    _check_chip(device)
     # The launch makes its device current; the guard restores the caller's.
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream().cuda_stream
         return getattr(_C, f"cuda_{function}_{_SUFFIX[dtype]}")(*map(_passed, args), device.index, stream)
+
+
+@functools.cache
+def _check_chip(device: torch.device) -> None:
+    """Before the first launch, whose error would be hard to understand, and only then."""
+    capability = torch.cuda.get_device_capability(device)
+    archs = build_info()["cuda_archs"]
+    if not runs_on(archs, capability):
+        name = torch.cuda.get_device_name(device)
+        raise D2NetError(
+            f"d2net's kernels were built for CUDA architectures {archs}, {name} ({device}) is {capability[0]}."
+            f"{capability[1]}: build them again with CMAKE_CUDA_ARCHITECTURES={capability[0]}{capability[1]}"
+        )
+
+
+def runs_on(archs: str, capability: tuple[int, int]) -> bool:
+    """Whether kernels built for ``archs`` (CMAKE_CUDA_ARCHITECTURES, separated by spaces) run on a chip.
+
+    Machine code (``80-real``) runs on chips of the same major version and no lower minor one, PTX (``80-virtual``) on
+    all later chips; ``80`` means both. With an ``a`` it is for that chip alone, with an ``f`` for its major version.
+    Words such as ``native`` do not tell: True.
+    """
+    for arch in archs.split():
+        found = re.fullmatch(r"(\d+)(\d)([af]?)(-real|-virtual)?", arch)
+        if found is None:
+            return True
+        built = int(found[1]), int(found[2])
+        if found[3] == "a":
+            runs = built == capability
+        elif found[3] == "f" or found[4] == "-real":
+            runs = built[0] == capability[0] and built <= capability
+        else:
+            runs = built <= capability
+        if runs:
+            return True
+    return False
 
 
 def on_cpu(function: str, like: Tensor, *args: Tensor | float | None) -> Any:

@@ -1,0 +1,72 @@
+"""What launches of the CUDA kernels ask of a device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from d2net.errors import D2NetError
+from d2net.ops import _native, condition_number, nms, proposals
+
+
+@pytest.fixture(params=["simt", pytest.param("cuda", marks=pytest.mark.gpu)])
+def cuda_device(request) -> torch.device:
+    if request.param == "simt":
+        request.getfixturevalue("simt_kernels")
+    return torch.device("cpu" if request.param == "simt" else "cuda")
+
+
+# A launch must ask for more than 48 KiB of shared memory, static arrays included. Just below it is without them that
+# these sizes lie: 49144 bytes of proposals' working memory, 49128 of a matrix, 49000 of scores.
+
+
+def test_proposals_just_below_48_kib(cuda_device):
+    x = torch.rand(1, 1531, 2, generator=torch.Generator().manual_seed(0))
+    settings = {"thresholds": (0.3, 0.6, 0.9), "nms_iou": 0.5}
+    classes = torch.ones(1, 2, dtype=torch.bool)
+    found = proposals.extract_proposals(x.to(cuda_device), classes.to(cuda_device), **settings)
+    expected = proposals.extract_proposals_reference(x, classes, **settings)
+    assert torch.equal(found.start.cpu(), expected.start) and torch.equal(found.end.cpu(), expected.end)
+
+
+def test_matrices_just_below_48_kib(cuda_device):
+    u = torch.rand(2, 76, 69, generator=torch.Generator().manual_seed(0))
+    found = condition_number.log_condition_number(u.to(cuda_device)).cpu()
+    torch.testing.assert_close(found, condition_number.log_condition_number_reference(u), rtol=1e-4, atol=1e-5)
+
+
+def test_soft_nms_just_below_48_kib(cuda_device):
+    x = torch.rand(12250, 2, generator=torch.Generator().manual_seed(0))
+    segments, settings = torch.stack((1000 * x[:, 0], 1000 * x[:, 0] + 5), 1), (0.5, 0.5, 0.98, False)
+    keep, scores = nms.soft_nms_1d(
+        segments.to(cuda_device), x[:, 1].to(cuda_device), iou_threshold=0.5, sigma=0.5, min_score=0.98, method="linear"
+    )
+    expected, expected_scores = nms._soft_nms_1d_cpu(segments, x[:, 1], *settings)
+    assert torch.equal(keep.cpu(), expected)
+    torch.testing.assert_close(scores.cpu(), expected_scores)
+
+
+@pytest.mark.parametrize(
+    ("archs", "runs", "does_not"),
+    [
+        ("75-real 80-real 90", [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)], [(7, 0), (6, 1)]),
+        ("80-real", [(8, 0), (8, 6)], [(7, 5), (9, 0)]),
+        ("86-real", [(8, 6), (8, 9)], [(8, 0)]),
+        ("80-virtual", [(8, 0), (9, 0)], [(7, 5)]),
+        ("90a", [(9, 0)], [(8, 0), (10, 0)]),
+        ("100f-virtual", [(10, 0), (10, 3)], [(9, 0), (12, 0)]),
+        ("native", [(7, 0), (9, 0)], []),
+        ("", [], [(9, 0)]),
+    ],
+)
+def test_which_chips_kernels_run_on(archs, runs, does_not):
+    assert all(_native.runs_on(archs, chip) for chip in runs)
+    assert not any(_native.runs_on(archs, chip) for chip in does_not)
+
+
+def test_a_chip_without_kernels_is_named_before_the_launch(monkeypatch):
+    monkeypatch.setattr(_native, "build_info", lambda: {"cuda_archs": "80-real"})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    with pytest.raises(D2NetError, match=r"80-real, Tesla V100 \(cuda:5\) is 7.0: .*ARCHITECTURES=70"):
+        _native.cuda("topk_pool", torch.float32, torch.device("cuda:5"))
