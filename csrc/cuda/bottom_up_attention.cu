@@ -1,5 +1,5 @@
-// Bytes: every row of x before its length is read once, and 8 bytes a row written. A first launch of one block makes
-// the reference a unit vector, which then comes from the caches.
+// Bytes: every row of x before its length is read once, and 8 bytes a row written. The reference comes from the caches;
+// its norm is summed beside the dot products rather than by a launch of its own, one multiplication more to eight.
 //
 // Layout: a warp takes 4 snippets at once, so that it reads the reference a quarter as often, and loads their next
 // columns before it uses the last ones, so that 4 to 8 loads are on their way; a lane takes a pack of columns, so a
@@ -12,7 +12,6 @@
 namespace d2net::cuda {
 namespace {
 
-constexpr int kUnitThreads = 512;
 constexpr int kThreads = 256, kRows = 4;  // of a warp
 constexpr int kBlockRows = kThreads / 32 * kRows;
 
@@ -27,50 +26,37 @@ struct LargestOrNan {
 __device__ __forceinline__ bool in_range(float squares) { return squares > 1e-25f && squares < 1e30f; }
 __device__ __forceinline__ bool in_range(double squares) { return squares > 1e-280 && squares < 1e280; }
 
-// unit[0 .. d) = reference / |reference| or zeros, whatever its magnitude; unit[d] = |reference|. One block.
-template <typename A>
-__global__ void __launch_bounds__(kUnitThreads, 1)
-    normalize_reference(const A* __restrict__ reference, int64_t d, A* __restrict__ unit) {
-  double largest = 0;
-  for (int64_t i = threadIdx.x; i < d; i += kUnitThreads) {
-    largest = LargestOrNan()(fabs(double(reference[i])), largest);
-  }
-  largest = block_reduce(largest, LargestOrNan());
-  const double divisor = largest == 0 ? 1 : largest;
-  double squares = 0;
-  for (int64_t i = threadIdx.x; i < d; i += kUnitThreads) {
-    const double value = reference[i] / divisor;
-    squares += value * value;
-  }
-  const double norm = sqrt(block_reduce(squares, Sum()));
-  for (int64_t i = threadIdx.x; i < d; i += kUnitThreads) {
-    unit[i] = largest == 0 ? A(0) : A(reference[i] / divisor / norm);
-  }
-  if (threadIdx.x == 0) unit[d] = A(norm * largest);
-}
-
 template <typename A>
 struct Angle {
   A cosine, norm;
 };
 
-// Of a row whose squares leave the range of A: scaled by its largest element first. The whole warp takes part.
-template <typename T, typename A>
-__device__ __forceinline__ Angle<A> angle_of_scaled(const T* __restrict__ x, const A* __restrict__ unit, int64_t d) {
-  const int lane = threadIdx.x % 32;
+// The largest magnitude among x[0 .. d), or NaN if one is there. The whole warp takes part.
+template <typename A, typename T>
+__device__ __forceinline__ A largest_of(const T* __restrict__ x, int64_t d) {
   A largest = 0;
 #pragma unroll 1
-  for (int64_t i = lane; i < d; i += 32) largest = LargestOrNan()(A(fabs(to_float(x[i]))), largest);
-  largest = warp_reduce(largest, LargestOrNan());
-  const A divisor = largest == 0 ? A(1) : largest;
-  A dot = 0, squares = 0;
+  for (int64_t i = threadIdx.x % 32; i < d; i += 32) largest = LargestOrNan()(A(fabs(to_float(x[i]))), largest);
+  return warp_reduce(largest, LargestOrNan());
+}
+
+// Where the squares of a row or of the reference leave the range of A: both are scaled by their largest element first.
+// The whole warp takes part.
+template <typename T, typename A>
+__device__ __forceinline__ Angle<A> angle_of_scaled(const T* __restrict__ x, const A* __restrict__ reference,
+                                                    int64_t d) {
+  const A largest_reference = largest_of<A>(reference, d);
+  if (largest_reference == 0) return {0, 0};  // nothing depends on x, NaN or not
+  const A largest = largest_of<A>(x, d), divisor = largest == 0 ? A(1) : largest;
+  A dot = 0, squares = 0, reference_squares = 0;
 #pragma unroll 1
-  for (int64_t i = lane; i < d; i += 32) {
-    const A value = to_float(x[i]) / divisor;
-    dot += value * unit[i];
+  for (int64_t i = threadIdx.x % 32; i < d; i += 32) {
+    const A value = to_float(x[i]) / divisor, direction = reference[i] / largest_reference;
+    dot += value * direction;
     squares += value * value;
+    reference_squares += direction * direction;
   }
-  dot = warp_reduce(dot, Sum());
+  dot = warp_reduce(dot, Sum()) / sqrt(warp_reduce(reference_squares, Sum()));
   const A norm = sqrt(warp_reduce(squares, Sum()));
   return {norm == 0 ? dot : dot / norm, norm * largest};  // dot of a zero vector: 0, or NaN from the reference
 }
@@ -78,17 +64,16 @@ __device__ __forceinline__ Angle<A> angle_of_scaled(const T* __restrict__ x, con
 // A block takes 32 snippets of one recording (blockIdx.x).
 template <typename T, int N, typename A = accumulator_t<T>>
 __global__ void __launch_bounds__(kThreads, 2)
-    bottom_up(const T* __restrict__ x, const A* __restrict__ unit, const int64_t* __restrict__ lengths, int64_t groups,
-              int64_t t, int64_t d, T* __restrict__ attention, A* __restrict__ norms) {
+    bottom_up(const T* __restrict__ x, const A* __restrict__ reference, const int64_t* __restrict__ lengths,
+              int64_t groups, int64_t t, int64_t d, T* __restrict__ attention, A* __restrict__ norms) {
   const int lane = threadIdx.x % 32;
   const int64_t recording = blockIdx.x / groups;
   const int64_t first = blockIdx.x % groups * kBlockRows + threadIdx.x / 32 * kRows;
   if (first >= t) return;  // whole warps; no barrier of the block follows
   const int64_t length = lengths == nullptr ? t : min(lengths[recording], t);
-  // Without a reference nothing depends on x.
-  const int rows = unit[d] == 0 ? 0 : int(max(min(length - first, int64_t(kRows)), int64_t(0)));
+  const int rows = int(max(min(length - first, int64_t(kRows)), int64_t(0)));
   const T* from = x + (recording * t + first) * d;
-  A dots[kRows] = {}, squares[kRows] = {};
+  A dots[kRows] = {}, squares[kRows] = {}, reference_squares = 0;
   const auto read = [&](int64_t column, Pack<T, N>(&values)[kRows]) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
@@ -102,7 +87,9 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int r = 0; r < kRows; ++r) values[r] = next[r];
     read(column + 32 * N, next);
-    const Pack<A, N> direction = load<N>(unit + column);
+    const Pack<A, N> direction = load<N>(reference + column);
+#pragma unroll
+    for (int j = 0; j < N; ++j) reference_squares += direction.at[j] * direction.at[j];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
 #pragma unroll
@@ -123,15 +110,16 @@ __global__ void __launch_bounds__(kThreads, 2)
       square = square_of_row;
     }
   }
+  reference_squares = warp_reduce(reference_squares, Sum());
   Angle<A> mine = {0, 0};
-  const bool sound = in_range(square);
+  const bool sound = in_range(square) && in_range(reference_squares);
   if (lane < rows && sound) {
     mine.norm = sqrt(square);
-    mine.cosine = dot / mine.norm;
+    mine.cosine = dot / (mine.norm * sqrt(reference_squares));
   }
   for (unsigned left = __ballot_sync(kAllLanes, lane < rows && !sound); left != 0; left &= left - 1) {
     const int row = __ffs(int(left)) - 1;
-    const Angle<A> angle = angle_of_scaled(from + row * d, unit, d);
+    const Angle<A> angle = angle_of_scaled(from + row * d, reference, d);
     if (lane == row) mine = angle;
   }
   if (lane >= kRows || first + lane >= t) return;
@@ -146,19 +134,17 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <typename T>
 void bottom_up_attention(const T* x, const accumulator_t<T>* reference, const int64_t* lengths, int64_t b, int64_t t,
-                         int64_t d, accumulator_t<T>* unit, T* attention, accumulator_t<T>* norms, int device,
-                         void* stream) {
+                         int64_t d, T* attention, accumulator_t<T>* norms, int device, void* stream) {
   if (b == 0 || t == 0) return;
   const Stream on("bottom_up_attention", device, stream);
-  on.launch(normalize_reference<accumulator_t<T>>, 1, kUnitThreads, 0, reference, d, unit);
   const int64_t groups = (t + kBlockRows - 1) / kBlockRows;
-  on.launch(fits_packs(d, x, unit) ? bottom_up<T, kPackOf<T>> : bottom_up<T, 1>, b * groups, kThreads, 0, x, unit,
-            lengths, groups, t, d, attention, norms);
+  on.launch(fits_packs(d, x, reference) ? bottom_up<T, kPackOf<T>> : bottom_up<T, 1>, b * groups, kThreads, 0, x,
+            reference, lengths, groups, t, d, attention, norms);
 }
 
 #define INSTANTIATE(T)                                                                                               \
   template void bottom_up_attention<T>(const T*, const accumulator_t<T>*, const int64_t*, int64_t, int64_t, int64_t, \
-                                       accumulator_t<T>*, T*, accumulator_t<T>*, int, void*);
+                                       T*, accumulator_t<T>*, int, void*);
 INSTANTIATE(float)
 INSTANTIATE(double)
 INSTANTIATE(float16)

@@ -95,7 +95,6 @@ def _cuda(x: Tensor, reference: Tensor, lengths: Tensor | None) -> tuple[Tensor,
         b,
         t,
         d,
-        reference.new_empty(d + 1),
         attention,
         norms,
     )

@@ -18,7 +18,7 @@ void compare(int64_t t, int64_t d, double tolerance) {
   for (int64_t j = 0; j < d; ++j) values[d + j] = 0;
   values[3 * d + d / 2] = std::numeric_limits<float>::quiet_NaN();
   std::vector<T> x;
-  std::vector<A> wide, unit(d + 1), norms(b * t), expected_norms(b * t), expected(b * t);
+  std::vector<A> wide, norms(b * t), expected_norms(b * t), expected(b * t);
   for (float v : values) {
     x.push_back(d2net::cuda::from_float<T>(v));
     wide.push_back(d2net::cuda::to_float(x.back()));
@@ -26,7 +26,7 @@ void compare(int64_t t, int64_t d, double tolerance) {
   std::vector<T> attention(b * t);
   d2net::cpu::bottom_up_attention(wide.data(), reference.data(), lengths, b, t, d, expected.data(),
                                   expected_norms.data(), 1);
-  d2net::cuda::bottom_up_attention<T>(x.data(), reference.data(), lengths, b, t, d, unit.data(), attention.data(),
+  d2net::cuda::bottom_up_attention<T>(x.data(), reference.data(), lengths, b, t, d, attention.data(),
                                       norms.data(), 0, nullptr);
   for (int64_t row = 0; row < b * t; ++row) {
     const double got = double(d2net::cuda::to_float(attention[row]));
@@ -48,28 +48,28 @@ TEST(cuda_bottom_up_attention_equals_the_cpu) {
 
 TEST(cuda_bottom_up_attention_of_ugly_vectors) {
   const float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
-  float attention = 0, norm = 0, unit[3];
+  float attention = 0, norm = 0;
   for (float ugly : {infinity, nan}) {
     const float first[2] = {ugly, 0}, last[2] = {0, ugly}, fine[2] = {1, 0};
     for (const float* v : {first, last}) {
-      d2net::cuda::bottom_up_attention<float>(v, fine, nullptr, 1, 1, 2, unit, &attention, &norm, 0, nullptr);
+      d2net::cuda::bottom_up_attention<float>(v, fine, nullptr, 1, 1, 2, &attention, &norm, 0, nullptr);
       CHECK(attention != attention);
-      d2net::cuda::bottom_up_attention<float>(fine, v, nullptr, 1, 1, 2, unit, &attention, &norm, 0, nullptr);
+      d2net::cuda::bottom_up_attention<float>(fine, v, nullptr, 1, 1, 2, &attention, &norm, 0, nullptr);
       CHECK(attention != attention);
     }
   }
   for (float magnitude : {1e-45f, 1e-30f, 3e38f}) {  // squares that a float cannot hold
     const float x[2] = {magnitude, magnitude}, reference[2] = {magnitude, -0.0f}, zero[2] = {0, 0};
-    d2net::cuda::bottom_up_attention<float>(x, reference, nullptr, 1, 1, 2, unit, &attention, &norm, 0, nullptr);
+    d2net::cuda::bottom_up_attention<float>(x, reference, nullptr, 1, 1, 2, &attention, &norm, 0, nullptr);
     CHECK(check::close(double(attention), 0.5 * (1 - std::sqrt(0.5)), 1e-6, 0) && norm > 0);
-    d2net::cuda::bottom_up_attention<float>(x, zero, nullptr, 1, 1, 2, unit, &attention, &norm, 0, nullptr);
+    d2net::cuda::bottom_up_attention<float>(x, zero, nullptr, 1, 1, 2, &attention, &norm, 0, nullptr);
     CHECK(attention == 0.5f && norm == 0);
   }
 }
 
 TEST(cuda_bottom_up_attention_of_nothing) {
-  float attention[2] = {0, 0}, norms[2] = {1, 1}, unit[1];
+  float attention[2] = {0, 0}, norms[2] = {1, 1};
   d2net::cuda::bottom_up_attention<float>(nullptr, nullptr, nullptr, 0, 2, 3, nullptr, nullptr, nullptr, 0, nullptr);
-  d2net::cuda::bottom_up_attention<float>(nullptr, nullptr, nullptr, 1, 2, 0, unit, attention, norms, 0, nullptr);
+  d2net::cuda::bottom_up_attention<float>(nullptr, nullptr, nullptr, 1, 2, 0, attention, norms, 0, nullptr);
   CHECK(attention[0] == 0.5f && attention[1] == 0.5f && norms[0] == 0 && norms[1] == 0);
 }
