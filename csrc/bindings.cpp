@@ -75,7 +75,7 @@ void bind_cpu(py::module_& m, const std::string& dtype) {
   def(m, "video_factors_backward_" + dtype, &ops::video_factors_backward<T>);
   def(m, "total_loss_" + dtype, &ops::total_loss<T>);
   def(m, "total_loss_backward_" + dtype, &ops::total_loss_backward<T>);
-  def(m, "running_reference_" + dtype, &ops::running_reference<T>);
+  def(m, "update_reference_" + dtype, &ops::update_reference<T>);
 }
 
 #if defined(D2NET_WITH_CUDA) || defined(D2NET_SIMT)
@@ -100,7 +100,7 @@ void bind_cuda(py::module_& m, const std::string& dtype) {
   def(m, "cuda_video_factors_backward_" + dtype, &ops::video_factors_backward<T>);
   def(m, "cuda_total_loss_" + dtype, &ops::total_loss<T>);
   def(m, "cuda_total_loss_backward_" + dtype, &ops::total_loss_backward<T>);
-  def(m, "cuda_running_reference_" + dtype, &ops::running_reference<T>);
+  def(m, "cuda_update_reference_" + dtype, &ops::update_reference<T>);
 }
 
 // Operators on activations, which come in half precision too.

@@ -17,13 +17,13 @@ namespace cpu {
 void different_partners(const float* keys, const bool* valid_fg, const bool* valid_bg, int64_t b, int64_t* partner,
                         int threads);
 
-// pooled, labels (b, c), counted (b), x_fg, x_bg (b, d) -> terms (b): Eq. 4 of each recording that counts, 0 for
-// others; sum over classes, or their mean; positive ones c times, if balanced. partner (3, b): whose embedding is x~,
-// with weight 0 where it is not in [0, b); null: all weights are 0, and x_fg, x_bg, source, saved may be null. source
-// (b): the recording whose x_fg stands in w_fb; null: the recording itself; weight 0 where it is not in [0, b).
-// to_pooled (b, c): gradient of terms[i] to pooled[i].
+// pooled, labels (b, c), counted (b), x_fg, x_bg (b, d) -> terms (b): Eq. 4 of each recording with counted[i] > 0
+// (its length will do), 0 for others; sum over classes, or their mean; positive ones c times, if balanced. partner (3,
+// b): whose embedding is x~, with weight 0 where it is not in [0, b); null: all weights are 0, and x_fg, x_bg, source,
+// saved may be null. source (b): the recording whose x_fg stands in w_fb; null: the recording itself; weight 0 where it
+// is not in [0, b). to_pooled (b, c): gradient of terms[i] to pooled[i].
 template <typename T>
-void discriminative_terms(const T* pooled, const T* labels, const bool* counted, const T* x_fg, const T* x_bg,
+void discriminative_terms(const T* pooled, const T* labels, const int64_t* counted, const T* x_fg, const T* x_bg,
                           const int64_t* partner, const int64_t* source, int64_t b, int64_t c, int64_t d, double beta,
                           double gamma, double floor, bool mean, bool balanced, T* terms, T* to_pooled, T* saved,
                           int threads);
@@ -43,7 +43,7 @@ void different_partners(const float* keys, const bool* valid_fg, const bool* val
                         int device, void* stream);
 
 template <typename T>
-void discriminative_terms(const T* pooled, const T* labels, const bool* counted, const T* x_fg, const T* x_bg,
+void discriminative_terms(const T* pooled, const T* labels, const int64_t* counted, const T* x_fg, const T* x_bg,
                           const int64_t* partner, const int64_t* source, int64_t b, int64_t c, int64_t d, double beta,
                           double gamma, double floor, bool mean, bool balanced, T* terms, T* to_pooled, T* saved,
                           int device, void* stream);

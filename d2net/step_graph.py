@@ -10,6 +10,8 @@ from torch import Tensor
 
 from d2net.errors import D2NetError
 
+# What PyTorch's warning says. Others speak of synchronization too: that the mode is a prototype, that streams differ.
+WAITS = "called a synchronizing CUDA operation"
 WARM_UP = 3  # steps before a capture: libraries allocate their workspaces, the optimizer its state
 
 
@@ -21,7 +23,7 @@ class StepGraph:
     for the device cannot be captured; it is found out in the warm-up and goes on eagerly, with a warning.
 
     Args:
-        step: ``step(rows, flag)`` returns a tensor; it is overwritten by the next replay with the same flag.
+        step: ``step(rows, flag)`` returns a tensor; it is overwritten by the next replay.
         rows: an input on the device, of the shape and type of all to come.
         generators: on the device, that the step draws from, besides PyTorch's own.
         required: whether a step that cannot be captured is an error.
@@ -84,7 +86,10 @@ class StepGraph:
             finally:
                 torch.cuda.set_sync_debug_mode(mode)
         current.wait_stream(self._stream)
-        waits = [str(w.message) for w in caught if "synchroniz" in str(w.message)]
+        waits = [str(w.message) for w in caught if WAITS in str(w.message)]
+        for other in caught:
+            if WAITS not in str(other.message):
+                warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
         if last and waits:
             self._waits = True
             message = f"the training step waits for the device ({waits[0].splitlines()[0]}): it cannot be a CUDA graph"

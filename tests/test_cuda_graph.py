@@ -23,7 +23,7 @@ from d2net.training import Trainer
 pytestmark = pytest.mark.gpu
 
 B, T, C, D = 10, 750, 20, 1024
-LAUNCHES = 16, 10  # forward, backward
+LAUNCHES = 12, 10  # forward, backward
 LAUNCH_CALLS = ("cudaLaunch", "cuLaunch", "cudaMemcpy", "cudaMemset")  # what the profiler calls them
 
 
@@ -123,6 +123,8 @@ def test_the_loss_as_a_graph_gives_what_it_gives_eagerly():
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_a_training_run_of_graphs_is_like_an_eager_one(tmp_path, monkeypatch, precision):
+    # Of a weight's gradient cuDNN may else sum in any order, which Adam makes steps of where it is nearly zero.
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     made = []
 
     class Recorded(StepGraph):

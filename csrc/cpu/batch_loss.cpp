@@ -9,22 +9,26 @@
 namespace d2net::cpu {
 namespace {
 
-// The mean of values[i] where counted[i].
-template <typename T>
-double mean_of(const T* values, const bool* counted, int64_t b) {
+// Flag: of recordings that count, bool or a number above 0.
+template <typename Flag>
+int64_t count_of(const Flag* counted, int64_t b) {
+  return std::count_if(counted, counted + b, [](Flag flag) { return flag > 0; });
+}
+
+// The mean of values[i] where counted[i] > 0.
+template <typename T, typename Flag>
+double mean_of(const T* values, const Flag* counted, int64_t b) {
   double sum = 0;
-  int64_t count = 0;
-  for (int64_t i = 0; i < b; ++i) {
-    if (counted[i]) sum += values[i], ++count;
-  }
+  for (int64_t i = 0; i < b; ++i) sum += counted[i] > 0 ? double(values[i]) : 0;
+  const int64_t count = count_of(counted, b);
   return count > 0 ? sum / count : 0;
 }
 
-// gradient[i] = grad / count where counted[i].
-template <typename T>
-void spread_mean(double grad, const bool* counted, int64_t b, T* gradient) {
-  const int64_t count = std::count(counted, counted + b, true);
-  for (int64_t i = 0; i < b; ++i) gradient[i] = counted[i] ? T(grad / count) : T(0);
+// gradient[i] = grad / count where counted[i] > 0.
+template <typename T, typename Flag>
+void spread_mean(double grad, const Flag* counted, int64_t b, T* gradient) {
+  const int64_t count = count_of(counted, b);
+  for (int64_t i = 0; i < b; ++i) gradient[i] = counted[i] > 0 ? T(grad / count) : T(0);
 }
 
 template <typename T>
@@ -35,11 +39,11 @@ double or_zero(const T* x) {
 }  // namespace
 
 template <typename T>
-void video_factors(const T* pooled, const T* labels, const bool* counted, int64_t b, int64_t c, double floor,
+void video_factors(const T* pooled, const T* labels, const int64_t* counted, int64_t b, int64_t c, double floor,
                    double peak_share, bool per_class, T* p, T* y, int) {
-  std::vector<double> size(c, per_class ? 0 : double(std::count(counted, counted + b, true)));
+  std::vector<double> size(c, per_class ? 0 : double(count_of(counted, b)));
   for (int64_t i = 0; per_class && i < b; ++i) {
-    for (int64_t k = 0; k < c; ++k) size[k] += counted[i] ? double(labels[i * c + k]) : 0;
+    for (int64_t k = 0; k < c; ++k) size[k] += counted[i] > 0 ? double(labels[i * c + k]) : 0;
   }
   for (int64_t i = 0; i < b; ++i) {
     const T* row = pooled + i * c;
@@ -48,7 +52,7 @@ void video_factors(const T* pooled, const T* labels, const bool* counted, int64_
     for (int64_t k = 0; k < c; ++k) peaks.add(row[k]);
     for (int64_t k = 0; k < c; ++k) {
       p[k * b + i] = peaks.value(row[k]);
-      y[i * c + k] = counted[i] ? T(labels[i * c + k] / std::max(size[k], 1.0)) : T(0);
+      y[i * c + k] = counted[i] > 0 ? T(labels[i * c + k] / std::max(size[k], 1.0)) : T(0);
     }
   }
 }
@@ -68,7 +72,7 @@ void video_factors_backward(const T* grad, const T* pooled, int64_t b, int64_t c
 }
 
 template <typename T>
-void total_loss(const T* discriminative, const bool* counted, const T* snippet, const bool* valid, const T* video,
+void total_loss(const T* discriminative, const int64_t* counted, const T* snippet, const bool* valid, const T* video,
                 const T* other, int64_t b, double alpha_snippet, double alpha_video, double weight, T* total, T* mean,
                 T* snippet_mean, T* video_out, T* other_out, int) {
   const double dis = mean_of(discriminative, counted, b), snip = snippet == nullptr ? 0 : mean_of(snippet, valid, b);
@@ -81,7 +85,7 @@ void total_loss(const T* discriminative, const bool* counted, const T* snippet, 
 
 template <typename T>
 void total_loss_backward(const T* to_total, const T* to_mean, const T* to_snippet, const T* to_video, const T* to_other,
-                         const bool* counted, const bool* valid, int64_t b, double alpha_snippet, double alpha_video,
+                         const int64_t* counted, const bool* valid, int64_t b, double alpha_snippet, double alpha_video,
                          double weight, T* grad_discriminative, T* grad_snippet, T* grad_video, T* grad_other, int) {
   const double total = or_zero(to_total);
   spread_mean(total + or_zero(to_mean), counted, b, grad_discriminative);
@@ -91,28 +95,27 @@ void total_loss_backward(const T* to_total, const T* to_mean, const T* to_snippe
 }
 
 template <typename T>
-void running_reference(const T* reference, const T* background, const bool* valid, int64_t b, int64_t d,
-                       double momentum, T* updated, int) {
-  const int64_t count = std::count(valid, valid + b, true);
+void update_reference(T* reference, const T* background, const bool* valid, int64_t b, int64_t d, double momentum,
+                      int) {
+  const int64_t count = count_of(valid, b);
+  if (count == 0) return;
   std::vector<double> sum(d);
   for (int64_t i = 0; i < b; ++i) {
     if (!valid[i]) continue;
     for (int64_t k = 0; k < d; ++k) sum[k] += background[i * d + k];
   }
-  for (int64_t k = 0; k < d; ++k) {
-    updated[k] = count == 0 ? reference[k] : T(momentum * reference[k] + (1 - momentum) / count * sum[k]);
-  }
+  for (int64_t k = 0; k < d; ++k) reference[k] = T(momentum * reference[k] + (1 - momentum) / count * sum[k]);
 }
 
-#define D2NET_INSTANTIATE(T)                                                                                       \
-  template void video_factors<T>(const T*, const T*, const bool*, int64_t, int64_t, double, double, bool, T*, T*,  \
-                                 int);                                                                             \
-  template void video_factors_backward<T>(const T*, const T*, int64_t, int64_t, double, double, T*, int);          \
-  template void total_loss<T>(const T*, const bool*, const T*, const bool*, const T*, const T*, int64_t, double,   \
-                              double, double, T*, T*, T*, T*, T*, int);                                            \
-  template void total_loss_backward<T>(const T*, const T*, const T*, const T*, const T*, const bool*, const bool*, \
-                                       int64_t, double, double, double, T*, T*, T*, T*, int);                      \
-  template void running_reference<T>(const T*, const T*, const bool*, int64_t, int64_t, double, T*, int);
+#define D2NET_INSTANTIATE(T)                                                                                          \
+  template void video_factors<T>(const T*, const T*, const int64_t*, int64_t, int64_t, double, double, bool, T*, T*,  \
+                                 int);                                                                                \
+  template void video_factors_backward<T>(const T*, const T*, int64_t, int64_t, double, double, T*, int);             \
+  template void total_loss<T>(const T*, const int64_t*, const T*, const bool*, const T*, const T*, int64_t, double,   \
+                              double, double, T*, T*, T*, T*, T*, int);                                               \
+  template void total_loss_backward<T>(const T*, const T*, const T*, const T*, const T*, const int64_t*, const bool*, \
+                                       int64_t, double, double, double, T*, T*, T*, T*, int);                         \
+  template void update_reference<T>(T*, const T*, const bool*, int64_t, int64_t, double, int);
 D2NET_INSTANTIATE(float)
 D2NET_INSTANTIATE(double)
 #undef D2NET_INSTANTIATE

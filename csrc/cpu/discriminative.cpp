@@ -56,7 +56,7 @@ void different_partners(const float* keys, const bool* valid_fg, const bool* val
 }
 
 template <typename T>
-void discriminative_terms(const T* pooled, const T* labels, const bool* counted, const T* x_fg, const T* x_bg,
+void discriminative_terms(const T* pooled, const T* labels, const int64_t* counted, const T* x_fg, const T* x_bg,
                           const int64_t* partner, const int64_t* source, int64_t b, int64_t c, int64_t d, double beta,
                           double gamma, double floor, bool mean, bool balanced, T* terms, T* to_pooled, T* saved,
                           int threads) {
@@ -92,7 +92,7 @@ void discriminative_terms(const T* pooled, const T* labels, const bool* counted,
       const double scale = mean ? 1.0 / c : 1.0;
       for (int64_t k = i * c; k < (i + 1) * c; ++k) {
         to_pooled[k] = 0;
-        if (!counted[i]) continue;
+        if (counted[i] <= 0) continue;
         const bool positive = labels[k] > T(0);
         const Focal<T> term = focal(pooled[k], positive, positive ? of_positive : of_negative, T(beta), T(floor));
         const double by = balanced && positive ? scale * c : scale;
@@ -152,7 +152,7 @@ void discriminative_terms_backward(const T* grad, const T* to_pooled, const T* s
 }
 
 #define D2NET_INSTANTIATE(T)                                                                                           \
-  template void discriminative_terms<T>(const T*, const T*, const bool*, const T*, const T*, const int64_t*,           \
+  template void discriminative_terms<T>(const T*, const T*, const int64_t*, const T*, const T*, const int64_t*,        \
                                         const int64_t*, int64_t, int64_t, int64_t, double, double, double, bool, bool, \
                                         T*, T*, T*, int);                                                              \
   template void discriminative_terms_backward<T>(const T*, const T*, const T*, const T*, const T*, const int64_t*,     \

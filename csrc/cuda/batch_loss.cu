@@ -8,10 +8,11 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// How many of flags[0 ... n) are set, of all threads.
-__device__ __forceinline__ int64_t block_count(const bool* flags, int64_t n) {
+// How many of flags[0 ... n) are above 0, of all threads. Flag: of recordings that count, bool or int64_t.
+template <typename Flag>
+__device__ __forceinline__ int64_t block_count(const Flag* flags, int64_t n) {
   int64_t count = 0;
-  for (int64_t i = threadIdx.x; i < n; i += kThreads) count += flags[i];
+  for (int64_t i = threadIdx.x; i < n; i += kThreads) count += flags[i] > 0;
   return block_reduce(count, Sum{});
 }
 
@@ -29,18 +30,18 @@ __device__ __forceinline__ Peaks<T> block_peaks(const T* row, int64_t c, T floor
 // A block a recording.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
-    video_factors_kernel(const T* __restrict__ pooled, const T* __restrict__ labels, const bool* __restrict__ counted,
-                         int64_t b, int64_t c, T floor, T peak_share, bool per_class, T* __restrict__ p,
-                         T* __restrict__ y) {
+    video_factors_kernel(const T* __restrict__ pooled, const T* __restrict__ labels,
+                         const int64_t* __restrict__ counted, int64_t b, int64_t c, T floor, T peak_share,
+                         bool per_class, T* __restrict__ p, T* __restrict__ y) {
   const int64_t i = blockIdx.x;
   const T* row = pooled + i * c;
   const double all = per_class ? 0 : double(block_count(counted, b));
   const Peaks<T> peaks = block_peaks(row, c, floor, peak_share);
   for (int64_t k = threadIdx.x; k < c; k += kThreads) {
     double size = all;
-    for (int64_t j = 0; per_class && j < b; ++j) size += counted[j] ? double(labels[j * c + k]) : 0.0;
+    for (int64_t j = 0; per_class && j < b; ++j) size += counted[j] > 0 ? double(labels[j * c + k]) : 0.0;
     p[k * b + i] = peaks.value(row[k]);
-    y[i * c + k] = counted[i] ? T(labels[i * c + k] / max(size, 1.0)) : T(0);
+    y[i * c + k] = counted[i] > 0 ? T(labels[i * c + k] / max(size, 1.0)) : T(0);
   }
 }
 
@@ -61,11 +62,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// The mean of values[i] where counted[i], of all threads.
-template <typename T>
-__device__ __forceinline__ double block_mean(const T* values, const bool* counted, int64_t b) {
+// The mean of values[i] where counted[i] > 0, of all threads.
+template <typename T, typename Flag>
+__device__ __forceinline__ double block_mean(const T* values, const Flag* counted, int64_t b) {
   double sum = 0;
-  for (int64_t i = threadIdx.x; i < b; i += kThreads) sum += counted[i] ? double(values[i]) : 0.0;
+  for (int64_t i = threadIdx.x; i < b; i += kThreads) sum += counted[i] > 0 ? double(values[i]) : 0.0;
   sum = block_reduce(sum, Sum{});
   const int64_t count = block_count(counted, b);
   return count > 0 ? sum / count : 0;
@@ -79,7 +80,7 @@ __device__ __forceinline__ double or_zero(const T* x) {
 // One block.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
-    total_loss_kernel(const T* __restrict__ discriminative, const bool* __restrict__ counted,
+    total_loss_kernel(const T* __restrict__ discriminative, const int64_t* __restrict__ counted,
                       const T* __restrict__ snippet, const bool* __restrict__ valid, const T* __restrict__ video,
                       const T* __restrict__ other, int64_t b, double alpha_snippet, double alpha_video, double weight,
                       T* __restrict__ total, T* __restrict__ mean, T* __restrict__ snippet_mean,
@@ -94,11 +95,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   *snippet_mean = T(snip);
 }
 
-// gradient[i] = grad / count where counted[i].
-template <typename T>
-__device__ __forceinline__ void spread_mean(double grad, const bool* counted, int64_t b, T* gradient) {
+// gradient[i] = grad / count where counted[i] > 0.
+template <typename T, typename Flag>
+__device__ __forceinline__ void spread_mean(double grad, const Flag* counted, int64_t b, T* gradient) {
   const int64_t count = block_count(counted, b);
-  for (int64_t i = threadIdx.x; i < b; i += kThreads) gradient[i] = counted[i] ? T(grad / count) : T(0);
+  for (int64_t i = threadIdx.x; i < b; i += kThreads) gradient[i] = counted[i] > 0 ? T(grad / count) : T(0);
 }
 
 // One block.
@@ -106,7 +107,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
     total_loss_backward_kernel(const T* __restrict__ to_total, const T* __restrict__ to_mean,
                                const T* __restrict__ to_snippet, const T* __restrict__ to_video,
-                               const T* __restrict__ to_other, const bool* __restrict__ counted,
+                               const T* __restrict__ to_other, const int64_t* __restrict__ counted,
                                const bool* __restrict__ valid, int64_t b, double alpha_snippet, double alpha_video,
                                double weight, T* __restrict__ grad_discriminative, T* __restrict__ grad_snippet,
                                T* __restrict__ grad_video, T* __restrict__ grad_other) {
@@ -121,9 +122,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 // A thread an element.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
-    running_reference_kernel(const T* __restrict__ reference, const T* __restrict__ background,
-                             const bool* __restrict__ valid, int64_t b, int64_t d, double momentum,
-                             T* __restrict__ updated) {
+    update_reference_kernel(T* __restrict__ reference, const T* __restrict__ background, const bool* __restrict__ valid,
+                            int64_t b, int64_t d, double momentum) {
   const int64_t k = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (k >= d) return;
   double sum = 0;
@@ -133,13 +133,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     sum += background[i * d + k];
     ++count;
   }
-  updated[k] = count == 0 ? reference[k] : T(momentum * reference[k] + (1 - momentum) / count * sum);
+  if (count > 0) reference[k] = T(momentum * reference[k] + (1 - momentum) / count * sum);
 }
 
 }  // namespace
 
 template <typename T>
-void video_factors(const T* pooled, const T* labels, const bool* counted, int64_t b, int64_t c, double floor,
+void video_factors(const T* pooled, const T* labels, const int64_t* counted, int64_t b, int64_t c, double floor,
                    double peak_share, bool per_class, T* p, T* y, int device, void* stream) {
   const Stream on("video_factors", device, stream);
   on.launch(video_factors_kernel<T>, b, kThreads, 0, pooled, labels, counted, b, c, T(floor), T(peak_share), per_class,
@@ -154,7 +154,7 @@ void video_factors_backward(const T* grad, const T* pooled, int64_t b, int64_t c
 }
 
 template <typename T>
-void total_loss(const T* discriminative, const bool* counted, const T* snippet, const bool* valid, const T* video,
+void total_loss(const T* discriminative, const int64_t* counted, const T* snippet, const bool* valid, const T* video,
                 const T* other, int64_t b, double alpha_snippet, double alpha_video, double weight, T* total, T* mean,
                 T* snippet_mean, T* video_out, T* other_out, int device, void* stream) {
   const Stream on("total_loss", device, stream);
@@ -164,7 +164,7 @@ void total_loss(const T* discriminative, const bool* counted, const T* snippet, 
 
 template <typename T>
 void total_loss_backward(const T* to_total, const T* to_mean, const T* to_snippet, const T* to_video, const T* to_other,
-                         const bool* counted, const bool* valid, int64_t b, double alpha_snippet, double alpha_video,
+                         const int64_t* counted, const bool* valid, int64_t b, double alpha_snippet, double alpha_video,
                          double weight, T* grad_discriminative, T* grad_snippet, T* grad_video, T* grad_other,
                          int device, void* stream) {
   const Stream on("total_loss_backward", device, stream);
@@ -173,22 +173,22 @@ void total_loss_backward(const T* to_total, const T* to_mean, const T* to_snippe
 }
 
 template <typename T>
-void running_reference(const T* reference, const T* background, const bool* valid, int64_t b, int64_t d,
-                       double momentum, T* updated, int device, void* stream) {
-  const Stream on("running_reference", device, stream);
-  on.launch(running_reference_kernel<T>, (d + kThreads - 1) / kThreads, kThreads, 0, reference, background, valid, b, d,
-            momentum, updated);
+void update_reference(T* reference, const T* background, const bool* valid, int64_t b, int64_t d, double momentum,
+                      int device, void* stream) {
+  const Stream on("update_reference", device, stream);
+  on.launch(update_reference_kernel<T>, (d + kThreads - 1) / kThreads, kThreads, 0, reference, background, valid, b, d,
+            momentum);
 }
 
-#define D2NET_INSTANTIATE(T)                                                                                           \
-  template void video_factors<T>(const T*, const T*, const bool*, int64_t, int64_t, double, double, bool, T*, T*, int, \
-                                 void*);                                                                               \
-  template void video_factors_backward<T>(const T*, const T*, int64_t, int64_t, double, double, T*, int, void*);       \
-  template void total_loss<T>(const T*, const bool*, const T*, const bool*, const T*, const T*, int64_t, double,       \
-                              double, double, T*, T*, T*, T*, T*, int, void*);                                         \
-  template void total_loss_backward<T>(const T*, const T*, const T*, const T*, const T*, const bool*, const bool*,     \
-                                       int64_t, double, double, double, T*, T*, T*, T*, int, void*);                   \
-  template void running_reference<T>(const T*, const T*, const bool*, int64_t, int64_t, double, T*, int, void*);
+#define D2NET_INSTANTIATE(T)                                                                                          \
+  template void video_factors<T>(const T*, const T*, const int64_t*, int64_t, int64_t, double, double, bool, T*, T*,  \
+                                 int, void*);                                                                         \
+  template void video_factors_backward<T>(const T*, const T*, int64_t, int64_t, double, double, T*, int, void*);      \
+  template void total_loss<T>(const T*, const int64_t*, const T*, const bool*, const T*, const T*, int64_t, double,   \
+                              double, double, T*, T*, T*, T*, T*, int, void*);                                        \
+  template void total_loss_backward<T>(const T*, const T*, const T*, const T*, const T*, const int64_t*, const bool*, \
+                                       int64_t, double, double, double, T*, T*, T*, T*, int, void*);                  \
+  template void update_reference<T>(T*, const T*, const bool*, int64_t, int64_t, double, int, void*);
 D2NET_INSTANTIATE(float)
 D2NET_INSTANTIATE(double)
 #undef D2NET_INSTANTIATE

@@ -210,15 +210,17 @@ class Stream {
          " bytes of shared memory: " + why);
   }
 #ifndef D2NET_SIMT
-  // Lets the kernel have all the memory there is, always the same amount: another thread may launch it in between.
+  // Lets the kernel have all the memory there is, as a rule the same amount for every launch: another thread may launch
+  // it in between.
   template <typename... P>
   cudaError_t allow_shared(void (*kernel)(P...), int64_t shared_bytes) const {
     cudaFuncAttributes attributes = {};
     const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
     const int64_t fixed = int64_t(attributes.sharedSizeBytes);  // its static arrays
     if (status != cudaSuccess || shared_bytes + fixed <= kPlainShared) return status;
+    const int64_t most = shared_memory_limit() - fixed;
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                int(shared_memory_limit() - fixed));
+                                int(most > shared_bytes ? most : shared_bytes));
   }
 
   int64_t attribute(cudaDeviceAttr which) const {

@@ -50,7 +50,7 @@ __device__ __forceinline__ double block_inverse_norm(const T* x, int64_t d) {
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
     discriminative_terms_kernel(const T* __restrict__ pooled, const T* __restrict__ labels,
-                                const bool* __restrict__ counted, const T* __restrict__ x_fg,
+                                const int64_t* __restrict__ counted, const T* __restrict__ x_fg,
                                 const T* __restrict__ x_bg, const int64_t* __restrict__ partner,
                                 const int64_t* __restrict__ source, int64_t b, int64_t c, int64_t d, T beta,
                                 double gamma, T floor, bool mean, bool balanced, T* __restrict__ terms,
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   double sum = 0, to_positive = 0, to_negative = 0;
   for (int64_t k = i * c + threadIdx.x; k < (i + 1) * c; k += kThreads) {
     T gradient = 0;
-    if (counted[i]) {
+    if (counted[i] > 0) {
       const bool positive = labels[k] > T(0);
       const Focal<T> term = focal(pooled[k], positive, positive ? of_positive : of_negative, beta, floor);
       const double by = balanced && positive ? scale * c : scale;
@@ -161,7 +161,7 @@ void different_partners(const float* keys, const bool* valid_fg, const bool* val
 }
 
 template <typename T>
-void discriminative_terms(const T* pooled, const T* labels, const bool* counted, const T* x_fg, const T* x_bg,
+void discriminative_terms(const T* pooled, const T* labels, const int64_t* counted, const T* x_fg, const T* x_bg,
                           const int64_t* partner, const int64_t* source, int64_t b, int64_t c, int64_t d, double beta,
                           double gamma, double floor, bool mean, bool balanced, T* terms, T* to_pooled, T* saved,
                           int device, void* stream) {
@@ -180,7 +180,7 @@ void discriminative_terms_backward(const T* grad, const T* to_pooled, const T* s
 }
 
 #define D2NET_INSTANTIATE(T)                                                                                           \
-  template void discriminative_terms<T>(const T*, const T*, const bool*, const T*, const T*, const int64_t*,           \
+  template void discriminative_terms<T>(const T*, const T*, const int64_t*, const T*, const T*, const int64_t*,        \
                                         const int64_t*, int64_t, int64_t, int64_t, double, double, double, bool, bool, \
                                         T*, T*, T*, int, void*);                                                       \
   template void discriminative_terms_backward<T>(const T*, const T*, const T*, const T*, const T*, const int64_t*,     \

@@ -186,7 +186,8 @@ class VideoTerm(nn.Module, ABC):
 
     @abstractmethod
     def from_pooled(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
-        """:meth:`forward` with the pooled scores (B, C) already there; ``counted`` (B,) bool."""
+        """:meth:`forward` with the pooled scores (B, C) already there; ``counted``: see
+        :func:`~d2net.ops.batch_loss.total_loss`."""
 
 
 class VideoJoint(VideoTerm):

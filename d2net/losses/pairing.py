@@ -52,7 +52,7 @@ def pair_by_permutation(
     Its w_fb of the j-th pair belongs to the embeddings with the numbers perm2[j] and perm3[j] among those there are,
     but is stored at number perm2[j] of all counted recordings: another recording, where some have no foreground.
     """
-    b = len(counted)
+    b, counted = len(counted), counted > 0
     valid = torch.stack((valid_fg, valid_bg, counted))
     number = (valid.cumsum(1) - 1).clamp(min=0)  # of a recording among the valid ones
     recording = (~valid[:2]).byte().argsort(dim=1, stable=True)  # that has a number

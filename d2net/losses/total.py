@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from d2net.errors import InputError
-from d2net.losses._common import check_batch, check_choice, present
+from d2net.losses._common import check_batch, check_choice
 from d2net.losses.comparison import SnippetBCE, SnippetDMI, SnippetL1, VideoBCE, VideoDMI, VideoL1
 from d2net.losses.complementary import UncertaintyModeling
 from d2net.losses.denoising import SnippetDenoising, SnippetTerm, VideoDenoising, VideoTerm
@@ -17,7 +17,7 @@ from d2net.losses.discriminative import DiscriminativeLoss
 from d2net.ops._checks import valid_mask
 from d2net.ops._native import at_least_float32
 from d2net.ops.attention_pool import Pooled
-from d2net.ops.batch_loss import running_reference, total_loss
+from d2net.ops.batch_loss import total_loss, update_reference
 from d2net.ops.discriminative import discriminative_terms
 from d2net.ops.two_stream_tcam import tcam_pool
 from d2net.recipes import LossRecipe, load_recipe
@@ -126,7 +126,8 @@ class D2NetLoss(nn.Module):
             )
         recipe = self.recipe
         lengths = self._counted(tcam, lengths, labels)
-        counted = present(tcam, lengths)
+        # Recordings with a snippet count: the lengths say so themselves.
+        counted = tcam.new_full(tcam.shape[:1], tcam.shape[1], dtype=torch.int64) if lengths is None else lengths
         attention, pooled = tcam_pool(tcam, lengths, divisor=recipe.topk_divisor)
 
         separates = recipe.classification == "discriminative"
@@ -190,7 +191,7 @@ class D2NetLoss(nn.Module):
             lowest = (1 - attention).masked_fill(padding, -1).argmax(1)
             chosen = embeddings.gather(1, lowest[:, None, None].expand(-1, 1, embeddings.shape[2]))[:, 0]
             background = torch.where(x.valid_bg[:, None], chosen, 0)
-        self.reference.copy_(running_reference(self.reference, background, x.valid_bg, self.recipe.momentum))
+        update_reference(self.reference, background, x.valid_bg, self.recipe.momentum)
 
 
 def _denoising(recipe: LossRecipe) -> tuple[SnippetTerm, VideoTerm]:

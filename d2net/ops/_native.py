@@ -58,10 +58,13 @@ def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: Tensor 
         RuntimeError: a launch failed.
     """
     _check_chip(device)
-    # The launch makes its device current; the guard restores the caller's.
-    with torch.cuda.device(device):
-        stream = torch.cuda.current_stream().cuda_stream
-        return getattr(_C, f"cuda_{function}_{_SUFFIX[dtype]}")(*map(_passed, args), device.index, stream)
+    call = getattr(_C, f"cuda_{function}_{_SUFFIX[dtype]}")
+    # What torch.cuda.current_stream(device).cuda_stream is, without making an object of it at every call.
+    where = device.index, torch._C._cuda_getCurrentRawStream(device.index)
+    if torch.cuda.current_device() == device.index:
+        return call(*map(_passed, args), *where)
+    with torch.cuda.device(device):  # the launch makes its device current; this restores the caller's
+        return call(*map(_passed, args), *where)
 
 
 @functools.cache

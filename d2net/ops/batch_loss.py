@@ -1,4 +1,8 @@
-"""What the loss sums over the recordings of a batch: the factors of U_2, the total, and the background reference."""
+"""What the loss sums over the recordings of a batch: the factors of U_2, the total, and the background reference.
+
+``counted`` (B,) says which recordings count: bool, or integers of which those above 0 count, so that their lengths
+will do.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ def video_factors(
 
     Args:
         pooled: (B, C) scores p in [0, 1], clamped to [probability_floor, 1 - probability_floor].
-        labels: (B, C) multi-hot. counted: (B,) bool, the recordings that Y_2 holds.
+        labels: (B, C) multi-hot. counted: (B,), the recordings that Y_2 holds.
         peak_share: P_2 holds p where it is above this share of the recording's best, else 0, normalised to sum 1;
             None: P_2 holds p.
         per_class: divide Y_2 class by class by the number of its recordings, not by that of all.
@@ -45,6 +49,7 @@ def video_factors_reference(
 ) -> tuple[Tensor, Tensor]:
     """:func:`video_factors` in plain PyTorch, on any device; ``peak_share`` below 0: none."""
     p = pooled.clamp(probability_floor, 1 - probability_floor)
+    counted = counted > 0
     y = labels * counted[:, None]
     size = y.sum(0) if per_class else counted.sum()
     if peak_share >= 0 and p.shape[1]:
@@ -78,7 +83,7 @@ def total_loss(
     """Eq. 1 and 11: the terms of the recordings become the batch's loss.
 
     Args:
-        discriminative: (B,) terms of L_Dis. counted: (B,) bool, those that its mean is over.
+        discriminative: (B,) terms of L_Dis. counted: (B,), those that its mean is over.
         snippet: (B,) terms of L_DS, and valid: (B,) bool, those that its mean is over; None: 0.
         video: scalar, L_DV; None: 0. other: scalar, of another method; None: 0.
         alpha_snippet, alpha_video, weight: what the last three are multiplied with.
@@ -118,34 +123,39 @@ def total_loss_reference(
 
 def mean_of(values: Tensor, counted: Tensor) -> Tensor:
     """Mean of ``values`` (B,) where ``counted``, in plain PyTorch; 0 where nothing is."""
+    counted = counted > 0
     return torch.where(counted, values, 0).sum() / counted.sum().clamp(min=1)
 
 
-def running_reference(reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> Tensor:
+def update_reference(reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> None:
     """x_ref after a batch: momentum x_ref + (1 - momentum) times the mean of its background embeddings (below Eq. 8).
 
     Args:
-        reference: (D,). background: (B, D), of which those with ``valid`` (B,) bool count; without any, x_ref stays.
-
-    Returns:
-        (D,) in float32 at least, without gradient.
+        reference: (D,), changed in place, without gradient; half precision is computed in float32.
+        background: (B, D), of which those with ``valid`` (B,) bool count; without any, x_ref stays.
     """
-    reference = at_least_float32(reference.detach())
-    background = background.detach().to(reference.dtype)
-    if _library.has_kernel("running_reference", reference):
-        return _running_reference(reference, background, valid, momentum)
-    return running_reference_reference(reference, background, valid, momentum)
+    kept = reference.detach()  # the same memory and version counter
+    wide = at_least_float32(kept).contiguous()
+    background = background.detach().to(wide.dtype)
+    if _library.has_kernel("update_reference", wide):
+        _update_reference(wide, background, valid, momentum)
+        torch.autograd.graph.increment_version(kept)
+    else:
+        wide = update_reference_reference(wide, background, valid, momentum)
+    if wide is not kept:
+        kept.copy_(wide)
 
 
-def running_reference_reference(reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> Tensor:
-    """:func:`running_reference` in plain PyTorch, on any device."""
+def update_reference_reference(reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> Tensor:
+    """What :func:`update_reference` makes of x_ref, in plain PyTorch, on any device."""
     mean = torch.where(valid[:, None], background, 0).sum(0) / valid.sum().clamp(min=1)
     return torch.where(valid.any(), torch.lerp(mean, reference, momentum), reference)
 
 
 def _factors(native: Native, pooled: Tensor, labels: Tensor, counted: Tensor, *options: float) -> tuple[Tensor, Tensor]:
     out = _factors_fake(pooled)
-    native("video_factors", pooled, *_native.contiguous(pooled, labels, counted), *pooled.shape, *options, *out)
+    inputs = *_native.contiguous(pooled, labels), _native.plain_lengths(counted)
+    native("video_factors", pooled, *inputs, *pooled.shape, *options, *out)
     return out
 
 
@@ -188,7 +198,8 @@ def _total(
     other: Tensor | None,
     *weights: float,
 ) -> tuple[Tensor, ...]:
-    inputs, out = _native.contiguous(discriminative, counted, snippet, valid, video, other), _total_fake(discriminative)
+    out, rest = _total_fake(discriminative), _native.contiguous(snippet, valid, video, other)
+    inputs = discriminative.contiguous(), _native.plain_lengths(counted), *rest
     native("total_loss", discriminative, *inputs, len(discriminative), *weights, *out)
     return out
 
@@ -237,7 +248,7 @@ def _total_gradient(
 ) -> tuple[Tensor, ...]:
     grads = to_total, to_mean, to_snippet, to_video, to_other
     out = _total_gradient_fake(*grads, counted, valid, terms, weights)
-    inputs = *grads, *_native.contiguous(counted, valid), len(counted), *weights
+    inputs = *grads, _native.plain_lengths(counted), *_native.contiguous(valid), len(counted), *weights
     native("total_loss_backward", out[0], *inputs, *_present(out))
     return out
 
@@ -264,14 +275,10 @@ def _total_gradient_fake(
     return like.new_empty(b), *(like.new_empty(size) for size in sizes)
 
 
-def _reference(native: Native, reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> Tensor:
-    inputs, updated = _native.contiguous(reference, background, valid), _reference_fake(reference)
-    native("running_reference", reference, *inputs, *background.shape, momentum, updated)
-    return updated
-
-
-def _reference_fake(reference: Tensor, *_: object) -> Tensor:
-    return reference.new_empty(reference.shape)
+def _reference(native: Native, reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> None:
+    native(
+        "update_reference", reference, reference, *_native.contiguous(background, valid), *background.shape, momentum
+    )
 
 
 _video_factors = _library.register(
@@ -305,8 +312,8 @@ _total_loss_backward = _library.register(
     fake=_total_gradient_fake,
     backward=_library.refuse_double_backward,
 )
-_running_reference = _library.register(
-    "running_reference(Tensor reference, Tensor background, Tensor valid, float momentum) -> Tensor",
+_update_reference = _library.register(
+    "update_reference(Tensor(a!) reference, Tensor background, Tensor valid, float momentum) -> ()",
     kernel=_reference,
-    fake=_reference_fake,
+    fake=lambda *_: None,
 )

@@ -68,7 +68,8 @@ def discriminative_terms(
 
     Args:
         pooled: (B, C) scores p in [0, 1], clamped to [probability_floor, 1 - probability_floor].
-        labels: (B, C) multi-hot. counted: (B,) bool; others give 0.
+        labels: (B, C) multi-hot.
+        counted: (B,) bool, or integers of which those above 0 count, such as lengths; others give 0.
         embeddings: x_fg and x_bg (B, D). pairs: of whom. None: the weights are 0, which leaves the focal loss, and with
             beta = 0 cross-entropy.
         beta: focusing parameter. gamma: weight of 1 - cosine.
@@ -102,6 +103,7 @@ def discriminative_terms_reference(
     balanced: bool,
 ) -> Tensor:
     """:func:`discriminative_terms` in plain PyTorch, on any device."""
+    counted = counted > 0
     # Masked first and last: the gradient of log(NaN) would be NaN even times 0.
     p = torch.where(counted[:, None], pooled, 0.5).clamp(probability_floor, 1 - probability_floor)
     classes = max(p.shape[1], 1)
@@ -161,7 +163,8 @@ def _terms(
     source: Tensor | None,
     *options: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = _native.contiguous(pooled, labels, counted, x_fg, x_bg, partner, source)
+    rest = _native.contiguous(x_fg, x_bg, partner, source)
+    inputs = *_native.contiguous(pooled, labels), _native.plain_lengths(counted), *rest
     out = _fake(pooled, labels, counted, x_fg, x_bg, partner)
     sizes = *pooled.shape, 0 if x_fg is None else x_fg.shape[1]
     native("discriminative_terms", pooled, *inputs, *sizes, *options, *out)

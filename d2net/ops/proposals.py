@@ -255,6 +255,7 @@ def _cuda(
     starts, ends = x.new_empty(2, sequences, snippets, dtype=torch.int32)
     scores = x.new_empty(sequences, snippets, dtype=dtype)
     offsets = x.new_empty(sequences + 2, dtype=torch.int64)
+    rising = torch.tensor(sorted(thresholds), dtype=dtype)  # lives until the copy has been waited for, below
     scratch_bytes = _native.cuda("find_proposals_scratch_bytes", x.dtype, device, *sizes)
     _native.cuda(
         "find_proposals",
@@ -265,8 +266,7 @@ def _cuda(
         *x.stride(),
         classes.contiguous(),
         None if lengths is None else lengths.contiguous(),
-        # Not waited for: CUDA has taken a copy when the call returns.
-        torch.tensor(sorted(thresholds), dtype=dtype).to(device, non_blocking=True),
+        rising.to(device, non_blocking=True),
         len(thresholds),
         min_length,
         inflation,

@@ -10,9 +10,8 @@ void equals_the_cpu(int64_t b, int64_t c, int64_t d, bool with_embeddings) {
   const auto pooled = check::uniform<T>(b * c, 1), labels = check::uniform<T>(b * c, 2, -1);
   const auto x_fg = check::uniform<T>(b * d, 3, -1), x_bg = check::uniform<T>(b * d, 4, -1),
              grad = check::uniform<T>(b, 5);
-  std::unique_ptr<bool[]> counted(new bool[b]);
-  std::vector<int64_t> partner(3 * b), source(b);
-  for (int64_t i = 0; i < b; ++i) counted[i] = i % 4 != 1, source[i] = (i * 5 + 1) % b;
+  std::vector<int64_t> partner(3 * b), source(b), counted(b);
+  for (int64_t i = 0; i < b; ++i) counted[i] = i % 4 != 1 ? i + 1 : 0, source[i] = (i * 5 + 1) % b;
   for (int64_t i = 0; i < 3 * b; ++i) partner[i] = i * 7 % (b + 3) - 1;  // also out of range on both sides
   const int64_t* partners = with_embeddings ? partner.data() : nullptr;
   std::vector<T> found[6], expected[6];
@@ -21,7 +20,7 @@ void equals_the_cpu(int64_t b, int64_t c, int64_t d, bool with_embeddings) {
     for (int k = 0; k < 6; ++k) out[k].assign(sizes[k], T(0));
   }
   const auto inputs = [&](auto&& function, std::vector<T>* out, auto... where) {
-    function(pooled.data(), labels.data(), counted.get(), x_fg.data(), x_bg.data(), partners, source.data(), b, c, d,
+    function(pooled.data(), labels.data(), counted.data(), x_fg.data(), x_bg.data(), partners, source.data(), b, c, d,
              1.5, 0.3, 1e-6, true, true, out[0].data(), out[1].data(), out[2].data(), where...);
   };
   inputs(d2net::cuda::discriminative_terms<T>, found, 0, static_cast<void*>(nullptr));

@@ -12,7 +12,7 @@ template <typename T>
 struct Batch {
   int64_t b, c, d;
   std::vector<T> pooled, labels, x_fg, x_bg;
-  std::unique_ptr<bool[]> counted;
+  std::vector<int64_t> counted;
   std::vector<int64_t> partner, source;
 
   Batch(int64_t b_, int64_t c_, int64_t d_)
@@ -23,7 +23,7 @@ struct Batch {
         labels(check::uniform<T>(b * c, 2)),
         x_fg(check::uniform<T>(b * d, 3, -1)),
         x_bg(check::uniform<T>(b * d, 4, -1)),
-        counted(new bool[b]),
+        counted(b),
         partner(3 * b),
         source(b) {
     for (T& y : labels) y = y > T(0.6);
@@ -59,7 +59,7 @@ struct Batch {
     std::vector<T> result(b);
     to_pooled->assign(b * c, 0);
     saved->assign(d2net::kDiscriminativeSaved * b, 0);
-    d2net::cpu::discriminative_terms(pooled.data(), labels.data(), counted.get(), x_fg.data(), x_bg.data(),
+    d2net::cpu::discriminative_terms(pooled.data(), labels.data(), counted.data(), x_fg.data(), x_bg.data(),
                                      partner.data(), source.data(), b, c, d, 2.0, 0.3, 1e-6, false, false,
                                      result.data(), to_pooled->data(), saved->data(), threads);
     return result;

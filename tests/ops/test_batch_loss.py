@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from d2net.ops.batch_loss import running_reference, total_loss, video_factors
+from d2net.ops.batch_loss import total_loss, update_reference, video_factors
 
 
 def uniform(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -114,12 +114,36 @@ def test_the_reference_moves_towards_the_mean(device, b, d):
     start, background, valid = uniform(d), uniform(b, d, seed=1), uniform(b, seed=2) > 0.4
     valid[0] = True
     background[~valid] = math.nan
-    updated = running_reference(start.to(device), background.to(device), valid.to(device), 0.9)
+    updated = start.to(device, copy=True)
+    update_reference(updated, background.to(device), valid.to(device), 0.9)
     torch.testing.assert_close(updated.cpu(), 0.9 * start + 0.1 * background[valid].mean(0))
-    nothing = torch.zeros_like(valid).to(device)
-    assert torch.equal(running_reference(start.to(device), background.to(device), nothing, 0.9).cpu(), start)
-    strided = torch.stack((start, start), 1).to(device)[:, 0]
-    assert torch.equal(running_reference(strided, background.to(device), valid.to(device), 0.9), updated)
+    unchanged = start.to(device, copy=True)
+    update_reference(unchanged, background.to(device), torch.zeros_like(valid).to(device), 0.9)
+    assert torch.equal(unchanged.cpu(), start)
+    both = torch.stack((start, start), 1).to(device)
+    update_reference(both[:, 0], background.to(device), valid.to(device), 0.9)
+    assert torch.equal(both[:, 0], updated) and torch.equal(both[:, 1], unchanged)
+    half = start.to(device).bfloat16()
+    update_reference(half, background.to(device), valid.to(device), 0.9)
+    torch.testing.assert_close(half.double(), updated, rtol=2e-2, atol=2e-2)
+
+
+def test_autograd_sees_that_the_reference_changed(device):
+    reference, weight = uniform(3).to(device), torch.ones(3, dtype=torch.float64, device=device, requires_grad=True)
+    product = (weight * reference).sum()
+    update_reference(reference, uniform(2, 3).to(device), torch.ones(2, dtype=torch.bool, device=device), 0.9)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+def test_recordings_count_by_their_lengths(device):
+    pooled, labels, _ = (x.to(device) for x in batch(5, 4))
+    lengths = torch.tensor([3, 0, 7, -1, 1], device=device)
+    for found, expected in (
+        (video_factors(pooled, labels, lengths), video_factors(pooled, labels, lengths > 0)),
+        (total_loss(pooled[:, 0], lengths), total_loss(pooled[:, 0], lengths > 0)),
+    ):
+        assert all(map(torch.equal, found, expected))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -151,7 +175,7 @@ def test_opcheck_and_double_backward():
     dis, snippet = (uniform(4, seed=s).requires_grad_() for s in (1, 2))
     torch.library.opcheck(op.total_loss, (dis, counted, snippet, counted, dis.detach()[0].clone(), None, 0.1, 0.2, 0.3))
     torch.library.opcheck(op.total_loss, (dis, counted, None, None, None, None, 0.1, 0.2, 0.3))
-    torch.library.opcheck(op.running_reference, (uniform(5), uniform(4, 5), counted, 0.9))
+    torch.library.opcheck(op.update_reference, (uniform(5), uniform(4, 5), counted, 0.9))
     for value, leaf in ((total_loss(dis, counted).total, dis), (video_factors(pooled, labels, counted)[0], pooled)):
         (gradient,) = torch.autograd.grad(value.square().sum(), leaf, create_graph=True)
         with pytest.raises(RuntimeError, match="differentiable once"):

@@ -293,11 +293,11 @@ def test_cuda_synchronizes_once():
         run()
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            with pytest.warns(UserWarning, match="synchronizing") as caught:
+            with pytest.warns(UserWarning, match="called a synchronizing CUDA operation") as caught:
                 run()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        assert len([w for w in caught if "synchronizing" in str(w.message)]) == 1
+        assert len([w for w in caught if "called a synchronizing CUDA operation" in str(w.message)]) == 1
 
 
 def test_empty(device):

@@ -118,10 +118,12 @@ def test_equals_the_reference_bit_for_bit(device, dtype):
     lengths = torch.tensor([700, 0, 1, 333], device=device)
     for options in ({}, {"outer": "mean_of_sides", "min_length": 2, "nms_iou": 0.3, "min_contrast": -0.1}):
         found = extract_proposals(x, classes, lengths, thresholds=PAPER, **options)
-        expected = extract_proposals_reference(x, classes, lengths, thresholds=PAPER, **options)
+        # On the CPU, where sums are taken in the order of time: on a GPU torch.cumsum adds in another one.
+        inputs = x.cpu(), classes.cpu(), lengths.cpu()
+        expected = extract_proposals_reference(*inputs, thresholds=PAPER, **options)
         assert len(found.score) > 100
         for ours, theirs in zip(found, expected, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+            torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=0)
 
 
 def test_every_length_around_a_warp_and_a_block(device):
@@ -422,7 +424,7 @@ def test_one_synchronisation():
             extract_proposals(*arguments, thresholds=PAPER)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert len([w for w in caught if "synchronizing" in str(w.message)]) == 1
+    assert len([w for w in caught if "called a synchronizing CUDA operation" in str(w.message)]) == 1
 
 
 def test_registration():
