@@ -1,12 +1,12 @@
 // Bytes. Forward: every row of x that is on a side is read once for both sums; each chunk of 32 snippets leaves two
 // rows of partial sums, 1/16 of x, which the second launch adds up. Backward: the same rows of x are read once, all
-// rows of its gradient written once; the two gradients that come in stay in registers for the 16 snippets of a block.
+// rows of its gradient written once; the two gradients that come in stay in registers for the 20 snippets of a block.
 //
 // Layout. A thread owns a pack of columns, so a warp reads neighbouring bytes of a row. Blocks split recordings, time
-// and columns: 480 of 128 threads forward, 470 of 256 backward, for 10 recordings of 750 snippets and 1024 floats.
-// Several rows are on their way to a thread: forward loads the next ones before it uses those of the last round, for
-// without a loop in between the compiler puts each load where the row is used. For the same reason what is not selected
-// is replaced by 0, without a branch (and not multiplied by 0, for it may be NaN).
+// and columns: 480 of 128 threads forward, 380 of 256 backward (an H100 holds 396 at once), for 10 recordings of 750
+// snippets and 1024 floats. Several rows are on their way to a thread: forward loads the next ones before it uses those
+// of the last round, for without a loop in between the compiler puts each load where the row is used. For the same
+// reason what is not selected is replaced by 0, without a branch (and not multiplied by 0, for it may be NaN).
 #include "attention_pool.h"
 #include "cuda/block.h"
 #include "cuda/device.h"
@@ -18,7 +18,7 @@ namespace {
 constexpr int kSumThreads = 128;
 constexpr int kCombineWarps = 8;
 constexpr int kTermsThreads = 256;
-constexpr int kBackwardThreads = 256, kBackwardRows = 16, kRowsAtOnce = 4;
+constexpr int kBackwardThreads = 256, kBackwardRows = 20, kRowsAtOnce = 4;
 static_assert(kPoolChunk == 32 && kBackwardRows <= 32, "one lane weighs one snippet");
 static_assert(kBackwardRows % kRowsAtOnce == 0, "rows are taken in full rounds");
 
@@ -181,7 +181,7 @@ __device__ __forceinline__ Pack<A, N> scaled(const T* grad, A scale) {
   return result;
 }
 
-// A block takes 16 snippets of one recording (blockIdx.x) and all columns, tile by tile. x is null where only grad_x is
+// A block takes 20 snippets of one recording (blockIdx.x) and all columns, tile by tile. x is null where only grad_x is
 // wanted, and terms without `mean`.
 template <typename T, int N, typename A = accumulator_t<T>>
 __global__ void __launch_bounds__(kBackwardThreads, 2)
@@ -239,7 +239,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
   }
   __syncthreads();
   if (grad_attention == nullptr || int(threadIdx.x) >= rows) return;
-  A grad = 0;  // threads 0 to 15: `mine` is that of the same row
+  A grad = 0;  // threads 0 to 19: `mine` is that of the same row
   for (unsigned other = 0; other < blockDim.x / 32; ++other) grad += dots[threadIdx.x][other];
   if (terms != nullptr && selected(mine.fg)) grad -= term[1];
   if (terms != nullptr && selected(mine.bg)) grad += term[3];

@@ -128,10 +128,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (k >= d) return;
   double sum = 0;
   int64_t count = 0;
+#pragma unroll 4
   for (int64_t i = 0; i < b; ++i) {
-    if (!valid[i]) continue;
-    sum += background[i * d + k];
-    ++count;
+    const double value = background[i * d + k];  // read before `valid` is known, so that no load waits for another
+    sum += valid[i] ? value : 0;
+    count += valid[i];
   }
   if (count > 0) reference[k] = T(momentum * reference[k] + (1 - momentum) / count * sum);
 }

@@ -49,6 +49,24 @@ __device__ __forceinline__ T block_reduce(T value, Combine combine) {
   return value;
 }
 
+// The same for several values of each thread, at the price of one.
+template <typename T, int n, typename Combine>
+__device__ __forceinline__ void block_reduce(T (&values)[n], Combine combine) {
+  D2NET_SHARED(T, of_warp, [n][32]);
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    values[i] = warp_reduce(values[i], combine);
+    if (threadIdx.x % 32 == 0) of_warp[i][threadIdx.x / 32] = values[i];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    values[i] = of_warp[i][0];
+    for (unsigned warp = 1; warp < blockDim.x / 32; ++warp) values[i] = combine(values[i], of_warp[i][warp]);
+  }
+  __syncthreads();
+}
+
 // The sum of the lanes below.
 template <typename T>
 __device__ __forceinline__ T warp_exclusive_sum(T value) {

@@ -1,5 +1,6 @@
-// A block a recording: its dot products, then its classes. Nothing is read more than a few times and all of it stays in
-// L2 (B x 2 x D numbers), so that what counts is that there is one launch forward and one backward.
+// A block a recording forward, a block a row of x_fg or x_bg backward. All of B x 2 x D numbers stays in L2, so what
+// counts are launches, one forward and one backward, and within them how many loads and barriers wait for one another:
+// forward takes all sums over D in one pass and combines them at once, backward first looks up which pairs a row is in.
 #include "cuda/block.h"
 #include "discriminative.h"
 #include "math/focal.h"
@@ -8,7 +9,7 @@
 namespace d2net::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256, kColumns = 4;  // of a thread, backward
 
 __global__ void __launch_bounds__(kThreads, 1)
     different_partners_kernel(const float* __restrict__ keys, const bool* __restrict__ valid_fg,
@@ -33,19 +34,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   partner[n] = usable ? next : -1;
 }
 
-// The sum of u[k] v[k], of all threads.
-template <typename T>
-__device__ __forceinline__ double block_dot(const T* u, const T* v, int64_t d) {
-  double sum = 0;
-  for (int64_t k = threadIdx.x; k < d; k += kThreads) sum += double(u[k]) * double(v[k]);
-  return block_reduce(sum, Sum{});
-}
-
 // The epsilon makes the cosine of a zero vector 0 and keeps its gradient finite.
-template <typename T>
-__device__ __forceinline__ double block_inverse_norm(const T* x, int64_t d) {
-  return 1 / sqrt(block_dot(x, x, d) + 1e-12);
-}
+__device__ __forceinline__ double inverse_norm(double squares) { return 1 / sqrt(squares + 1e-12); }
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -58,50 +48,89 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t i = blockIdx.x;
   double weight[3] = {}, slope[3] = {};  // of Eq. 3, and their derivatives by the cosines
   if (partner != nullptr) {
-    const double fg_norm = block_inverse_norm(x_fg + i * d, d), bg_norm = block_inverse_norm(x_bg + i * d, d);
+    Pair pair[3];
+    double sums[11] = {};  // the squares of x_fg and x_bg; and for each pair u v, and the squares of u and of v
+#pragma unroll
+    for (int kind = 0; kind < 3; ++kind) pair[kind] = pair_of(partner, source, b, kind, i);
+    for (int64_t k = threadIdx.x; k < d; k += kThreads) {
+      const double fg = double(x_fg[i * d + k]), bg = double(x_bg[i * d + k]);
+      sums[0] += fg * fg;
+      sums[1] += bg * bg;
+#pragma unroll
+      for (int kind = 0; kind < 3; ++kind) {
+        if (pair[kind].x < 0) continue;  // the same for all threads
+        const double u = double((x_is_foreground(kind) ? x_fg : x_bg)[pair[kind].x * d + k]);
+        const double v = double((other_is_foreground(kind) ? x_fg : x_bg)[pair[kind].other * d + k]);
+        sums[2 + 3 * kind] += u * v;
+        sums[3 + 3 * kind] += u * u;
+        sums[4 + 3 * kind] += v * v;
+      }
+    }
+    block_reduce(sums, Sum{});
 #pragma unroll
     for (int kind = 0; kind < 3; ++kind) {
-      const Pair pair = pair_of(partner, source, b, kind, i);
       double w = 0;
-      if (pair.x >= 0) {  // the same for all threads
-        const T* u = (x_is_foreground(kind) ? x_fg : x_bg) + pair.x * d;
-        const T* v = (other_is_foreground(kind) ? x_fg : x_bg) + pair.other * d;
-        const double u_norm = pair.x != i ? block_inverse_norm(u, d) : x_is_foreground(kind) ? fg_norm : bg_norm;
-        w = block_dot(u, v, d) * u_norm * block_inverse_norm(v, d);
+      if (pair[kind].x >= 0) {
+        w = sums[2 + 3 * kind] * inverse_norm(sums[3 + 3 * kind]) * inverse_norm(sums[4 + 3 * kind]);
         weight[kind] = kind > 0 ? gamma * (1 - w) : w < 0 ? 0 : w;
         slope[kind] = kind > 0 ? -gamma : w < 0 ? 0 : 1;
       }
       if (threadIdx.x == 0) saved[(kCosine + kind) * b + i] = T(w);
     }
     if (threadIdx.x == 0) {
-      saved[kInverseNorm * b + i] = T(fg_norm);
-      saved[(kInverseNorm + 1) * b + i] = T(bg_norm);
+      saved[kInverseNorm * b + i] = T(inverse_norm(sums[0]));
+      saved[(kInverseNorm + 1) * b + i] = T(inverse_norm(sums[1]));
     }
   }
   const T of_positive = T(weight[1] + weight[0]), of_negative = T(weight[2] + weight[0]);
   const double scale = mean ? 1.0 / c : 1.0;
-  double sum = 0, to_positive = 0, to_negative = 0;
+  double sums[3] = {};  // of the loss, and of its slopes by the weights of positive and of negative classes
   for (int64_t k = i * c + threadIdx.x; k < (i + 1) * c; k += kThreads) {
     T gradient = 0;
     if (counted[i] > 0) {
       const bool positive = labels[k] > T(0);
       const Focal<T> term = focal(pooled[k], positive, positive ? of_positive : of_negative, beta, floor);
       const double by = balanced && positive ? scale * c : scale;
-      sum += by * term.loss;
-      (positive ? to_positive : to_negative) += by * term.to_weight;
+      sums[0] += by * term.loss;
+      sums[1] += positive ? by * term.to_weight : 0;
+      sums[2] += positive ? 0 : by * term.to_weight;
       gradient = T(by * term.to_score);
     }
     to_pooled[k] = gradient;
   }
-  sum = block_reduce(sum, Sum{});
-  to_positive = block_reduce(to_positive, Sum{});
-  to_negative = block_reduce(to_negative, Sum{});
+  block_reduce(sums, Sum{});
   if (threadIdx.x > 0) return;
-  terms[i] = T(sum);
+  terms[i] = T(sums[0]);
   if (partner == nullptr) return;
-  saved[(kToCosine + 0) * b + i] = T(slope[0] * (to_positive + to_negative));
-  saved[(kToCosine + 1) * b + i] = T(slope[1] * to_positive);
-  saved[(kToCosine + 2) * b + i] = T(slope[2] * to_negative);
+  saved[(kToCosine + 0) * b + i] = T(slope[0] * (sums[1] + sums[2]));
+  saved[(kToCosine + 1) * b + i] = T(slope[1] * sums[1]);
+  saved[(kToCosine + 2) * b + i] = T(slope[2] * sums[2]);
+}
+
+// What the gradient of a row takes from a pair that it is in: `other` times the pair's other row, `own` times itself.
+template <typename T>
+struct Hit {
+  const T* row;  // the other row; null: not in the pair
+  Share share;
+};
+
+// Candidate j of 6 b: the row as x (j / b even) or as x~ (odd) of pair j % b of kind j / 2b.
+template <typename T>
+__device__ __forceinline__ Hit<T> candidate(int64_t j, bool foreground, int64_t r, const T* grad, const T* saved,
+                                            const T* x_fg, const T* x_bg, const int64_t* partner, const int64_t* source,
+                                            int64_t b, int64_t d) {
+  const int kind = int(j / (2 * b));
+  const bool as_x = j / b % 2 == 0, x_fore = x_is_foreground(kind), other_fore = other_is_foreground(kind);
+  if ((as_x ? x_fore : other_fore) != foreground) return {};
+  const int64_t i = j % b;
+  const Pair pair = pair_of(partner, source, b, kind, i);
+  if (pair.x < 0 || (as_x ? pair.x : pair.other) != r) return {};
+  const T* inverse_norms = saved + kInverseNorm * b;
+  const double x_norm = inverse_norms[(x_fore ? 0 : b) + pair.x];
+  const double other_norm = inverse_norms[(other_fore ? 0 : b) + pair.other];
+  const double by = double(grad[i]) * saved[(kToCosine + kind) * b + i], cosine = saved[(kCosine + kind) * b + i];
+  return as_x ? Hit<T>{(other_fore ? x_fg : x_bg) + pair.other * d, cosine_gradient(by, cosine, x_norm, other_norm)}
+              : Hit<T>{(x_fore ? x_fg : x_bg) + pair.x * d, cosine_gradient(by, cosine, other_norm, x_norm)};
 }
 
 // The first b blocks have a row of grad_fg each, and of grad_pooled; the others one of grad_bg.
@@ -119,35 +148,35 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int64_t k = r * c + threadIdx.x; k < (r + 1) * c; k += kThreads) grad_pooled[k] = grad[r] * to_pooled[k];
   }
   if (partner == nullptr) return;
-  const T *to_cosine = saved + kToCosine * b, *cosine = saved + kCosine * b, *inverse_norm = saved + kInverseNorm * b;
   const T* x = (foreground ? x_fg : x_bg) + r * d;
   T* out = (foreground ? grad_fg : grad_bg) + r * d;
-  for (int64_t k = threadIdx.x; k < d; k += kThreads) {
-    double sum = 0, own = 0;
-    for (int kind = 0; kind < 3; ++kind) {
-      const bool x_fore = x_is_foreground(kind), other_fore = other_is_foreground(kind);
-      if (x_fore != foreground && other_fore != foreground) continue;
-      for (int64_t i = 0; i < b; ++i) {
-        const Pair pair = pair_of(partner, source, b, kind, i);
-        const bool is_x = pair.x == r && x_fore == foreground;
-        const bool is_other = pair.x >= 0 && pair.other == r && other_fore == foreground;
-        if (!is_x && !is_other) continue;
-        const double by = double(grad[i]) * to_cosine[kind * b + i], of_pair = cosine[kind * b + i];
-        const double x_norm = inverse_norm[(x_fore ? 0 : b) + pair.x];
-        const double other_norm = inverse_norm[(other_fore ? 0 : b) + pair.other];
-        if (is_x) {
-          const Share share = cosine_gradient(by, of_pair, x_norm, other_norm);
-          sum += share.other * (other_fore ? x_fg : x_bg)[pair.other * d + k];
-          own += share.own;
-        }
-        if (is_other) {
-          const Share share = cosine_gradient(by, of_pair, other_norm, x_norm);
-          sum += share.other * (x_fore ? x_fg : x_bg)[pair.x * d + k];
-          own += share.own;
+  D2NET_SHARED(Hit<T>, hits, [kThreads]);
+  for (int64_t tile = threadIdx.x; tile - threadIdx.x < d; tile += kThreads * kColumns) {
+    double sum[kColumns] = {}, own = 0;
+    for (int64_t first = 0; first < 6 * b; first += kThreads) {
+      Hit<T> mine = {};
+      if (first + threadIdx.x < 6 * b) {
+        mine = candidate(first + threadIdx.x, foreground, r, grad, saved, x_fg, x_bg, partner, source, b, d);
+      }
+      int found = 0;
+      const int place = block_exclusive_sum(int(mine.row != nullptr), &found);
+      if (mine.row != nullptr) hits[place] = mine;
+      __syncthreads();
+      for (int hit = 0; hit < found; ++hit) {
+        own += hits[hit].share.own;
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) {
+          const int64_t k = tile + c * kThreads;
+          if (k < d) sum[c] += hits[hit].share.other * hits[hit].row[k];
         }
       }
+      __syncthreads();
     }
-    out[k] = T(sum + own * x[k]);
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const int64_t k = tile + c * kThreads;
+      if (k < d) out[k] = T(sum[c] + own * x[k]);
+    }
   }
 }
 

@@ -19,12 +19,12 @@ __device__ __forceinline__ T smaller(T x, T y) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    iou_kernel(const T* __restrict__ a, int64_t n, const T* __restrict__ b, int64_t m, T* __restrict__ iou) {
-  const int64_t column = int64_t(blockIdx.y) * blockDim.x + threadIdx.x;
+__global__ void __launch_bounds__(kThreads) iou_kernel(const T* __restrict__ a, int64_t n, const T* __restrict__ b,
+                                                       int64_t m, int64_t tiles, T* __restrict__ iou) {
+  const int64_t column = blockIdx.x % tiles * blockDim.x + threadIdx.x;
   if (column >= m) return;
   const T from = b[2 * column], to = b[2 * column + 1], length = larger(to - from, T(0));
-  const int64_t first = (int64_t(blockIdx.x) * blockDim.y + threadIdx.y) * kRows;
+  const int64_t first = (blockIdx.x / tiles * blockDim.y + threadIdx.y) * kRows;
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int64_t row = first + i;
@@ -44,7 +44,9 @@ void iou_1d(const T* a, int64_t n, const T* b, int64_t m, T* iou, int device, vo
   int64_t width = kThreads;  // with few columns a block takes more rows
   while (width > 32 && width / 2 >= m) width /= 2;
   const int64_t height = kThreads / width, rows = height * kRows;
-  on.launch(iou_kernel<T>, {(n + rows - 1) / rows, (m + width - 1) / width}, {width, height}, 0, a, n, b, m, iou);
+  // One dimension: the others end at 65535 blocks, which either number of segments may need more of.
+  const int64_t tiles = (m + width - 1) / width;
+  on.launch(iou_kernel<T>, (n + rows - 1) / rows * tiles, {width, height}, 0, a, n, b, m, tiles, iou);
 }
 
 template void iou_1d<float>(const float*, int64_t, const float*, int64_t, float*, int, void*);

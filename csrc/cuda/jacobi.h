@@ -104,7 +104,9 @@ __device__ __forceinline__ void orthogonalize(double* a, int length, int count, 
       xx = group_sum(xx);
       yy = group_sum(yy);
       xy = group_sum(xy);
-      if (max(xx, yy) > noise && min(xx, yy) > kNegligible && fabs(xy) > tolerance * sqrt(xx) * sqrt(yy)) {
+      // The cosine, squared: two square roots would take longer than the sums. (A product too small for a double is 0,
+      // and then of columns too short to matter.)
+      if (max(xx, yy) > noise && min(xx, yy) > kNegligible && xy * xy > tolerance * tolerance * xx * yy) {
         turned = true;
         // The smaller root of t^2 + 2 zeta t = 1 is the tangent of the angle.
         const double zeta = (yy - xx) / (2 * xy), size = fabs(zeta);

@@ -282,7 +282,7 @@ class _Operations(TorchDispatchMode):
 
 
 def test_it_is_a_dozen_operations(make_batch):
-    """Each of which is one or two launches on a GPU."""
+    """Each of which is one launch on a GPU; attention_pool is two."""
     tcam, embeddings, lengths, labels = make_batch()
     leaves = [tcam.requires_grad_(), embeddings.requires_grad_()]
     loss = D2NetLoss(5, 8).double()
@@ -290,7 +290,7 @@ def test_it_is_a_dozen_operations(make_batch):
         total = loss(*leaves, lengths, labels).total
     with _Operations() as backward:
         torch.autograd.grad(total, leaves)
-    assert len(forward.names) <= 13, forward.names
+    assert len(forward.names) <= 11, forward.names
     assert len(backward.names) <= 10, backward.names
 
 

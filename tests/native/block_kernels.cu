@@ -17,8 +17,10 @@ __global__ void block_results_kernel(const int64_t* x, int64_t* sum, int64_t* ma
   before[i] = block_exclusive_sum(x[i], &total);
   const int64_t most = block_reduce(x[i], Max());
   const int64_t again = block_reduce(x[i], Sum());
+  int64_t both[2] = {x[i], -2 * x[i]};
+  block_reduce(both, Sum());
   if (threadIdx.x == 0) {
-    sum[blockIdx.x] = total == again ? total : -1;
+    sum[blockIdx.x] = total == again && total == both[0] && total == both[1] / -2 ? total : -1;
     max[blockIdx.x] = most;
   }
 }
