@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from d2net.errors import InputError
-from d2net.model import D2Net
+from d2net.model import D2Net, TemporalConv
 from d2net.recipes import ModelRecipe, load_recipe
 
 RECIPES = {
@@ -32,6 +32,25 @@ def test_padding_never_changes_a_valid_output(recipe):
         for batched, single in zip(padded, alone, strict=True):
             torch.testing.assert_close(batched[i, :s], single[0])
             assert (batched[i, s:] == 0).all()
+
+
+@pytest.mark.parametrize(("kernel_size", "dilation"), [(3, 1), (5, 2), (1, 1)])
+def test_channels_last_is_the_same_convolution(kernel_size, dilation):
+    torch.manual_seed(0)
+    layer = TemporalConv(6, 4, kernel_size, dilation).double()
+    x, padding = torch.randn(2, 9, 6, dtype=torch.float64), torch.zeros(2, 9, 1, dtype=torch.bool)
+    torch.testing.assert_close(layer.channels_last(x), layer(x, padding))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_gpu_gives_what_a_cpu_gives(recipe):
+    torch.manual_seed(0)
+    model = D2Net(4, (6, 6), recipe).double().eval()
+    features, lengths = torch.randn(3, 20, 12, dtype=torch.float64), torch.tensor([20, 7, 0])
+    expected = model(features, lengths)
+    found = model.cuda()(features.cuda(), lengths.cuda())
+    torch.testing.assert_close([x.cpu() for x in found], list(expected))
 
 
 def test_three_convolutions_per_stream_as_in_figure_2():

@@ -108,9 +108,10 @@ __device__ __forceinline__ void orthogonalize(double* a, int length, int count, 
       // and then of columns too short to matter.)
       if (max(xx, yy) > noise && min(xx, yy) > kNegligible && xy * xy > tolerance * tolerance * xx * yy) {
         turned = true;
-        // The smaller root of t^2 + 2 zeta t = 1 is the tangent of the angle.
-        const double zeta = (yy - xx) / (2 * xy), size = fabs(zeta);
-        const double t = copysign(size > 1e9 ? 0.5 / size : 1 / (size + sqrt(1 + size * size)), zeta);
+        // The smaller root of r t^2 + 2 h t = r is the tangent of the angle. Short columns are scaled, so that the
+        // square of the larger of h and r is a number; that of the other may be 0 beside it.
+        const double scale = max(xx, yy) > 1e-100 ? 1 : 0x1p500, h = scale * (yy - xx), r = scale * (2 * xy);
+        const double t = (h < 0 ? -r : r) / (fabs(h) + sqrt(h * h + r * r));
         const double c = rsqrt(1 + t * t), s = c * t;
         for (int i = lane; i < length; i += kGroup) {
           const double xi = x[i], yi = y[i];

@@ -1,0 +1,47 @@
+"""A temporal convolution of the network, forward and backward: as the model runs it here, and in both layouts.
+
+The network's sizes, 1024 channels and a kernel of 3. On a GPU in float32, TF32 and bfloat16 (autocast).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from harness import OURS, Case, main
+from torch import Tensor, nn
+
+from d2net.model import TemporalConv
+
+
+def forward_backward(function: Callable[[Tensor], Tensor], layer: TemporalConv, x: Tensor, precision: str) -> Callable:
+    leaves = [x.clone().requires_grad_(), *layer.parameters()]
+
+    def run() -> None:
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+            out = function(leaves[0])
+        torch.autograd.grad(out, leaves, torch.ones_like(out))
+
+    return run
+
+
+def cases(device: torch.device, quick: bool) -> Iterator[Case]:
+    b, t, width = (2, 40, 16) if quick else (10, 750, 1024)
+    torch.manual_seed(0)
+    layer, x = TemporalConv(width, width, 3, 1).to(device), torch.randn(b, t, width, device=device)
+    padding = torch.zeros(b, t, 1, dtype=torch.bool, device=device)
+    functions = {
+        OURS: lambda x: layer(x, padding),
+        "conv1d": lambda x: nn.Conv1d.forward(layer, x.transpose(1, 2)).transpose(1, 2).masked_fill(padding, 0),
+        "channels last": lambda x: layer.channels_last(x).masked_fill(padding, 0),
+    }
+    for precision in ("fp32", "tf32", "bf16") if device.type == "cuda" else ("fp32",):
+        contenders = {name: forward_backward(function, layer, x, precision) for name, function in functions.items()}
+        # Forward one product of (b t) x (3 width) and (3 width) x width, backward two; floor in float32 arithmetic.
+        work = 3 * 2 * b * t * 3 * width * width if precision == "fp32" else 0
+        yield Case(f"B={b} T={t} D={width} {precision}", contenders, bytes=4 * 4 * b * t * width, operations=work)
+
+
+if __name__ == "__main__":
+    main("temporal conv", cases, __doc__)
