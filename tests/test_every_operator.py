@@ -87,11 +87,18 @@ CASES: dict[str, Case] = {
 }
 
 
-def results(case: Case, device: torch.device) -> list[Tensor]:
-    """Outputs and gradients, on the CPU."""
+def in_an_odd_place(x: Tensor) -> Tensor:
+    """The same values as a view that is neither contiguous nor aligned: every second element of a larger tensor."""
+    place = x.new_zeros(*x.shape[:-1], 2 * x.shape[-1] + 1) if x.ndim else x.new_zeros(3)
+    view = place[..., 1::2] if x.ndim else place[1]
+    return view.copy_(x)
+
+
+def results(case: Case, device: torch.device, place: Callable[[Tensor], Tensor] = Tensor.clone) -> list[Tensor]:
+    """Outputs and gradients, on the CPU; of inputs as ``place`` puts them into memory."""
     function, differentiable, others = case
-    leaves = [x.detach().to(device, copy=True).requires_grad_() for x in differentiable]
-    out = function(*leaves, *(x.to(device) for x in others))
+    leaves = [place(x.detach().to(device)).requires_grad_() for x in differentiable]
+    out = function(*leaves, *(place(x.to(device)) for x in others))
     out = [out] if isinstance(out, Tensor) else list(out)
     smooth = [x for x in out if x.requires_grad]
     weights = [1 + uniform(*x.shape).to(x) for x in smooth]
@@ -106,6 +113,14 @@ def test_equals_the_reference(name, device, monkeypatch):
     monkeypatch.setattr(_library, "_DEVICES", {operator: frozenset() for operator in _library._DEVICES})
     expected = results(CASES[name], torch.device("cpu"))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("name", CASES)
+def test_inputs_may_lie_anywhere(name, device):
+    device = torch.device(device)
+    found, expected = results(CASES[name], device, in_an_odd_place), results(CASES[name], device)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_no_operator_is_left_out():

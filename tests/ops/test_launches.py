@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from d2net.errors import D2NetError
-from d2net.ops import _native, condition_number, nms, proposals
+from d2net.ops import _native, attention_pool, condition_number, nms, proposals
 
 
 @pytest.fixture(params=["simt", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -44,6 +44,15 @@ def test_soft_nms_just_below_48_kib(cuda_device):
     expected, expected_scores = nms._soft_nms_1d_cpu(segments, x[:, 1], *settings)
     assert torch.equal(keep.cpu(), expected)
     torch.testing.assert_close(scores.cpu(), expected_scores)
+
+
+def test_a_launch_that_cannot_be_names_operator_and_sizes_and_breaks_nothing(cuda_device):
+    x, attention = torch.ones(1, 1, 32 * 65535 + 1, device=cuda_device), torch.ones(1, 1, device=cuda_device)
+    with pytest.raises(RuntimeError, match=r"attention_pool .*grid 2x65536x1, block 256x1x1.*must be within"):
+        attention_pool(x, attention)
+    assert attention_pool(x[:, :, :3], attention).x_fg.tolist() == [[1, 1, 1]]
+    segments = torch.tensor([[0.0, 2], [1, 3], [7, 8]], device=cuda_device)
+    assert nms.nms_1d(segments, torch.tensor([0.1, 0.3, 0.2], device=cuda_device), 0.3).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(
