@@ -6,7 +6,7 @@
 // other, each by the warp that holds it, a barrier a tile. The decision is short: what collides within a tile was found
 // beforehand by all warps at once, what collides with the kept of earlier tiles by the tile's warp. Warps that do not
 // decide test their tiles against the kept so far, in batches of 16, so that little is left to test when a tile's turn
-// comes. Suppressed tiles cost nothing.
+// comes. What is suppressed is not tested again.
 //
 // A matrix of all collisions would test the suppressed as well, nearly all in dense detections; windows of positions,
 // as in nms.cu, would need a second sort. The n^2 / 2 tests that segments without collisions ask for are what limits n,
@@ -29,7 +29,7 @@ namespace d2net::cuda {
 namespace {
 
 constexpr int kTile = 32, kBatch = 16, kMaxBlock = 1024;
-constexpr double kTooSmall = 1e-30;
+constexpr double kTooSmall = 1e-30;  // near the smallest numbers of T, where products and quotients lose digits
 
 template <typename T>
 using Key = decltype(ordered_bits(T()));
@@ -49,11 +49,11 @@ struct Rule {
   T threshold, least_share;
   const int64_t* groups;  // null: one group
 
-  // An IoU of t asks for an overlap of t / (1 + t) of the lengths' sum; least_share is a little less.
+  // An IoU of t asks for an overlap of t / (1 + t) of the lengths' sum; least_share is less, by more than rounding.
   __device__ __forceinline__ Candidate<T> candidate(Segment<T> s, unsigned group) const {
     if (!can_collide(s, threshold)) return {s.start, s.start, 0, group};
     const T share = least_share * s.length();
-    // Near the smallest numbers of T the product is rounded too coarsely; nor is 0 times infinity a share.
+    // "not above" would take NaN, 0 times infinity, for a share.
     return {s.start, s.end, share >= T(kTooSmall) ? share : T(0), group};
   }
 
@@ -245,7 +245,7 @@ void nms_1d_block(const T* segments, const T* scores, const int64_t* groups, int
                              std::to_string(n));
   }
   const T threshold = T(iou_threshold);
-  // An IoU near the smallest numbers of T is rounded too coarsely as well: every overlap comes to it.
+  // With 0, every overlap comes to the IoU.
   const double least_share = threshold < T(kTooSmall) ? 0 : double(threshold) / (1 + double(threshold)) * (1 - kSlack);
   const int64_t padded = (n + kTile - 1) / kTile * kTile;
   const int64_t rank_bytes = sizeof(Candidate<T>) + sizeof(unsigned) + 2 * sizeof(uint16_t);
