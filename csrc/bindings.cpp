@@ -82,6 +82,7 @@ void bind_cpu(py::module_& m, const std::string& dtype) {
 template <typename T>
 void bind_cuda(py::module_& m, const std::string& dtype) {
   namespace ops = d2net::cuda;
+  def(m, "cuda_nms_1d_block_" + dtype, &ops::nms_1d_block<T>);
   def(m, "cuda_nms_1d_scratch_bytes_" + dtype, &ops::nms_1d_scratch_bytes<T>);
   def(m, "cuda_nms_1d_" + dtype, &ops::nms_1d<T>);
   def(m, "cuda_soft_nms_1d_" + dtype, &ops::soft_nms_1d<T>);

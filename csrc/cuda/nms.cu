@@ -1,4 +1,4 @@
-// Greedy NMS, for one group of a million segments and for many small groups alike.
+// Greedy NMS, for one group of a million segments and for many small groups alike; nms_block.cu has few segments.
 //
 // Sorted by falling score, a segment has a rank; greedy NMS decides by rank alone: a segment is suppressed if a kept
 // one of lower rank collides with it, and kept if every colliding one of lower rank is suppressed. Sorted by (group,
@@ -23,7 +23,7 @@
 
 #include "cuda/block.h"
 #include "cuda/device_algorithms.h"
-#include "cuda/segment.h"
+#include "cuda/nms_rules.h"
 #include "nms.h"
 
 namespace d2net::cuda {
@@ -35,32 +35,11 @@ constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int64_t kFirstPrefix = 2048;
 constexpr int kMaxPrefixes = 32;
 
-// Far more than the rounding of an IoU in float: windows are widened by it, so that the IoU alone decides.
-constexpr double kSlack = 1e-5;
-
 constexpr int kCollides = -1;  // a result of look()
 
-template <typename T>
-__device__ __forceinline__ bool can_collide(Segment<T> s, T threshold) {
-  return s.end > s.start && (threshold == 0 || is_finite(s.length()));  // x / infinity reaches 0 only
-}
-
-template <typename T>
-__device__ __forceinline__ bool collide(Segment<T> a, Segment<T> b, T threshold) {
-  const T shared = overlap(a, b);
-  // "not below", because inf / inf, which only a threshold of 0 lets come here, counts as reaching 0.
-  return shared > 0 && !(shared / (a.length() + b.length() - shared) < threshold);
-}
-
-// In the order of the floats, from the highest bit down. -0.0 and 0.0 share one; the place of NaN is not defined.
-__device__ __forceinline__ Word ordered_key(float x) {
-  const unsigned bits = __float_as_uint(x + 0.0f);
-  return Word(bits >> 31 ? ~bits : bits | 0x80000000u) << 32;
-}
-__device__ __forceinline__ Word ordered_key(double x) {
-  const Word bits = Word(__double_as_longlong(x + 0.0));
-  return bits >> 63 ? ~bits : bits | Word(1) << 63;
-}
+// In the order of the floats, from the highest bit down.
+__device__ __forceinline__ Word ordered_key(float x) { return Word(ordered_bits(x)) << 32; }
+__device__ __forceinline__ Word ordered_key(double x) { return ordered_bits(x); }
 
 // Orders by group, then by start. Of a group it has a hash, and of a double without its last bits: groups that share a
 // hash get longer windows, full of segments that look() passes over.
@@ -122,9 +101,10 @@ struct Work {
   Segment<T>* row;
   Word* state;
   // One each.
-  Word* longest;  // length that can collide, the bits of a double
-  Word* first_bad;
+  Word* longest;      // length that can collide, the bits of a double
+  Word* first_bad;    // the complement of the row; 0: none
   unsigned* tickets;  // of each prefix
+  int64_t* result;
 };
 
 template <typename T>
@@ -133,7 +113,7 @@ __global__ void score_keys_kernel(Work<T> w) {
   double length = 0;
   if (i < w.n) {
     const Segment<T> s = segment_at(w.segments, i);
-    if (is_bad(s, w.scores[i])) atomicMin(w.first_bad, Word(i));
+    if (is_bad(s, w.scores[i])) atomicMax(w.first_bad, ~Word(i));
     if (can_collide(s, w.threshold)) length = double(s.length());
     w.key[i] = ~ordered_key(w.scores[i]);
     w.counting[i] = uint32_t(i);
@@ -156,6 +136,7 @@ __global__ void place_keys_kernel(Work<T> w) {
 template <typename T>
 __global__ void windows_kernel(Work<T> w) {
   const int64_t p = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (p == 0) w.result[1] = int64_t(~*w.first_bad);
   bool undecided = false;
   if (p < w.n) {
     const int64_t r = w.rank[p], i = w.order[r];
@@ -261,15 +242,16 @@ struct Parts {
   }
 };
 
+// What the sorts and the selection need comes last.
 template <typename T>
 struct Scratch {
   Work<T> work = {};
-  unsigned char* for_algorithms;
-  int64_t for_algorithms_bytes, bytes;
+  int64_t cleared_bytes, own_bytes;
 
-  Scratch(const Stream& on, void* begin, int64_t n) {
+  Scratch(void* begin, int64_t n) {
     Parts parts{reinterpret_cast<uintptr_t>(begin)};
-    work.longest = parts.take<Word>(1);  // longest and tickets are cleared together
+    work.longest = parts.take<Word>(1);  // these three are cleared together
+    work.first_bad = parts.take<Word>(1);
     work.tickets = parts.take<unsigned>(kMaxPrefixes);
     cleared_bytes = parts.used;
     work.key = parts.take<Word>(n);
@@ -281,44 +263,41 @@ struct Scratch {
     work.rank = parts.take<uint32_t>(n);
     work.row = parts.take<Segment<T>>(n);
     work.state = parts.take<Word>((n + 31) / 32);
-    const int64_t sort = sort_pairs_scratch_bytes<Word, uint32_t>(on, n);
-    const int64_t choice = select_scratch_bytes<uint32_t>(on, n);
-    for_algorithms_bytes = sort > choice ? sort : choice;
-    for_algorithms = parts.take<unsigned char>(for_algorithms_bytes);
-    bytes = parts.used;
+    own_bytes = parts.used;
   }
-
-  int64_t cleared_bytes;
 };
 
 }  // namespace
 
 template <typename T>
 int64_t nms_1d_scratch_bytes(int64_t n, int device, void* stream) {
-  return Scratch<T>(Stream("nms_1d", device, stream), nullptr, n).bytes;
+  const Stream on("nms_1d", device, stream);
+  return Scratch<T>(nullptr, n).own_bytes +
+         std::max(sort_pairs_scratch_bytes<Word, uint32_t>(on, n), select_scratch_bytes<uint32_t>(on, n));
 }
 
 template <typename T>
 void nms_1d(const T* segments, const T* scores, const int64_t* groups, int64_t n, double iou_threshold, void* scratch,
-            int32_t* keep, int64_t* result, int device, void* stream) {
+            int64_t scratch_bytes, int32_t* keep, int64_t* result, int device, void* stream) {
   const Stream on(groups == nullptr ? "nms_1d" : "batched_nms_1d", device, stream);
-  Scratch<T> parts(on, scratch, n);
+  const Scratch<T> parts(scratch, n);
+  unsigned char* for_algorithms = static_cast<unsigned char*>(scratch) + parts.own_bytes;
+  const int64_t for_algorithms_bytes = scratch_bytes - parts.own_bytes;
   Work<T> w = parts.work;
   w.segments = segments;
   w.scores = scores;
   w.groups = groups;
   w.n = n;
   w.threshold = T(iou_threshold);
-  w.first_bad = reinterpret_cast<Word*>(result + 1);
+  w.result = result;
   on.fill(static_cast<unsigned char*>(scratch), 0, parts.cleared_bytes);
-  on.fill(result + 1, 0xff, 1);
 
   const int64_t blocks = (n + kThreads - 1) / kThreads;
   const int float_bits = 64 - 8 * int(sizeof(T));  // below them ordered_key is constant
   on.launch(score_keys_kernel<T>, blocks, kThreads, 0, w);
-  sort_pairs(on, parts.for_algorithms, parts.for_algorithms_bytes, w.key, w.sorted, w.counting, w.order, n, float_bits);
+  sort_pairs(on, for_algorithms, for_algorithms_bytes, w.key, w.sorted, w.counting, w.order, n, float_bits);
   on.launch(place_keys_kernel<T>, blocks, kThreads, 0, w);
-  sort_pairs(on, parts.for_algorithms, parts.for_algorithms_bytes, w.key, w.sorted, w.counting, w.rank, n,
+  sort_pairs(on, for_algorithms, for_algorithms_bytes, w.key, w.sorted, w.counting, w.rank, n,
              groups == nullptr ? float_bits : 0);
   on.launch(windows_kernel<T>, blocks, kThreads, 0, w);
 
@@ -332,13 +311,13 @@ void nms_1d(const T* segments, const T* scores, const int64_t* groups, int64_t n
     on.launch(decide_kernel<T>, enough_blocks((size + at_a_time - 1) / at_a_time), kThreads, 0, w, begin, end,
               at_a_time, ticket++);
   }
-  select(on, parts.for_algorithms, parts.for_algorithms_bytes, w.order, w.alive, reinterpret_cast<uint32_t*>(keep),
-         result, n);
+  select(on, for_algorithms, for_algorithms_bytes, w.order, w.alive, reinterpret_cast<uint32_t*>(keep), result, n);
 }
 
-#define D2NET_INSTANTIATE(T)                                     \
-  template int64_t nms_1d_scratch_bytes<T>(int64_t, int, void*); \
-  template void nms_1d<T>(const T*, const T*, const int64_t*, int64_t, double, void*, int32_t*, int64_t*, int, void*);
+#define D2NET_INSTANTIATE(T)                                                                                       \
+  template int64_t nms_1d_scratch_bytes<T>(int64_t, int, void*);                                                   \
+  template void nms_1d<T>(const T*, const T*, const int64_t*, int64_t, double, void*, int64_t, int32_t*, int64_t*, \
+                          int, void*);
 D2NET_INSTANTIATE(float)
 D2NET_INSTANTIATE(double)
 #undef D2NET_INSTANTIATE

@@ -205,18 +205,26 @@ def _batched_nms_1d_cuda(segments: Tensor, scores: Tensor, groups: Tensor, iou_t
     return _greedy_cuda("batched_nms_1d", segments, scores, groups, iou_threshold)
 
 
+# Up to here one block decides all (kNmsBlockLimit in csrc/nms.h).
+_BLOCK_LIMIT = {torch.float32: 2048, torch.float64: 1024}
+
+
 def _greedy_cuda(name: str, segments: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float) -> Tensor:
     n, dtype, device = _cuda_size(name, scores), scores.dtype, scores.device
-    keep = torch.empty(n, dtype=torch.int32, device=device)
-    if n > 0:
-        scratch_bytes = _native.cuda("nms_1d_scratch_bytes", dtype, device, n)
-        scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=device)
-        result = torch.empty(2, dtype=torch.int64, device=device)
-        groups = None if groups is None else groups.contiguous()
-        segments, scores = segments.contiguous(), scores.contiguous()
-        _native.cuda("nms_1d", dtype, device, segments, scores, groups, n, iou_threshold, scratch, keep, result)
-        keep = keep[: _count(name, result)]
-    return keep.to(torch.int64)
+    if n == 0:
+        return torch.empty(0, dtype=torch.int64, device=device)
+    result = torch.empty(2, dtype=torch.int64, device=device)
+    groups = None if groups is None else groups.contiguous()
+    inputs = (segments.contiguous(), scores.contiguous(), groups, n, iou_threshold)
+    if n <= _BLOCK_LIMIT[dtype]:
+        keep = torch.empty(n, dtype=torch.int64, device=device)
+        _native.cuda("nms_1d_block", dtype, device, *inputs, keep, result)
+        return _cut(keep, _count(name, result))
+    scratch_bytes = _native.cuda("nms_1d_scratch_bytes", dtype, device, n)
+    scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=device)
+    narrow = torch.empty(n, dtype=torch.int32, device=device)
+    _native.cuda("nms_1d", dtype, device, *inputs, scratch, scratch_bytes, narrow, result)
+    return narrow[: _count(name, result)].to(torch.int64)
 
 
 def _batched_nms_1d_fake(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
@@ -258,7 +266,7 @@ def _soft_nms_1d_cuda(
     options = (iou_threshold, sigma, min_score, gaussian)
     _native.cuda("soft_nms_1d", dtype, device, segments, scores, n, *options, scratch, keep, new_scores, result)
     count = _count("soft_nms_1d", result)
-    return keep[:count].clone(), new_scores[:count].clone()
+    return _cut(keep, count), _cut(new_scores, count)
 
 
 def _soft_nms_1d_fake(
@@ -315,6 +323,11 @@ def _count(name: str, result: Tensor) -> int:
     if bad_row >= 0:
         _refuse_row(name, bad_row)
     return int(count)
+
+
+def _cut(results: Tensor, count: int) -> Tensor:
+    """The first ``count`` results; with little memory behind them they stay in place, which saves a launch."""
+    return results[:count] if results.nbytes <= 16 * 1024 else results[:count].clone()
 
 
 def _refuse_row(name: str, row: int) -> NoReturn:

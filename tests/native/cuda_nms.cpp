@@ -26,17 +26,28 @@ Case<T> random_case(int64_t n, double span) {
   return c;
 }
 
-// Returns the kept, or -1 - the row that was refused.
+// Both return the kept, or -1 - the row that was refused.
 template <typename T>
 std::vector<int64_t> on_cuda(const Case<T>& c, const int64_t* groups, double threshold) {
   const int64_t bytes = d2net::cuda::nms_1d_scratch_bytes<T>(c.n(), 0, nullptr);
   std::vector<int64_t> scratch((bytes + 7) / 8);
   std::vector<int32_t> keep(c.n());
   int64_t result[2];
-  d2net::cuda::nms_1d(c.segments.data(), c.scores.data(), groups, c.n(), threshold, scratch.data(), keep.data(), result,
-                      0, nullptr);
+  d2net::cuda::nms_1d(c.segments.data(), c.scores.data(), groups, c.n(), threshold, scratch.data(), bytes, keep.data(),
+                      result, 0, nullptr);
   if (result[1] >= 0) return {-1 - result[1]};
   return std::vector<int64_t>(keep.begin(), keep.begin() + result[0]);
+}
+
+template <typename T>
+std::vector<int64_t> on_one_block(const Case<T>& c, const int64_t* groups, double threshold) {
+  std::vector<int64_t> keep(c.n());
+  int64_t result[2];
+  d2net::cuda::nms_1d_block(c.segments.data(), c.scores.data(), groups, c.n(), threshold, keep.data(), result, 0,
+                            nullptr);
+  if (result[1] >= 0) return {-1 - result[1]};
+  keep.resize(result[0]);
+  return keep;
 }
 
 template <typename T>
@@ -53,8 +64,11 @@ std::vector<int64_t> on_cpu(const Case<T>& c, const int64_t* groups, double thre
 
 template <typename T>
 void compare(const Case<T>& c, double threshold) {
-  CHECK(on_cuda(c, nullptr, threshold) == on_cpu(c, nullptr, threshold));
-  CHECK(on_cuda(c, c.groups.data(), threshold) == on_cpu(c, c.groups.data(), threshold));
+  for (const int64_t* groups : {static_cast<const int64_t*>(nullptr), c.groups.data()}) {
+    const std::vector<int64_t> expected = on_cpu(c, groups, threshold);
+    CHECK(on_cuda(c, groups, threshold) == expected);
+    if (c.n() <= d2net::cuda::kNmsBlockLimit<T>) CHECK(on_one_block(c, groups, threshold) == expected);
+  }
 }
 
 template <typename T>
@@ -81,6 +95,7 @@ TEST(cuda_nms_equals_the_cpu) {
       compare(random_case<double>(n, 40), threshold);
     }
   }
+  compare(random_case<float>(1100, 500), 0.4);  // two tiles a warp of one block
   compare(random_case<float>(2300, 900), 0.4);  // more than the first prefix
 }
 

@@ -33,6 +33,23 @@ def naive(segments: Tensor, scores: Tensor, threshold: float, groups: Tensor | N
     return kept
 
 
+def greedy(segments: Tensor, scores: Tensor, threshold: float, groups: Tensor | None = None) -> Tensor:
+    """What the operator gives. On CUDA few segments are decided by one block, and must be by the whole chip alike."""
+
+    def run() -> Tensor:
+        if groups is None:
+            return nms_1d(segments, scores, threshold)
+        return batched_nms_1d(segments, scores, groups, threshold)
+
+    keep = run()
+    if _library.backend("nms_1d", scores.device.type) == "reference":
+        return keep
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nms, "_BLOCK_LIMIT", dict.fromkeys(nms._BLOCK_LIMIT, 0))
+        assert torch.equal(run(), keep)
+    return keep
+
+
 def naive_soft(segments: Tensor, scores: Tensor, iou_threshold, sigma, min_score, method) -> tuple[list, list]:
     rows, current = segments.cpu().double().numpy(), scores.cpu().double().tolist()
     left, keep, new = [i for i, s in enumerate(current) if s >= min_score], [], []
@@ -65,7 +82,7 @@ def random_case(n: int, seed: int, span: float, dtype=torch.float32, device="cpu
 def test_oracle(device, shared: Path):
     oracle = np.load(shared / "oracles" / "nms_1d.npz")
     segments, scores = (torch.from_numpy(oracle[name]).to(device) for name in ("segments", "scores"))
-    assert nms_1d(segments, scores, float(oracle["iou_threshold"])).tolist() == oracle["keep"].tolist()
+    assert greedy(segments, scores, float(oracle["iou_threshold"])).tolist() == oracle["keep"].tolist()
     keep, new = soft_nms_1d(segments, scores, iou_threshold=0.1, sigma=0.5, min_score=0.01, method="gaussian")
     assert keep.tolist() == oracle["soft_keep"].tolist()
     np.testing.assert_allclose(new.cpu().numpy(), oracle["soft_segments_scores"][:, 2], atol=1e-5)
@@ -93,12 +110,10 @@ def test_equals_definition(device, threshold, dtype):
     for n, span in ((1, 1.0), (30, 15.0), (400, 200.0), (400, 4000.0)):  # few are kept, then all
         segments, scores = random_case(n, n, span, dtype, device)
         groups = torch.arange(n, device=device) % 3 - 1
-        keep = nms_1d(segments, scores, threshold)
+        keep = greedy(segments, scores, threshold)
         assert keep.dtype == torch.int64 and keep.device.type == device.type
         assert keep.tolist() == naive(segments, scores, threshold)
-        assert batched_nms_1d(segments, scores, groups, threshold).tolist() == naive(
-            segments, scores, threshold, groups
-        )
+        assert greedy(segments, scores, threshold, groups).tolist() == naive(segments, scores, threshold, groups)
 
 
 # More segments than the kernels keep in the list that they begin with, so that the index behind it is tried too.
@@ -129,11 +144,10 @@ def test_integers_equal_definition(device, case, fill):
         segments = torch.cat([FILLERS * (scale if scale <= 1 else scale / 256), segments])
         scores, groups = torch.cat([torch.full((130,), 9.0), scores]), torch.cat([torch.ones(130).long(), groups])
     segments, scores, groups = segments.to(device), scores.to(device), groups.to(device)
-    keep = nms_1d(segments, scores, threshold)
+    keep = greedy(segments, scores, threshold)
     assert keep.tolist() == naive(segments, scores, threshold)
     assert nms_1d(segments[keep], scores[keep], threshold).tolist() == list(range(len(keep)))
-    batched = batched_nms_1d(segments, scores, groups, threshold)
-    assert batched.tolist() == naive(segments, scores, threshold, groups)
+    assert greedy(segments, scores, threshold, groups).tolist() == naive(segments, scores, threshold, groups)
 
 
 finite = st.floats(-(2.0**100), 2.0**100, width=32)
@@ -145,7 +159,7 @@ finite = st.floats(-(2.0**100), 2.0**100, width=32)
     threshold=st.floats(0, 1, width=32),
 )
 @settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
-def test_any_numbers_equal_definition(rows, few, threshold):
+def test_any_numbers_equal_definition(device, rows, few, threshold):
     """Whatever the magnitudes; a few values, used again and again, make segments that almost or just collide."""
     values = np.array(rows, np.float32)
     some = np.random.default_rng(len(rows)).random(values.shape) < 0.4
@@ -153,7 +167,7 @@ def test_any_numbers_equal_definition(rows, few, threshold):
     segments = torch.cat([FILLERS * 2.0**110, torch.from_numpy(values[:, :2])])
     scores = torch.cat([torch.full((130,), 2.0**101), torch.from_numpy(values[:, 2])])
     for x, y in ((segments, scores), (segments.double(), scores.double())):
-        assert nms_1d(x, y, threshold).tolist() == naive(x, y, threshold)
+        assert greedy(x.to(device), y.to(device), threshold).tolist() == naive(x, y, threshold)
 
 
 @pytest.mark.parametrize("method", ["linear", "gaussian"])
@@ -190,7 +204,8 @@ def test_soft_gaussian_in_float32(device):
     np.testing.assert_allclose(new[keep.argsort()].cpu().numpy(), np.array(expected_new)[order], rtol=1e-5)
 
 
-# The CUDA kernels decide the first 2048 by score, then prefixes that double, and let a warp take several segments.
+# On CUDA one block decides few segments. Of more, the whole chip decides the first 2048 by score, then prefixes that
+# double, and lets a warp take several segments.
 
 
 @pytest.fixture(params=["simt", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -204,9 +219,9 @@ def check_against_the_cpu(device, segments: Tensor, scores: Tensor, threshold: f
     """Both greedy operators on ``device`` give what the CPU kernels give; returns the result without groups."""
     on_device = segments.to(device), scores.to(device)
     keep = nms._nms_1d_cpu(segments, scores, threshold)
-    assert torch.equal(nms_1d(*on_device, threshold).cpu(), keep)
+    assert torch.equal(greedy(*on_device, threshold).cpu(), keep)
     batched = nms._batched_nms_1d_cpu(segments, scores, groups, threshold)
-    assert torch.equal(batched_nms_1d(*on_device, groups.to(device), threshold).cpu(), batched)
+    assert torch.equal(greedy(*on_device, threshold, groups.to(device)).cpu(), batched)
     return keep
 
 
@@ -219,12 +234,39 @@ def test_cuda_over_several_prefixes(cuda_device, n, span, threshold, dtype):
         check_against_the_cpu(cuda_device, segments, scores, threshold, groups)
 
 
+@pytest.mark.parametrize("n", [1000, 3000])
 @pytest.mark.parametrize("scores", [torch.arange(3000.0), -torch.arange(3000.0), torch.zeros(3000)])
-def test_cuda_decides_a_chain(cuda_device, scores):
+def test_cuda_decides_a_chain(cuda_device, scores, n):
     """Each segment collides with its neighbours only, and all wait for one end."""
-    start = torch.arange(3000.0)
+    start = torch.arange(float(n))
     segments = torch.stack([start, start + 1.5], 1)
-    assert len(check_against_the_cpu(cuda_device, segments, scores, 0.2, torch.arange(3000) // 2000)) == 1500
+    keep = check_against_the_cpu(cuda_device, segments, scores[:n], 0.2, torch.arange(n) // 700)
+    assert len(keep) == n // 2
+
+
+@pytest.mark.parametrize("n", [1, 2, 31, 32, 33, 64, 65, 1023, 1024, 1025, 2047, 2048, 2049])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cuda_of_any_number(cuda_device, n, dtype):
+    """Around full warps and blocks and around what one block takes; few scores, so that many are equal."""
+    segments, scores = random_case(n, n, n / 4, dtype)
+    check_against_the_cpu(cuda_device, segments, (8 * scores).floor() - 4, 0.3, torch.arange(n) % 5 - 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("step", "kept"), [(0.0, 1), (0.1, 100), (2.0, 1000)])
+def test_cuda_keeps_one_some_or_all(cuda_device, step, kept, dtype):
+    start = step * torch.arange(1000, dtype=dtype)
+    segments, scores = torch.stack([start, start + 0.95], 1), -torch.arange(1000, dtype=dtype)
+    assert len(check_against_the_cpu(cuda_device, segments, scores, 0.0, torch.arange(1000) // 10)) == kept
+
+
+@pytest.mark.parametrize(("dtype", "limit"), nms._BLOCK_LIMIT.items())
+def test_one_block_refuses_more_than_it_can_take(cuda_device, monkeypatch, dtype, limit):
+    monkeypatch.setattr(nms, "_BLOCK_LIMIT", {dtype: limit + 1})
+    segments, scores = random_case(limit + 1, 0, 100.0, dtype, cuda_device)
+    assert len(nms_1d(segments[:-1], scores[:-1], 0.5)) > 0
+    with pytest.raises(RuntimeError, match=f"at most {limit} segments, not {limit + 1}"):
+        nms_1d(segments, scores, 0.5)
 
 
 @pytest.mark.parametrize("threshold", [1e-3, 0.1, 1 / 3, 0.5, 0.9, 1.0])
@@ -242,12 +284,15 @@ def test_cuda_looks_as_far_as_needed(cuda_device, threshold, dtype, offset):
 
 
 def test_cuda_tells_groups_of_one_hash_apart(cuda_device):
-    # Times the hash's multiplier these are 0, 1, 2 and 3 modulo 2^64.
+    # Times the multiplier of the whole chip's hash these are 0, 1, 2 and 3 modulo 2^64.
     inverse = pow(0x9E3779B97F4A7C15, -1, 2**64)
-    values = torch.tensor([(k * inverse + 2**63) % 2**64 - 2**63 for k in range(4)])
+    chip = torch.tensor([(k * inverse + 2**63) % 2**64 - 2**63 for k in range(4)])
+    block = torch.arange(4) * (2**32 + 1)  # one block takes the halves' exclusive or
     segments, scores = random_case(400, 9, 20.0)
     for dtype in (torch.float32, torch.float64):
-        check_against_the_cpu(cuda_device, segments.to(dtype), scores.to(dtype), 0.3, values[torch.arange(400) % 4])
+        for values in (chip, block):
+            groups = values[torch.arange(400) % 4]
+            check_against_the_cpu(cuda_device, segments.to(dtype), scores.to(dtype), 0.3, groups)
 
 
 def test_cuda_takes_rows_that_are_not_aligned(cuda_device):
@@ -255,7 +300,7 @@ def test_cuda_takes_rows_that_are_not_aligned(cuda_device):
     odd = torch.cat([torch.zeros(1), segments.flatten()]).to(cuda_device)[1:].view(300, 2)
     assert odd.is_contiguous() and odd.data_ptr() % 8 == 4
     scores = scores.to(cuda_device)
-    assert torch.equal(nms_1d(odd, scores, 0.4), nms_1d(odd.clone(), scores, 0.4))
+    assert torch.equal(greedy(odd, scores, 0.4), greedy(odd.clone(), scores, 0.4))
     assert torch.equal(soft_nms_1d(odd, scores, **SOFT)[1], soft_nms_1d(odd.clone(), scores, **SOFT)[1])
 
 
@@ -281,10 +326,19 @@ def test_soft_drops_what_infinity_times_nothing_gives_and_keeps_endless_segments
     assert keep.tolist() == [0, 1, 2, 3] and new.tolist() == scores.tolist()
 
 
+@pytest.mark.parametrize("n", [1000, 5000])
+def test_results_hold_little_memory(device, n):
+    """They may lie in memory for all segments where that is little, but not where it is much."""
+    segments, scores = random_case(n, 13, 10.0, device=device)
+    for result in (nms_1d(segments, scores, 0.0), *soft_nms_1d(segments, scores, **SOFT | {"min_score": 0.9})):
+        assert len(result) < n / 5 and result.untyped_storage().nbytes() <= max(16 * 1024, result.nbytes)
+
+
 @pytest.mark.gpu
-def test_cuda_synchronizes_once():
-    segments, scores = random_case(5000, 12, 500.0, device="cuda")
-    groups = torch.arange(5000, device="cuda") % 30
+@pytest.mark.parametrize("n", [500, 5000])
+def test_cuda_synchronizes_once(n):
+    segments, scores = random_case(n, 12, 500.0, device="cuda")
+    groups = torch.arange(n, device="cuda") % 30
     for run in (
         lambda: nms_1d(segments, scores, 0.5),
         lambda: batched_nms_1d(segments, scores, groups, 0.5),
@@ -298,6 +352,20 @@ def test_cuda_synchronizes_once():
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert len([w for w in caught if "called a synchronizing CUDA operation" in str(w.message)]) == 1
+
+
+@pytest.mark.gpu
+def test_cuda_decides_few_segments_in_one_launch():
+    segments, scores = random_case(900, 14, 90.0, device="cuda")
+    groups = torch.arange(900, device="cuda") % 30
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    for run in (lambda: nms_1d(segments, scores, 0.5), lambda: batched_nms_1d(segments, scores, groups, 0.5)):
+        run()
+        with torch.profiler.profile(activities=activities) as profile:
+            run()
+        calls = [e.name for e in profile.events() if e.name.startswith(("cudaLaunch", "cudaMemset", "cudaMemcpy"))]
+        assert len([name for name in calls if not name.startswith("cudaMemcpy")]) == 1, calls
+        assert len(calls) == 2, calls  # the count is read back
 
 
 def test_empty(device):
@@ -315,14 +383,14 @@ def test_empty(device):
 
 def test_ties_and_degenerate_segments(device):
     copies = torch.tensor([[1.0, 2.0]], device=device).repeat(300, 1)
-    assert nms_1d(copies, torch.ones(300, device=device), 1.0).tolist() == [0]
+    assert greedy(copies, torch.ones(300, device=device), 1.0).tolist() == [0]
     points = torch.tensor([[1.0, 1.0], [1, 1], [2, 1], [0, 3], [3, 4]], device=device)
-    assert nms_1d(points, torch.ones(5, device=device), 0.1).tolist() == [0, 1, 2, 3, 4]
+    assert greedy(points, torch.ones(5, device=device), 0.1).tolist() == [0, 1, 2, 3, 4]
     huge = torch.tensor([[-3e38, 3e38], [-3e38, 3e38], [0, 1]], device=device)  # its length overflows: IoU 0
-    assert nms_1d(huge, torch.ones(3, device=device), 0.1).tolist() == [0, 1, 2]
-    assert nms_1d(huge, torch.ones(3, device=device), 0.0).tolist() == [0]  # 0 asks for an overlap only
+    assert greedy(huge, torch.ones(3, device=device), 0.1).tolist() == [0, 1, 2]
+    assert greedy(huge, torch.ones(3, device=device), 0.0).tolist() == [0]  # 0 asks for an overlap only
     zeros = torch.tensor([-0.0, 0.0, -0.0], device=device)  # equal scores
-    assert nms_1d(copies[:3] + torch.arange(3, device=device)[:, None], zeros, 0.5).tolist() == [0, 1, 2]
+    assert greedy(copies[:3] + torch.arange(3, device=device)[:, None], zeros, 0.5).tolist() == [0, 1, 2]
 
 
 def test_views_are_read_by_their_strides_and_scores_may_be_infinite(device):
@@ -331,11 +399,9 @@ def test_views_are_read_by_their_strides_and_scores_may_be_infinite(device):
     wide, twice = torch.stack([segments, segments + 1], 2)[:, :, 0], torch.stack([scores, scores], 1)[:, 0]
     groups = torch.arange(400, device=device)[::2] % 4
     assert not wide.is_contiguous() and not twice.is_contiguous()
-    keep = nms_1d(wide, twice, 0.3)
+    keep = greedy(wide, twice, 0.3)
     assert keep.tolist() == nms_1d(segments, scores, 0.3).tolist() and keep[0] == 7
-    assert torch.equal(
-        batched_nms_1d(wide, twice, groups, 0.3), batched_nms_1d(segments, scores, groups.contiguous(), 0.3)
-    )
+    assert torch.equal(greedy(wide, twice, 0.3, groups), greedy(segments, scores, 0.3, groups.contiguous()))
     assert torch.equal(soft_nms_1d(wide, twice, **SOFT)[0], soft_nms_1d(segments, scores, **SOFT)[0])
 
 
@@ -468,17 +534,18 @@ def test_wrong_input(device, segments, scores, threshold, words):
         assert "\n" not in str(caught.value)
 
 
-def test_the_kernels_name_the_first_bad_row(device):
+@pytest.mark.parametrize("n", [900, 3000])
+def test_the_kernels_name_the_first_bad_row(device, n):
     if _library.backend("nms_1d", device.type) == "reference":
         pytest.skip("plain PyTorch only says that there is one")
-    segments, scores = random_case(3000, 0, 20.0)
-    scores[2000], segments[1170, 1], segments[2500, 0] = torch.nan, torch.inf, -torch.inf
+    segments, scores = random_case(n, 0, 20.0)
+    scores[n - 100], segments[470, 1], segments[n - 50, 0] = torch.nan, torch.inf, -torch.inf
     segments, scores = segments.to(device), scores.to(device)
-    with pytest.raises(InputError, match="^nms_1d: .*row 1170 "):
+    with pytest.raises(InputError, match="^nms_1d: .*row 470 "):
         nms_1d(segments, scores, 0.5)
-    with pytest.raises(InputError, match="batched_nms_1d: .*row 1170 "):
-        batched_nms_1d(segments, scores, torch.arange(3000, device=device) % 7, 0.0)
-    with pytest.raises(InputError, match="soft_nms_1d: .*row 1170 "):
+    with pytest.raises(InputError, match="batched_nms_1d: .*row 470 "):
+        batched_nms_1d(segments, scores, torch.arange(n, device=device) % 7, 0.0)
+    with pytest.raises(InputError, match="soft_nms_1d: .*row 470 "):
         soft_nms_1d(segments, scores, **SOFT)
 
 

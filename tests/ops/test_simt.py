@@ -35,7 +35,7 @@ def test_the_cuda_function_runs(simt_module, request, monkeypatch):
     kernels = _native.cuda
     monkeypatch.setattr(_native, "cuda", lambda *args: calls.append(args[0]) or kernels(*args))
     assert batched_nms_1d(segments, scores, groups, 0.5).numel() > 0
-    assert calls == ["nms_1d_scratch_bytes", "nms_1d"]
+    assert calls == ["nms_1d_block"]
 
 
 def test_the_cpu_kernel_is_back_afterwards(monkeypatch):
@@ -47,6 +47,6 @@ def test_the_cpu_kernel_is_back_afterwards(monkeypatch):
 def test_a_refused_launch_is_an_error_that_names_the_operator(simt_kernels):
     memory = torch.empty(1024, dtype=torch.int64)
     address = memory.data_ptr()
-    n, inputs, outputs = 2**40, [address] * 3, [address] * 3
+    n, inputs, scratch, outputs = 2**40, [address] * 3, [address, 8 * 1024], [address] * 2
     with pytest.raises(RuntimeError, match=r"batched_nms_1d on CUDA device -1: grid 4294967296x1x1, block 256x1x1"):
-        simt_kernels.cuda_nms_1d_float32(*inputs, n, 0.5, *outputs, -1, 0)
+        simt_kernels.cuda_nms_1d_float32(*inputs, n, 0.5, *scratch, *outputs, -1, 0)
