@@ -249,10 +249,8 @@ void nms_1d_block(const T* segments, const T* scores, const int64_t* groups, int
   const double least_share = threshold < T(kTooSmall) ? 0 : double(threshold) / (1 + double(threshold)) * (1 - kSlack);
   const int64_t padded = (n + kTile - 1) / kTile * kTile;
   const int64_t rank_bytes = sizeof(Candidate<T>) + sizeof(unsigned) + 2 * sizeof(uint16_t);
-  // Room for the arrays of fixed size is asked for once more, so that launch() sees when all exceeds its 48 KiB.
-  const int64_t fixed_bytes = sizeof(int[32 + 2]);
-  on.launch(nms_block_kernel<T>, 1, std::min<int64_t>(padded, kMaxBlock), padded * rank_bytes + fixed_bytes, segments,
-            scores, int(n), Rule<T>{threshold, T(least_share), groups}, keep, result);
+  on.launch(nms_block_kernel<T>, 1, std::min<int64_t>(padded, kMaxBlock), padded * rank_bytes, segments, scores, int(n),
+            Rule<T>{threshold, T(least_share), groups}, keep, result);
 }
 
 #define D2NET_INSTANTIATE(T) \
