@@ -1,9 +1,9 @@
-// Condition numbers of batches of small matrices. Every matrix is read once into shared memory (and, for the short
-// side's singular vectors, once more from cache); what goes out is a value and two pairs of vectors, never the dense
+// Condition numbers of batches of small matrices. Every matrix is read once into shared memory (and, for the singular
+// vectors of one side, once more from cache); what goes out is a value and two pairs of vectors, never the dense
 // gradient. float32 inputs are computed in double too: the smallest of 1e-5 would else drown in rounding.
 //
 // 2x2, the most frequent, has a closed form: one thread a matrix. Others have a block each, as large as their pairs of
-// columns need (one warp for up to 8 columns), and their columns as doubles in shared memory: 136 KiB for 128x128.
+// columns need (one warp for up to 8 columns), and their columns as doubles in shared memory: 138 KiB for 128x128.
 // Where a block may not have as much, the columns lie in `scratch`, global memory of the caller.
 #include <algorithm>
 #include <limits>
@@ -53,9 +53,9 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- any size
 
-// Doubles for one matrix: its columns and their norms.
+// Doubles for one matrix: its columns, and two a column for their norms or what is left of a factorization.
 __host__ __device__ int64_t matrix_doubles(int64_t longer, int64_t shorter) {
-  return shorter * (column_stride(longer) + 1);
+  return shorter * (column_stride(longer) + 2);
 }
 
 template <typename T, bool kScratch>
@@ -67,6 +67,8 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   // Columns are the shorter side: rows of a wide or square matrix, which are contiguous in u.
   const bool transpose = rows <= cols;
   const int length = transpose ? cols : rows, count = transpose ? rows : cols, stride = int(column_stride(length));
+  const bool factored = factored_first(count);
+  const int column_length = factored ? count : length;
   double* a = kScratch ? scratch + blockIdx.x * matrix_doubles(length, count) : shared;
   for (int64_t i = blockIdx.x; i < n; i += gridDim.x) {
     const T* x = u + i * rows * cols;
@@ -82,8 +84,10 @@ __global__ void __launch_bounds__(kMostThreads, 1)
       }
       __syncthreads();
       const double least = ldexp(rank_tol, -exponent);
-      orthogonalize(a, length, count, stride, tolerance, least);
-      proper = extreme_columns(a, length, count, stride, least, a + count * stride, &found);
+      double* rest = a + count * stride;
+      if (factored) replace_by_factor(a, length, count, stride, rest, rest + count);
+      orthogonalize(a, column_length, count, stride, tolerance, least);
+      proper = extreme_columns(a, column_length, count, stride, least, rest, &found);
     }
     if (threadIdx.x == 0) {
       value[i] = proper ? T(max(0.0, log(found.sigma[0] / found.sigma[1]))) : T(finite ? 0 : NAN);
@@ -96,16 +100,20 @@ __global__ void __launch_bounds__(kMostThreads, 1)
     } else {
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
-        const double* column = a + found.column[s] * stride;  // sigma u
+        const double* column = a + found.column[s] * stride;  // sigma times a vector of one side; the other follows
         const double inverse = 1 / found.sigma[s], by = ldexp(s == 0 ? inverse : -inverse, -exponent);
         const double long_by = transpose ? 1 : by, short_by = transpose ? by : 1;  // `left` holds the quotient
-        for (int k = threadIdx.x; k < length; k += blockDim.x) {
-          of_long[s * length + k] = T(column[k] * inverse * long_by);
+        T *to_long = of_long + s * length, *to_short = of_short + s * count;
+        for (int k = threadIdx.x; k < column_length; k += blockDim.x) {
+          (factored ? to_short : to_long)[k] = T(column[k] * inverse * (factored ? short_by : long_by));
         }
+        const auto element = [=](int64_t r, int64_t c) { return scaled(x[transpose ? c * cols + r : r * cols + c]); };
         group_sums(
-            count, length,
-            [=](int64_t c, int64_t r) { return scaled(x[transpose ? c * cols + r : r * cols + c]) * column[r]; },
-            [=](int64_t c, double sum) { of_short[s * count + c] = T(sum * inverse * inverse * short_by); });
+            factored ? length : count, column_length,
+            [=](int64_t i, int64_t k) { return (factored ? element(i, k) : element(k, i)) * column[k]; },
+            [=](int64_t i, double sum) {
+              (factored ? to_long : to_short)[i] = T(sum * inverse * inverse * (factored ? long_by : short_by));
+            });
       }
     }
   }
@@ -115,10 +123,11 @@ __global__ void __launch_bounds__(kMostThreads, 1)
 
 // Where things lie in the memory of a block, in doubles.
 struct JointLayout {
-  int64_t p, y, stride;              // columns of P and Y^T and their stride, if they are factored
-  int64_t tau, diagonal;             // of both factors
-  int64_t small, small_stride;       // the matrix that is decomposed
-  int64_t norms, left, right, by_p;  // of its columns; u and v (2, classes), P^T u (2, items)
+  int64_t p, y, stride;         // columns of P and Y^T and their stride, if they are factored
+  int64_t tau, diagonal;        // of both factors
+  int64_t small, small_stride;  // the matrix that is decomposed
+  int64_t rest;                 // two a column: norms, or what is left of its factorization
+  int64_t left, right, by_p;    // u and v (2, classes), P^T u (2, items)
   int64_t total;
 
   __host__ __device__ JointLayout(int64_t classes, int64_t items) {
@@ -131,57 +140,15 @@ struct JointLayout {
     tau = y + factored * stride;
     diagonal = tau + 2 * factored;
     small = diagonal + 2 * factored;
-    norms = small + order * small_stride;
-    left = norms + order;
+    rest = small + order * small_stride;
+    left = rest + 2 * order;
     right = left + 2 * classes;
     by_p = right + 2 * classes;
     total = by_p + 2 * items;
   }
 };
 
-// QR of two matrices of n columns, `length` long, that lie one behind the other. A column becomes the reflector's
-// vector from the diagonal on, with R above; R's diagonal goes to `diagonal`. A warp has a column at a time and each
-// lane always the same elements of it, so that only other warps need to wait.
-__device__ void factor_two(double* columns, int length, int n, int64_t stride, double* tau, double* diagonal) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  for (int k = 0; k < n; ++k) {
-    const int begin = k / 32 * 32 + lane;
-    for (int m = warp; m < 2; m += warps) {
-      double* v = columns + (m * n + k) * stride;
-      double squares = 0, top = 0;
-      for (int i = begin; i < length; i += 32) {
-        if (i == k) top = v[i];
-        if (i > k) squares += v[i] * v[i];
-      }
-      const Reflector h = reflector(__shfl_sync(kAllLanes, top, k % 32), warp_reduce(squares, Sum{}));
-      for (int i = begin; i < length; i += 32) {
-        if (i >= k) v[i] = i == k ? 1 : v[i] * h.scale;
-      }
-      if (lane == 0) {
-        tau[m * n + k] = h.tau;
-        diagonal[m * n + k] = h.beta;
-      }
-    }
-    __syncthreads();
-    const int rest = n - k - 1;
-    for (int j = warp; j < 2 * rest; j += warps) {
-      const int m = j / rest;
-      const double* v = columns + (m * n + k) * stride;
-      double* x = columns + (m * n + k + 1 + j % rest) * stride;
-      double dot = 0;
-      for (int i = begin; i < length; i += 32) {
-        if (i >= k) dot += v[i] * x[i];
-      }
-      dot = tau[m * n + k] * warp_reduce(dot, Sum{});
-      for (int i = begin; i < length; i += 32) {
-        if (i >= k) x[i] -= dot * v[i];
-      }
-    }
-    __syncthreads();
-  }
-}
-
-// x = H_0 ... H_{n-1} x, by one warp whose lanes own the elements as in factor_two.
+// x = H_0 ... H_{n-1} x, by one warp whose lanes own the elements as in factor().
 __device__ void apply_reflectors(const double* columns, const double* tau, int length, int n, int64_t stride,
                                  double* x) {
   const int lane = threadIdx.x % 32;
@@ -211,6 +178,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   const JointLayout at(classes, items);
   const bool reduce = items < classes;
   const int order = reduce ? items : classes, stride = int(at.small_stride);
+  const bool factored = factored_first(order);  // the matrix is transposed then: its right vectors are found
   double* memory = kScratch ? scratch + blockIdx.x * at.total : shared;
   double *a = memory + at.small, *u = memory + at.left, *v = memory + at.right, *by_p = memory + at.by_p;
   const int64_t size = int64_t(classes) * items;
@@ -232,7 +200,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
           ys[k / classes * at.stride + k % classes] = y_scaled(yi[k]);
         }
         __syncthreads();
-        factor_two(ps, classes, items, at.stride, memory + at.tau, diagonal);
+        factor(ps, 2, classes, items, at.stride, memory + at.tau, diagonal);
         for (int k = threadIdx.x; k < order * order; k += blockDim.x) {
           const int r = k % order, c = k / order;
           double sum = 0;
@@ -240,7 +208,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
             sum +=
                 (l == r ? diagonal[l] : ps[l * at.stride + r]) * (l == c ? diagonal[items + l] : ys[l * at.stride + c]);
           }
-          a[c * stride + r] = sum;
+          a[factored ? r * stride + c : c * stride + r] = sum;
         }
       } else {
         for (int k = threadIdx.x; k < order * order; k += blockDim.x) {
@@ -248,7 +216,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
           double sum = 0;
           for (int64_t l = 0; l < items; ++l)
             sum += p_scaled(pi[r * int64_t(items) + l]) * y_scaled(yi[l * classes + c]);
-          a[c * stride + r] = sum;
+          a[factored ? r * stride + c : c * stride + r] = sum;
         }
       }
       __syncthreads();
@@ -260,8 +228,10 @@ __global__ void __launch_bounds__(kMostThreads, 1)
       }
       __syncthreads();
       const double least = ldexp(rank_tol, -exponent - p_exponent - y_exponent);
+      double* rest = memory + at.rest;
+      if (factored) replace_by_factor(a, order, order, stride, rest, rest + order);
       orthogonalize(a, order, order, stride, tolerance, least);
-      proper = extreme_columns(a, order, order, stride, least, memory + at.norms, &found);
+      proper = extreme_columns(a, order, order, stride, least, rest, &found);
     }
     if (threadIdx.x == 0) {
       value[i] = proper ? T(max(0.0, log(found.sigma[0] / found.sigma[1]))) : T(finite ? 0 : NAN);

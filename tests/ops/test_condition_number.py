@@ -95,6 +95,23 @@ def test_gradient_of_large_matrices(device, n):
     torch.testing.assert_close(gradient.cpu().double(), expected, rtol=0, atol=1e-2 * expected.abs().max().item())
 
 
+@pytest.mark.parametrize("shape", [(17, 17), (17, 128), (64, 64), (128, 100), (128, 128)])
+def test_singular_values_spread_over_many_decades(device, shape):
+    """What takes Jacobi rotations longest; from 17 columns on the CUDA kernel factors first."""
+    rows, cols = shape
+    rank = min(shape)
+    sigma = torch.logspace(0, -12, rank, dtype=torch.float64)
+    u = rotations(rows, 1, 1)[:, :, :rank] * sigma @ rotations(cols, 1, 2)[:, :rank]
+    u = u.to(device)
+    for tolerance in (2e-5, 2e-9):  # no singular value is near
+        found = log_condition_number(u, rank_tol=tolerance).cpu()
+        torch.testing.assert_close(found, expected_value(u, tolerance), rtol=1e-7, atol=0)
+    skip_reference("log_condition_number", device)
+    assert_value(u.float(), rtol=1e-2, atol=0)  # rounded to float32, the smallest one is another
+    if rows == cols:
+        assert_valid_gradient(u, gradient_of(lambda x: log_condition_number(x, rank_tol=2e-5), u)[0])
+
+
 def test_rank_deficient_matrices_use_the_smallest_nonzero_value(device):
     u = torch.diag_embed(torch.tensor([[4.0, 2.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 0.0], [8.0, 1.0, 9e-6]]))
     expected = torch.tensor([math.log(2), 0.0, 0.0, math.log(8)])
