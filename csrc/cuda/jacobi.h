@@ -7,8 +7,8 @@
 // is fixed, and the number of sweeps is limited, so nothing waits for the host and nothing can go on for ever.
 //
 // From 17 columns on, A = Q R is factored first and the columns of R^T are turned (Drmac and Veselic, SIAM J. Matrix
-// Anal. Appl. 2008). That costs about as much as one sweep and saves some: a few as a rule, more than half of them where
-// singular values spread over many decades. And a tall matrix becomes square.
+// Anal. Appl. 2008). That costs about as much as one sweep and saves some: a few as a rule, more than half of them
+// where singular values spread over many decades. And a tall matrix becomes square.
 #pragma once
 
 #include <cfloat>
