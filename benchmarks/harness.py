@@ -184,8 +184,10 @@ class Timing:
         self.peak = peak_memory(lambda: second.append(clock(self.run, 1, device)), device)
         if second[0] > SLOW_SECONDS:
             self.seconds = second
-            return
-        self.repeats = max(1, min(1000, int(ROUND_SECONDS / max(clock(self.run, 1, device), 1e-7))))
+        elif second[0] > ROUND_SECONDS:
+            self.repeats = 1
+        else:
+            self.repeats = repeats_in_a_round(self.run, device)
 
 
 def measure(
@@ -245,8 +247,12 @@ def replayed(run: Callable[[], Any], device: torch.device) -> float | None:
     with torch.cuda.graph(graph):
         run()
     clock(graph.replay, 1, device)
-    repeats = max(1, min(1000, int(ROUND_SECONDS / clock(graph.replay, 1, device))))
+    repeats = repeats_in_a_round(graph.replay, device)
     return statistics.median(clock(graph.replay, repeats, device) for _ in range(5))
+
+
+def repeats_in_a_round(run: Callable[[], Any], device: torch.device) -> int:
+    return max(1, min(1000, int(ROUND_SECONDS / max(clock(run, 1, device), 1e-7))))
 
 
 def clock(run: Callable[[], Any], repeats: int, device: torch.device) -> float:

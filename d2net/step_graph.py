@@ -84,7 +84,7 @@ class StepGraph:
             finally:
                 torch.cuda.set_sync_debug_mode(mode)
         current.wait_stream(self._stream)
-        waits = [str(w.message) for w in caught if "synchroniz" in str(w.message)]
+        waits = [str(w.message) for w in caught if "synchronizing CUDA operation" in str(w.message)]
         if last and waits:
             self._waits = True
             message = f"the training step waits for the device ({waits[0].splitlines()[0]}): it cannot be a CUDA graph"
