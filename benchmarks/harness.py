@@ -73,7 +73,7 @@ def main(title: str, cases: Callable[[torch.device, bool], Iterable[Case]], doc:
     device = torch.device(options.device)
     keep_freed_memory()
     rows: list[dict[str, Any]] = []
-    result = {"title": title, "environment": environment(device), "rates": machine_rates(device), "rows": rows}
+    result = {"title": title, "rates": machine_rates(device), "environment": environment(device), "rows": rows}
     left = iter(cases(device, options.quick))
     while True:
         case, why = attempt(deadline, next, left, None)
