@@ -17,7 +17,8 @@ declare -A about=(
   [sanitizer]="compute-sanitizer over every operator, small: memcheck, racecheck, initcheck, synccheck"
 )
 declare -A limit=([build]=150 [tests]=120 [step]=50 [schedule]=60 [operators]=170 [sanitizer]=240) # seconds
-total=560                                                                                          # of all stages
+total=560 # of all stages
+grace=30  # beyond the share of a benchmark in its stage, to start and to end
 all=(build tests step schedule operators sanitizer) # what tells most comes first
 
 usage() {
@@ -83,7 +84,7 @@ if [[ -n "$dry" ]]; then
   export OMP_NUM_THREADS=1 # sizes this small only lose by more, and a busy machine loses much
   if [[ -z "$limited" ]]; then # a CPU may be slow
     for stage in "${all[@]}"; do limit[$stage]=$((3 * limit[$stage])); done
-    total=$((3 * total))
+    total=$((3 * total)) grace=$((3 * grace))
   fi
 fi
 
@@ -162,7 +163,6 @@ check() {
 # The package with the extension built here, apart from the source tree, which may hold an extension of its own.
 export PYTHONPATH="$build/site"
 export PYTHONUNBUFFERED=1 # what was printed before a time limit is kept
-export TORCHINDUCTOR_COMPILE_THREADS=1 # starting workers takes longer than what they would compile
 # From elsewhere: python -m puts the current folder first, and in the repository that is the source tree.
 pytest=("$python" -m pytest -c "$root/pyproject.toml" --rootdir "$root" -v --tb=short --continue-on-collection-errors)
 
@@ -227,7 +227,7 @@ stage_operators() {
   done
   for i in "${!files[@]}"; do # each gets its share of what is left
     seconds=$(($(left) / (${#files[@]} - i)))
-    check "$(basename "${files[i]}" .py)" $((seconds + 15)) "$python" "${files[i]}" --device "$device" --rounds 5 \
+    check "$(basename "${files[i]}" .py)" $((seconds + grace)) "$python" "${files[i]}" --device "$device" --rounds 5 \
       --seconds "$seconds" ${quick[@]+"${quick[@]}"} --no-plot --out "$work/results"
   done
 }
