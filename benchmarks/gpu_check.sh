@@ -16,7 +16,7 @@ declare -A about=(
   [operators]="operator benchmarks against PyTorch eager, torch.compile, cuSOLVER, torchvision"
   [sanitizer]="compute-sanitizer over every operator, small: memcheck, racecheck, initcheck, synccheck"
 )
-declare -A limit=([build]=150 [tests]=120 [step]=50 [schedule]=60 [operators]=170 [sanitizer]=240) # seconds
+declare -A limit=([build]=150 [tests]=120 [step]=50 [schedule]=60 [operators]=200 [sanitizer]=240) # seconds
 total=560 # of all stages
 grace=30  # beyond the share of a benchmark in its stage, to start and to end
 all=(build tests step schedule operators sanitizer) # what tells most comes first

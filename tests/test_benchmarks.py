@@ -69,10 +69,19 @@ def test_the_rest_is_measured_where_ours_fails(run, broken):
 
 
 def test_out_of_time(run):
-    status, result, table = run({"first": {"d2net": int, "slow": wait}, "second": {"d2net": int}}, "--seconds", "1")
-    assert status == 0
-    assert "ms" in result["rows"][0] and result["rows"][1]["failed"].startswith("out of time")
-    assert len(result["rows"]) == 2 and "Left out: what comes after first" in table
+    first = {"d2net": int, "slow": wait, "third": int}
+    status, result, _ = run({"first": first, "second": {"d2net": int}}, "--seconds", "6")
+    assert status == 0 and result["rows"][3]["case"] == "second"
+    assert [row.get("failed", "")[:11] for row in result["rows"][:3]] == ["", "out of time", ""]
+
+
+def test_what_comes_after_the_time_is_left_out(run):
+    def end() -> None:
+        time.sleep(0.6)
+
+    status, result, table = run({"first": {"d2net": end}, "second": {"d2net": int}}, "--seconds", "1")
+    assert status == 0 and result["rows"][0]["failed"].startswith("out of time")
+    assert len(result["rows"]) == 1 and "Left out: what comes after first" in table
 
 
 def test_a_slow_contender_is_called_twice(run, monkeypatch):
