@@ -192,7 +192,7 @@ stage_tests() {
   if [[ -n "$dry" ]]; then
     what=(-k "simt and not definition" "$root/tests/ops") label="pytest tests/ops -k simt"
   else # short ones first; a kernel that hangs ends the process, with pytest 9
-    what=(-m gpu -o faulthandler_timeout=25 -o faulthandler_exit_on_timeout=true
+    what=(-m gpu -o faulthandler_timeout=30 -o faulthandler_exit_on_timeout=true
       "$root/tests/test_every_operator.py" "$root/tests/test_cuda_graph.py" "$root/tests") label="pytest -m gpu"
   fi
   cd "$work" || return
