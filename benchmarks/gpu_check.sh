@@ -16,9 +16,9 @@ declare -A about=(
   [operators]="operator benchmarks against PyTorch eager, torch.compile, cuSOLVER, torchvision"
   [sanitizer]="compute-sanitizer over every operator, small: memcheck, racecheck, initcheck, synccheck"
 )
-declare -A limit=([build]=150 [tests]=120 [step]=50 [schedule]=60 [operators]=200 [sanitizer]=240) # seconds
-total=560 # of all stages
-grace=30  # beyond the share of a benchmark in its stage, to start and to end
+declare -A limit=([build]=150 [tests]=120 [step]=60 [schedule]=70 [operators]=200 [sanitizer]=240) # seconds
+total=570 # of all stages
+grace=20  # for a benchmark to start, and to end what it is in the middle of
 all=(build tests step schedule operators sanitizer) # what tells most comes first
 
 usage() {
@@ -209,12 +209,12 @@ stage_tests() {
 
 stage_step() {
   check "training step" "$(left)" "$python" "$root/benchmarks/bench_training_step.py" --device "$device" \
-    --seconds "$(left)" ${quick[@]+"${quick[@]}"} --out "$work/results"
+    --seconds $(($(left) - grace)) ${quick[@]+"${quick[@]}"} --out "$work/results"
 }
 
 stage_schedule() {
   check "paper schedule" "$(left)" "$python" "$root/benchmarks/paper_schedule.py" --device "$device" \
-    --seconds "$(left)" ${quick[@]+"${quick[@]}"} ${full:+--full} --out "$work/results"
+    --seconds $(($(left) - grace)) ${quick[@]+"${quick[@]}"} ${full:+--full} --out "$work/results"
 }
 
 stage_operators() {
@@ -226,9 +226,9 @@ stage_operators() {
     esac
   done
   for i in "${!files[@]}"; do # each gets its share of what is left
-    seconds=$(($(left) / (${#files[@]} - i)))
-    check "$(basename "${files[i]}" .py)" $((seconds + grace)) "$python" "${files[i]}" --device "$device" --rounds 5 \
-      --seconds "$seconds" ${quick[@]+"${quick[@]}"} --no-plot --out "$work/results"
+    seconds=$((($(left) - grace) / (${#files[@]} - i)))
+    check "$(basename "${files[i]}" .py)" $((seconds > 0 ? seconds + grace : 0)) "$python" "${files[i]}" \
+      --device "$device" --rounds 5 --seconds "$seconds" ${quick[@]+"${quick[@]}"} --no-plot --out "$work/results"
   done
 }
 
