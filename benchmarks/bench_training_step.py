@@ -8,22 +8,21 @@ random numbers.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
+import sys
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
-from harness import clock, environment, machine_rates, peak_memory, synchronize
+from harness import OUT_OF_TIME, arguments, attempt, clock, environment, machine_rates, peak_memory, save, synchronize
 from torch import Tensor
 
 from d2net.data.dataset import Dataset, Recording
-from d2net.errors import D2NetError
 from d2net.recipes import Recipe, load_recipe
 from d2net.step_graph import WARM_UP, StepGraph
 from d2net.training import Trainer
@@ -67,13 +66,19 @@ QUICK = Sizes(batch=2, snippets=40, width=16, classes=3, recordings=6)
 
 
 def precisions(device: torch.device) -> tuple[str, ...]:
-    return ("fp32", "tf32", "bf16") if device.type == "cuda" else ("fp32",)
+    """The default first."""
+    return ("tf32", "fp32", "bf16") if device.type == "cuda" else ("fp32",)
 
 
-def measure(
-    sizes: Sizes, dataset: Dataset, device: torch.device, precision: str, rounds: int, bandwidth: float
-) -> list[dict[str, Any]]:
-    """A row eagerly and, on a GPU, one as CUDA graphs."""
+class Runs(NamedTuple):
+    """What to call for a step and for its loss alone, by how they are executed; the bytes that the loss must move."""
+
+    executions: dict[str, tuple[Callable[[], Any], Callable[[], Any]]]
+    moved: int
+
+
+def prepare(sizes: Sizes, dataset: Dataset, device: torch.device, precision: str) -> Runs:
+    """A step eagerly and, on a GPU, as a CUDA graph."""
     with tempfile.TemporaryDirectory() as out:
         trainer = Trainer(
             dataset,
@@ -102,41 +107,35 @@ def measure(
         torch.autograd.grad(result.total, leaves)
         return result.total.detach()
 
-    runs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    executions: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         "eager": (partial(step, rows, True), partial(loss, rows, True))
     }
     if device.type == "cuda":
         graphs = [StepGraph(work, rows, [trainer.pairing], required=True) for work in (step, loss)]
-        runs["graph"] = (partial(graphs[0], rows, True), partial(graphs[1], rows, True))
+        executions["graph"] = (partial(graphs[0], rows, True), partial(graphs[1], rows, True))
     # The embeddings are read twice forward and once backward, and their gradient is written.
-    moved = 4 * leaves[1].nbytes + 3 * leaves[0].nbytes
-    found = []
-    for execution, (whole, part) in runs.items():
-        row: dict[str, Any] = {"precision": precision, "execution": execution}
-        found.append(row)
-        try:
-            for _ in range(WARM_UP + 1):
-                whole()
-                part()
-        except D2NetError as error:
-            row["failed"] = str(error)
-            continue
-        times: dict[str, list[float]] = {"step": [], "loss": []}
-        for _ in range(rounds):  # interleaved: machines are noisy
-            times["step"].append(clock(whole, 1 if rounds < 10 else 5, device))
-            times["loss"].append(clock(part, 1 if rounds < 10 else 5, device))
-        seconds = {name: statistics.median(t) for name, t in times.items()}
-        row |= {
-            "step_ms": 1e3 * seconds["step"],
-            "loss_ms": 1e3 * seconds["loss"],
-            "loss_share": seconds["loss"] / seconds["step"],
-            "step_launches": launches(whole, device),
-            "loss_launches": launches(part, device),
-            "loss_bytes": moved,
-            "loss_bandwidth_share": moved / seconds["loss"] / bandwidth,
-            "step_peak_mib": peak_memory(whole, device) / 2**20,
-        }
-    return found
+    return Runs(executions, 4 * leaves[1].nbytes + 3 * leaves[0].nbytes)
+
+
+def measure(
+    whole: Callable[[], Any], part: Callable[[], Any], moved: int, device: torch.device, rounds: int, bandwidth: float
+) -> dict[str, Any]:
+    for _ in range(WARM_UP + 1):
+        whole()
+        part()
+    times: dict[str, list[float]] = {"step": [], "loss": []}
+    for _ in range(rounds):  # interleaved: machines are noisy
+        times["step"].append(clock(whole, 1 if rounds < 10 else 5, device))
+        times["loss"].append(clock(part, 1 if rounds < 10 else 5, device))
+    seconds = {name: statistics.median(t) for name, t in times.items()}
+    return {
+        "step_ms": 1e3 * seconds["step"],
+        "loss_ms": 1e3 * seconds["loss"],
+        "loss_share": seconds["loss"] / seconds["step"],
+        "loss_bytes": moved,
+        "loss_bandwidth_share": moved / seconds["loss"] / bandwidth,
+        "step_peak_mib": peak_memory(whole, device) / 2**20,
+    }
 
 
 def launches(run: Callable[[], Any], device: torch.device) -> int | None:
@@ -164,16 +163,6 @@ def heading(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def write(result: dict[str, Any], table: str, out: Path | None) -> None:
-    """Print the table; with a folder, write NAME.json and NAME.md there."""
-    print(table)
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-        name = result["title"].replace(" ", "_")
-        (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-        (out / f"{name}.md").write_text(table)
-
-
 def markdown(result: dict[str, Any]) -> str:
     lines = heading(result) + [
         "| network | execution | step ms | loss ms | loss / step | launches: step | loss | loss GB/s/copy | peak MiB |",
@@ -181,9 +170,9 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     for row in result["rows"]:
         if "failed" in row:
-            lines.append(f"| {row['precision']} | {row['execution']} | {row['failed']} |||||||")
+            lines.append(f"| {row['precision']} | {row['execution']} | {row['failed'].replace('|', '/')} |||||||")
             continue
-        counts = ["-" if row[k] is None else str(row[k]) for k in ("step_launches", "loss_launches")]
+        counts = [row.get(key) or "-" for key in ("step_launches", "loss_launches")]
         lines.append(
             f"| {row['precision']} | {row['execution']} | {row['step_ms']:.3f} | {row['loss_ms']:.3f} | "
             f"{100 * row['loss_share']:.1f} % | {counts[0]} | {counts[1]} | "
@@ -192,27 +181,16 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def arguments(doc: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
-    parser.add_argument("--out", type=Path, help="folder for the results; default: only print")
-    return parser
-
-
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="default 15")
     options = parser.parse_args()
+    deadline = time.monotonic() + options.seconds
     device = torch.device(options.device)
     sizes = QUICK if options.quick else Sizes()
-    dataset, rates = sizes.dataset(), machine_rates(device)
     rounds = 3 if options.quick else options.rounds
-    rows = [
-        row
-        for precision in precisions(device)
-        for row in measure(sizes, dataset, device, precision, rounds, rates["bytes_per_s"])
-    ]
+    dataset, rates = sizes.dataset(), machine_rates(device)
+    rows: list[dict[str, Any]] = []
     result = {
         "title": "training step",
         "sizes": str(sizes),
@@ -220,7 +198,30 @@ def main() -> None:
         "rates": rates,
         "rows": rows,
     }
-    write(result, markdown(result), options.out)
+    for precision in precisions(device):
+        runs, failed = attempt(deadline, prepare, sizes, dataset, device, precision)
+        if failed:
+            rows.append({"precision": precision, "execution": "-", "failed": failed})
+            continue
+        for execution, (whole, part) in runs.executions.items():
+            row = {"precision": precision, "execution": execution}
+            rows.append(row)
+            numbers, failed = attempt(deadline, measure, whole, part, runs.moved, device, rounds, rates["bytes_per_s"])
+            if failed:
+                row["failed"] = failed
+                continue
+            row |= numbers
+            for key, run in (("step_launches", whole), ("loss_launches", part)):
+                row[key], _ = attempt(deadline, launches, run, device)
+            save(result, markdown(result), options.out)
+    finish(result, markdown(result), options.out)
+
+
+def finish(result: dict[str, Any], table: str, out: Path | None) -> NoReturn:
+    """Print and write the results; the exit status is 1 where a row failed."""
+    print(table)
+    save(result, table, out)
+    sys.exit(any(row.get("failed", OUT_OF_TIME) != OUT_OF_TIME for row in result["rows"]))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The checks that need a GPU, in one offline call under ten minutes. docs/gpu.md says how to read the results.
+# shellcheck disable=SC2317,SC2329 # the stages are called by name, interrupted by trap
 set -uo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -10,20 +11,23 @@ build="$root/build/gpu_check" # kept, so that a second call only compiles what c
 declare -A about=(
   [build]="compile the extension with CMake, offline, and import it"
   [tests]="pytest -m gpu: every operator on the GPU, CUDA graphs, no waits, launches of the loss"
-  [sanitizer]="compute-sanitizer memcheck and racecheck over every operator, small"
-  [operators]="operator benchmarks against PyTorch eager, torch.compile, cuSOLVER, torchvision"
   [step]="loss and training step: time, launches, share of the loss, bandwidth, peak memory"
   [schedule]="the paper's 20,000 iterations, extrapolated from a few hundred"
+  [operators]="operator benchmarks against PyTorch eager, torch.compile, cuSOLVER, torchvision"
+  [sanitizer]="compute-sanitizer over every operator, small: memcheck, racecheck, initcheck, synccheck"
 )
-declare -A limit=([build]=170 [tests]=100 [sanitizer]=90 [operators]=120 [step]=45 [schedule]=60) # seconds
-all=(build tests sanitizer operators step schedule)
+declare -A limit=([build]=150 [tests]=120 [step]=60 [schedule]=70 [operators]=200 [sanitizer]=240) # seconds
+total=570 # of all stages
+grace=20  # for a benchmark to start, and to end what it is in the middle of
+all=(build tests step schedule operators sanitizer) # what tells most comes first
 
 usage() {
   cat <<TEXT
-usage: benchmarks/gpu_check.sh [--dry-run] [--full] [--limit SECONDS] [STAGE ...]
+usage: benchmarks/gpu_check.sh [--dry-run] [--full] [--limit SECONDS] [--total SECONDS] [STAGE ...]
 
 Builds d2net and runs what needs a GPU, offline. Without STAGE: all of them. Results go to \${OUT:-benchmarks/results}:
-gpu_check.json, gpu_check.md and gpu_check.log (with stages named: gpu_check-STAGE...). Exit status 0: all passed.
+gpu_check.json, gpu_check.md and gpu_check.log (with stages named: gpu_check-STAGE...), and are complete after every
+check, whatever ends this script. Exit status 0: all passed.
 
 Stages, with their time limits:
 TEXT
@@ -34,7 +38,8 @@ Options:
   --dry-run          without a GPU: builds for the CPU (and one GPU architecture where nvcc is found), runs the kernels
                      on the CPU (pytest -k simt) and the benchmarks on the CPU with --quick
   --full             train all 20,000 iterations in the stage schedule
-  --limit SECONDS    time limit of each stage (a dry run has three times those above)
+  --limit SECONDS    time limit of each stage
+  --total SECONDS    time limit of all stages together, $total by default (a dry run has three times as long for each)
   --help             this text
 
 Environment: OUT (folder of the results), PYTHON (interpreter, with torch, pybind11, cmake, ninja and pytest),
@@ -47,14 +52,14 @@ die() {
   exit 2
 }
 
-dry= full= limited= stages=()
+dry='' full='' limited='' stages=()
 while (($#)); do
   case "$1" in
     --dry-run) dry=1 ;;
     --full) full=1 ;;
-    --limit)
-      [[ "${2:-}" =~ ^[1-9][0-9]*$ ]] || die "--limit needs a number of seconds"
-      for stage in "${all[@]}"; do limit[$stage]="$2"; done
+    --limit | --total)
+      [[ "${2:-}" =~ ^[1-9][0-9]*$ ]] || die "$1 needs a number of seconds"
+      if [[ "$1" == --total ]]; then total="$2"; else for stage in "${all[@]}"; do limit[$stage]="$2"; done; fi
       limited=1
       shift
       ;;
@@ -73,132 +78,178 @@ name=gpu_check
 for stage in ${stages[@]+"${stages[@]}"}; do name+="-$stage"; done
 ((${#stages[@]})) || stages=("${all[@]}")
 
-missing=()
-for module in torch numpy yaml typer rich safetensors pybind11 pytest; do
-  "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$module') is None)" || missing+=("$module")
-done
-command -v cmake >/dev/null || missing+=(cmake)
-((${#missing[@]})) && die "missing for $python: ${missing[*]}; install them or set PYTHON to an interpreter that has them"
-gpu=$("$python" -c 'import torch; print(int(torch.cuda.is_available()))') || die "$python cannot import torch"
-[[ -n "$dry" || "$gpu" == 1 ]] || die "torch sees no GPU here; --dry-run does what can be done without one"
 device=cuda quick=()
 if [[ -n "$dry" ]]; then
   device=cpu quick=(--quick)
   export OMP_NUM_THREADS=1 # sizes this small only lose by more, and a busy machine loses much
-  [[ -n "$limited" ]] || for stage in "${all[@]}"; do limit[$stage]=$((3 * limit[$stage])); done # a CPU may be slow
+  if [[ -z "$limited" ]]; then # a CPU may be slow
+    for stage in "${all[@]}"; do limit[$stage]=$((3 * limit[$stage])); done
+    total=$((3 * total)) grace=$((3 * grace))
+  fi
 fi
+
+missing=$("$python" -c 'from importlib.util import find_spec; import sys
+print(*(name for name in sys.argv[1:] if find_spec(name) is None))' \
+  torch numpy yaml typer rich safetensors matplotlib pybind11 pytest) || die "$python does not run; set PYTHON"
+command -v cmake >/dev/null || missing+=" cmake"
+[[ -z "$missing" ]] || die "missing for $python: $missing; install it or set PYTHON to an interpreter that has it"
 
 mkdir -p "$out" "$build" || die "$out: cannot be made"
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/results"
 checks="$work/checks.tsv" # stage, check, status, seconds, reason
-: >"$checks"
+tests="$work/tests.tsv"   # written by gpu_check_tests.py
+: | tee "$checks" >"$tests"
 log="$out/$name.log"
 : >"$log" || die "$out: cannot be written"
 
-deadline=0
-record() { printf '%s\t%s\t%s\t%s\t%s\n' "$stage" "$1" "$2" "$3" "${4:-}" >>"$checks"; }
-skip() {
-  echo "skipped: $1: $2" | tee -a "$log"
-  record "$1" skipped 0 "$2"
-}
+PYTHONPATH="$root/benchmarks" "$python" -c 'import json, sys, torch
+from harness import environment
+if sys.argv[1] == "cuda" and not torch.cuda.is_available():
+    sys.exit("torch sees no GPU here; --dry-run does what can be done without one")
+json.dump(environment(torch.device(sys.argv[1])), sys.stdout)' "$device" >"$work/environment.json" || exit 2
 
-# check NAME COMMAND...: run it within what is left of the stage's time, and record how it ended.
+stage='' current='' child='' begin=0 deadline=0
+report() {
+  "$python" "$root/benchmarks/gpu_check_report.py" "$work" "$out/$name" ${dry:+--dry-run}
+}
+record() { # CHECK STATUS SECONDS [REASON]; the report is there after each, whatever comes next
+  printf '%s\t%s\t%s\t%s\t%s\n' "$stage" "$1" "$2" "$3" "${4:-}" >>"$checks"
+  report >/dev/null
+}
+skip() {
+  echo "$2: $1: $3" | tee -a "$log"
+  record "$1" "$2" 0 "$3"
+}
+interrupted() {
+  trap - INT TERM HUP
+  [[ -n "$child" ]] && kill "$child"
+  record "${current:-$stage}" interrupted $((SECONDS - begin)) "by a signal; see the log"
+  exit 1
+}
+trap interrupted INT TERM HUP
+
+left() { echo $((deadline - SECONDS)); } # seconds of the stage
+
+# check NAME SECONDS COMMAND...: run it so long at most, and within what is left of the stage; record how it ended.
 check() {
-  local what="$1" begin=$SECONDS left=$((deadline - SECONDS)) status
-  shift
-  if ((left <= 0)); then
-    skip "$what" "no time left in this stage"
+  local seconds="$2" first status
+  current="$1" begin=$SECONDS
+  shift 2
+  (($(left) < seconds)) && seconds=$(left)
+  if ((seconds <= 0)); then
+    skip "$current" "not run" "no time was left"
     return 1
   fi
-  printf '\n-- %s\n' "$what" | tee -a "$log"
-  timeout --kill-after=10 "$left" "$@" >"$work/output" 2>&1
+  printf '\n-- %s\n' "$current" | tee -a "$log"
+  first=$(wc -l <"$log")
+  # SIGINT, so that Python says where it was. In the background, so that a signal to this script is heard meanwhile.
+  timeout --signal=INT --kill-after=10 "$seconds" "$@" >>"$log" 2>&1 &
+  child=$!
+  wait "$child"
   status=$?
-  cat "$work/output" >>"$log"
-  tail -n 30 "$work/output"
+  child=''
+  tail -n "+$((first + 1))" "$log" | tail -n 30
   case $status in
-    0) record "$what" passed $((SECONDS - begin)) ;;
-    124 | 137) record "$what" "timed out" $((SECONDS - begin)) "after $left s; see the log" ;;
-    *) record "$what" failed $((SECONDS - begin)) "exit status $status; see the log" ;;
+    0) record "$current" passed $((SECONDS - begin)) ;;
+    124 | 137) record "$current" "timed out" $((SECONDS - begin)) "after $seconds s; see the log" ;;
+    *) record "$current" failed $((SECONDS - begin)) "exit status $status; see the log" ;;
   esac
-  return $status
+  current=''
+  return "$status"
 }
 
 # The package with the extension built here, apart from the source tree, which may hold an extension of its own.
 export PYTHONPATH="$build/site"
 export PYTHONUNBUFFERED=1 # what was printed before a time limit is kept
-tests() { # from elsewhere: python -m puts the current folder first, and in the repository that is the source tree
-  "$python" -m pytest -c "$root/pyproject.toml" --rootdir "$root" -q "$@"
-}
-export -f tests
-export python root
+# From elsewhere: python -m puts the current folder first, and in the repository that is the source tree.
+pytest=("$python" -m pytest -c "$root/pyproject.toml" --rootdir "$root" -v --tb=short --continue-on-collection-errors)
 
 stage_build() {
-  local generator=() archs=()
-  if command -v ninja >/dev/null; then generator=(-G Ninja); fi
-  # One architecture is enough to see that the kernels compile.
-  if [[ -n "$dry" && -z "${CMAKE_CUDA_ARCHITECTURES:-}" ]]; then archs=(-DCMAKE_CUDA_ARCHITECTURES=90); fi
+  local options=(-DCMAKE_CUDA_FLAGS=-lineinfo) # for compute-sanitizer to name lines
+  if command -v ninja >/dev/null; then options+=(-G Ninja); fi
+  if [[ -z "${CMAKE_CUDA_ARCHITECTURES:-}" ]]; then # in a dry run, one is enough to see that the kernels compile
+    options+=("-DCMAKE_CUDA_ARCHITECTURES=$("$python" -c 'import json, sys
+print(json.load(sys.stdin).get("architecture", 90))' <"$work/environment.json")")
+  fi
   rm -rf "$build/site/d2net"
   mkdir -p "$build/site"
   cp -r "$root/d2net" "$build/site/d2net" && rm -f "$build"/site/d2net/_C*
-  check configure cmake -S "$root" -B "$build/cmake" ${generator[@]+"${generator[@]}"} ${archs[@]+"${archs[@]}"} \
+  check configure "$(left)" cmake -S "$root" -B "$build/cmake" "${options[@]}" \
     "-DPython_EXECUTABLE=$("$python" -c 'import sys; print(sys.executable)')" "-DD2NET_OUTPUT_DIR=$build/lib" &&
-    check compile cmake --build "$build/cmake" --parallel || return
+    check compile "$(left)" cmake --build "$build/cmake" --parallel || return
   cp "$build"/lib/_C* "$build/site/d2net/"
-  (cd "$work" && check "d2net info" "$python" -m d2net info)
+  cd "$work" || return
+  check "d2net info" "$(left)" "$python" -m d2net info
   if [[ -z "$dry" ]]; then # a GPU, but no nvcc
-    check "kernels are built" "$python" -c 'from d2net.ops._native import build_info; assert build_info()["cuda"], "no CUDA kernels: put nvcc on PATH or set CUDACXX"'
+    check "kernels are built" "$(left)" "$python" -c 'from d2net.ops._native import build_info; assert build_info()["cuda"], "no CUDA kernels: put nvcc on PATH or set CUDACXX"'
   fi
 }
 
 stage_tests() {
-  cd "$work" || return
+  local what label again test status
   if [[ -n "$dry" ]]; then
-    check "pytest tests/ops -k simt" bash -c 'tests -k "simt and not definition" "$root/tests/ops"'
-  else
-    check "pytest -m gpu" bash -c 'tests -m gpu "$root/tests"'
+    what=(-k "simt and not definition" "$root/tests/ops") label="pytest tests/ops -k simt"
+  else # short ones first; a kernel that hangs ends the process, with pytest 9
+    what=(-m gpu -o faulthandler_timeout=30 -o faulthandler_exit_on_timeout=true
+      "$root/tests/test_every_operator.py" "$root/tests/test_cuda_graph.py" "$root/tests") label="pytest -m gpu"
   fi
-}
-
-stage_sanitizer() {
-  local tool tools sanitizer
-  tools=(memcheck racecheck)
-  sanitizer="$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" 2>/dev/null)"
   cd "$work" || return
-  for tool in "${tools[@]}"; do
-    if [[ -n "$dry" ]]; then
-      skip "$tool" "dry run: ThreadSanitizer and AddressSanitizer run the kernels in pytest -m slow tests/native"
-    elif [[ -z "$sanitizer" ]]; then
-      skip "$tool" "compute-sanitizer is neither on PATH nor in CUDA_HOME"
-    else
-      # Without the caching allocator every tensor is an allocation of its own, whose end the tool knows.
-      half=$(((limit[sanitizer] + 1) / 2))
-      PYTORCH_NO_CUDA_MEMORY_CACHING=1 check "$tool" timeout "$half" "$sanitizer" --tool "$tool" --error-exitcode 1 \
-        --target-processes all --print-limit 20 bash -c 'tests -m gpu "$root/tests/test_every_operator.py"'
-    fi
-  done
-}
-
-stage_operators() {
-  local file
-  for file in "$root"/benchmarks/bench_*.py; do
-    case "$(basename "$file" .py)" in
-      bench_training_step | bench_evaluation) continue ;; # a stage of its own; runs on the CPU only
-    esac
-    check "$(basename "$file" .py)" "$python" "$file" --device "$device" --rounds 5 ${quick[@]+"${quick[@]}"} \
-      --out "$work/results"
+  for again in "" ", continued"{," 2"," 3"," 4"}; do
+    GPU_CHECK_TESTS="$tests" PYTHONPATH="$PYTHONPATH:$root/benchmarks" \
+      check "$label$again" "$(left)" "${pytest[@]}" -p gpu_check_tests "${what[@]}"
+    status=$?
+    test=$(tail -n 1 "$tests" | cut -f 1)
+    [[ -n "$test" ]] && (($(left) > 0)) || return # the last row is of no test: all have run
+    # It ended the process or took the CUDA context with it: once more, with every launch waiting for its kernel.
+    ((status == 1)) || CUDA_LAUNCH_BLOCKING=1 check "$test, alone" 30 "${pytest[@]}" -m "" "$root/$test"
   done
 }
 
 stage_step() {
-  check "training step" "$python" "$root/benchmarks/bench_training_step.py" --device "$device" \
-    ${quick[@]+"${quick[@]}"} --out "$work/results"
+  check "training step" "$(left)" "$python" "$root/benchmarks/bench_training_step.py" --device "$device" \
+    --seconds $(($(left) - grace)) ${quick[@]+"${quick[@]}"} --out "$work/results"
 }
 
 stage_schedule() {
-  check "paper schedule" "$python" "$root/benchmarks/paper_schedule.py" --device "$device" \
-    ${quick[@]+"${quick[@]}"} ${full:+--full} --out "$work/results"
+  check "paper schedule" "$(left)" "$python" "$root/benchmarks/paper_schedule.py" --device "$device" \
+    --seconds $(($(left) - grace)) ${quick[@]+"${quick[@]}"} ${full:+--full} --out "$work/results"
+}
+
+stage_operators() {
+  local file files=() seconds i
+  for file in "$root"/benchmarks/bench_*.py; do
+    case "$(basename "$file" .py)" in
+      bench_training_step | bench_evaluation) ;; # a stage of its own; runs on the CPU only
+      *) files+=("$file") ;;
+    esac
+  done
+  for i in "${!files[@]}"; do # each gets its share of what is left
+    seconds=$((($(left) - grace) / (${#files[@]} - i)))
+    check "$(basename "${files[i]}" .py)" $((seconds > 0 ? seconds + grace : 0)) "$python" "${files[i]}" \
+      --device "$device" --rounds 5 --seconds "$seconds" ${quick[@]+"${quick[@]}"} --no-plot --out "$work/results"
+  done
+}
+
+stage_sanitizer() {
+  local tool options sanitizer
+  sanitizer="$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" 2>/dev/null)"
+  cd "$work" || return
+  for tool in memcheck racecheck initcheck synccheck; do
+    if [[ -n "$dry" ]]; then
+      skip "$tool" skipped "dry run: ThreadSanitizer and AddressSanitizer run the kernels in pytest -m slow tests/native"
+    elif [[ -z "$sanitizer" ]]; then
+      skip "$tool" skipped "compute-sanitizer is neither on PATH nor in CUDA_HOME"
+    else
+      options=(--tool "$tool" --error-exitcode 1 --target-processes all --print-limit 20)
+      # Calls that libraries make to see whether they fail; ours become errors in Python anyway.
+      [[ $tool == memcheck ]] && options+=(--report-api-errors no)
+      # Without the caching allocator every tensor is an allocation of its own, whose end the tool knows.
+      PYTORCH_NO_CUDA_MEMORY_CACHING=1 check "$tool" $((($(left) + 1) / 2)) "$sanitizer" "${options[@]}" \
+        "${pytest[@]}" -m gpu "$root/tests/test_every_operator.py"
+    fi
+  done
 }
 
 for stage in "${stages[@]}"; do
@@ -207,13 +258,12 @@ for stage in "${stages[@]}"; do
     record "$stage" failed 0 "nothing is built; run the stage build first"
     continue
   fi
-  deadline=$((SECONDS + limit[$stage]))
+  deadline=$((SECONDS + limit[$stage] < total ? SECONDS + limit[$stage] : total))
   before="$PWD"
   "stage_$stage"
   cd "$before" || exit 2
 done
 
 printf '\n' | tee -a "$log"
-"$python" "$root/benchmarks/gpu_check_report.py" --device "$device" --checks "$checks" --results "$work/results" \
-  --out "$out/$name" ${dry:+--dry-run} | tee -a "$log"
+report | tee -a "$log"
 exit "${PIPESTATUS[0]}"

@@ -2,6 +2,7 @@
 
 A benchmark is a file `bench_NAME.py` that makes cases and calls :func:`main`. Machines are noisy, so in every round
 each contender of a case runs once, one after the other, and only ratios of medians of one run are worth quoting.
+Results are written after every case; a contender that fails is a row with its error.
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ import ctypes
 import datetime
 import gc
 import json
+import math
 import os
 import platform
+import signal
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +31,8 @@ import torch
 
 OURS = "d2net"
 ROUND_SECONDS = 0.02  # a contender repeats its work within a round until about this much time has passed
+SLOW_SECONDS = 2.0  # a contender whose second call takes longer is measured by that call alone
+OUT_OF_TIME = "out of time (--seconds)"
 
 
 @dataclass(frozen=True)
@@ -51,34 +59,99 @@ class Case:
 def main(title: str, cases: Callable[[torch.device, bool], Iterable[Case]], doc: str | None = None) -> None:
     """Command line of a benchmark: run ``cases(device, quick)``, print a table, write JSON, Markdown and plot.
 
-    Cases are made one after the other, so that a generator holds the data of one at a time.
+    Cases are made one after the other, so that a generator holds the data of one at a time. The exit status is 1 where
+    ours failed, or a case could not be made.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser = arguments(doc)
     parser.add_argument("--threads", type=int, help="torch.set_num_threads; default: torch's own choice")
     parser.add_argument("--rounds", type=int, default=15, help="default 15")
-    parser.add_argument("--quick", action="store_true", help="small sizes and three rounds, to see that it runs")
-    parser.add_argument("--out", type=Path, help="folder for NAME.json, NAME.md and NAME.png; default: only print")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
+    parser.add_argument("--no-plot", action="store_true", help="write no plot")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    deadline = time.monotonic() + options.seconds
+    device = torch.device(options.device)
     keep_freed_memory()
-    rates = machine_rates(device)
-    rows = []
-    for case in cases(device, arguments.quick):
+    rows: list[dict[str, Any]] = []
+    result = {"title": title, "rates": machine_rates(device), "environment": environment(device), "rows": rows}
+    left = iter(cases(device, options.quick))
+    while True:
+        case, why = attempt(deadline, next, left, None)
+        if why:
+            result["left_out"] = f"{'what comes after ' + rows[-1]['case'] if rows else 'everything'}: {why}"
+        if case is None:
+            break
         print(f"{title}: {case.name} …", flush=True)
-        rows += measure(case, device, 3 if arguments.quick else arguments.rounds, rates)
-    result = {"title": title, "environment": environment(device), "rates": rates, "rows": rows}
-    table = markdown(result)
-    print(table)
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        name = title.replace(" ", "_")
-        (arguments.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-        (arguments.out / f"{name}.md").write_text(table)
-        if any(row["size"] is not None for row in rows):
-            plot(result, arguments.out / f"{name}.png")
+        rows += measure(case, device, 3 if options.quick else options.rounds, result["rates"], deadline)
+        save(result, markdown(result), options.out)
+    print(markdown(result))
+    save(result, markdown(result), options.out)
+    if options.out and not options.no_plot and any(row["size"] is not None and "ms" in row for row in rows):
+        plot(result, options.out / f"{file_name(result)}.png")
+    reasons = [result.get("left_out", ""), *(row.get("failed", "") for row in rows if row["contender"] == OURS)]
+    sys.exit(any(why and not why.endswith(OUT_OF_TIME) for why in reasons))
+
+
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds, to see that it runs")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop measuring after so long; default: never")
+    parser.add_argument("--out", type=Path, help="folder for the results; default: only print")
+    return parser
+
+
+class OutOfTime(BaseException):
+    """--seconds are up; no Exception, which a contender might catch."""
+
+
+def attempt(deadline: float, work: Callable[..., Any], *args: Any) -> tuple[Any, str]:
+    """What ``work(*args)`` returns and "", or None and why it did not end. It is interrupted at ``deadline``."""
+    try:
+        with until(deadline):
+            return work(*args), ""
+    except OutOfTime:
+        return None, OUT_OF_TIME
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        return None, f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+@contextmanager
+def until(deadline: float) -> Iterator[None]:
+    """Raise OutOfTime at ``deadline``, of time.monotonic(); a call into a library ends first."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise OutOfTime
+    if left == math.inf:
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, left)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def file_name(result: dict[str, Any]) -> str:
+    return result["title"].replace(" ", "_")
+
+
+def save(result: dict[str, Any], table: str, out: Path | None) -> None:
+    """NAME.json and NAME.md in the folder ``out``, if any: whole files at any time."""
+    if out is None:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    for ending, text in ((".json", json.dumps(result, indent=1) + "\n"), (".md", table)):
+        part = out / f"{file_name(result)}{ending}.part"
+        part.write_text(text)
+        part.replace(part.with_suffix(""))
 
 
 def keep_freed_memory() -> None:
@@ -94,35 +167,94 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, 2**31 - 1)
 
 
-def measure(case: Case, device: torch.device, rounds: int, rates: dict[str, float]) -> list[dict[str, Any]]:
+@dataclass
+class Timing:
+    """A contender and what is known of it."""
+
+    run: Callable[[], Any]
+    peak: float = math.nan  # bytes
+    repeats: int = 0  # calls in a round
+    seconds: list[float] = field(default_factory=list)  # of a call, by round
+    failed: str = ""
+
+    def warm_up(self, device: torch.device) -> None:
+        """The first call loads, compiles and takes memory, the second gives the peak."""
+        clock(self.run, 1, device)
+        second: list[float] = []
+        self.peak = peak_memory(lambda: second.append(clock(self.run, 1, device)), device)
+        if second[0] > SLOW_SECONDS:
+            self.seconds = second
+        elif second[0] > ROUND_SECONDS:
+            self.repeats = 1
+        else:
+            self.repeats = repeats_in_a_round(self.run, device)
+
+
+def measure(
+    case: Case, device: torch.device, rounds: int, rates: dict[str, float], deadline: float = math.inf
+) -> list[dict[str, Any]]:
     """Time and peak memory of every contender of a case; one row each."""
-    repeats, memory = {}, {}
-    for name, run in case.contenders.items():
-        memory[name] = peak_memory(run, device)  # also warms up
-        elapsed = clock(run, 1, device)
-        repeats[name] = max(1, min(1000, int(ROUND_SECONDS / max(elapsed, 1e-7))))
-    times: dict[str, list[float]] = {name: [] for name in case.contenders}
+    timings = {name: Timing(run) for name, run in case.contenders.items()}
+    for name, timing in timings.items():
+        # Half of what is left at most, so that one that takes long to compile leaves time for the cases to come.
+        half = (time.monotonic() + deadline) / 2
+        _, timing.failed = attempt(deadline if name == OURS else half, timing.warm_up, device)
     for number in range(rounds):
-        for name, run in case.contenders.items():
-            if number == 0 or name not in case.once:
-                times[name].append(clock(run, repeats[name], device))
-    medians = {name: statistics.median(t) for name, t in times.items()}
+        if number and time.monotonic() > deadline:
+            break
+        for name, timing in timings.items():
+            if timing.repeats and not timing.failed and (number == 0 or name not in case.once):
+                seconds, timing.failed = attempt(math.inf, clock, timing.run, timing.repeats, device)
+                timing.seconds.append(seconds)
+    graph_seconds, _ = attempt(deadline, replayed, timings[OURS].run, device)
     floor = max(case.bytes / rates["bytes_per_s"], case.operations / rates["flops"])
-    return [
-        {
-            "case": case.name,
-            "size": case.size,
-            "contender": name,
-            "ms": 1e3 * medians[name],
-            "ms_quartiles": [1e3 * q for q in quartiles(times[name])],
-            "rounds": len(times[name]),
-            "ratio": medians[name] / medians[OURS],
-            "peak_mib": memory[name] / 2**20,
+    rows = []
+    for name, timing in timings.items():
+        row: dict[str, Any] = {"case": case.name, "size": case.size, "contender": name}
+        rows.append(row)
+        if timing.failed:
+            row["failed"] = timing.failed
+            continue
+        median = statistics.median(timing.seconds)
+        row |= {
+            "ms": 1e3 * median,
+            "ms_quartiles": [1e3 * q for q in quartiles(timing.seconds)],
+            "rounds": len(timing.seconds) if timing.repeats else 0,  # 0: a single call
+            "peak_mib": timing.peak / 2**20,
             "floor_ms": 1e3 * floor,
             "floor": "bytes" if case.bytes / rates["bytes_per_s"] >= floor else "operations",
         }
-        for name in case.contenders
-    ]
+        if not timings[OURS].failed:
+            row["ratio"] = median / statistics.median(timings[OURS].seconds)
+        if name == OURS and graph_seconds:
+            row["graph_ms"] = 1e3 * graph_seconds
+    return rows
+
+
+def replayed(run: Callable[[], Any], device: torch.device) -> float | None:
+    """Seconds of one call as a replayed CUDA graph: the device's part, without Python and with one launch.
+
+    None on a CPU, and for a call that waits for the device, which no graph can hold.
+    """
+    if device.type != "cuda":
+        return None
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    except RuntimeError:
+        return None
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    clock(graph.replay, 1, device)
+    repeats = repeats_in_a_round(graph.replay, device)
+    return statistics.median(clock(graph.replay, repeats, device) for _ in range(5))
+
+
+def repeats_in_a_round(run: Callable[[], Any], device: torch.device) -> int:
+    return max(1, min(1000, int(ROUND_SECONDS / max(clock(run, 1, device), 1e-7))))
 
 
 def clock(run: Callable[[], Any], repeats: int, device: torch.device) -> float:
@@ -141,12 +273,11 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> float:
-    """Bytes that one call adds to what is in use, at its highest; NaN where the system does not tell.
+    """Bytes that one call, not the first, adds to what is in use, at its highest; NaN where the system does not tell.
 
     On the CPU this is resident memory as the kernel counts it, so small blocks taken from memory that the process
     already holds do not show.
     """
-    run()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -174,17 +305,19 @@ def resident(key: str) -> int:
 
 def machine_rates(device: torch.device) -> dict[str, float]:
     """Bytes moved a second by a copy of 128 MiB and floating-point operations a second of a float32 product."""
+    # On a GPU more of both, beside which a launch and the wait for it are nothing.
+    side, repeats = (4096, 20) if device.type == "cuda" else (1024, 2)
     source = torch.ones(2**25, device=device)
     target = torch.empty_like(source)
-    square = torch.ones(1024, 1024, device=device)
+    square = torch.rand(side, side, device=device)
     out = torch.empty_like(square)
     copies, products = [], []
     for _ in range(7):
-        copies.append(clock(lambda: target.copy_(source), 2, device))
-        products.append(clock(lambda: torch.mm(square, square, out=out), 2, device))
+        copies.append(clock(lambda: target.copy_(source), repeats, device))
+        products.append(clock(lambda: torch.mm(square, square, out=out), repeats, device))
     return {
         "bytes_per_s": 2 * 4 * len(source) / statistics.median(copies),
-        "flops": 2 * 1024**3 / statistics.median(products),
+        "flops": 2 * side**3 / statistics.median(products),
     }
 
 
@@ -209,7 +342,10 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": "cpu",
     }
     if device.type == "cuda":
-        found["device"] = torch.cuda.get_device_name(device)
+        properties = torch.cuda.get_device_properties(device)
+        found["device"] = properties.name
+        found["architecture"] = f"{properties.major}{properties.minor}"
+        found["l2_mib"] = properties.L2_cache_size / 2**20
         found["driver"] = output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         found["cuda"] = torch.version.cuda
     return found
@@ -226,21 +362,32 @@ def quartiles(values: list[float]) -> list[float]:
 def markdown(result: dict[str, Any]) -> str:
     """One table: time of each contender, how many times ours it takes, memory, and the floor."""
     where, rates = result["environment"], result["rates"]
+    on_gpu = where["device"] != "cpu"
+    graph_heading, graph_rule = (" as a graph |", "---:|") if on_gpu else ("", "")
     lines = [
         f"### {result['title']}",
         "",
-        f"{where['device'] if where['device'] != 'cpu' else where['processor']}, {where['threads']} threads, "
+        f"{where['device'] if on_gpu else where['processor']}, {where['threads']} threads, "
         f"torch {where['torch']}, commit {where['commit']}, {where['date'][:10]}; copy bandwidth "
-        f"{rates['bytes_per_s'] / 1e9:.1f} GB/s, float32 product {rates['flops'] / 1e9:.0f} GFLOP/s",
+        f"{rates['bytes_per_s'] / 1e9:.1f} GB/s, float32 product {rates['flops'] / 1e9:.0f} GFLOP/s"
+        + (f"; L2 cache {where['l2_mib']:.0f} MiB" if on_gpu else ""),
         "",
-        "| case | contender | ms (median) | times ours | peak memory | floor ms |",
-        "|---|---|---:|---:|---:|---:|",
+        f"| case | contender | ms (median) |{graph_heading} times ours | peak memory | floor ms |",
+        f"|---|---|---:|{graph_rule}---:|---:|---:|",
     ]
     for row in result["rows"]:
+        begin = f"| {row['case']} | {row['contender']} |"
+        if "failed" in row:
+            lines.append(f"{begin} {row['failed'].replace('|', '/')[:160]} |||{'|' if on_gpu else ''}|")
+            continue
+        graph = (f" {row['graph_ms']:.3f} |" if "graph_ms" in row else " |") if on_gpu else ""
         lines.append(
-            f"| {row['case']} | {row['contender']} | {row['ms']:.3f} | {row['ratio']:.1f} | "
+            f"{begin} {row['ms']:.3f}{'' if row['rounds'] else ' (one call)'} |{graph} "
+            f"{format(row['ratio'], '.1f') if 'ratio' in row else '-'} | "
             f"{row['peak_mib']:.1f} MiB | {row['floor_ms']:.3f} ({row['floor']}) |"
         )
+    if "left_out" in result:
+        lines += ["", f"Left out: {result['left_out']}."]
     return "\n".join(lines) + "\n"
 
 
@@ -251,7 +398,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = [row for row in result["rows"] if row["size"] is not None]
+    rows = [row for row in result["rows"] if row["size"] is not None and "ms" in row]
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for name in dict.fromkeys(row["contender"] for row in rows):
         points = sorted((row["size"], row["ms"]) for row in rows if row["contender"] == name)

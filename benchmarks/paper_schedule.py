@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_training_step import QUICK, Sizes, arguments, heading, precisions, write
-from harness import environment, machine_rates, synchronize
+from bench_training_step import QUICK, Sizes, finish, heading, precisions
+from harness import arguments, attempt, environment, machine_rates, save, synchronize
 
 from d2net.data.dataset import Dataset
-from d2net.errors import D2NetError
 from d2net.training import Trainer
 
 ITERATIONS = 20_000
@@ -50,18 +49,14 @@ def seconds(
 def measure(
     sizes: Sizes, dataset: Dataset, device: torch.device, precision: str, graph: bool, iterations: int, full: bool
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"precision": precision, "execution": "graph" if graph else "eager"}
-    try:
-        if full:
-            total = seconds(sizes, dataset, device, precision, graph, ITERATIONS)
-            return row | {"seconds": total, "ms_per_iteration": 1e3 * total / ITERATIONS, "how": "measured"}
-        seconds(sizes, dataset, device, precision, graph, SHORT)  # libraries load, memory is taken
-        short = seconds(sizes, dataset, device, precision, graph, SHORT)
-        long = seconds(sizes, dataset, device, precision, graph, SHORT + iterations)
-    except D2NetError as error:
-        return row | {"failed": str(error)}
+    if full:
+        total = seconds(sizes, dataset, device, precision, graph, ITERATIONS)
+        return {"seconds": total, "ms_per_iteration": 1e3 * total / ITERATIONS, "how": "measured"}
+    seconds(sizes, dataset, device, precision, graph, SHORT)  # libraries load, memory is taken
+    short = seconds(sizes, dataset, device, precision, graph, SHORT)
+    long = seconds(sizes, dataset, device, precision, graph, SHORT + iterations)
     each = max(long - short, 0) / iterations
-    return row | {
+    return {
         "seconds": short + each * (ITERATIONS - SHORT),
         "ms_per_iteration": 1e3 * each,
         "how": f"extrapolated from {iterations} iterations",
@@ -75,7 +70,7 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     for row in result["rows"]:
         time_columns = (
-            f"- | - | {row['failed']}"
+            f"- | - | {row['failed'].replace('|', '/')}"
             if "failed" in row
             else f"{row['seconds']:.1f} s | {row['ms_per_iteration']:.3f} ms | {row['how']}"
         )
@@ -88,14 +83,12 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=200, help="to extrapolate from; default 200")
     parser.add_argument("--full", action="store_true", help="run all 20,000 iterations of every row")
     options = parser.parse_args()
+    deadline = time.monotonic() + options.seconds
     device = torch.device(options.device)
     sizes = QUICK if options.quick else Sizes()
+    iterations = 20 if options.quick else options.iterations
     dataset = sizes.dataset()
-    rows = [
-        measure(sizes, dataset, device, precision, graph, 20 if options.quick else options.iterations, options.full)
-        for precision in precisions(device)
-        for graph in ([True, False] if device.type == "cuda" else [False])
-    ]
+    rows: list[dict[str, Any]] = []
     result = {
         "title": "paper schedule",
         "sizes": str(sizes),
@@ -103,7 +96,15 @@ def main() -> None:
         "rates": machine_rates(device),
         "rows": rows,
     }
-    write(result, markdown(result), options.out)
+    for precision in precisions(device):
+        for graph in [True, False] if device.type == "cuda" else [False]:
+            numbers, failed = attempt(
+                deadline, measure, sizes, dataset, device, precision, graph, iterations, options.full
+            )
+            row = {"precision": precision, "execution": "graph" if graph else "eager"}
+            rows.append(row | (numbers or {"failed": failed}))
+            save(result, markdown(result), options.out)
+    finish(result, markdown(result), options.out)
 
 
 if __name__ == "__main__":

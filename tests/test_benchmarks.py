@@ -1,0 +1,129 @@
+"""The benchmarks' harness and gpu_check.sh keep what was measured, whatever fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the harness over cases given as {case: {contender: function}}; the exit status and what it wrote."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import harness
+
+    def run(cases: dict, *options: str) -> tuple[int, dict, str]:
+        def generate(*_: object) -> Iterator[harness.Case]:
+            for name, contenders in cases.items():
+                yield harness.Case(name, contenders() if callable(contenders) else contenders)
+
+        monkeypatch.setattr(harness, "machine_rates", lambda _: {"bytes_per_s": 1e9, "flops": 1e9})
+        monkeypatch.setattr(sys, "argv", ["bench", "--quick", "--out", str(tmp_path), *options])
+        with pytest.raises(SystemExit) as stopped:
+            harness.main("some work", generate)
+        return (
+            stopped.value.code,
+            json.loads((tmp_path / "some_work.json").read_text()),
+            (tmp_path / "some_work.md").read_text(),
+        )
+
+    return run
+
+
+def fail() -> None:
+    raise RuntimeError("no kernel | for this\nand more")
+
+
+def wait() -> None:
+    for _ in range(6000):
+        time.sleep(0.01)
+
+
+def test_a_contender_that_fails_is_a_row(run):
+    status, result, table = run({"small": {"d2net": int, "other": fail}, "large": {"d2net": int}})
+    assert status == 0
+    assert [(row["case"], row["contender"], row.get("failed")) for row in result["rows"]] == [
+        ("small", "d2net", None),
+        ("small", "other", "RuntimeError: no kernel | for this"),
+        ("large", "d2net", None),
+    ]
+    assert "| small | other | RuntimeError: no kernel / for this |" in table
+
+
+@pytest.mark.parametrize("broken", [{"d2net": fail, "other": int}, fail])
+def test_the_rest_is_measured_where_ours_fails(run, broken):
+    status, result, table = run({"first": {"d2net": int}, "broken": broken})
+    assert status == 1 and "ms" in result["rows"][0]
+    assert "no kernel" in table
+    assert ("left_out" in result) == callable(broken)
+
+
+def test_out_of_time(run):
+    first = {"d2net": int, "slow": wait, "third": int}
+    status, result, _ = run({"first": first, "second": {"d2net": int}}, "--seconds", "6")
+    assert status == 0 and result["rows"][3]["case"] == "second"
+    assert [row.get("failed", "")[:11] for row in result["rows"][:3]] == ["", "out of time", ""]
+
+
+def test_what_comes_after_the_time_is_left_out(run):
+    def end() -> None:
+        time.sleep(0.6)
+
+    status, result, table = run({"first": {"d2net": end}, "second": {"d2net": int}}, "--seconds", "1")
+    assert status == 0 and result["rows"][0]["failed"].startswith("out of time")
+    assert len(result["rows"]) == 1 and "Left out: what comes after first" in table
+
+
+def test_a_slow_contender_is_called_twice(run, monkeypatch):
+    import harness
+
+    monkeypatch.setattr(harness, "SLOW_SECONDS", 0.05)
+    calls = []
+    _, result, table = run({"case": {"d2net": int, "slow": lambda: calls.append(time.sleep(0.06))}})
+    assert len(calls) == 2 and result["rows"][1]["ms"] >= 60
+    assert "(one call)" in table
+
+
+def test_tests_are_noted_across_processes(tmp_path):
+    (tmp_path / "test_some.py").write_text(
+        "import os\n"
+        "def test_passes(): pass\n"
+        "def test_fails(): assert False, 'reason'\n"
+        "def test_ends_the_process(): os._exit(1)\n"
+        "def test_left(): pass\n"
+    )
+    (tmp_path / "test_unimportable.py").write_text("import nothing_of_this_name\n")
+    (tmp_path / "tests.tsv").touch()
+    environment = os.environ | {"GPU_CHECK_TESTS": str(tmp_path / "tests.tsv"), "PYTHONPATH": str(BENCHMARKS)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "gpu_check_tests", "--rootdir", ".", "-c", "/dev/null"]
+    for _ in range(2):
+        subprocess.run([*command, "--continue-on-collection-errors", "."], cwd=tmp_path, env=environment)
+
+    (tmp_path / "checks.tsv").write_text("tests\tpytest\tfailed\t3\texit status 1\n")
+    (tmp_path / "environment.json").write_text(json.dumps({"device": "cpu", "torch": torch.__version__}))
+    (tmp_path / "results").mkdir()
+    report = [sys.executable, str(BENCHMARKS / "gpu_check_report.py"), str(tmp_path), str(tmp_path / "out")]
+    assert subprocess.run(report, capture_output=True).returncode == 1
+    outcomes = {
+        name: test["outcome"] for name, test in json.loads((tmp_path / "out.json").read_text())["tests"].items()
+    }
+    assert outcomes == {
+        "test_unimportable.py": "failed",
+        "test_some.py::test_passes": "passed",
+        "test_some.py::test_fails": "failed",
+        "test_some.py::test_ends_the_process": "never ended",
+        "test_some.py::test_left": "passed",
+    }
+    text = (tmp_path / "out.md").read_text()
+    assert "`test_some.py::test_fails` failed: AssertionError: reason" in text
+    assert "2 failed, 2 passed, 1 never ended" in text
