@@ -143,7 +143,7 @@ d2net_simt_switch:
 
 void prepare(Stack& stack, int index) {
   // Tops at different offsets in a page, or all stacks would compete for the same lines of the cache.
-  void** top = reinterpret_cast<void**>(stack.bottom + stack.bytes - 64 - (index % 64) * 192);
+  void** top = reinterpret_cast<void**>(stack.bottom + stack.bytes - 64 - index % (kStackBytes / 1024) * 192);
   *--top = nullptr;  // the return address of thread_loop, which never returns; keeps the stack aligned
   *--top = reinterpret_cast<void*>(&thread_loop);
   for (int i = 0; i < 6; ++i) *--top = nullptr;
@@ -178,7 +178,7 @@ struct Thread {
   State state;
   uint3 index;
   Stack* stack;    // where it waits
-  int64_t polls;   // in a row during which `changes` was
+  int64_t polls;   // since rt.changes became
   int64_t during;  // this
   // What it waits for:
   Op op;
@@ -190,15 +190,15 @@ struct Thread {
   uint64_t result;
 };
 
-// Who the threads of a block are to the thread sanitizer, and what they synchronise on. A block takes what the one has
-// had that ended first, so it inherits what was synchronised from that one only.
+// Who the threads of a block are to the thread sanitizer, and what they synchronise on. A later block goes on as them
+// and inherits what they had synchronised: not the next one, see take_cast().
 struct Cast {
   std::vector<Identity> identities;
   char block_sync;
   std::map<uint64_t, char> warp_sync;  // by warp and mask
 };
 
-// One of the blocks that are resident at the same time; of the next one when it has ended.
+// A resident block. When it has ended, the next one takes its slot.
 struct Block {
   int slot;
   uint3 index;
@@ -234,7 +234,7 @@ struct Runtime {
   Thread* current = nullptr;
   Thread* ready[kMaxResidentThreads];  // a ring
   unsigned ready_begin = 0, ready_count = 0;
-  int64_t changes = 0;  // threads begun and ended, updates of memory
+  int64_t changes = 0;  // threads that began or ended, updates of memory
   int atomics_in_turn = 0;
 
   int resident_blocks = kResidentBlocks;
@@ -383,7 +383,7 @@ void choose_next() {
   } while ((next->block->slow >> next->number / 32 & 1) && random_number() % 8 != 0);
 }
 
-// One that has never been entered (or only to start other threads of the block) if that is none.
+// For a thread that begins: where others have ended, or else a new one.
 Stack& idle_stack(Block& block) {
   if (block.idle.empty()) {
     const int index = block.slot * rt.size + block.used_stacks++;
@@ -489,7 +489,7 @@ void forget_threads() {
   Identity::acquire(rt.end_sync);
 }
 
-// One more than are resident, so that a block does not get that of the one before it.
+// The one that has been idle for longest, of one more than there are blocks: never that of the block that just ended.
 Cast* take_cast(int residents) {
   while (int(rt.casts.size()) <= residents) {
     rt.casts.push_back(std::make_unique<Cast>());

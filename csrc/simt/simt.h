@@ -66,7 +66,7 @@ uint64_t meet_warp(Op op, unsigned mask, uint64_t value, int source, const char*
 int lane();  // of the fiber that runs
 
 // How many blocks can be resident, and how many are unless a test asks for another number.
-constexpr int kMaxResident = 32, kResidentBlocks = 4;
+constexpr int kMaxResident = 32, kResidentBlocks = 2;
 
 // Storage of one D2NET_SHARED declaration: the same for all threads of a block, filled with garbage for each block.
 struct SharedSite {
