@@ -100,7 +100,7 @@ def test_divergence_is_an_error_and_no_hang(built, kernel, words):
         ),
         (
             "lock_in_a_warp",
-            r"block \(0, 0, 0\): thread \d poll.* wait in __syncwarp at .*; threads 2-63 exited; 0 blocks",
+            r"block \(0, 0, 0\): thread 0 .*wait in __syncwarp at .*; threads 2-63 exited; 0 blocks",
         ),
     ],
 )
