@@ -67,7 +67,7 @@ __device__ __forceinline__ int64_t count_below(const Word* sorted, int64_t n, Wo
 // What other warps have written by now.
 __device__ __forceinline__ Word load_now(const Word* word) {
 #ifdef D2NET_SIMT
-  return __atomic_load_n(word, __ATOMIC_RELAXED);
+  return simt::load_now(word);
 #else
   return *const_cast<const volatile Word*>(word);
 #endif

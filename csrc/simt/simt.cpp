@@ -1,4 +1,4 @@
-// Runs the threads of a block as fibers; see simt.h. This file is never instrumented by the thread sanitizer: it tells
+// Runs the threads of blocks as fibers; see simt.h. This file is never instrumented by the thread sanitizer: it tells
 // it (D2NET_SIMT_TSAN) which fiber runs and who waited for whom.
 #include "simt/simt.h"
 
@@ -23,11 +23,13 @@ void __tsan_release(void* address);
 
 #include <algorithm>
 #include <cstdio>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 uint3 threadIdx, blockIdx;
@@ -36,9 +38,12 @@ dim3 blockDim, gridDim;
 namespace d2net::simt {
 namespace {
 
-constexpr int kMaxThreads = 1024;
+constexpr int kMaxThreads = 1024,
+              kMaxResidentThreads = 2048;   // of a block; of all resident ones, as on a multiprocessor
 constexpr size_t kStaticLimit = 48 * 1024;  // of D2NET_SHARED arrays together, as on the device
 constexpr size_t kArenaBytes = 512 * 1024, kRedzone = 64;
+constexpr int kTurn = 16;                // polls and atomic updates before others get their turn
+constexpr int64_t kMostPolls = 1 << 20;  // in vain
 #if defined(D2NET_SIMT_TSAN)
 constexpr bool kThreadSanitizer = true;
 constexpr size_t kStackBytes = 64 * 1024;  // renewed for every block
@@ -61,7 +66,7 @@ void unpoison([[maybe_unused]] void* address, [[maybe_unused]] size_t bytes) {
 #endif
 }
 
-// To the thread sanitizer, a thread of the running block or the caller of run().
+// To the thread sanitizer, a thread of a block or the caller of run().
 class Identity {
  public:
 #if defined(D2NET_SIMT_TSAN)
@@ -99,7 +104,6 @@ struct Stack {
   char* bottom = nullptr;
   size_t bytes = 0;
   void* fake = nullptr;  // the address sanitizer's
-  bool started = false;
 #if defined(__x86_64__)
   void* sp = nullptr;
 #else
@@ -139,7 +143,7 @@ d2net_simt_switch:
 
 void prepare(Stack& stack, int index) {
   // Tops at different offsets in a page, or all stacks would compete for the same lines of the cache.
-  void** top = reinterpret_cast<void**>(stack.bottom + stack.bytes - 64 - (index % 64) * 192);
+  void** top = reinterpret_cast<void**>(stack.bottom + stack.bytes - 64 - index % (kStackBytes / 1024) * 192);
   *--top = nullptr;  // the return address of thread_loop, which never returns; keeps the stack aligned
   *--top = reinterpret_cast<void*>(&thread_loop);
   for (int i = 0; i < 6; ++i) *--top = nullptr;
@@ -162,14 +166,20 @@ void raw_switch(Stack& from, Stack& to) { swapcontext(&from.context, &to.context
 
 #endif
 
-// ---- the block that runs
+// ---- the launch that runs
 
 enum class State : uint8_t { kFresh, kRunning, kWaiting, kReady, kExited };
 
+struct Block;
+
 struct Thread {
-  uint3 index;
+  Block* block;
+  int number;  // in its block
   State state;
-  Stack* stack;  // where it waits
+  uint3 index;
+  Stack* stack;    // where it waits
+  int64_t polls;   // since rt.changes became
+  int64_t during;  // this
   // What it waits for:
   Op op;
   unsigned mask;  // warp operations
@@ -180,53 +190,76 @@ struct Thread {
   uint64_t result;
 };
 
+// Who the threads of a block are to the thread sanitizer, and what they synchronise on. A later block goes on as them
+// and inherits what they had synchronised: not the next one, see take_cast().
+struct Cast {
+  std::vector<Identity> identities;
+  char block_sync;
+  std::map<uint64_t, char> warp_sync;  // by warp and mask
+};
+
+// A resident block. When it has ended, the next one takes its slot.
+struct Block {
+  int slot;
+  uint3 index;
+  uint64_t serial;  // no other block of any launch has it
+  bool odd;         // runs its threads in falling order
+  uint32_t slow;    // its warps that seldom get a turn
+  std::vector<Thread> threads;
+  uint32_t waiting_lanes[kMaxThreads / 32];
+  int waiting, in_barrier, exited;
+
+  int used_stacks;
+  std::vector<Stack*> idle;  // of the used ones
+  Cast* cast;
+
+  char* arena;
+  size_t arena_used, static_bytes;
+  void* dynamic;
+};
+
 struct Runtime {
   std::mutex one_launch_at_a_time;
   const std::string* name;
   void (*body)(void*);
   void* context;
-
-  int size = 0;  // threads of the block
-  Thread threads[kMaxThreads];
-  uint32_t waiting_lanes[kMaxThreads / 32];
-  int current = 0, started = 0, exited = 0, in_barrier = 0;
-  bool descending = false;
-  int ready[kMaxThreads];  // a ring
-  unsigned ready_begin = 0, ready_count = 0;
-
-  std::vector<std::unique_ptr<Stack>> stacks;
-  std::vector<Stack*> idle;
-  char* stack_memory = nullptr;
-  Stack main;
-  Stack* running = nullptr;
+  int size = 0;                      // threads of a block
+  int64_t grid_size = 0, begun = 0;  // blocks
+  int64_t unfinished = 0;            // of those begun
   bool failed = false;
   std::string failure;
 
-  // Two sets: a block does not inherit from its predecessor what that one had synchronised.
-  std::vector<Identity> identities[2];
-  Identity caller = Identity::caller();
-  char begin_sync, end_sync, block_sync;
-  std::map<uint64_t, char> warp_sync;  // by warp and mask
+  std::vector<Block> blocks = std::vector<Block>(kMaxResident);
+  Block* ended = nullptr;  // whose slot is free
+  Thread* current = nullptr;
+  Thread* ready[kMaxResidentThreads];  // a ring
+  unsigned ready_begin = 0, ready_count = 0;
+  int64_t changes = 0;  // threads that began or ended, updates of memory
+  int atomics_in_turn = 0;
 
-  uint64_t block = 0;  // counts blocks of all launches
-  char* arena = nullptr;
-  size_t arena_used = 0, static_bytes = 0, dynamic_bytes = 0;
-  void* dynamic = nullptr;
+  int resident_blocks = kResidentBlocks;
+  uint64_t seed = 0, random = 0, launches = 0, serial = 0;
+
+  std::vector<Stack> stacks = std::vector<Stack>(kMaxResidentThreads);
+  char *stack_memory = nullptr, *arenas = nullptr;
+  Stack main;
+  Stack* running = nullptr;
+
+  std::vector<std::unique_ptr<Cast>> casts;
+  std::deque<Cast*> idle_casts;
+  Identity caller = Identity::caller();
+  char begin_sync, end_sync;
+
+  size_t dynamic_bytes = 0;
   int64_t shared_limit = 227 * 1024;
 };
 
 Runtime rt;
 
-Identity& identity(int thread) { return rt.identities[rt.block % 2][thread]; }
-
-void set_current(int thread) {
-  rt.current = thread;
-  rt.threads[thread].state = State::kRunning;
-  threadIdx = rt.threads[thread].index;
-  if (kThreadSanitizer) identity(thread).become();
-}
+Identity& identity(const Thread& thread) { return thread.block->cast->identities[thread.number]; }
 
 void switch_to(Stack& to) {
+  if (&to == rt.running) return;
   Stack& from = *rt.running;
   rt.running = &to;
 #if defined(__SANITIZE_ADDRESS__)
@@ -238,12 +271,17 @@ void switch_to(Stack& to) {
 #endif
 }
 
+// ---- reports
+
+std::string text_of(uint3 index) {
+  return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) + ")";
+}
+
 // Gives up the launch: its stacks are left as they are, without destructors (so take the text away), and run() throws.
 [[noreturn]] void fail(std::string&& what) {
   if (kThreadSanitizer) rt.caller.become();
   rt.failed = true;
-  rt.failure = *rt.name + ", block (" + std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + ", " +
-               std::to_string(blockIdx.z) + ") of " + std::to_string(rt.size) + " threads: " + what;
+  rt.failure = *rt.name + ", block " + text_of(blockIdx) + " of " + std::to_string(rt.size) + " threads: " + what;
   what = std::string();
   what.shrink_to_fit();
   switch_to(rt.main);
@@ -277,7 +315,8 @@ const char* name_of(Op op) {
 bool of_block(Op op) { return op < Op::kSyncwarp; }
 
 std::string describe(const Thread& thread) {
-  if (thread.state != State::kWaiting) return "exited";
+  if (thread.state == State::kExited) return "exited";
+  if (thread.state != State::kWaiting) return "poll memory";
   std::string text =
       std::string("wait in ") + name_of(thread.op) + " at " + thread.file + ":" + std::to_string(thread.line);
   if (!of_block(thread.op)) {
@@ -288,45 +327,121 @@ std::string describe(const Thread& thread) {
   return text;
 }
 
-[[noreturn]] void deadlock() {
-  if (kThreadSanitizer) rt.caller.become();
-  std::string text = "divergence: threads wait for others that never come: ";
+std::string describe(const Block& block) {
+  std::string text;
   for (int begin = 0; begin < rt.size;) {
-    const std::string what = describe(rt.threads[begin]);
+    const std::string what = describe(block.threads[begin]);
     int end = begin + 1;
-    while (end < rt.size && describe(rt.threads[end]) == what) ++end;
+    while (end < rt.size && describe(block.threads[end]) == what) ++end;
     text += (begin > 0 ? "; " : "") + std::string(end - begin > 1 ? "threads " : "thread ") + std::to_string(begin);
     if (end - begin > 1) text += "-" + std::to_string(end - 1);
     text += " " + what;
     begin = end;
   }
+  return text;
+}
+
+[[noreturn]] void deadlock() {
+  if (kThreadSanitizer) rt.caller.become();
+  std::string text = "divergence: threads wait for others that never come: ";
+  text += describe(*rt.current->block);
   fail(std::move(text));
 }
 
-Stack& take_idle_stack() {
-  if (rt.idle.empty()) deadlock();  // cannot be: there are as many stacks as threads
-  Stack& stack = *rt.idle.back();
-  rt.idle.pop_back();
+[[noreturn]] void polled_in_vain() {
+  if (kThreadSanitizer) rt.caller.become();
+  std::string text = "thread " + std::to_string(rt.current->number) + " has polled memory " +
+                     std::to_string(kMostPolls) + " times, and no thread ended or updated it: ";
+  for (const Block& block : rt.blocks) {
+    if (block.exited < rt.size) text += "block " + text_of(block.index) + ": " + describe(block) + "; ";
+  }
+  text += std::to_string(rt.grid_size - rt.begun) + " blocks have not begun";
+  fail(std::move(text));
+}
+
+// ---- whose turn it is
+
+uint64_t random_number() {  // splitmix64
+  uint64_t x = rt.random += 0x9E3779B97F4A7C15;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EB;
+  return x ^ (x >> 31);
+}
+
+void append(Thread& thread) { rt.ready[(rt.ready_begin + rt.ready_count++) % kMaxResidentThreads] = &thread; }
+
+void wake(Thread& thread) {
+  thread.state = State::kReady;
+  append(thread);
+}
+
+// With a seed any thread may be the next, but one of a slow warp is mostly passed over: warps run ahead of others.
+void choose_next() {
+  Thread*& next = rt.ready[rt.ready_begin];
+  do {
+    std::swap(next, rt.ready[(rt.ready_begin + random_number() % rt.ready_count) % kMaxResidentThreads]);
+  } while ((next->block->slow >> next->number / 32 & 1) && random_number() % 8 != 0);
+}
+
+// For a thread that begins: where others have ended, or else a new one.
+Stack& idle_stack(Block& block) {
+  if (block.idle.empty()) {
+    const int index = block.slot * rt.size + block.used_stacks++;
+    Stack& stack = rt.stacks[index];
+    stack.bottom = rt.stack_memory + index * kStackBytes;
+    stack.bytes = kStackBytes;
+    unpoison(stack.bottom, kStackBytes);  // frames left behind
+    prepare(stack, index);
+    return stack;
+  }
+  Stack& stack = *block.idle.back();
+  block.idle.pop_back();
   return stack;
 }
 
-// The stack on which to go on when the current thread cannot.
+// Makes the next thread the current one; returns its stack. There is one: see deadlock().
 Stack& next_stack() {
-  if (rt.started < rt.size) return take_idle_stack();
-  if (rt.ready_count == 0) deadlock();
-  const int thread = rt.ready[rt.ready_begin];
-  rt.ready_begin = (rt.ready_begin + 1) % kMaxThreads;
+  if (rt.seed != 0) choose_next();
+  Thread& thread = *rt.ready[rt.ready_begin];
+  rt.ready_begin = (rt.ready_begin + 1) % kMaxResidentThreads;
   --rt.ready_count;
-  set_current(thread);
-  return *rt.threads[thread].stack;
+  const bool fresh = thread.state == State::kFresh;
+  rt.current = &thread;
+  rt.atomics_in_turn = 0;
+  thread.state = State::kRunning;
+  threadIdx = thread.index;
+  blockIdx = thread.block->index;
+  if (kThreadSanitizer) identity(thread).become();
+  return fresh ? idle_stack(*thread.block) : *thread.stack;
 }
 
-void wake(int thread) {
-  rt.threads[thread].state = State::kReady;
-  rt.ready[(rt.ready_begin + rt.ready_count++) % kMaxThreads] = thread;
+// The current thread of a block cannot go on. What its threads wait for, only they can bring.
+void check_for_deadlock(const Block& block) {
+  if (block.waiting > 0 && block.waiting + block.exited == rt.size) deadlock();
 }
 
-// Starts threads until none is left that has not started; a thread that waits keeps the stack, and another takes over.
+void wait() {
+  Thread& me = *rt.current;
+  me.state = State::kWaiting;
+  me.stack = rt.running;
+  ++me.block->waiting;
+  check_for_deadlock(*me.block);
+  switch_to(next_stack());
+}
+
+void let_others_run() {
+  rt.current->stack = rt.running;
+  wake(*rt.current);
+  switch_to(next_stack());
+}
+
+// After an atomic or a poll. A thread that polls must not keep others from what it waits for; with a seed, others may
+// come between any two of them.
+void maybe_let_others_run() {
+  if (rt.seed == 0 ? ++rt.atomics_in_turn == kTurn : random_number() % 4 == 0) let_others_run();
+}
+
+// Runs the current thread, then others from their beginning: a thread that waits keeps the stack.
 void thread_loop() {
 #if defined(__SANITIZE_ADDRESS__)
   const void* bottom = nullptr;
@@ -338,172 +453,225 @@ void thread_loop() {
   }
 #endif
   for (;;) {
-    while (rt.started < rt.size) {
-      set_current(rt.descending ? rt.size - 1 - rt.started : rt.started);
-      ++rt.started;
-      if (kThreadSanitizer) Identity::acquire(rt.begin_sync);
-      rt.body(rt.context);
-      rt.threads[rt.current].state = State::kExited;
-      ++rt.exited;
-      if (kThreadSanitizer) {
-        Identity::release(rt.end_sync);
-        break;  // to it, two threads on one stack would be a race
-      }
-    }
-    if (rt.exited == rt.size) {
-      if (kThreadSanitizer) rt.caller.become();
-      rt.idle.push_back(rt.running);
-      switch_to(rt.main);
+    if (kThreadSanitizer) Identity::acquire(rt.begin_sync);
+    rt.body(rt.context);
+    if (kThreadSanitizer) Identity::release(rt.end_sync);
+    Block& block = *rt.current->block;
+    rt.current->state = State::kExited;
+    ++block.exited;
+    ++rt.changes;
+    check_for_deadlock(block);
+    if (!kThreadSanitizer) block.idle.push_back(rt.running);  // to it, two threads on one stack would be a race
+    if (block.exited < rt.size) {
+      switch_to(next_stack());
     } else {
-      Stack& next = next_stack();
-      if (!kThreadSanitizer) rt.idle.push_back(rt.running);
-      switch_to(next);
+      if (kThreadSanitizer) rt.caller.become();
+      rt.ended = &block;
+      switch_to(rt.main);
     }
   }
-}
-
-void wait() {
-  const int me = rt.current;
-  Thread& thread = rt.threads[me];
-  thread.state = State::kWaiting;
-  thread.stack = rt.running;
-  switch_to(next_stack());
 }
 
 // ---- blocks
 
-void start_stacks() {
-  if (rt.stack_memory == nullptr) {
-    rt.stack_memory = map_pages(nullptr, kMaxThreads * kStackBytes);
-    rt.arena = map_pages(nullptr, kArenaBytes);
-  }
-  while (int(rt.stacks.size()) < rt.size) {
-    auto stack = std::make_unique<Stack>();
-    stack->bottom = rt.stack_memory + rt.stacks.size() * kStackBytes;
-    stack->bytes = kStackBytes;
-    rt.stacks.push_back(std::move(stack));
-  }
-  rt.idle.clear();
-  for (int i = rt.size - 1; i >= 0; --i) {
-    unpoison(rt.stacks[i]->bottom, kStackBytes);  // frames left behind
-    prepare(*rt.stacks[i], i);
-    rt.idle.push_back(rt.stacks[i].get());
-  }
-}
-
 // The threads of a failed launch, which stopped halfway.
 void forget_threads() {
-  for (auto& set : rt.identities) {
-    for (Identity& id : set) {
+  for (auto& cast : rt.casts) {
+    for (Identity& id : cast->identities) {
       id.become();
       Identity::release(rt.end_sync);
       rt.caller.become();
       id.destroy();
     }
-    set.clear();
   }
+  rt.casts.clear();
+  rt.idle_casts.clear();
   Identity::acquire(rt.end_sync);
 }
 
-void* take_shared(size_t bytes, size_t alignment) {
-  const size_t begin = (rt.arena_used + kRedzone + alignment - 1) / alignment * alignment;
-  rt.arena_used = (begin + bytes + 15) / 16 * 16;
-  char* address = rt.arena + begin;
+// The one that has been idle for longest, of one more than there are blocks: never that of the block that just ended.
+Cast* take_cast(int residents) {
+  while (int(rt.casts.size()) <= residents) {
+    rt.casts.push_back(std::make_unique<Cast>());
+    rt.idle_casts.push_back(rt.casts.back().get());
+  }
+  Cast* cast = rt.idle_casts.front();
+  rt.idle_casts.pop_front();
+  while (int(cast->identities.size()) < rt.size) cast->identities.push_back(Identity::create());
+  return cast;
+}
+
+void* take_shared(Block& block, size_t bytes, size_t alignment) {
+  const size_t begin = (block.arena_used + kRedzone + alignment - 1) / alignment * alignment;
+  block.arena_used = (begin + bytes + 15) / 16 * 16;
+  char* address = block.arena + begin;
   unpoison(address, bytes);
   // NaN and -1, or a large number: what nobody wrote shall not pass for a zero, nor lose in every maximum.
   // (The thread sanitizer would take this for an access of the calling thread; its pages are new anyway.)
-  if (!kThreadSanitizer) std::memset(address, rt.block % 2 == 0 ? 0xff : 0x7b, bytes);
+  if (!kThreadSanitizer) std::memset(address, block.odd ? 0x7b : 0xff, bytes);
   return address;
 }
 
-void run_block() {
-  ++rt.block;
-  rt.descending = rt.block % 2 == 1;
-  rt.started = rt.exited = rt.in_barrier = rt.ready_begin = rt.ready_count = 0;
-  for (int i = 0; i < rt.size; ++i) rt.threads[i].state = State::kFresh;
-  std::fill(std::begin(rt.waiting_lanes), std::end(rt.waiting_lanes), 0);
+// As many as the setting asks for and there is room for.
+int resident_blocks() {
+  return int(std::min<int64_t>({rt.resident_blocks, kMaxResidentThreads / rt.size, rt.grid_size}));
+}
+
+void begin_launch() {
+  if (rt.stack_memory == nullptr) {
+    rt.stack_memory = map_pages(nullptr, kMaxResidentThreads * kStackBytes);
+    rt.arenas = map_pages(nullptr, kMaxResident * kArenaBytes);
+  }
+  rt.caller = Identity::caller();
+  rt.main = Stack();
+  rt.running = &rt.main;
+  rt.begun = rt.unfinished = rt.ready_begin = rt.ready_count = 0;
+  rt.random = rt.seed ^ (++rt.launches << 32);
+  for (int slot = 0; slot < kMaxResident; ++slot) {
+    Block& block = rt.blocks[slot];
+    block.slot = slot;
+    block.exited = rt.size;  // it is empty
+    block.used_stacks = 0;
+    block.idle.clear();
+    block.arena = rt.arenas + slot * kArenaBytes;
+  }
+}
+
+void begin_threads(Block& block) {
+  block.threads.resize(kMaxThreads);
+  for (int i = 0; i < rt.size; ++i) {
+    const unsigned number = unsigned(block.odd ? rt.size - 1 - i : i);
+    Thread& thread = block.threads[number];
+    thread = Thread();
+    thread.block = &block;
+    thread.number = int(number);
+    thread.state = State::kFresh;
+    thread.index = {number % blockDim.x, number / blockDim.x % blockDim.y, number / (blockDim.x * blockDim.y)};
+    append(thread);
+  }
+  rt.changes += rt.size;
+}
+
+void begin_block(Block& block) {
+  const uint64_t number = uint64_t(rt.begun++), row = number / gridDim.x;
+  ++rt.unfinished;
+  block.index = {unsigned(number % gridDim.x), unsigned(row % gridDim.y), unsigned(row / gridDim.y)};
+  block.serial = ++rt.serial;
+  block.odd = (rt.launches + number) % 2 == 1;
+  if (rt.seed != 0) block.slow = uint32_t(random_number());
+  block.waiting = block.in_barrier = block.exited = 0;
+  std::fill(std::begin(block.waiting_lanes), std::end(block.waiting_lanes), 0);
   if (kThreadSanitizer) {
     // New pages: what another block did in this memory is no race with what this one does.
-    map_pages(rt.stack_memory, rt.size * kStackBytes);
-    map_pages(rt.arena, kArenaBytes);
-    start_stacks();
-    auto& set = rt.identities[rt.block % 2];
-    while (int(set.size()) < rt.size) set.push_back(Identity::create());
+    map_pages(rt.stack_memory + block.slot * rt.size * kStackBytes, rt.size * kStackBytes);
+    map_pages(block.arena, kArenaBytes);
+    block.used_stacks = 0;
+    block.cast = take_cast(resident_blocks());
     Identity::release(rt.begin_sync);
   }
-  poison(rt.arena, kArenaBytes);
-  rt.arena_used = rt.static_bytes = 0;
-  rt.dynamic = take_shared(rt.dynamic_bytes, 128);
-  rt.running = &rt.main;
-  switch_to(take_idle_stack());
+  poison(block.arena, kArenaBytes);
+  block.arena_used = block.static_bytes = 0;
+  block.dynamic = take_shared(block, rt.dynamic_bytes, 128);
+  begin_threads(block);
+}
+
+// Runs threads until a block has ended or the launch has failed.
+void run_until_a_block_ends() {
+  switch_to(next_stack());
+  if (rt.failed) {
+    rt.failed = false;
+    if (kThreadSanitizer) forget_threads();
+    throw std::runtime_error(rt.failure);
+  }
+  --rt.unfinished;
+  if (kThreadSanitizer) rt.idle_casts.push_back(rt.ended->cast);
 }
 
 }  // namespace
 
 // ---- what kernels call
 
-int lane() { return rt.current % 32; }
+int lane() { return rt.current->number % 32; }
 
 void* shared(SharedSite& site, size_t bytes, size_t alignment) {
-  if (site.block != rt.block) {
-    rt.static_bytes += bytes;
-    if (rt.static_bytes > kStaticLimit || int64_t(rt.static_bytes + rt.dynamic_bytes) > rt.shared_limit) {
+  Block& block = *rt.current->block;
+  SharedSite::Storage& storage = site.of_slot[block.slot];
+  if (storage.block != block.serial) {
+    block.static_bytes += bytes;
+    if (block.static_bytes > kStaticLimit || int64_t(block.static_bytes + rt.dynamic_bytes) > rt.shared_limit) {
       if (kThreadSanitizer) rt.caller.become();
-      std::string text = std::to_string(rt.static_bytes) + " bytes of D2NET_SHARED and " +
+      std::string text = std::to_string(block.static_bytes) + " bytes of D2NET_SHARED and " +
                          std::to_string(rt.dynamic_bytes) + " bytes of dynamic shared memory: too much";
       fail(std::move(text));
     }
-    site = {rt.block, take_shared(bytes, std::max<size_t>(alignment, 16))};
+    storage = {block.serial, take_shared(block, bytes, std::max<size_t>(alignment, 16))};
   }
-  return site.address;
+  return storage.address;
 }
 
-void* dynamic_shared() { return rt.dynamic; }
+void* dynamic_shared() { return rt.current->block->dynamic; }
+
+void polled() {
+  Thread& me = *rt.current;
+  if (me.during != rt.changes) {
+    me.during = rt.changes;
+    me.polls = 0;
+  }
+  if (++me.polls > kMostPolls) polled_in_vain();
+  maybe_let_others_run();
+}
+
+void updated() {
+  ++rt.changes;
+  maybe_let_others_run();
+}
 
 int meet_block(Op op, bool predicate, const char* file, int line) {
-  Thread& me = rt.threads[rt.current];
+  Thread& me = *rt.current;
+  Block& block = *me.block;
   me.op = op;
   me.file = file;
   me.line = line;
   me.value = predicate;
-  if (++rt.in_barrier < rt.size) {
+  if (++block.in_barrier < rt.size) {
     wait();
     return int(me.result);
   }
   me.state = State::kWaiting;  // for a report
   int count = 0;
   for (int i = 0; i < rt.size; ++i) {
-    if (rt.threads[i].op != op || rt.threads[i].line != line) deadlock();  // different barriers
-    count += int(rt.threads[i].value);
+    const Thread& thread = block.threads[i];
+    if (thread.op != op || thread.line != line) deadlock();  // different barriers
+    count += int(thread.value);
   }
-  rt.in_barrier = 0;
+  me.state = State::kRunning;
+  block.in_barrier = block.waiting = 0;
   const int combined = op == Op::kSyncthreadsCount ? count : op == Op::kSyncthreadsAnd ? count == rt.size : count > 0;
-  const int self = rt.current;
   if (kThreadSanitizer) {
     for (int i = 0; i < rt.size; ++i) {
-      identity(i).become();
-      Identity::release(rt.block_sync);
+      identity(block.threads[i]).become();
+      Identity::release(block.cast->block_sync);
     }
     for (int i = 0; i < rt.size; ++i) {
-      identity(i).become();
-      Identity::acquire(rt.block_sync);
+      identity(block.threads[i]).become();
+      Identity::acquire(block.cast->block_sync);
     }
-    identity(self).become();
+    identity(me).become();
   }
   // In the order in which they came, which is the order in which they started.
   for (int i = 0; i < rt.size; ++i) {
-    const int thread = rt.descending ? rt.size - 1 - i : i;
-    rt.threads[thread].result = combined;
-    if (thread != self) wake(thread);
+    Thread& thread = block.threads[block.odd ? rt.size - 1 - i : i];
+    thread.result = combined;
+    if (&thread != &me) wake(thread);
   }
-  me.state = State::kRunning;
   return combined;
 }
 
 uint64_t meet_warp(Op op, unsigned mask, uint64_t value, int source, const char* file, int line) {
-  const int self = rt.current, warp = self / 32, first = warp * 32, my_lane = self % 32;
-  Thread& me = rt.threads[self];
-  Thread* lanes = rt.threads + first;
+  Thread& me = *rt.current;
+  Block& block = *me.block;
+  const int warp = me.number / 32, first = warp * 32, my_lane = me.number % 32;
+  Thread* lanes = &block.threads[first];
   me.op = op;
   me.mask = mask;
   me.value = value;
@@ -514,10 +682,10 @@ uint64_t meet_warp(Op op, unsigned mask, uint64_t value, int source, const char*
     if (kThreadSanitizer) rt.caller.become();
     me.state = State::kWaiting;
     std::string text =
-        "thread " + std::to_string(self) + " is not among the lanes that it names: it would " + describe(me);
+        "thread " + std::to_string(me.number) + " is not among the lanes that it names: it would " + describe(me);
     fail(std::move(text));
   }
-  uint32_t& waiting = rt.waiting_lanes[warp];
+  uint32_t& waiting = block.waiting_lanes[warp];
   waiting |= 1u << my_lane;
   bool all = (waiting & mask) == mask;
   for (int i = 0; all && i < 32; ++i) {
@@ -548,23 +716,25 @@ uint64_t meet_warp(Op op, unsigned mask, uint64_t value, int source, const char*
   }
   // Only __syncwarp orders memory; shuffles and votes do not.
   if (kThreadSanitizer && op == Op::kSyncwarp) {
-    char& sync = rt.warp_sync[uint64_t(warp) << 32 | mask];
+    char& sync = block.cast->warp_sync[uint64_t(warp) << 32 | mask];
     for (int i = 0; i < 32; ++i) {
       if (!(mask >> i & 1)) continue;
-      identity(first + i).become();
+      identity(lanes[i]).become();
       Identity::release(sync);
     }
     for (int i = 0; i < 32; ++i) {
       if (!(mask >> i & 1)) continue;
-      identity(first + i).become();
+      identity(lanes[i]).become();
       Identity::acquire(sync);
     }
-    identity(self).become();
+    identity(me).become();
   }
   waiting &= ~mask;
   for (int i = 0; i < 32; ++i) {
-    const int lane = rt.descending ? 31 - i : i;
-    if ((mask >> lane & 1) && first + lane != self) wake(first + lane);
+    const int lane = block.odd ? 31 - i : i;
+    if (!(mask >> lane & 1) || lane == my_lane) continue;
+    --block.waiting;
+    wake(lanes[lane]);
   }
   return me.result;
 }
@@ -574,33 +744,31 @@ uint64_t meet_warp(Op op, unsigned mask, uint64_t value, int source, const char*
 int64_t shared_memory_limit() { return rt.shared_limit; }
 void set_shared_memory_limit(int64_t bytes) { rt.shared_limit = bytes; }
 
+void set_schedule(int resident_blocks, uint64_t seed) {
+  if (resident_blocks < 1 || resident_blocks > kMaxResident) {
+    throw std::runtime_error("1 to " + std::to_string(kMaxResident) + " blocks can be resident");
+  }
+  std::lock_guard<std::mutex> lock(rt.one_launch_at_a_time);
+  rt.resident_blocks = resident_blocks;
+  rt.seed = seed;
+  rt.launches = 0;
+}
+
 void run(const std::string& name, Size3 grid, Size3 block, int64_t shared_bytes, void (*body)(void*), void* context) {
   std::lock_guard<std::mutex> lock(rt.one_launch_at_a_time);
   rt.name = &name;
   rt.body = body;
   rt.context = context;
   rt.size = int(block.x * block.y * block.z);
+  rt.grid_size = grid.x * grid.y * grid.z;
   rt.dynamic_bytes = size_t(shared_bytes);
   blockDim = {unsigned(block.x), unsigned(block.y), unsigned(block.z)};
   gridDim = {unsigned(grid.x), unsigned(grid.y), unsigned(grid.z)};
-  for (unsigned i = 0; i < unsigned(rt.size); ++i) {
-    rt.threads[i].index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
-  }
-  rt.caller = Identity::caller();
-  rt.main = Stack();
-  start_stacks();
-  for (unsigned z = 0; z < gridDim.z; ++z) {
-    for (unsigned y = 0; y < gridDim.y; ++y) {
-      for (unsigned x = 0; x < gridDim.x; ++x) {
-        blockIdx = {x, y, z};
-        run_block();
-        if (rt.failed) {
-          rt.failed = false;
-          forget_threads();
-          throw std::runtime_error(rt.failure);
-        }
-      }
-    }
+  begin_launch();
+  for (int slot = 0; slot < resident_blocks(); ++slot) begin_block(rt.blocks[slot]);
+  while (rt.unfinished > 0) {
+    run_until_a_block_ends();
+    if (rt.begun < rt.grid_size) begin_block(*rt.ended);
   }
   if (kThreadSanitizer) Identity::acquire(rt.end_sync);
 }

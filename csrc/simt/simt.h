@@ -1,10 +1,11 @@
 // The CUDA of csrc/cuda/*.cu as ordinary C++, so that g++ compiles the same sources and the tests run every kernel
 // without a GPU. For tests only. What it finds and what it cannot: docs/simt.md.
 //
-// Blocks run one after another. The threads of a block are fibers of the calling OS thread: each runs until it has to
-// wait for others (a barrier, a shuffle, a vote), then the next one runs. A wait that can never end is an error that
-// names who waits where. Memory is ordinary memory: an address sanitizer sees the ends of shared arrays, and for the
-// thread sanitizer every fiber is a thread, with __syncthreads, __syncwarp and nothing else as synchronisation.
+// A few blocks are resident at a time; when one ends, the next one takes its place. Their threads are fibers of the
+// calling OS thread: each runs until it has to wait for others (a barrier, a shuffle, a vote), then the next one runs,
+// of whatever block. A wait that can never end is an error that names who waits where. Memory is ordinary memory: an
+// address sanitizer sees the ends of shared arrays, and for the thread sanitizer every fiber is a thread, with
+// __syncthreads, __syncwarp and nothing else as synchronisation.
 #pragma once
 
 #include <math.h>
@@ -64,10 +65,16 @@ uint64_t meet_warp(Op op, unsigned mask, uint64_t value, int source, const char*
 
 int lane();  // of the fiber that runs
 
+// How many blocks can be resident, and how many are unless a test asks for another number.
+constexpr int kMaxResident = 32, kResidentBlocks = 2;
+
 // Storage of one D2NET_SHARED declaration: the same for all threads of a block, filled with garbage for each block.
 struct SharedSite {
-  uint64_t block;
-  void* address;
+  struct Storage {
+    uint64_t block;
+    void* address;
+  };
+  Storage of_slot[kMaxResident];
 };
 void* shared(SharedSite& site, size_t bytes, size_t alignment);
 void* dynamic_shared();
@@ -78,6 +85,10 @@ struct Size3 {
 
 // Runs body(context) for every thread of every block. Throws std::runtime_error when threads wait in vain.
 void run(const std::string& name, Size3 grid, Size3 block, int64_t shared_bytes, void (*body)(void*), void* context);
+
+// Which thread goes on when one has to wait. Seed 0: the one that has been ready for longest; another seed: a random
+// one. The launches that follow are the same every time.
+void set_schedule(int resident_blocks, uint64_t seed);
 
 // Of the device that is imitated: 227 KiB unless a test asks for a smaller one.
 int64_t shared_memory_limit();
@@ -109,6 +120,17 @@ To bit_cast(From from) {
   return to;
 }
 
+// A thread has looked at memory that others may change, or has changed it. Both let others run now and then.
+void polled();
+void updated();
+
+// What threads of any block have written by now: for a loop that waits for it.
+template <typename T>
+T load_now(const T* address) {
+  polled();
+  return __atomic_load_n(address, __ATOMIC_RELAXED);
+}
+
 template <typename T, typename Combine>
 T atomic_update(T* address, Combine&& combine) {
   T old, next;
@@ -116,6 +138,11 @@ T atomic_update(T* address, Combine&& combine) {
   do {
     next = combine(old);
   } while (!__atomic_compare_exchange(address, &old, &next, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+  if (std::memcmp(&old, &next, sizeof(T)) == 0) {
+    polled();
+  } else {
+    updated();
+  }
   return old;
 }
 

@@ -55,6 +55,8 @@ OUTSIDE = "AddressSanitizer: use-after-poison"
         ("missing_barrier", "thread", RACE),
         ("missing_syncwarp", "thread", RACE),
         ("blocks_write_one_place", "thread", RACE),
+        ("distant_blocks_write_one_place", "thread", RACE),
+        ("read_after_a_barrier", "thread", RACE),
         ("static_index", "address", OUTSIDE),
         ("dynamic_index", "address", OUTSIDE),
         ("global_index", "address", "AddressSanitizer: heap-buffer-overflow"),
@@ -85,6 +87,38 @@ def test_divergence_is_an_error_and_no_hang(built, kernel, words):
     result = subprocess.run([built / "broken", kernel], capture_output=True, text=True, timeout=60)
     assert result.returncode == ERROR, result.stderr[-4000:]
     assert re.match(rf"{kernel}, block \(0, 0, 0\) of 64 threads: .*{words}", result.stderr)
+
+
+@pytest.mark.parametrize("seed", ["0", "1", "2"])
+@pytest.mark.parametrize(
+    ("kernel", "words"),
+    [
+        (
+            "waits_for_a_later_block",
+            r"block \(0, 0, 0\): thread 0 poll memory; threads 1-63 wait in __syncthreads at .*broken\.cu:\d+; "
+            r"block \(1, 0, 0\): thread 0 poll memory; threads 1-63 wait in .*; 7 blocks have not begun",
+        ),
+        (
+            "lock_in_a_warp",
+            r"block \(0, 0, 0\): thread 0 .*wait in __syncwarp at .*; threads 2-63 exited; 0 blocks",
+        ),
+    ],
+)
+def test_polling_in_vain_is_an_error_and_no_hang(built, kernel, words, seed):
+    first, second = (
+        subprocess.run([built / "broken", kernel, seed], capture_output=True, text=True, timeout=60) for _ in range(2)
+    )
+    assert first.returncode == ERROR, first.stderr[-4000:]
+    assert re.match(
+        rf"{kernel}, block .* of 64 threads: thread \d has polled memory \d+ times, .*{words}", first.stderr
+    )
+    assert first.stderr == second.stderr  # a seed stands for one order
+
+
+@pytest.mark.parametrize("seed", ["0", "1", "2"])
+def test_a_block_may_wait_for_one_that_runs(built, seed):
+    result = subprocess.run([built / "broken", "waits_for_an_earlier_block", seed], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "9\n"), result.stderr[-4000:]
 
 
 def test_a_sound_kernel_is_not_reported_and_fresh_shared_memory_is_no_zero(built, sanitizer):

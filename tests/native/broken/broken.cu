@@ -1,5 +1,6 @@
-// Kernels with one defect each, which test_native.py wants to see reported: ./broken NAME
+// Kernels with one defect each, which test_native.py wants to see reported: ./broken NAME [SEED]
 #include <cstdio>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,19 @@ __global__ void missing_syncwarp(int* out) {
 __global__ void blocks_write_one_place(int* out) {
   __syncthreads();
   if (threadIdx.x == 0) out[0] = int(blockIdx.x);
+}
+
+// Blocks 0 and 2 do, with a block between them that does not.
+__global__ void distant_blocks_write_one_place(int* out) {
+  __syncthreads();
+  if (threadIdx.x == 0 && blockIdx.x != 1) out[0] = int(blockIdx.x);
+}
+
+// A barrier orders the threads of its block, not those of two blocks.
+__global__ void read_after_a_barrier(int* out) {
+  if (blockIdx.x == 0 && threadIdx.x == 0) out[0] = 1;
+  __syncthreads();
+  if (blockIdx.x == 1 && threadIdx.x == 1) out[1] = out[0];
 }
 
 __global__ void static_index(int* out) {
@@ -80,6 +94,37 @@ __global__ void source_not_named(int* out) {
   if (threadIdx.x % 32 < 16) out[threadIdx.x] = __shfl_sync(0x0000ffffu, 1, 20);
 }
 
+// Sound: a block waits for the one that took a ticket before it, which therefore runs.
+__global__ void waits_for_an_earlier_block(int* out) {
+  D2NET_SHARED(int, ticket, );
+  if (threadIdx.x == 0) ticket = atomicAdd(out + kThreads - 1, 1);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    while (d2net::simt::load_now(out) != ticket) {
+    }
+    atomicAdd(out, 1);
+  }
+}
+
+// Not sound: block b waits for block b + 1, which perhaps cannot begin before b has ended.
+__global__ void waits_for_a_later_block(int* out) {
+  if (blockIdx.x + 1 < gridDim.x && threadIdx.x == 0) {
+    while (d2net::simt::load_now(out) != int(gridDim.x - 1 - blockIdx.x)) {
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) atomicAdd(out, 1);
+}
+
+// The holder of the lock waits for a lane that waits for the lock.
+__global__ void lock_in_a_warp(int* out) {
+  if (threadIdx.x > 1) return;
+  while (atomicCAS(out, 0, 1) != 0) {
+  }
+  __syncwarp(3);
+  atomicExch(out, 0);
+}
+
 // Counts on zeros.
 __global__ void not_initialised(int* out) {
   D2NET_SHARED(int, values, [kThreads]);
@@ -89,8 +134,10 @@ __global__ void not_initialised(int* out) {
 
 }  // namespace
 
-int main(int, char** arguments) {
+int main(int count, char** arguments) {
   const std::string name = arguments[1];
+  const uint64_t seed = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 0;
+  d2net::simt::set_schedule(d2net::simt::kResidentBlocks, seed);
   std::vector<int> out(kThreads);
   const Stream on(arguments[1], 0, nullptr);
   auto launch = [&](void (*kernel)(int*), int64_t blocks = 1) {
@@ -101,6 +148,8 @@ int main(int, char** arguments) {
     if (name == "missing_barrier") launch(missing_barrier);
     if (name == "missing_syncwarp") launch(missing_syncwarp);
     if (name == "blocks_write_one_place") launch(blocks_write_one_place, 2);
+    if (name == "distant_blocks_write_one_place") launch(distant_blocks_write_one_place, 3);
+    if (name == "read_after_a_barrier") launch(read_after_a_barrier, 2);
     if (name == "static_index") launch(static_index);
     if (name == "dynamic_index") launch(dynamic_index);
     if (name == "global_index") launch(global_index);
@@ -109,6 +158,9 @@ int main(int, char** arguments) {
     if (name == "lane_left_out") launch(lane_left_out);
     if (name == "lane_not_named") launch(lane_not_named);
     if (name == "source_not_named") launch(source_not_named);
+    if (name == "waits_for_an_earlier_block") launch(waits_for_an_earlier_block, 9);
+    if (name == "waits_for_a_later_block") launch(waits_for_a_later_block, 9);
+    if (name == "lock_in_a_warp") launch(lock_in_a_warp);
     if (name == "not_initialised") launch(not_initialised);
   } catch (const std::runtime_error& error) {
     std::fprintf(stderr, "%s\n", error.what());
