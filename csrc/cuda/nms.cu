@@ -216,10 +216,11 @@ __global__ void decide_kernel(Work<T> w, int64_t begin, int64_t end, int at_a_ti
       const int source = __ffs(int(left)) - 1;
       const int64_t r = first + source;
       const Candidate c = w.candidate[r];
-      int word = c.first_word;
-      do {
+      int word = look<true>(w, r, c, c.first_word);
+      while (word != c.end_word && word != kCollides) {
+        __nanosleep(64);  // thousands of warps that ask at full rate would slow down the one they wait for
         word = look<true>(w, r, c, word);
-      } while (word != c.end_word && word != kCollides);
+      }
       if (lane != source) continue;
       if (word == kCollides) w.alive[r] = 0;
       // One update, so that no one ever sees it neither undecided nor decided.

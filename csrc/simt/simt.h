@@ -253,6 +253,7 @@ T __ldg(const T* address) {
   return *address;
 }
 inline void __threadfence() {}
+inline void __nanosleep(unsigned) {}
 
 template <typename T>
 T atomicAdd(T* address, d2net::simt::Same<T> value) {
