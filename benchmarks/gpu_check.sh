@@ -5,6 +5,7 @@ set -uo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${PYTHON:-python3}"
+[[ "$python" == */* ]] && python="$(cd "$(dirname "$python")" && pwd)/$(basename "$python")" # the stages run elsewhere
 out="${OUT:-$root/benchmarks/results}"
 build="$root/build/gpu_check" # kept, so that a second call only compiles what changed
 
@@ -101,6 +102,7 @@ mkdir "$work/results"
 checks="$work/checks.tsv" # stage, check, status, seconds, reason
 tests="$work/tests.tsv"   # written by gpu_check_tests.py
 : | tee "$checks" >"$tests"
+out="$(cd "$out" && pwd)"
 log="$out/$name.log"
 : >"$log" || die "$out: cannot be written"
 
@@ -126,6 +128,7 @@ interrupted() {
   trap - INT TERM HUP
   [[ -n "$child" ]] && kill "$child"
   record "${current:-$stage}" interrupted $((SECONDS - begin)) "by a signal; see the log"
+  [[ -n "$child" ]] && wait "$child" # it may hold the GPU; killed after 10 s at most
   exit 1
 }
 trap interrupted INT TERM HUP
@@ -153,7 +156,13 @@ check() {
   tail -n "+$((first + 1))" "$log" | tail -n 30
   case $status in
     0) record "$current" passed $((SECONDS - begin)) ;;
-    124 | 137) record "$current" "timed out" $((SECONDS - begin)) "after $seconds s; see the log" ;;
+    124 | 137) # 137: killed, also for want of memory
+      if ((SECONDS - begin < seconds)); then
+        record "$current" failed $((SECONDS - begin)) "killed (out of memory?)"
+      else
+        record "$current" "timed out" $((SECONDS - begin)) "after $seconds s; see the log"
+      fi
+      ;;
     *) record "$current" failed $((SECONDS - begin)) "exit status $status; see the log" ;;
   esac
   current=''
@@ -191,9 +200,9 @@ stage_tests() {
   local what label again test status
   if [[ -n "$dry" ]]; then
     what=(-k "simt and not definition" "$root/tests/ops") label="pytest tests/ops -k simt"
-  else # short ones first; a kernel that hangs ends the process, with pytest 9
+  else # all that have gpu tests, short ones first; a kernel that hangs ends the process, with pytest 9
     what=(-m gpu -o faulthandler_timeout=30 -o faulthandler_exit_on_timeout=true
-      "$root/tests/test_every_operator.py" "$root/tests/test_cuda_graph.py" "$root/tests") label="pytest -m gpu"
+      "$root"/tests/{test_every_operator.py,test_cuda_graph.py,test_gpu.py,test_model.py,ops}) label="pytest -m gpu"
   fi
   cd "$work" || return
   for again in "" ", continued"{," 2"," 3"," 4"}; do

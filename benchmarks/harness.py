@@ -60,7 +60,7 @@ def main(title: str, cases: Callable[[torch.device, bool], Iterable[Case]], doc:
     """Command line of a benchmark: run ``cases(device, quick)``, print a table, write JSON, Markdown and plot.
 
     Cases are made one after the other, so that a generator holds the data of one at a time. The exit status is 1 where
-    ours failed, or a case could not be made.
+    ours failed, a case could not be made, or nothing of ours was measured.
     """
     parser = arguments(doc)
     parser.add_argument("--threads", type=int, help="torch.set_num_threads; default: torch's own choice")
@@ -88,8 +88,9 @@ def main(title: str, cases: Callable[[torch.device, bool], Iterable[Case]], doc:
     save(result, markdown(result), options.out)
     if options.out and not options.no_plot and any(row["size"] is not None and "ms" in row for row in rows):
         plot(result, options.out / f"{file_name(result)}.png")
-    reasons = [result.get("left_out", ""), *(row.get("failed", "") for row in rows if row["contender"] == OURS)]
-    sys.exit(any(why and not why.endswith(OUT_OF_TIME) for why in reasons))
+    ours = [row.get("failed", "") for row in rows if row["contender"] == OURS]
+    failed = [why for why in [result.get("left_out", ""), *ours] if why and not why.endswith(OUT_OF_TIME)]
+    sys.exit(bool(failed) or "" not in ours)
 
 
 def arguments(doc: str | None) -> argparse.ArgumentParser:

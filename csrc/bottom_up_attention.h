@@ -22,7 +22,7 @@ void bottom_up_attention(const T* x, const T* reference, const int64_t* lengths,
 namespace cuda {
 
 // The same on `device`, enqueued on `stream` (a cudaStream_t); every pointer is device memory. Sums are in float for
-// float and half precision, and vectors whose squared norm a float cannot hold are scaled first. Scratch: unit (d + 1).
+// float and half precision, and vectors whose squared norm a float cannot hold are scaled first.
 // Throws std::runtime_error when a launch fails.
 template <typename T>
 void bottom_up_attention(const T* x, const accumulator_t<T>* reference, const int64_t* lengths, int64_t b, int64_t t,

@@ -87,11 +87,16 @@ CASES: dict[str, Case] = {
 }
 
 
-def in_an_odd_place(x: Tensor) -> Tensor:
-    """The same values as a view that is neither contiguous nor aligned: every second element of a larger tensor."""
+def strided(x: Tensor) -> Tensor:
+    """The same values as a view that is not contiguous: every second element of a larger tensor."""
     place = x.new_zeros(*x.shape[:-1], 2 * x.shape[-1] + 1) if x.ndim else x.new_zeros(3)
     view = place[..., 1::2] if x.ndim else place[1]
     return view.copy_(x)
+
+
+def misaligned(x: Tensor) -> Tensor:
+    """The same values, contiguous, but from an address on that is only a multiple of an element's size."""
+    return x.new_zeros(x.numel() + 1)[1:].view(x.shape).copy_(x)
 
 
 def results(case: Case, device: torch.device, place: Callable[[Tensor], Tensor] = Tensor.clone) -> list[Tensor]:
@@ -116,10 +121,11 @@ def test_equals_the_reference(name, device, monkeypatch):
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("place", [strided, misaligned])
 @pytest.mark.parametrize("name", CASES)
-def test_inputs_may_lie_anywhere(name, device):
+def test_inputs_may_lie_anywhere(name, place, device):
     device = torch.device(device)
-    found, expected = results(CASES[name], device, in_an_odd_place), results(CASES[name], device)
+    found, expected = results(CASES[name], device, place), results(CASES[name], device)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 

@@ -21,24 +21,35 @@ def batch(device: str = "cuda") -> list[Tensor]:
     return [x.to(device) for x in (tcam, embeddings, lengths, labels)]
 
 
+def prepare(inputs: list[Tensor]) -> tuple[D2NetLoss, list[Tensor], Tensor]:
+    """What :func:`run` needs; waits for the device."""
+    loss = D2NetLoss(5, 64).to(inputs[0].device)
+    return loss, [x.clone().requires_grad_() for x in inputs[:2]], torch.tensor([1, 2, 3, 0], device=inputs[0].device)
+
+
+def run(loss: D2NetLoss, leaves: list[Tensor], partners: Tensor, lengths: Tensor, labels: Tensor) -> list[Tensor]:
+    total = loss(*leaves, lengths, labels, partners).total
+    return [total.detach(), loss.reference, *torch.autograd.grad(total, leaves)]
+
+
 def loss_and_gradients(inputs: list[Tensor]) -> list[Tensor]:
-    leaves = [x.clone().requires_grad_() for x in inputs[:2]]
-    loss = D2NetLoss(5, 64).to(leaves[0].device)
-    partners = torch.tensor([1, 2, 3, 0], device=leaves[0].device)
-    total = loss(*leaves, *inputs[2:], partners).total
-    return [x.cpu() for x in (total.detach(), loss.reference, *torch.autograd.grad(total, leaves))]
+    return [x.cpu() for x in run(*prepare(inputs), *inputs[2:])]
 
 
 def test_another_stream_is_used_and_kept():
-    expected = loss_and_gradients(batch())
+    inputs = batch()
+    expected = loss_and_gradients(inputs)
+    loss, leaves, partners = prepare([torch.zeros_like(x) for x in inputs])
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        inputs = batch()
-        torch.cuda._sleep(100_000_000)  # whoever used another stream would read what is not there yet
-        inputs[0] = inputs[0] * 1
-        found = loss_and_gradients(inputs)
+        torch.cuda._sleep(100_000_000)  # whoever used another stream would read zeros
+        with torch.no_grad():
+            for leaf, x in zip(leaves, inputs, strict=False):
+                leaf.copy_(x)
+        results = run(loss, leaves, partners, *inputs[2:])
         assert torch.cuda.current_stream() == stream
+        found = [x.cpu() for x in results]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 

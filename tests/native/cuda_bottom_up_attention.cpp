@@ -26,8 +26,8 @@ void compare(int64_t t, int64_t d, double tolerance) {
   std::vector<T> attention(b * t);
   d2net::cpu::bottom_up_attention(wide.data(), reference.data(), lengths, b, t, d, expected.data(),
                                   expected_norms.data(), 1);
-  d2net::cuda::bottom_up_attention<T>(x.data(), reference.data(), lengths, b, t, d, attention.data(),
-                                      norms.data(), 0, nullptr);
+  d2net::cuda::bottom_up_attention<T>(x.data(), reference.data(), lengths, b, t, d, attention.data(), norms.data(), 0,
+                                      nullptr);
   for (int64_t row = 0; row < b * t; ++row) {
     const double got = double(d2net::cuda::to_float(attention[row]));
     CHECK(row == 3 ? got != got : check::close(got, double(expected[row]), 0, tolerance));
@@ -69,7 +69,7 @@ TEST(cuda_bottom_up_attention_of_ugly_vectors) {
 
 TEST(cuda_bottom_up_attention_of_nothing) {
   float attention[2] = {0, 0}, norms[2] = {1, 1};
-  d2net::cuda::bottom_up_attention<float>(nullptr, nullptr, nullptr, 0, 2, 3, nullptr, nullptr, nullptr, 0, nullptr);
+  d2net::cuda::bottom_up_attention<float>(nullptr, nullptr, nullptr, 0, 2, 3, nullptr, nullptr, 0, nullptr);
   d2net::cuda::bottom_up_attention<float>(nullptr, nullptr, nullptr, 1, 2, 0, attention, norms, 0, nullptr);
   CHECK(attention[0] == 0.5f && attention[1] == 0.5f && norms[0] == 0 && norms[1] == 0);
 }

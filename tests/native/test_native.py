@@ -117,7 +117,8 @@ def test_polling_in_vain_is_an_error_and_no_hang(built, kernel, words, seed):
 
 @pytest.mark.parametrize("seed", ["0", "1", "2"])
 def test_a_block_may_wait_for_one_that_runs(built, seed):
-    result = subprocess.run([built / "broken", "waits_for_an_earlier_block", seed], capture_output=True, text=True)
+    command = [built / "broken", "waits_for_an_earlier_block", seed]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout) == (0, "9\n"), result.stderr[-4000:]
 
 
