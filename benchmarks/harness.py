@@ -132,7 +132,8 @@ def until(deadline: float) -> Iterator[None]:
         raise OutOfTime
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, left)
+    # Again every second: Python ignores what is raised in a finalizer or a callback of its garbage collection.
+    signal.setitimer(signal.ITIMER_REAL, left, 1.0)
     try:
         yield
     finally:

@@ -78,6 +78,16 @@ def test_out_of_time(run):
     assert [row.get("failed", "")[:11] for row in result["rows"][:3]] == ["", "out of time", ""]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_time_that_is_up_while_a_finalizer_runs(run):
+    class Slow:
+        def __del__(self) -> None:
+            time.sleep(1)
+
+    status, result, _ = run({"first": {"d2net": lambda: Slow() and wait()}}, "--seconds", "0.5")
+    assert status == 1 and result["rows"][0]["failed"].startswith("out of time")
+
+
 def test_what_comes_after_the_time_is_left_out(run):
     def end() -> None:
         time.sleep(0.6)
