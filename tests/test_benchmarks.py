@@ -89,10 +89,7 @@ def test_time_that_is_up_while_a_finalizer_runs(run):
 
 
 def test_what_comes_after_the_time_is_left_out(run):
-    def end() -> None:
-        time.sleep(0.6)
-
-    status, result, table = run({"first": {"d2net": end}, "second": {"d2net": int}}, "--seconds", "1")
+    status, result, table = run({"first": {"d2net": wait}, "second": {"d2net": int}}, "--seconds", "1")
     assert status == 1 and result["rows"][0]["failed"].startswith("out of time")  # nothing was measured
     assert len(result["rows"]) == 1 and "Left out: what comes after first" in table
 
