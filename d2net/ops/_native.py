@@ -76,7 +76,7 @@ def _check_chip(device: torch.device) -> None:
         name = torch.cuda.get_device_name(device)
         raise D2NetError(
             f"d2net's kernels were built for CUDA architectures {archs}, {name} ({device}) is {capability[0]}."
-            f"{capability[1]}: build them again with CMAKE_CUDA_ARCHITECTURES={capability[0]}{capability[1]}"
+            f"{capability[1]}: build them again, CMAKE_CUDA_ARCHITECTURES={capability[0]}{capability[1]} pip install ."
         )
 
 
