@@ -22,13 +22,15 @@ from typer.core import TyperGroup
 from d2net.cli_options import (
     OFF_TERMINAL_WIDTH,
     Data,
+    DataOptions,
     Device,
     Settings,
     TrustPickle,
+    check_output,
     choose_device,
-    choose_subset,
+    choose_subsets,
+    data_options,
     make_console,
-    open_data,
     progress_bar,
 )
 from d2net.errors import D2NetError, InputError
@@ -132,7 +134,7 @@ def demo(
     ),
     seed: Annotated[int, typer.Option(min=0, help="Seed of initialisation and sampling.")] = 0,
     iterations: Annotated[
-        int | None, typer.Option(min=1, help="Training iterations; default: the recipe's 600.")
+        int | None, typer.Option(min=1, help="Training iterations; default: those of the recipe watch.")
     ] = None,
 ) -> None:
     """Train on real smartwatch recordings and find the exercises of unseen people: minutes on a CPU.
@@ -150,12 +152,17 @@ def demo(
 
 
 @app.command()
+@data_options
 def train(
     data: Data,
     recipe: Annotated[str, typer.Option(metavar="NAME", help="Name of a recipe; d2net recipes lists them.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where checkpoint and log go.")],
+    options: DataOptions,
     subset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Subset to train on; default: the one named as training data.")
+        str | None,
+        typer.Option(
+            metavar="NAME[,NAME]", help="Subsets to train on, or all; default: the one named as training data."
+        ),
     ] = None,
     settings: Settings = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of initialisation and sampling.")] = 0,
@@ -172,12 +179,12 @@ def train(
         int, typer.Option(metavar="N", min=0, help="Evaluate every N iterations, to watch; 0: never. Chooses nothing.")
     ] = 0,
     eval_subset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Subset of --eval-every; default: the one named as test data.")
+        str | None,
+        typer.Option(metavar="NAME[,NAME]", help="Subsets of --eval-every; default: the one named as test data."),
     ] = None,
     save_every: Annotated[int, typer.Option(metavar="N", min=0, help="Save every N iterations; 0: at the end.")] = 500,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
-    trust_pickle: TrustPickle = False,
 ) -> None:
     """Train D2-Net on a dataset, from recording-level labels alone.
 
@@ -187,6 +194,7 @@ def train(
       d2net train --data features/ --recipe thumos14-paper --out runs/t14 --set training.batch_size=20
       d2net train --data features/ --recipe thumos14-paper --out runs/t14 --resume
     """
+    from d2net.data.describe import describe
     from d2net.recipes import load_recipe
     from d2net.training import Trainer
 
@@ -194,9 +202,15 @@ def train(
         raise InputError("--resume goes on with a run and --overwrite replaces it; give one of them")
     chosen = load_recipe(recipe).override(settings or [])
     where = choose_device(device)
-    dataset = open_data(data, trust_pickle)
+    check_output(out / "checkpoint.safetensors")
+    catalog = options.find(data)
+    training = choose_subsets(catalog, subset, 0, "--subset")
+    evaluating = choose_subsets(catalog, eval_subset, 1, "--eval-subset") if eval_every else []
+    dataset = options.open(catalog, [*training, *evaluating])
+    for line in describe(dataset):
+        typer.echo(line)
     trainer = Trainer(
-        dataset.subset(choose_subset(dataset, subset, 0, "--subset")),
+        dataset.subset(*training),
         chosen,
         out=out,
         seed=seed,
@@ -204,36 +218,39 @@ def train(
         precision=precision,
         graph=graph,
         eval_every=eval_every,
-        evaluation_dataset=dataset.subset(choose_subset(dataset, eval_subset, 1, "--eval-subset"))
-        if eval_every
-        else None,
+        evaluation_dataset=dataset.subset(*evaluating) if evaluating else None,
         save_every=save_every,
         overwrite=overwrite,
     )
     checkpoint = trainer.run(resume=resume)
     typer.echo(f"wrote {checkpoint}")
     command = ["d2net", "localize", str(checkpoint), "--data", data, "--out", str(out / "detections.json")]
-    typer.echo(f"next: {shlex.join(command + (['--trust-pickle'] if trust_pickle else []))}")
+    typer.echo(f"next: {shlex.join(command + options.again())}")
 
 
 @app.command()
+@data_options
 def localize(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="checkpoint.safetensors of d2net train.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="checkpoint.safetensors of d2net train, or its folder.")
+    ],
     data: Data,
-    out: Annotated[Path, typer.Option(metavar="DETECTIONS.json", help="Where the detections go.")],
+    out: Annotated[Path, typer.Option(metavar="DETECTIONS.json", help="Where the detections go: .json, or .csv.")],
+    options: DataOptions,
     subset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Subset to localize; default: the one named as test data.")
+        str | None,
+        typer.Option(metavar="NAME[,NAME]", help="Subsets to localize, or all; default: the one named as test data."),
     ] = None,
     settings: Settings = None,
     device: Device = "auto",
-    trust_pickle: TrustPickle = False,
 ) -> None:
-    """Find the actions in recordings and write them as ActivityNet JSON, in seconds.
+    """Find the actions in recordings and write them as ActivityNet JSON or CSV, in seconds.
 
     \b
     Examples:
       d2net localize runs/watch/checkpoint.safetensors --data watch --out detections.json
-      d2net localize model.safetensors --data features/ --subset test --out d.json --set localization.nms_iou=0.3
+      d2net localize runs/mine --data features/ --subset validation,test --out detections.csv
+      d2net localize model.safetensors --data features/ --subset all --out d.json --set localization.nms_iou=0.3
     """
     from d2net.checkpoint import load_model
     from d2net.detections import write_detections
@@ -245,23 +262,29 @@ def localize(
             raise InputError(
                 f"--set {setting}: a trained model takes only localization.KEY=VALUE; train again for others"
             )
+    check_output(out)
     model, reference, saved = load_model(checkpoint, where)
     recipe = saved.recipe.override(settings or [])
-    dataset = open_data(data, trust_pickle)
+    catalog = options.find(data)
+    dataset = options.open(catalog, choose_subsets(catalog, subset, 1, "--subset"), like=saved.stream_widths)
     if dataset.stream_widths != saved.stream_widths:
         raise InputError(
             f"{checkpoint} was trained on streams of widths {saved.stream_widths}, dataset '{dataset.name}' has "
             f"{dataset.stream_widths}; localize in features of the same extractor"
         )
     # The network's outputs are counted in the order of its training, whatever the dataset's own.
-    chosen = replace(dataset.subset(choose_subset(dataset, subset, 1, "--subset")), classes=saved.classes)
+    chosen = replace(dataset, classes=saved.classes)
     with progress_bar("localizing") as progress:
         detections = find(model, reference, chosen, recipe.localization, device=where, progress=progress)
     features = f"{dataset.name} ({' + '.join(map(str, dataset.stream_widths))})"
     if saved.dataset != dataset.name:
         features += f", trained on {saved.dataset}"
     write_detections(out, detections, features=features)
-    typer.echo(f"wrote {len(detections)} detections of {len(chosen)} recordings to {out}")
+    empty = len(chosen) - len(set(detections.video.tolist()))
+    typer.echo(
+        f"wrote {len(detections)} detections of {len(chosen)} recordings ({', '.join(chosen.subsets)}) to {out}"
+        + (f"; {empty} recordings have none" if empty else "")
+    )
 
 
 @app.command()
@@ -270,7 +293,10 @@ def evaluate(
     annotations: Annotated[
         str, typer.Option(metavar="PATH", help="Annotations: JSON, W-TALC folder, or a dataset as --data of localize.")
     ],
-    subset: Annotated[str, typer.Option(metavar="NAME", help="Subset that was localized.")] = "test",
+    subset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[,NAME]", help="Subsets that were localized, or all; default: the test data."),
+    ] = None,
     protocol: Annotated[
         str, typer.Option(metavar="activitynet|wtalc", help="How matches and AP are counted.")
     ] = "activitynet",
@@ -308,6 +334,8 @@ def evaluate(
     from d2net.evaluation import evaluate as judge
 
     levels = parse_tiou(tiou)
+    if json_out:
+        check_output(json_out, "--json")
     if compare:
         from d2net.report import paper_tables
 
@@ -341,9 +369,11 @@ def evaluate(
 
 
 @app.command()
+@data_options
 def plot(
     data: Data,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Picture to write: .png, .pdf or .svg.")],
+    options: DataOptions,
     checkpoints: Annotated[
         list[Path] | None, typer.Argument(metavar="CHECKPOINT", help="Checkpoints, or folders of runs.")
     ] = None,
@@ -367,7 +397,6 @@ def plot(
         Path | None, typer.Option(metavar="FOLDER", help="Draw images of the recordings: FOLDER/VIDEO/*.jpg or .png.")
     ] = None,
     device: Device = "auto",
-    trust_pickle: TrustPickle = False,
 ) -> None:
     """Draw what models found in recordings: frames, ground truth, detections, activations over time.
 
@@ -401,9 +430,9 @@ def plot(
     where = choose_device(device)
     if frames is not None and not frames.is_dir():
         raise InputError(f"{frames}: no such folder; --frames takes one that holds a folder of images per recording")
-    dataset = open_data(data, trust_pickle)
-    if subset or not video:
-        dataset = dataset.subset(choose_subset(dataset, subset, 1, "--subset"))
+    check_output(out)
+    catalog = options.find(data)
+    dataset = options.open(catalog, choose_subsets(catalog, subset, 1, "--subset") if subset or not video else None)
     chosen = (
         find_recordings(dataset, video)
         if video
@@ -422,10 +451,11 @@ def plot(
 
 
 @app.command()
+@data_options
 def convert(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Dataset, as --data of d2net train.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; made where it is missing.")],
-    trust_pickle: TrustPickle = False,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; an earlier conversion is replaced.")],
+    options: DataOptions,
 ) -> None:
     """Turn a dataset into plain .npy files and one JSON, which open fast and need no pickle.
 
@@ -434,11 +464,50 @@ def convert(
       d2net convert THUMOS14-I3D-JOINTFeatures.npy thumos14/ --trust-pickle
       d2net convert watch watch-as-files/
     """
-    from d2net.data import convert as convert_dataset
+    from d2net.data.convert import check_place
+    from d2net.data.convert import convert as convert_dataset
 
+    check_place(out, None)
+    dataset = options.open(options.find(source), None)
     with progress_bar("converting") as progress:
-        dataset = convert_dataset(source, out, trust_pickle=trust_pickle, progress=progress)
-    typer.echo(f"wrote {len(dataset)} recordings ({', '.join(dataset.subsets)}) to {out}")
+        written = convert_dataset(dataset, out, progress=progress)
+    typer.echo(f"wrote {len(written)} recordings ({', '.join(written.subsets)}) to {out}")
+
+
+@app.command()
+@data_options
+def inspect(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Dataset, as --data of d2net train.")],
+    options: DataOptions,
+) -> None:
+    """Describe a dataset and say what in it is missing, contradictory or strange; exit code 1 if anything is.
+
+    Reads all features once.
+
+    \b
+    Examples:
+      d2net inspect watch
+      d2net inspect features/ --fps 25 --stride 16
+      d2net inspect W-TALC-FOLDER --trust-pickle
+    """
+    from d2net.data.describe import describe
+    from d2net.data.describe import inspect as look
+
+    catalog = options.find(data)
+    with progress_bar("reading") as progress:
+        found = look(catalog, times=options.times(), streams=options.stream_widths(), progress=progress)
+    if found.dataset is not None:
+        for line in describe(found.dataset):
+            typer.echo(line)
+        for note in found.dataset.notes:
+            typer.echo(f"note: {note}")
+    if not found.problems:
+        typer.echo("nothing suspicious")
+        return
+    typer.echo("suspicious:")
+    for problem in found.problems:
+        typer.echo(f"  {problem}")
+    raise typer.Exit(1)
 
 
 @app.command()
@@ -528,15 +597,9 @@ def _yaml_value(value: object) -> str:
     return json.dumps(value) if not isinstance(value, str) else value
 
 
-def _annotations(place: str, subset: str, trust_pickle: bool) -> tuple[Annotations, str]:
+def _annotations(place: str, subset: str | None, trust_pickle: bool) -> tuple[Annotations, str]:
     """The annotations of a file, W-TALC folder or dataset, and the name of the data."""
-    from d2net.data.files import read_json
-    from d2net.detections import read_annotations
+    from d2net.data import find_dataset
 
-    path = Path(place)
-    if path.is_file() or (path / "classlist.npy").exists():  # a W-TALC folder of annotations has that file
-        annotations = read_annotations(path, subset=subset, trust_pickle=trust_pickle)
-        # d2net convert writes a name there, which says where the data were simulated.
-        return annotations, str((path.is_file() and read_json(path).get("name")) or path.name)
-    dataset = open_data(place, trust_pickle)
-    return dataset.subset(subset).annotations(), dataset.name
+    catalog = find_dataset(place, trust_pickle=trust_pickle)
+    return catalog.annotations(choose_subsets(catalog, subset, 1, "--subset")), catalog.name

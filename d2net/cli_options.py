@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,9 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from d2net.errors import InputError
 
 if TYPE_CHECKING:
-    from d2net.data import Dataset
+    from d2net.data import Catalog, Dataset, Times
 
 OFF_TERMINAL_WIDTH = 120  # columns of tables that go to a file or a pipe
+_LISTED = 20  # recordings that are named when they are left out
+_PANEL = "What the data does not say, or says wrongly"
 
 Data = Annotated[
     str,
@@ -40,6 +46,140 @@ Settings = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class DataOptions:
+    """The options of :func:`data_options`: how to open a dataset."""
+
+    trust_pickle: TrustPickle = False
+    fps: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Frames a second that the features were extracted at.", rich_help_panel=_PANEL),
+    ] = None
+    stride: Annotated[
+        float | None, typer.Option(metavar="FRAMES", help="From one snippet to the next.", rich_help_panel=_PANEL)
+    ] = None
+    window: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FRAMES", help="That a snippet is computed from; default: the stride.", rich_help_panel=_PANEL
+        ),
+    ] = None
+    offset: Annotated[
+        float | None,
+        typer.Option(metavar="FRAME", help="At which the first window begins; default: 0.", rich_help_panel=_PANEL),
+    ] = None
+    seconds_per_snippet: Annotated[
+        float | None, typer.Option(metavar="S", help="In place of stride and fps.", rich_help_panel=_PANEL)
+    ] = None
+    streams: Annotated[
+        str | None,
+        typer.Option(
+            metavar="W[,W]", help="Width of each stream of features that lie in one array.", rich_help_panel=_PANEL
+        ),
+    ] = None
+    ignore_durations: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-durations", help="Take durations that do not fit the features as wrong.", rich_help_panel=_PANEL
+        ),
+    ] = False
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="A recording without usable features is an error; default: left out and named.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = False
+
+    def times(self) -> Times:
+        from d2net.data import Times
+
+        return Times(
+            fps=self.fps,
+            stride=self.stride,
+            window=self.window,
+            offset=self.offset,
+            seconds_per_snippet=self.seconds_per_snippet,
+        )
+
+    def find(self, spec: str) -> Catalog:
+        """What the dataset holds; its features are not looked at."""
+        from d2net.data import find_dataset
+
+        return find_dataset(spec, trust_pickle=self.trust_pickle)
+
+    def open(self, catalog: Catalog, subsets: list[str] | None, like: tuple[int, ...] | None = None) -> Dataset:
+        """The subsets of a dataset; what was taken for granted or left out is said on stderr.
+
+        Args:
+            like: Stream widths of a model, which features in one array are divided into where nothing says how.
+        """
+        dataset = catalog.open(
+            subsets,
+            times=self.times(),
+            streams=self.stream_widths(),
+            like=like,
+            strict=self.strict,
+            check_durations=not self.ignore_durations,
+        )
+        for note in said_of(dataset):
+            typer.echo(note, err=True)
+        return dataset
+
+    def again(self) -> list[str]:
+        """The options as they were given, for a command that opens the same data."""
+        words: list[str] = []
+        for name, value in vars(self).items():
+            option = f"--{name.replace('_', '-')}"
+            if value is True:
+                words.append(option)
+            elif value not in (None, False):
+                words += [option, f"{value:g}" if isinstance(value, float) else value]
+        return words
+
+    def stream_widths(self) -> tuple[int, ...] | None:
+        if self.streams is None:
+            return None
+        try:
+            widths = tuple(int(w) for w in self.streams.split(","))
+        except ValueError:
+            widths = ()
+        if not 1 <= len(widths) <= 2 or min(widths) < 1:
+            raise InputError(f"--streams {self.streams}: give the width of the stream, or of both as 1024,1024")
+        return widths
+
+
+def data_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of ``DataOptions``, handed to it as the argument ``options``."""
+
+    @functools.wraps(command)
+    def wrapper(**values: Any) -> None:
+        own = {name: values.pop(name) for name in DataOptions.__dataclass_fields__}
+        command(**values, options=DataOptions(**own))
+
+    parameters = dict(inspect.signature(command, eval_str=True).parameters)
+    del parameters["options"]
+    added = inspect.signature(DataOptions, eval_str=True).parameters
+    # Keyword-only, so that an option with a default may stand before an argument without.
+    together = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*parameters.values(), *added.values())]
+    wrapper.__signature__ = inspect.Signature(together)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in together}
+    return wrapper
+
+
+def said_of(dataset: Dataset) -> list[str]:
+    """What was taken for granted when a dataset was opened, and which recordings were left out and why."""
+    lines = [f"note: {note}" for note in dataset.notes]
+    if dataset.left_out:
+        number = f"{len(dataset.left_out)} of {len(dataset.left_out) + len(dataset)}"
+        lines.append(f"left out: {number} recordings without usable features (--strict makes that an error):")
+        lines += [f"  {r.name} ({r.subset}): {r.why}" for r in dataset.left_out[:_LISTED]]
+        if len(dataset.left_out) > _LISTED:
+            lines.append(f"  and {len(dataset.left_out) - _LISTED} more; d2net inspect lists all")
+    return lines
+
+
 def make_console(*, stderr: bool = False) -> Console:
     console = Console(stderr=stderr, highlight=False, soft_wrap=False)
     if not console.is_terminal:
@@ -57,20 +197,40 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def open_data(spec: str, trust_pickle: bool) -> Dataset:
-    from d2net.data import open_dataset
+def choose_subsets(catalog: Catalog, names: str | None, which: int, option: str) -> list[str]:
+    """The subsets asked for, as "A,B" or "all", or the training (0) or test (1) subset of the dataset.
 
-    return open_dataset(spec, trust_pickle=trust_pickle)
-
-
-def choose_subset(dataset: Dataset, name: str | None, which: int, option: str) -> str:
-    """The subset asked for, or the training (0) or test (1) subset of the dataset."""
+    Raises:
+        InputError: one that is not there, or none that is known as what is wanted.
+    """
     from d2net.data import train_and_test
+    from d2net.data.timeline import choose
 
-    name = name or train_and_test(dataset.subsets)[which]
+    if names is not None:
+        wanted = [names] if names in catalog.subsets else [n.strip() for n in names.split(",")]
+        return list(choose(wanted, catalog.subsets, catalog.source))
+    name = train_and_test(catalog.subsets, catalog.annotated_subsets)[which]
     if name is None:
-        raise InputError(f"dataset '{dataset.name}' has subsets {', '.join(dataset.subsets)}; choose one with {option}")
-    return name
+        raise InputError(f"dataset '{catalog.name}' has subsets {', '.join(catalog.subsets)}; choose one with {option}")
+    return [name]
+
+
+def check_output(path: Path, option: str = "--out") -> None:
+    """Make the folder that a file is to be written to, and see whether it can be: before anything is computed.
+
+    Raises:
+        InputError: a folder of that name is there, or the folder cannot be made or written to.
+    """
+    import tempfile
+
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{option} {path}: cannot be written ({error.strerror}); give another path") from error
+    if path.exists() and not path.is_file():
+        raise InputError(f"{option} {path}: not an ordinary file; give the path of a file to write")
 
 
 def choose_device(name: str) -> str:

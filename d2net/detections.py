@@ -48,10 +48,16 @@ class Detections(Segments):
 
 @dataclass(frozen=True)
 class Annotations(Segments):
-    """Ground truth. ``ambiguous`` holds rows (video index, start, end) that the ``wtalc`` protocol
-    excludes: a detection touching one is dropped. (M, 3) float64, empty by default."""
+    """Ground truth.
+
+    Attributes:
+        ambiguous: (M, 3) float64 rows (video index, start s, end s) of doubtful segments, which are of no class: the
+            ``wtalc`` protocol drops a detection that touches one.
+        annotated: (V,) bool, whether somebody looked for segments in a video; None: in those that have some.
+    """
 
     ambiguous: np.ndarray
+    annotated: np.ndarray | None = None
 
 
 def read_detections(path: str | os.PathLike[str], annotations: Segments | None = None) -> Detections:
@@ -120,128 +126,6 @@ def read_features(path: str | os.PathLike[str]) -> str | None:
     return details if isinstance(details, str) and details.strip() else None
 
 
-def read_annotations(
-    path: str | os.PathLike[str], *, subset: str | None = None, trust_pickle: bool = False
-) -> Annotations:
-    """Ground truth from an ActivityNet-style JSON file or a W-TALC annotations folder.
-
-    The JSON is ``{"database": {video: {"subset", "annotations": [{"label", "segment": [s, e]}]}}}``; classes are
-    sorted by name. In a W-TALC folder (``videoname.npy``, ``subset.npy``, ``classlist.npy`` …) the videos of subset
-    ``test`` take their segments from ``test_gt_segments.npy`` where that file exists (per class, rows of video number,
-    start and end as fractions of the duration), all others from ``segments.npy`` and ``labels.npy``; classes keep the
-    order of ``classlist.npy``. Ambiguous segments are read from ``Ambiguous_test.txt`` in the folder of the
-    annotations, where there is one. Classes are those of all subsets; segments keep the order of the file.
-
-    Args:
-        subset: Keep the videos of this subset only, spelled as in the file; None keeps all.
-        trust_pickle: Allow the pickled arrays of a W-TALC folder. A pickle can run code: only for files you trust.
-
-    Raises:
-        InputError: missing or damaged file, missing key, a segment that is no pair of finite numbers or ends before
-            it starts, an unknown subset, or pickles without ``trust_pickle``.
-    """
-    path = Path(path)
-    if path.is_dir():
-        folder = path
-        if not trust_pickle:
-            raise InputError(
-                f"{path}: W-TALC annotations are Python pickles, which can run code when read; "
-                "pass --trust-pickle if you trust where they come from"
-            )
-        subsets, classes, rows = _read_wtalc(path)
-    else:
-        folder = path.parent
-        subsets, classes, rows = _read_database(path)
-    if subset is not None and subset not in subsets.values():
-        raise InputError(
-            f"{path}: no video of subset '{subset}'; there are {', '.join(sorted(set(subsets.values()))) or 'none'}"
-        )
-    videos = tuple(name for name, its in subsets.items() if subset in (None, its))
-    chosen = set(videos)
-    return Annotations(
-        videos=videos,
-        classes=classes,
-        ambiguous=_read_ambiguous(folder / "Ambiguous_test.txt", videos),
-        **_columns(videos, classes, [r for r in rows if r[0] in chosen]),
-    )
-
-
-_Rows = list[tuple[str, str, float, float]]  # video, class, start s, end s
-
-
-def _read_database(path: Path) -> tuple[dict[str, str], tuple[str, ...], _Rows]:
-    """Subset of each video, classes and segments of an ActivityNet-style JSON."""
-    subsets: dict[str, str] = {}
-    rows: _Rows = []
-    for name, video in _mapping(_read_json(path), "database", f"{path}").items():
-        where = f"{path}: video '{name}'"
-        if not isinstance(video, dict) or not isinstance(video.get("subset"), str) or "annotations" not in video:
-            raise InputError(f"{where}: expected an object with 'subset' (a string) and 'annotations' (a list)")
-        subsets[name] = video["subset"]
-        for i, entry in enumerate(_entries(video["annotations"], f"{where}, 'annotations'")):
-            rows.append((name, *_labelled_segment(entry, f"{where}, annotation {i}")))
-    return subsets, _names((), (r[1] for r in rows)), rows
-
-
-def _read_wtalc(folder: Path) -> tuple[dict[str, str], tuple[str, ...], _Rows]:
-    """Subset of each video, classes and segments of a W-TALC annotations folder."""
-    names = [_text(n) for n in _read_pickle(folder / "videoname.npy")]
-    subsets = dict(zip(names, map(_text, _read_pickle(folder / "subset.npy", len(names))), strict=True))
-    classes = tuple(_text(c) for c in _read_pickle(folder / "classlist.npy"))
-    test_file = folder / "test_gt_segments.npy"
-    has_test_file = test_file.exists()
-    rows: _Rows = []
-
-    segments = _read_pickle(folder / "segments.npy", len(names))
-    labels = _read_pickle(folder / "labels.npy", len(names))
-    for name, its_segments, its_labels in zip(names, segments, labels, strict=True):
-        if has_test_file and subsets[name] == "test":
-            continue
-        if len(its_segments) != len(its_labels):
-            raise InputError(
-                f"{folder}: video '{name}' has {len(its_segments)} segments in segments.npy but {len(its_labels)} "
-                "labels in labels.npy; take both files from the same download"
-            )
-        for i, (segment, label) in enumerate(zip(its_segments, its_labels, strict=True)):
-            where = f"{folder / 'segments.npy'}: video '{name}', segment {i}"
-            if _text(label) not in classes:
-                raise InputError(f"{where}: label '{_text(label)}' is not in classlist.npy; add it there")
-            rows.append((name, _text(label), *_segment(segment, where)))
-    if has_test_file:
-        durations = np.asarray(_read_pickle(folder / "duration.npy", len(names))).reshape(len(names), -1)[:, 0]
-        by_number = {
-            name.rsplit("_", 1)[-1]: (name, duration)
-            for name, duration in zip(names, durations, strict=True)
-            if subsets[name] == "test"
-        }
-        for label, its_rows in zip(classes, _read_pickle(test_file, len(classes)), strict=True):
-            for number, *fractions in its_rows:
-                where = f"{test_file}: class '{label}', video number '{_text(number)}'"
-                if _text(number) not in by_number:
-                    raise InputError(f"{where}: no such test video in videoname.npy; take both from the same download")
-                name, duration = by_number[_text(number)]
-                start, end = _segment(fractions, where)
-                rows.append((name, label, *_segment((start * duration, end * duration), where)))
-    return subsets, classes, rows
-
-
-def _read_ambiguous(path: Path, videos: tuple[str, ...]) -> np.ndarray:
-    """(M, 3) float64 rows (video index, start s, end s) of the lines "VIDEO START END"; none without the file."""
-    if not path.exists():
-        return np.zeros((0, 3))
-    index = {name: i for i, name in enumerate(videos)}
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); mend or remove it") from error
-    for i, line in enumerate(lines, 1):
-        name, *segment = line.split() or [""]
-        if name in index:  # the list is of one subset; other subsets simply have no line in it
-            rows.append((index[name], *_segment(segment, f"{path}: line {i}")))
-    return np.array(rows, np.float64).reshape(-1, 3)
-
-
 def _names(first: Iterable[str], others: Iterable[str]) -> tuple[str, ...]:
     """``first`` in its order, then what else is in ``others``, sorted."""
     return tuple(dict.fromkeys([*first, *sorted(set(others))]))
@@ -268,22 +152,6 @@ def _read_json(path: Path) -> Any:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
     except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
         raise InputError(f"{path}: not valid JSON ({error}); is it truncated? Write or download it again") from error
-
-
-def _read_pickle(path: Path, length: int | None = None) -> np.ndarray:
-    """A .npy array that may hold Python objects; only called for files the user trusts."""
-    try:
-        array = np.load(path, allow_pickle=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; a W-TALC annotations folder needs it") from error
-    except Exception as error:  # a damaged pickle can raise anything
-        raise InputError(f"{path}: cannot be read as .npy ({type(error).__name__}); download it again") from error
-    if not isinstance(array, np.ndarray) or array.ndim == 0 or length not in (None, len(array)):
-        raise InputError(
-            f"{path}: expected an array of {'any' if length is None else length} entries, got shape "
-            f"{np.shape(array)}; take all files of the folder from the same download"
-        )
-    return array
 
 
 def _mapping(data: Any, key: str, where: str) -> dict[str, Any]:
@@ -323,11 +191,6 @@ def _number(value: Any, where: str) -> float:
     if not math.isfinite(number):
         raise InputError(f"{where} is {value!r}, not a finite number; mend or drop the segment")
     return number
-
-
-def _text(value: Any) -> str:
-    """W-TALC arrays written by Python 2 hold bytes."""
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
 def _write_whole(path: Path, text: str) -> None:

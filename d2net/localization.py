@@ -163,15 +163,23 @@ def _floor_topk_pool(x: Tensor, lengths: Tensor | None, *, divisor: int) -> Tens
 
 
 def to_detections(
-    proposals: Proposals, *, videos: Sequence[str], classes: Sequence[str], seconds_per_snippet: Sequence[float]
+    proposals: Proposals,
+    *,
+    videos: Sequence[str],
+    classes: Sequence[str],
+    seconds_per_snippet: Sequence[float],
+    first_snippet: Sequence[float] | None = None,
+    durations: Sequence[float | None] | None = None,
 ) -> Detections:
     """Name the proposals' recordings and classes and put their times in seconds.
 
     Args:
-        proposals: Segments in snippets; snippet t covers [t, t + 1) * seconds_per_snippet.
+        proposals: Segments in snippets; snippet t covers first_snippet + [t, t + 1) * seconds_per_snippet.
         videos: Name of each recording of the batch.
         classes: Name of each class.
         seconds_per_snippet: Of each recording.
+        first_snippet: Second at which snippet 0 of each recording begins; None: 0.
+        durations: Seconds of each recording, or None; a detection ends there at the latest.
 
     Raises:
         InputError: a proposal of a recording or class that has no name here, or a duration that is not positive.
@@ -179,6 +187,10 @@ def to_detections(
     seconds = np.asarray(seconds_per_snippet, np.float64)
     if seconds.shape != (len(videos),) or not ((seconds > 0) & np.isfinite(seconds)).all():
         raise InputError(f"seconds_per_snippet must be one positive number for each of the {len(videos)} videos")
+    first = np.zeros(len(videos)) if first_snippet is None else np.asarray(first_snippet, np.float64)
+    last = np.array([math.inf if d is None else d for d in durations or [None] * len(videos)], np.float64)
+    if first.shape != seconds.shape or not np.isfinite(first).all() or last.shape != seconds.shape:
+        raise InputError(f"first_snippet and durations must be one number for each of the {len(videos)} videos")
     video, label, start, end, score = (x.detach().cpu().numpy() for x in proposals)
     for name, index, size in (("recording", video, len(videos)), ("class", label, len(classes))):
         if len(index) and not 0 <= index.min() <= index.max() < size:
@@ -188,8 +200,8 @@ def to_detections(
         classes=tuple(classes),
         video=video.astype(np.int64),
         label=label.astype(np.int64),
-        start=start * seconds[video],
-        end=end * seconds[video],
+        start=(first[video] + start * seconds[video]).clip(0, last[video]),
+        end=(first[video] + end * seconds[video]).clip(0, last[video]),
         score=score.astype(np.float64),
     )
 
@@ -261,6 +273,8 @@ def localize(
         videos=[r.name for r in dataset.recordings],
         classes=dataset.classes,
         seconds_per_snippet=[r.seconds_per_snippet for r in dataset.recordings],
+        first_snippet=[r.first_snippet for r in dataset.recordings],
+        durations=[r.duration for r in dataset.recordings],
     )
 
 

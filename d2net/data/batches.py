@@ -49,18 +49,27 @@ class BatchSampler:
         batch_size: Recordings a batch.
         max_snippets: Longer recordings are cropped to this many snippets, at a random offset.
         seed: Of the order and the offsets.
+        allow_unlabelled: Recordings without a label are background alone, and drawn like the others.
 
     Raises:
-        InputError: a recording without a label or with an unknown class; an empty dataset.
+        InputError: a recording without a label where that is not allowed, or with an unknown class; no recording.
     """
 
-    def __init__(self, dataset: Dataset, *, batch_size: int, max_snippets: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        max_snippets: int,
+        seed: int = 0,
+        allow_unlabelled: bool = False,
+    ) -> None:
         if len(dataset) == 0:
             raise InputError(f"dataset '{dataset.name}' holds no recording to train on; check its training subset")
         self.dataset = dataset
         self.batch_size = min(batch_size, len(dataset))
         self.max_snippets = max_snippets
-        self.labels = torch.from_numpy(dataset.label_matrix())
+        self.labels = torch.from_numpy(dataset.label_matrix(allow_unlabelled=allow_unlabelled))
         self.generator = torch.Generator().manual_seed(seed)
         self.order = torch.randperm(len(dataset), generator=self.generator)
         self.position = 0

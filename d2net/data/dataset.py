@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from d2net.data.timeline import Entry, choose
 from d2net.detections import Annotations
 from d2net.errors import InputError
+
+_SHOWN = 3  # names in a sentence; the rest is a number
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,10 @@ class Recording:
         source: Where the features come from, for messages (a path).
         read: Returns the features, (T, width) float32, memory-mapped where a file holds them.
         duration: Length in seconds, or None where the dataset does not say.
+        first_snippet: Second at which snippet 0 begins (:mod:`d2net.data.times`).
+        snippets: T, or None where only reading tells.
+        ambiguous: (start s, end s) rows of doubtful segments, which are of no class.
+        annotated: Whether somebody looked for segments in it; None: where it has some.
     """
 
     name: str
@@ -34,6 +42,10 @@ class Recording:
     source: str
     read: Callable[[], np.ndarray]
     duration: float | None = None
+    first_snippet: float = 0.0
+    snippets: int | None = None
+    ambiguous: tuple[tuple[float, float], ...] = ()
+    annotated: bool | None = None
 
     def features(self, width: int) -> np.ndarray:
         """(T, width) float32 features, checked.
@@ -49,7 +61,8 @@ class Recording:
             )
         if len(x) == 0:
             raise InputError(f"{self.source}: '{self.name}' has no snippet; extract its features again")
-        x = np.asarray(x, dtype=np.float32)
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf, which is found below
+            x = np.asarray(x, dtype=np.float32)
         if not np.isfinite(x).all():
             t = int(np.nonzero(~np.isfinite(x).all(axis=1))[0][0])
             raise InputError(
@@ -60,20 +73,37 @@ class Recording:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A recording that the dataset names and that was not opened, and why; ``entry``: what its annotations say."""
+
+    name: str
+    why: str
+    entry: Entry
+
+    @property
+    def subset(self) -> str:
+        return self.entry.subset
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Recordings of one collection.
 
     Attributes:
         name: What it is called in results and pictures; contains "simulated" if it is.
         classes: Class names; labels are counted in this order.
-        stream_widths: Widths of the two streams (RGB, flow); features are their concatenation.
+        stream_widths: Width of each stream: one, or two (RGB, flow), whose concatenation the features are.
         recordings: All recordings of all subsets.
+        left_out: Recordings that were named and could not be used.
+        notes: What was taken for granted or done to the data, in sentences.
     """
 
     name: str
     classes: tuple[str, ...]
-    stream_widths: tuple[int, int]
+    stream_widths: tuple[int, ...]
     recordings: tuple[Recording, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:
@@ -86,29 +116,39 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.recordings)
 
-    def subset(self, name: str) -> Dataset:
-        """The recordings of one split. Raises InputError when it holds none."""
-        chosen = tuple(r for r in self.recordings if r.subset == name)
-        if not chosen:
-            raise InputError(
-                f"dataset '{self.name}': subset '{name}' is empty; there are {', '.join(self.subsets) or 'none'}"
-            )
-        return replace(self, recordings=chosen)
+    def subset(self, *names: str) -> Dataset:
+        """The recordings of one split, or of several. Raises InputError for one that holds none."""
+        chosen = choose(names, self.subsets, f"dataset '{self.name}'")
+        return replace(
+            self,
+            recordings=tuple(r for r in self.recordings if r.subset in chosen),
+            left_out=tuple(r for r in self.left_out if r.subset in chosen),
+        )
 
     def features(self, index: int) -> np.ndarray:
         """Checked features of one recording, (T, width) float32."""
         return self.recordings[index].features(self.width)
 
-    def label_matrix(self) -> np.ndarray:
-        """Multi-hot recording-level labels, (B, C) float32. Raises InputError for an unlabelled
-        recording or an unknown class."""
+    def label_matrix(self, *, allow_unlabelled: bool = False) -> np.ndarray:
+        """Multi-hot recording-level labels, (B, C) float32.
+
+        Args:
+            allow_unlabelled: A recording without a label is background alone: a row of zeros.
+
+        Raises:
+            InputError: an unlabelled recording, unless they are allowed; an unknown class.
+        """
         column = {c: i for i, c in enumerate(self.classes)}
         y = np.zeros((len(self), len(self.classes)), np.float32)
+        unlabelled = [r for r in self.recordings if not r.labels]
+        if unlabelled and not allow_unlabelled:
+            r = unlabelled[0]
+            raise InputError(
+                f"{r.source}: recording '{r.name}' has no label ({len(unlabelled)} of the {len(self)} have none: "
+                f"{listed([u.name for u in unlabelled])}); label them, leave them out, or, where they are background "
+                "alone, train with --set loss.skip_unlabelled=true"
+            )
         for row, r in zip(y, self.recordings, strict=True):
-            if not r.labels:
-                raise InputError(
-                    f"{r.source}: recording '{r.name}' has no label; add one or leave it out of '{r.subset}'"
-                )
             for label in r.labels:
                 if label not in column:
                     raise InputError(
@@ -120,17 +160,28 @@ class Dataset:
 
     def annotations(self) -> Annotations:
         """Ground-truth segments of all recordings here."""
-        column = {c: i for i, c in enumerate(self.classes)}
-        rows = [
-            (v, column[label], start, end) for v, r in enumerate(self.recordings) for start, end, label in r.segments
-        ]
-        table = np.array(rows, np.float64).reshape(-1, 4)
-        return Annotations(
-            videos=tuple(r.name for r in self.recordings),
-            classes=self.classes,
-            video=table[:, 0].astype(np.int64),
-            label=table[:, 1].astype(np.int64),
-            start=table[:, 2],
-            end=table[:, 3],
-            ambiguous=np.zeros((0, 3)),
-        )
+        return annotations_of(self.recordings, self.classes)
+
+
+def annotations_of(recordings: Sequence[Any], classes: tuple[str, ...]) -> Annotations:
+    """The segments, and the marks of ambiguous ones, of recordings (opened or only listed), in their order."""
+    column = {c: i for i, c in enumerate(classes)}
+    rows = [(v, column[label], start, end) for v, r in enumerate(recordings) for start, end, label in r.segments]
+    table = np.array(rows, np.float64).reshape(-1, 4)
+    doubtful = [(v, start, end) for v, r in enumerate(recordings) for start, end in r.ambiguous]
+    return Annotations(
+        videos=tuple(r.name for r in recordings),
+        classes=classes,
+        video=table[:, 0].astype(np.int64),
+        label=table[:, 1].astype(np.int64),
+        start=table[:, 2],
+        end=table[:, 3],
+        ambiguous=np.array(doubtful, np.float64).reshape(-1, 3),
+        annotated=np.array([bool(r.segments) if r.annotated is None else r.annotated for r in recordings], bool),
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    """A few of the names, and how many more there are."""
+    more = len(names) - _SHOWN
+    return ", ".join(f"'{n}'" for n in names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2net.data.actionformer import open_actionformer
-from d2net.data.cola import open_cola
-from d2net.data.dataset import Dataset
+from d2net.data.actionformer import list_actionformer
+from d2net.data.catalog import Catalog
+from d2net.data.cola import list_cola
+from d2net.data.dataset import Dataset, listed
+from d2net.data.locate import JOINT, STREAMS, visible
 from d2net.data.simulated import simulate
-from d2net.data.wtalc import SUFFIX, open_wtalc
+from d2net.data.times import Times
+from d2net.data.wtalc import list_wtalc, list_wtalc_annotations
+from d2net.detections import Annotations
 from d2net.errors import InputError
 
 
@@ -19,76 +24,104 @@ def open_dataset(
     trust_pickle: bool = False,
     annotations: Path | None = None,
     subsets: Sequence[str] | None = None,
-    snippet_stride: float = 4,
+    times: Times | None = None,
+    streams: tuple[int, ...] | None = None,
+    strict: bool = False,
+    check_durations: bool = True,
 ) -> Dataset:
     """Opens a dataset of any layout and checks that its files are there and whole.
 
+    Recordings without usable features are left out, with a warning; ``Dataset.left_out`` lists them.
+
     Args:
-        spec: ``"watch"`` (embedded), ``"simulated"``, ``"simulated:ANNOTATIONS.json"``, or the path of a folder,
-            annotations JSON or W-TALC feature file.
-        trust_pickle: Allow the pickles of the W-TALC layout.
-        annotations: Annotations that do not lie where the layout has them: a JSON, or W-TALC's folder.
-        subsets: Open only these subsets (all by default).
-        snippet_stride: Frames between snippets for ActionFormer's layout where its JSON does not say.
+        spec, trust_pickle, annotations: As :func:`find_dataset`.
+        subsets: Open only these subsets (all by default); the features of others need not be there.
+        times, streams, strict, check_durations: As :meth:`d2net.data.catalog.Catalog.open`.
 
     Raises:
-        InputError: unknown layout, a missing or broken file, an empty subset, an unlabelled training recording.
+        InputError: unknown layout, a broken file, an empty subset, time that is not known.
     """
-    dataset = _open(spec, trust_pickle, annotations, subsets, snippet_stride)
-    if subsets is not None:
-        for name in subsets:
-            dataset.subset(name)
-    train, _ = train_and_test(dataset.subsets)
-    for r in dataset.recordings:
-        if r.subset == train and not r.labels:
-            raise InputError(f"{r.source}: training recording '{r.name}' has no label; annotate it or leave it out")
+    catalog = find_dataset(spec, trust_pickle=trust_pickle, annotations=annotations)
+    dataset = catalog.open(subsets, times=times, streams=streams, strict=strict, check_durations=check_durations)
+    if dataset.left_out:
+        names = [r.name for r in dataset.left_out]
+        warnings.warn(
+            f"{catalog.source}: {len(names)} of {len(names) + len(dataset)} recordings are left out ({listed(names)}); "
+            f"the first: {dataset.left_out[0].why}",
+            stacklevel=2,
+        )
     return dataset
 
 
-def train_and_test(subsets: Sequence[str]) -> tuple[str | None, str | None]:
-    """Which subset a collection trains on and which it tests on, None where there is none.
+def find_dataset(spec: str | Path, *, trust_pickle: bool = False, annotations: Path | None = None) -> Catalog:
+    """What a dataset of any layout says it holds; features are not looked at.
 
-    THUMOS14 trains on ``validation`` and tests on ``test``; ActivityNet trains on ``training`` and tests on
-    ``validation``.
+    Args:
+        spec: ``"watch"`` (embedded), ``"simulated"``, ``"simulated:ANNOTATIONS.json"``, or the path of a folder,
+            annotations JSON, W-TALC feature file or W-TALC folder of annotations.
+        trust_pickle: Allow the pickles of the W-TALC layout.
+        annotations: Annotations that do not lie where the layout has them: a JSON, or W-TALC's folder.
+
+    Raises:
+        InputError: unknown layout, missing or broken annotations.
     """
-    lower = {s.lower(): s for s in subsets}
-    train = next((lower[s] for s in ("train", "training", "validation") if s in lower), None)
-    test = next((lower[s] for s in ("test", "testing", "validation") if s in lower and lower[s] != train), None)
-    return train, test
-
-
-def _open(
-    spec: str | Path,
-    trust_pickle: bool,
-    annotations: Path | None,
-    subsets: Sequence[str] | None,
-    snippet_stride: float,
-) -> Dataset:
     kind, _, timeline = str(spec).partition(":")
     if spec == "watch":
         from d2net.data.watch import load_watch  # windows are computed on loading: only for those who want it
 
-        return load_watch()
+        return Catalog.of(load_watch())
     if kind == "simulated":
-        return simulate(Path(timeline) if timeline else annotations, subsets=subsets)
+        return Catalog.of(simulate(Path(timeline) if timeline else annotations))
 
     path = Path(spec)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; give a dataset's path, 'watch' or 'simulated'")
-    folder = path if path.is_dir() else path.parent
-    joint = [path] if path.name.endswith(SUFFIX) else sorted(path.glob(f"*{SUFFIX}"))
+    if (path / "classlist.npy").is_file():
+        return list_wtalc_annotations(path, trust_pickle=trust_pickle)
+    inside = visible(path) if path.is_dir() else []
+    joint = [path] if path.name.endswith(JOINT) else [p for p in inside if p.name.endswith(JOINT)]
     if len(joint) > 1:
         raise InputError(f"{path}: holds {', '.join(p.name for p in joint)}; give the path of one of them")
     if joint:
-        return open_wtalc(joint[0], trust_pickle=trust_pickle, annotations=annotations, subsets=subsets)
-    if any(folder.glob("features/*/rgb")):
-        return open_cola(folder, annotations=annotations or (None if path.is_dir() else path), subsets=subsets)
-    if path.suffix == ".json" or annotations or any(path.glob("*.json")):
-        return open_actionformer(path, annotations=annotations, subsets=subsets, snippet_stride=snippet_stride)
+        return list_wtalc(joint[0], trust_pickle=trust_pickle, annotations=annotations)
+    folder = path if path.is_dir() else path.parent
+    if any(p.is_dir() for stream in STREAMS for p in folder.glob(f"features/*/{stream}")) or _is_cola_alone(path):
+        return list_cola(folder, annotations=annotations or (None if path.is_dir() else path))
+    if path.suffix == ".json" or annotations or any(p.suffix == ".json" for p in inside):
+        return list_actionformer(path, annotations=annotations)
 
-    found = sorted(p.name for p in folder.iterdir())
+    found = [p.name for p in visible(folder)]
     listing = ", ".join(found[:6]) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
     raise InputError(
-        f"{path}: unknown layout; looked for *{SUFFIX} (W-TALC), features/*/rgb with gt.json (CoLA) and one *.json "
+        f"{path}: unknown layout; looked for *{JOINT} (W-TALC), features/*/rgb with gt.json (CoLA) and one *.json "
         f"with a folder of .npy (ActionFormer), found {listing or 'nothing'}"
+    )
+
+
+def read_annotations(
+    spec: str | Path, *, subset: str | Sequence[str] | None = None, trust_pickle: bool = False
+) -> Annotations:
+    """Ground truth of a dataset, or of a file or folder of annotations; features need not be there.
+
+    Args:
+        spec: As of :func:`find_dataset`.
+        subset: Name of the subset, or several; None takes all.
+        trust_pickle: Allow the pickles of the W-TALC layout.
+
+    Raises:
+        InputError: as :func:`find_dataset`, or a subset that is not there.
+    """
+    catalog = find_dataset(spec, trust_pickle=trust_pickle)
+    return catalog.annotations([subset] if isinstance(subset, str) else subset)
+
+
+def _is_cola_alone(path: Path) -> bool:
+    """Whether the annotations of layout 2 lie here without features: enough for an evaluation."""
+    folder = path if path.is_dir() else path.parent
+    here = path.is_dir() or path.name == "gt.json"
+    return (
+        here
+        and (folder / "gt.json").is_file()
+        and any(folder.glob("split_*.txt"))
+        and not (folder / "features").exists()
     )

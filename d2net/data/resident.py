@@ -33,7 +33,7 @@ class ResidentFeatures:
     def load(
         cls, dataset: Dataset, device: torch.device, *, max_snippets: int, budget: float = float("inf")
     ) -> ResidentFeatures | None:
-        """Read all features; None where they take more than ``budget`` bytes.
+        """Read all features; None where they take more than ``budget`` bytes. A recording may have no label.
 
         Raises:
             InputError: features that are missing, of another width, empty, NaN or Inf.
@@ -45,7 +45,7 @@ class ResidentFeatures:
             if size > budget:
                 return None
             parts.append(torch.tensor(x, device=device))
-        return cls(parts, torch.from_numpy(dataset.label_matrix()), max_snippets=max_snippets)
+        return cls(parts, torch.from_numpy(dataset.label_matrix(allow_unlabelled=True)), max_snippets=max_snippets)
 
     def rows(self, windows: Sequence[Window]) -> Tensor:
         """(3, B) int64 on the CPU, pinned for a GPU: recording, row of the first snippet, snippets of each window."""

@@ -81,6 +81,9 @@ def simulate(
                     (action, context, noise),
                 ),
                 duration=duration,
+                snippets=_snippets(duration),
+                ambiguous=entry.ambiguous,
+                annotated=entry.annotated,
             )
         )
     name = f"simulated {annotated.name or annotated.path.name}"
@@ -96,6 +99,10 @@ def _duration(name: str, entry: Entry, path: Path) -> float:
     return last * (1 + 0.25 * _generator("duration", name).random())
 
 
+def _snippets(duration: float) -> int:
+    return max(1, int(duration / SECONDS_PER_SNIPPET))
+
+
 def _generate(
     name: str,
     segments: tuple[tuple[float, float, str], ...],
@@ -107,7 +114,7 @@ def _generate(
 ) -> np.ndarray:
     """(T, sum of widths) float32 features of one video."""
     action, context, noise = strengths
-    length = max(1, int(duration / SECONDS_PER_SNIPPET))
+    length = _snippets(duration)
     active = np.zeros((length, len(classes)), np.float32)
     near = np.zeros((length, 1), np.float32)
     for start, end, label in segments:

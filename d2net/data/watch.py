@@ -135,6 +135,7 @@ def load_watch(
                 source=str(path),
                 read=((x - mean) / std).astype(np.float32).copy,  # every reader gets its own copy
                 duration=duration,
+                snippets=len(x),
             )
         )
     return Dataset(

@@ -2,115 +2,182 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from d2net.data.dataset import Dataset, Recording
-from d2net.data.files import check_features, halves
-from d2net.data.timeline import choose
+from d2net.data.catalog import Catalog, Listing
+from d2net.data.containers import FeatureArray, feature_array
+from d2net.data.locate import JOINT, MissingFeatures
+from d2net.data.timeline import AMBIGUOUS_LIST, Entry, is_ambiguous, read_ambiguous, segment
+from d2net.data.times import Times
 from d2net.errors import InputError
 
-SUFFIX = "-I3D-JOINTFeatures.npy"
-SECONDS_PER_SNIPPET = 16 / 25
+TIMES = Times(fps=25, stride=16)  # what these features are extracted with
 
 
-def open_wtalc(
-    features: Path,
-    *,
-    trust_pickle: bool = False,
-    annotations: Path | None = None,
-    subsets: Sequence[str] | None = None,
-) -> Dataset:
-    """Opens layout 1. The format has no other way than to load all features into memory.
-
-    Labels are those of ``labels_all.npy``, which this family of methods trains on. In the published THUMOS14 files they
-    differ from the classes of the segments for 28 of 412 videos (8 of them for training).
+def list_wtalc(features: Path, *, trust_pickle: bool = False, annotations: Path | None = None) -> Catalog:
+    """Layout 1. The format has no other way than to load all features into memory.
 
     Args:
         features: ``NAME-I3D-JOINTFeatures.npy``, an object array of (T, width) arrays.
         trust_pickle: These files are pickles, which can run any code when loaded; say True only if you
             trust whoever made them.
         annotations: The folder of annotations; ``NAME-Annotations`` beside the features by default.
-        subsets: Keep only these.
 
     Raises:
         InputError: not trusted, a missing or broken file, files of different lengths.
     """
     if not trust_pickle:
-        raise InputError(
-            f"{features}: is a Python pickle, which can run any code when loaded; if you trust its maker, add "
-            "--trust-pickle, or turn it once into plain files with: d2net convert --trust-pickle"
-        )
-    name = features.name.removesuffix(SUFFIX)
+        _refuse(features)
+    name = features.name.removesuffix(JOINT)
     folder = annotations or features.parent / f"{name}-Annotations"
+    catalog = list_wtalc_annotations(folder, trust_pickle=True)
+    _load(folder / "labels_all.npy", len(catalog.listings))  # without it an evaluation is possible, no training
+    arrays = _load(features, len(catalog.listings))
+    return replace(
+        catalog,
+        name=name,
+        source=features,
+        listings=tuple(
+            replace(each, open=partial(_open, array, f"{features} [{i}] '{each.name}'"))
+            for i, (each, array) in enumerate(zip(catalog.listings, arrays, strict=True))
+        ),
+        divide=_halves,
+        notes=(f"a snippet is taken as {TIMES.stride} frames at {TIMES.fps} fps, as is usual in this layout",),
+    )
+
+
+def list_wtalc_annotations(folder: Path, *, trust_pickle: bool = False) -> Catalog:
+    """The annotations of layout 1 alone, as they are enough for an evaluation.
+
+    Labels are those of ``labels_all.npy``, which this family of methods trains on (without it, of ``labels.npy``). In
+    the published THUMOS14 files they differ from the classes of the segments for 28 of 412 videos (8 of them for
+    training). Segments are those of ``segments.npy`` and ``labels.npy``; those of subset ``test`` are those of
+    ``test_gt_segments.npy`` where that file exists (per class, rows of video number, start and end as fractions of the
+    duration), which is what the published evaluator judges by.
+
+    Raises:
+        InputError: not trusted, a missing or broken file, files of different lengths.
+    """
+    if not trust_pickle:
+        _refuse(folder)
     names = [_text(v) for v in _load(folder / "videoname.npy").reshape(-1)]
+    if twice := [n for n in dict.fromkeys(names) if names.count(n) > 1]:
+        raise InputError(f"{folder / 'videoname.npy'}: names '{twice[0]}' twice; keep one row for each video")
 
-    def column(path: Path) -> np.ndarray:
-        array = _load(path)
-        if array.shape[:1] != (len(names),):
-            raise InputError(
-                f"{path}: has shape {array.shape} but videoname.npy has {len(names)} rows; "
-                "take both from the same release"
-            )
-        return array
+    def column(file: str) -> np.ndarray:
+        return _load(folder / file, len(names))
 
-    subset = [_text(v) for v in column(folder / "subset.npy")]
-    labels = [[_text(v) for v in row] for row in column(folder / "labels.npy")]
-    labels_all = [tuple(_text(v) for v in row) for row in column(folder / "labels_all.npy")]
-    segments = column(folder / "segments.npy")
-    duration = column(folder / "duration.npy").reshape(len(names), -1)[:, 0]
-    classes = tuple(_text(v) for v in _load(folder / "classlist.npy"))
-    arrays = column(features)
-
-    chosen = choose(subsets, subset, folder)
-    width: int | None = None
-    recordings = []
-    for i, video in enumerate(names):
-        if subset[i] not in chosen:
-            continue
-        source = f"{features} [{i}] '{video}'"
-        array = np.asarray(arrays[i])
-        if array.dtype.kind not in "fiu":
-            raise InputError(f"{source}: has dtype {array.dtype}; features are real numbers, save them as float32")
-        width = check_features(array, source, width).shape[1]
-        try:
-            rows = tuple((float(s), float(e), c) for (s, e), c in zip(segments[i], labels[i], strict=True))
-        except (TypeError, ValueError):
-            raise InputError(
-                f"{folder / 'segments.npy'}: segments of '{video}' are not one (start, end) for each of its "
-                f"{len(labels[i])} labels in labels.npy; take both from the same release"
-            ) from None
-        recordings.append(
-            Recording(
-                name=video,
-                subset=subset[i],
-                labels=tuple(dict.fromkeys(labels_all[i])),
-                segments=rows,
-                seconds_per_snippet=SECONDS_PER_SNIPPET,
-                source=source,
-                read=partial(np.asarray, array),
-                duration=float(duration[i]),
-            )
+    subsets = [_text(v) for v in column("subset.npy")]
+    classes = tuple(c for c in map(_text, _load(folder / "classlist.npy")) if not is_ambiguous(c))
+    durations = column("duration.npy").reshape(len(names), -1)[:, 0]
+    segments, labels = column("segments.npy"), column("labels.npy")
+    labels_all = column("labels_all.npy") if (folder / "labels_all.npy").exists() else labels
+    official = _test_segments(folder, names, subsets, durations, classes)
+    doubtful = read_ambiguous(folder / AMBIGUOUS_LIST)
+    listings = []
+    for i, name in enumerate(names):
+        rows = _rows(folder, name, segments[i], labels[i], classes)
+        entry = Entry(
+            subset=subsets[i],
+            labels=tuple(c for c in dict.fromkeys(_text(v) for v in labels_all[i]) if not is_ambiguous(c)),
+            segments=tuple(official.get(name, ())) if official and subsets[i] == "test" else rows,
+            ambiguous=tuple(doubtful.get(name, ())),
+            duration=float(durations[i]),
+            annotated=len(rows) > 0,
         )
-    assert width is not None  # choose() names only subsets that have a video
-    return Dataset(name, classes, halves(width, str(features)), tuple(recordings))
+        listings.append(Listing(name, entry, partial(_no_features, folder, name)))
+    return Catalog(name=folder.name, source=folder, classes=classes, listings=tuple(listings), times=TIMES)
 
 
-def _load(path: Path) -> np.ndarray:
-    """An array that may be pickled; latin1 is what turns Python 2's strings into text."""
+def _rows(folder: Path, name: str, segments: Any, labels: Any, classes: tuple[str, ...]) -> tuple[tuple, ...]:
+    where = f"{folder / 'segments.npy'}: video '{name}'"
+    if len(segments) != len(labels):
+        raise InputError(
+            f"{where} has {len(segments)} segments but {len(labels)} labels in labels.npy; take both files from the "
+            "same download"
+        )
+    rows = []
+    for i, (pair, label) in enumerate(zip(segments, map(_text, labels), strict=True)):
+        if label not in classes:
+            raise InputError(f"{where}, segment {i}: label '{label}' is not in classlist.npy; add it there")
+        try:
+            rows.append((*segment(pair), label))
+        except (InputError, TypeError) as error:
+            raise InputError(f"{where}, segment {i}: {error}; take it from the same download") from None
+    return tuple(rows)
+
+
+def _test_segments(
+    folder: Path, names: list[str], subsets: list[str], durations: np.ndarray, classes: tuple[str, ...]
+) -> dict[str, list[tuple[float, float, str]]]:
+    """Segments of the test videos by ``test_gt_segments.npy``, in its order; empty without that file."""
+    path = folder / "test_gt_segments.npy"
+    if not path.exists():
+        return {}
+    by_number = {n.rsplit("_", 1)[-1]: i for i, (n, s) in enumerate(zip(names, subsets, strict=True)) if s == "test"}
+    found: dict[str, list[tuple[float, float, str]]] = {}
+    for label, rows in zip(classes, _load(path, len(classes)), strict=True):
+        for number, *fractions in rows:
+            where = f"{path}: class '{label}', video number '{_text(number)}'"
+            if _text(number) not in by_number:
+                raise InputError(f"{where}: no such test video in videoname.npy; take both from the same download")
+            i = by_number[_text(number)]
+            try:
+                start, end = segment(fractions)
+            except InputError as error:
+                raise InputError(f"{where}: {error}; take it from the same download") from None
+            found.setdefault(names[i], []).append((start * durations[i], end * durations[i], label))
+    return found
+
+
+def _open(array: Any, source: str) -> tuple[FeatureArray, ...]:
+    return (feature_array(np.asarray(array), source),)
+
+
+def _no_features(folder: Path, name: str) -> NoReturn:
+    raise MissingFeatures(
+        f"{folder}: holds annotations alone, no features of '{name}'; give the folder of the features"
+    )
+
+
+def _halves(width: int, source: str) -> tuple[int, ...]:
+    """Joint RGB + flow features."""
+    if width % 2:
+        raise InputError(
+            f"{source}: width {width} is odd; joint features are two streams (RGB, flow) of equal width, for others "
+            "give their widths with --streams"
+        )
+    return width // 2, width // 2
+
+
+def _refuse(path: Path) -> NoReturn:
+    raise InputError(
+        f"{path}: is a Python pickle (or a folder of them), which can run any code when loaded; if you trust its "
+        "maker, add --trust-pickle, or turn it once into plain files with: d2net convert --trust-pickle"
+    )
+
+
+def _load(path: Path, length: int | None = None) -> np.ndarray:
+    """An array that may be pickled, of a file that the user trusts; latin1 turns Python 2's strings into text."""
     try:
-        return np.load(path, allow_pickle=True, encoding="latin1")
+        array = np.load(path, allow_pickle=True, encoding="latin1")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; the W-TALC layout needs it, download the annotations") from None
-    except (OSError, ValueError, EOFError, ImportError, AttributeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle can raise anything
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path}: cannot be loaded, damaged perhaps ({reason}); download it again") from None
+    if not isinstance(array, np.ndarray) or array.ndim == 0 or length not in (None, len(array)):
+        raise InputError(
+            f"{path}: has shape {np.shape(array)}, expected {'an array' if length is None else f'{length} entries'}; "
+            "take all files of the folder from the same release"
+        )
+    return array
 
 
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -159,8 +159,8 @@ class Ablation:
         *,
         seeds: int,
         data: Dataset | None = None,
-        train: str = "train",
-        test: str = "test",
+        train: Sequence[str] = ("train",),
+        test: Sequence[str] = ("test",),
         folds: int | None = None,
         device: str = "cpu",
     ) -> None:
@@ -305,7 +305,7 @@ class Ablation:
         data = self.data
         if data is None:
             data = _watch(run.held_out, run.making)
-        return data.subset(self.train), data.subset(self.test)
+        return data.subset(*self.train), data.subset(*self.test)
 
     def _check(self, run: Run) -> None:
         train, test = self._split(run)
@@ -320,7 +320,9 @@ class Ablation:
                 f"{run.recipe.training.batch_size}; give more, or --set training.batch_size={len(train)}"
             )
         if len(test.annotations()) == 0:
-            raise InputError(f"dataset '{test.name}': subset '{self.test}' has no segment to compare with; annotate it")
+            raise InputError(
+                f"dataset '{test.name}': subset {', '.join(self.test)} has no segment to compare with; annotate it"
+            )
 
     def _claim_folder(self) -> None:
         """Say in the folder whose it is, or find out that it is another's."""
@@ -330,7 +332,7 @@ class Ablation:
             "dataset": self.dataset.name,
             "classes": list(self.dataset.classes),
             "stream_widths": list(self.dataset.stream_widths),
-            "subsets": [self.train, self.test],
+            "subsets": [list(self.train), list(self.test)],
             "recordings": None if self.data is None else [len(x) for x in self._split(self.runs[0])],
             "folds": self.folds,
             "recipe": self.recipe.to_dict(),

@@ -16,13 +16,13 @@ from rich.table import Table
 
 from d2net.cli_options import (
     Data,
+    DataOptions,
     Device,
     Settings,
-    TrustPickle,
     choose_device,
-    choose_subset,
+    choose_subsets,
+    data_options,
     make_console,
-    open_data,
     progress_bar,
 )
 from d2net.errors import InputError
@@ -39,10 +39,12 @@ def studies() -> None:
 
 
 @study.command("condition-number")
+@data_options
 def condition_number(
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where figure, points, summary go; replaces earlier ones.")
     ],
+    options: DataOptions,
     samples: Annotated[int, typer.Option(metavar="N", help="Random matrices; the paper took 25000.")] = 25_000,
     classes: Annotated[int, typer.Option(metavar="C", help="Their size, C x C.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling and of the training.")] = 0,
@@ -60,7 +62,6 @@ def condition_number(
         str | None, typer.Option(metavar="NAME", help="Subset to train on; default: the one named as training data.")
     ] = None,
     device: Device = "auto",
-    trust_pickle: TrustPickle = False,
 ) -> None:
     """Condition number against determinant of joint distributions, at random and in training (Fig. 3).
 
@@ -89,9 +90,9 @@ def condition_number(
         values = load_checkpoint(checkpoint_run).recipe if checkpoint_run else load_recipe(recipe)
         values = values.override([*(settings or []), f"training.iterations={iterations}"])
         where = choose_device(device)
-        dataset = open_data(data, trust_pickle)
-        name = dataset.name
-        train = dataset.subset(choose_subset(dataset, subset, 0, "--subset"))
+        catalog = options.find(data)
+        train = options.open(catalog, choose_subsets(catalog, subset, 0, "--subset"))
+        name = train.name
         trainer = Trainer(train, values, out=out / "training", seed=seed, device=where, save_every=0, overwrite=True)
         facts |= {"dataset": name, "recipe": values.name, "iterations": iterations}
     elif checkpoint_run or settings:
@@ -116,8 +117,10 @@ def condition_number(
 
 
 @study.command()
+@data_options
 def ablation(
     data: Data,
+    options: DataOptions,
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Of this study alone; given again, the study goes on in it.")
     ] = Path("runs/ablation"),
@@ -161,7 +164,6 @@ def ablation(
         str | None, typer.Option(metavar="NAME", help="Subset to judge on; default: the one named as test data.")
     ] = None,
     device: Device = "auto",
-    trust_pickle: TrustPickle = False,
 ) -> None:
     """What each loss term is worth: variants trained with several seeds (Tables 3 and 4).
 
@@ -176,6 +178,7 @@ def ablation(
       d2net study ablation --data simulated --with um --set training.iterations=300 --out runs/ablation-simulated
       d2net study ablation --data features/ --recipe thumos14-paper --out runs/ablation-thumos14
     """
+    from d2net.data.describe import describe
     from d2net.recipes import load_recipe
     from d2net.studies.ablation import (
         COMPLEMENTS,
@@ -203,9 +206,12 @@ def ablation(
     names = {}
     dataset = None
     if data != "watch":  # the study makes its own
-        dataset = open_data(data, trust_pickle)
-        names["train"] = choose_subset(dataset, subset, 0, "--subset")
-        names["test"] = choose_subset(dataset, eval_subset, 1, "--eval-subset")
+        catalog = options.find(data)
+        names["train"] = choose_subsets(catalog, subset, 0, "--subset")
+        names["test"] = choose_subsets(catalog, eval_subset, 1, "--eval-subset")
+        dataset = options.open(catalog, [*names["train"], *names["test"]])
+        for line in describe(dataset):
+            typer.echo(line)
     elif subset or eval_subset:
         raise InputError("--data watch has its subsets train and test; leave --subset and --eval-subset out")
     if cross_validate:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from d2net.data import convert, open_dataset, simulate, train_and_test
+from d2net.data import Times, convert, open_dataset, read_annotations, simulate, train_and_test
 from d2net.errors import InputError
 
 WIDTH = 4
@@ -65,7 +65,7 @@ def cola(tmp_path) -> Path:
 def actionformer(tmp_path) -> Path:
     for name in SUBSETS:
         save(tmp_path / "i3d" / f"{name}.npy", features(name))
-    write_json(tmp_path / "tiny.json", database=database(fps=30.0, duration=8.0))
+    write_json(tmp_path / "tiny.json", stride=4, streams=[2, 2], database=database(fps=30.0))
     return tmp_path
 
 
@@ -77,7 +77,7 @@ def wtalc(tmp_path) -> Path:
     save(folder / "videoname.npy", np.array(names, dtype="S"))
     save(folder / "subset.npy", np.array([{"train": b"validation", "test": b"test"}[SUBSETS[n]] for n in names]))
     save(folder / "classlist.npy", np.array([b"run", b"jump"]))
-    save(folder / "duration.npy", np.array([[8.0]] * 3))
+    save(folder / "duration.npy", np.array([[LENGTHS[n] * 0.64 + 0.5] for n in names]))
     save(folder / "extracted_fps.npy", np.array([10] * 3))
     save(folder / "labels.npy", objects([[label.encode() for *_, label in SEGMENTS[n]] for n in names]))
     save(folder / "labels_all.npy", objects([[label for *_, label in SEGMENTS[n]] for n in names]))
@@ -146,8 +146,7 @@ def test_actionformer(actionformer):
         dataset = open_dataset(spec)
         check_content(dataset, 4 / 30)
     assert isinstance(dataset.recordings[0].read(), np.memmap)
-    assert dataset.recordings[0].duration == 8.0
-    assert open_dataset(actionformer, snippet_stride=16).recordings[0].seconds_per_snippet == 16 / 30
+    assert open_dataset(actionformer, times=Times(stride=16)).recordings[0].seconds_per_snippet == 16 / 30
     by_folder = open_dataset(actionformer / "i3d", annotations=actionformer / "tiny.json")
     check_content(by_folder, 4 / 30)
 
@@ -163,8 +162,9 @@ def test_actionformer_label_ids_order_the_classes(actionformer):
 
 
 def test_actionformer_fps_from_frame_count(actionformer):
-    write_json(actionformer / "tiny.json", database=database(frame=200, duration=8.0))
-    assert open_dataset(actionformer).recordings[0].seconds_per_snippet == 4 / 25
+    write_json(actionformer / "tiny.json", stride=16, database=database(frame=150, duration=6.0))
+    recording = open_dataset(actionformer, subsets=["train"]).recordings[0]
+    assert (recording.seconds_per_snippet, recording.duration) == (16 / 25, 6.0)
 
 
 def test_wtalc(wtalc):
@@ -191,13 +191,22 @@ def test_watch_is_embedded():
     [
         (("test", "train"), ("train", "test")),
         (("Validation", "Test"), ("Validation", "Test")),
-        (("training", "validation", "testing"), ("training", "testing")),
+        (("training", "validation", "testing"), ("training", "testing")),  # of which nothing says that it has segments
         (("training", "validation"), ("training", "validation")),
         (("test",), (None, "test")),
+        (("mine",), (None, "mine")),
+        (("a", "b"), (None, None)),
     ],
 )
 def test_train_and_test(subsets, expected):
     assert train_and_test(subsets) == expected
+
+
+def test_a_subset_with_segments_is_tested_on():
+    """ActivityNet's ``testing`` has no annotations."""
+    subsets = ("training", "validation", "testing")
+    assert train_and_test(subsets, {"training", "validation"}) == ("training", "validation")
+    assert train_and_test(subsets, set(subsets)) == ("training", "testing")
 
 
 # --- conversion ---
@@ -210,7 +219,7 @@ def test_convert_keeps_everything(wtalc, tmp_path):
     assert calls == [(1, 3), (2, 3), (3, 3)]
     source = open_dataset(wtalc, trust_pickle=True)
     assert (result.name, result.classes, result.subsets) == (source.name, source.classes, ("train", "test"))
-    assert [r.duration for r in result.recordings] == [8.0] * 3
+    assert [r.duration for r in result.recordings] == [r.duration for r in source.recordings]
     assert json.loads((tmp_path / "out/gt.json").read_text())["database"]["v1"]["fps"] == 25
 
 
@@ -223,7 +232,7 @@ def test_convert_keeps_labels_that_differ_from_the_segments(wtalc, tmp_path):
 
 def test_convert_keeps_the_time_of_a_snippet(actionformer, tmp_path):
     for fps in (30.0, 29.97002997002997, 23.976, 0.1 + 0.2):
-        write_json(actionformer / "tiny.json", database=database(fps=fps))
+        write_json(actionformer / "tiny.json", stride=4, streams=[2, 2], database=database(fps=fps))
         check_content(convert(actionformer, tmp_path / f"out{fps}"), 4 / fps)
 
 
@@ -234,8 +243,8 @@ def test_convert_simulated_says_so(tmp_path):
     np.testing.assert_array_equal(result.features(7), source.features(7))
 
 
-def test_convert_resumes(cola, tmp_path):
-    out = tmp_path / "out"
+def test_convert_appears_whole_or_not_at_all(cola, tmp_path):
+    out = tmp_path / "made" / "out"
 
     def stop(done: int, total: int) -> None:
         if done == 2:
@@ -243,11 +252,37 @@ def test_convert_resumes(cola, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         convert(cola, out, progress=stop)
-    assert not (out / "gt.json").exists()
-    before = (out / "features/train/rgb/v1.npy").stat().st_mtime_ns
+    assert not list(out.parent.iterdir())
     check_content(convert(cola, out), 16 / 25)
-    assert (out / "features/train/rgb/v1.npy").stat().st_mtime_ns == before
-    assert not [p for p in out.rglob(".*")], "temporary files are left"
+    with pytest.raises(KeyboardInterrupt):
+        convert(cola, out, progress=stop)
+    check_content(open_dataset(out), 16 / 25)
+
+
+def test_convert_keeps_nothing_stale(cola, tmp_path):
+    out = tmp_path / "out"
+    convert(cola, out)
+    save(cola / "features/train/rgb/v1.npy", features("v1")[:, :2] + 1)
+    (cola / "split_train.txt").write_text("v1\n")
+    result = convert(cola, out)
+    assert [r.name for r in result.recordings] == ["v1", "t1"]
+    np.testing.assert_array_equal(result.features(0)[:, :2], features("v1")[:, :2] + 1)
+    assert not list(out.rglob("v2.npy")) and not list(out.rglob(".*"))
+
+
+def test_convert_keeps_the_annotations_of_what_has_no_features(actionformer, tmp_path):
+    """An evaluation on the converted data must miss the recording as one on the source does."""
+    save(actionformer / "i3d" / "t2.npy", features("t1"))
+    rows = database(fps=30.0)
+    rows["t2"] = rows["t1"]
+    write_json(actionformer / "tiny.json", stride=4, streams=[2, 2], database=rows)
+    (actionformer / "i3d" / "t1.npy").unlink()
+    with pytest.warns(UserWarning, match="'t1'"):
+        source = open_dataset(actionformer)
+    result = convert(source, tmp_path / "out")
+    assert [r.name for r in result.left_out] == ["t1"] and len(result) == 3
+    assert len(read_annotations(tmp_path / "out")) == len(read_annotations(actionformer)) == 5
+    assert read_annotations(tmp_path / "out", subset="test").videos == ("t2", "t1")
 
 
 def test_convert_refuses_the_folder_of_another_dataset(actionformer, tmp_path):
@@ -272,8 +307,16 @@ def test_convert_refuses_names_that_leave_the_folder(cola, tmp_path):
 
 def test_missing_feature_file(cola):
     (cola / "features/test/flow/t1.npy").unlink()
-    fails(r"test/flow/t1\.npy: no such feature file; add it, or", cola)
+    fails(
+        r"none of the 1 recordings of subset 'test' has usable features; the first: .*flow/t1\.npy: no such feature",
+        cola,
+    )
     assert len(open_dataset(cola, subsets=["train"])) == 2
+    (cola / "features/train/flow/v1.npy").unlink()
+    with pytest.warns(UserWarning, match="1 of 2 recordings are left out .'v1'.; the first: .*v1.npy: no such feature"):
+        dataset = open_dataset(cola, subsets=["train"])
+    assert [r.name for r in dataset.recordings] == ["v2"] and [r.name for r in dataset.left_out] == ["v1"]
+    fails(r"v1\.npy: no such feature file.*--strict", cola, subsets=["train"], strict=True)
 
 
 def test_truncated_feature_file(actionformer):
@@ -294,9 +337,12 @@ def test_empty_feature_file(actionformer):
     [
         (objects([1, 2]), r"holds pickled Python objects; save"),
         (np.zeros((3, WIDTH), complex), r"has dtype complex128; .* float32"),
-        (np.zeros((3, WIDTH + 1)), r"has shape \(3, 5\), expected \(T, 4\)"),
-        (np.zeros(WIDTH), r"has shape \(4,\), expected \(T, 4\)"),
-        (np.zeros((0, WIDTH), np.float32), r"has shape \(0, 4\), no snippet"),
+        (np.ones((3, WIDTH + 1)), r"has shape \(3, 5\), expected \(T, 4\)"),
+        (np.ones((WIDTH, 7)), r"has shape \(4, 7\), expected \(T, 4\) .* axes are swapped: save its transpose"),
+        (np.ones(WIDTH), r"has shape \(4,\), expected \(T, width\)"),
+        (np.ones((3, 0)), r"has shape \(3, 0\), rows without numbers"),
+        (np.ones((3, 7, WIDTH)), r"has shape \(3, 7, 4\), expected \(T, width\); of crops only"),
+        (np.ones((10, 10, WIDTH)), r"has shape \(10, 10, 4\), both of its first axes could be crops"),
     ],
 )
 def test_unusable_array(actionformer, array, pattern):
@@ -314,7 +360,7 @@ def test_other_file_types(actionformer):
     fails(r"v2\.npy: not a readable", actionformer)
     with path.open("wb") as file:
         np.savez(file, features("v2"))
-    fails(r"v2\.npy: is an \.npz archive; save", actionformer)
+    fails(r"v2\.npy: is an \.npz archive; name it \.npz", actionformer)
 
 
 def test_nan_is_found_on_reading(actionformer):
@@ -327,9 +373,20 @@ def test_nan_is_found_on_reading(actionformer):
 
 
 def test_odd_joint_width(actionformer):
+    """One array of which nothing says how to divide it is one stream; W-TALC's always holds two."""
     for name in SUBSETS:
         save(actionformer / "i3d" / f"{name}.npy", features(name, 5))
-    fails("width 5 is odd", actionformer)
+    fails(r"v1\.npy: is 5 wide, not 2 \+ 2 as", actionformer)
+    dataset = open_dataset(actionformer, streams=(3, 2))
+    assert dataset.stream_widths == (3, 2)
+    write_json(actionformer / "tiny.json", stride=4, database=database(fps=30.0))
+    dataset = open_dataset(actionformer)
+    assert dataset.stream_widths == (5,) and "one stream of 5" in dataset.notes[0]
+
+
+def test_odd_joint_width_of_wtalc(wtalc):
+    save(wtalc / "Tiny-I3D-JOINTFeatures.npy", objects([features(n, 5) for n in SUBSETS]))
+    fails("width 5 is odd", wtalc, trust_pickle=True)
 
 
 # --- broken annotations ---
@@ -345,7 +402,7 @@ def test_odd_joint_width(actionformer):
         ('{"database": {"v1": {}}}', r"'v1': malformed entry .*'subset'"),
         ('{"database": {"v1": {"subset": "train", "duration": -1}}}', r"'v1': .*\"duration\" is -1"),
         ('{"database": {"v1": {"subset": "train", "labels": "run"}}}', r"'v1': .*\"labels\" is not a list"),
-        ('{"database": {}, "fps": 0}', r"gt\.json: \"fps\" is 0"),
+        ('{"database": {}, "fps": 0}', r"gt\.json: fps is 0"),
         ('{"database": {}, "classes": "run"}', r'gt\.json: "classes" must be a list'),
     ],
 )
@@ -374,7 +431,9 @@ def test_label_outside_of_the_listed_classes(cola):
 
 def test_no_fps(actionformer):
     write_json(actionformer / "tiny.json", database=database())
-    fails(r"tiny\.json: video 'v1' has no \"fps\"; add it", actionformer)
+    fails(r"'v1': the stride and fps of the features are not known.*--stride N --fps N", actionformer)
+    write_json(actionformer / "tiny.json", database=database(), fps=30)
+    fails(r"'v1': the stride of the features is not known.*; give --stride N", actionformer)
 
 
 def test_empty_and_unknown_splits(cola):
@@ -389,16 +448,33 @@ def test_empty_and_unknown_splits(cola):
 def test_unlabelled_training_video(cola, actionformer):
     rows = database(fps=30.0)
     rows["v2"]["annotations"] = []
-    write_json(actionformer / "tiny.json", database=rows)
-    (cola / "split_train.txt").write_text("v1\n")
-    fails(
-        r"v2\.npy: training recording 'v2' has no label; annotate it",
-        actionformer / "i3d",
-        annotations=actionformer / "tiny.json",
-    )
+    write_json(actionformer / "tiny.json", stride=4, database=rows)
+    dataset = open_dataset(actionformer / "i3d", annotations=actionformer / "tiny.json").subset("train")
+    with pytest.raises(
+        InputError, match=r"v2\.npy: recording 'v2' has no label .1 of the 2 .*loss.skip_unlabelled=true"
+    ):
+        dataset.label_matrix()
+    assert dataset.label_matrix(allow_unlabelled=True).tolist() == [[0, 1], [0, 0]]
+
+
+def test_training_video_without_annotations_is_left_out(cola):
+    rows = database()
     del rows["v1"]
     write_json(cola / "gt.json", database=rows)
-    fails(r"gt\.json: no label for training video 'v1' of split_train\.txt; annotate it", cola)
+    with pytest.warns(UserWarning, match=r"gt\.json: has no labels? for 'v1' of split_train\.txt; annotate it"):
+        dataset = open_dataset(cola)
+    assert [r.name for r in dataset.left_out] == ["v1"]
+    fails("has no labels for 'v1'", cola, strict=True)
+
+
+def test_placeholders_are_left_out(actionformer):
+    """Some collections put zeros, or nothing, in place of a video that could not be had."""
+    for array, why in ((np.zeros((1, WIDTH)), "every feature is 0"), (np.zeros((0, WIDTH)), "has no snippet")):
+        save(actionformer / "i3d/v2.npy", array)
+        with pytest.warns(UserWarning, match=rf"'v2'.*v2\.npy: {why}"):
+            dataset = open_dataset(actionformer)
+        assert [r.name for r in dataset.recordings] == ["v1", "t1"]
+        fails(rf"v2\.npy: {why}.*--strict", actionformer, strict=True)
 
 
 def test_two_jsons(actionformer):
@@ -443,14 +519,18 @@ def test_wtalc_missing_and_truncated_files(wtalc, name):
 @pytest.mark.parametrize(
     ("file", "array", "pattern"),
     [
-        ("Tiny-I3D-JOINTFeatures.npy", objects([features("v1")] * 2), r"has shape \(2,\) but videoname.npy has 3 rows"),
+        ("Tiny-I3D-JOINTFeatures.npy", objects([features("v1")] * 2), r"has shape \(2,\), expected 3 entries"),
         (
             "Tiny-I3D-JOINTFeatures.npy",
             objects([features("v1"), features("v1")[:, :2], features("t1")]),
             r"'v2': has shape \(9, 2\), expected \(T, 4\)",
         ),
         ("Tiny-I3D-JOINTFeatures.npy", objects([np.array(["x"])] * 3), r"'v1': has dtype <U1"),
-        ("Tiny-Annotations/labels.npy", objects([["run"], ["run"], ["jump"]]), "segments of 'v2' are .* 1 labels"),
+        (
+            "Tiny-Annotations/labels.npy",
+            objects([["run"], ["run"], ["jump"]]),
+            "video 'v2' has 2 segments but 1 labels",
+        ),
     ],
 )
 def test_wtalc_inconsistent_files(wtalc, file, array, pattern):
@@ -467,7 +547,8 @@ def test_real_thumos14_annotations(shared, tmp_path):
         pytest.skip(f"no {real}")
     names = [n.decode() for n in np.load(real / "wtalc" / "videoname.npy")]
     rng = np.random.default_rng(0)
-    arrays = {n: rng.random((rng.integers(2, 6), 8), dtype=np.float32) for n in names}
+    durations = np.load(real / "wtalc" / "duration.npy")[:, 0]
+    arrays = {n: rng.random((int(d / 0.64), 8), dtype=np.float32) for n, d in zip(names, durations, strict=True)}
 
     save(tmp_path / "Thumos14-I3D-JOINTFeatures.npy", objects(list(arrays.values())))
     first = open_dataset(tmp_path, trust_pickle=True, annotations=real / "wtalc")
@@ -487,6 +568,8 @@ def test_real_thumos14_annotations(shared, tmp_path):
 
     by_name = {r.name: r for r in first.recordings}
     train = second.subset("train")
+    # The JSON has no durations, and nothing contradicts the layout's 16 frames at 25 fps.
+    assert any("16 frames at 25 fps" in note for note in second.notes)
     for i, r in enumerate(train.recordings):
         assert sorted(r.segments) == sorted(by_name[r.name].segments)
         np.testing.assert_array_equal(train.features(i), arrays[r.name])

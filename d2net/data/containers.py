@@ -1,0 +1,244 @@
+"""Feature files in the containers that people have: .npy, .npz, .pt, .h5; one door for all of them."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from d2net.errors import InputError
+
+SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".h5", ".hdf5")
+NAMES = ("feats", "features", "feature", "feat")  # what the one array of a container is called
+CROPS = (5, 10)
+
+
+@dataclass(frozen=True)
+class FeatureArray:
+    """The features of one file (or of one part of it), not read yet.
+
+    Attributes:
+        source: Where they lie, for messages.
+        snippets: T.
+        width: Columns.
+        read: Returns them, (T, width), in the file's own type; memory-mapped where it is a .npy.
+        crops: Crops whose mean they are, 1 where the file holds no crops.
+        zero: Whether every number is 0 (or there is none): what some collections put in place of a dead video.
+    """
+
+    source: str
+    snippets: int
+    width: int
+    read: Callable[[], np.ndarray]
+    crops: int = 1
+    zero: bool = False
+
+
+def open_file(path: Path) -> dict[str, FeatureArray]:
+    """What a file holds: one array under the name "", or two under "rgb" and "flow". Nothing is unpickled.
+
+    Raises:
+        InputError: a missing, damaged or foreign file, pickled objects, an array that is no (T, width).
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        return {"": feature_array(open_npy(path), str(path))}
+    if suffix in (".h5", ".hdf5"):
+        return open_h5(path)
+    load = _load_npz if suffix == ".npz" else _load_torch
+    return {
+        stream: feature_array(x, f"{path}[{stream}]" if stream else str(path), lambda s=stream: load(path)[s])  # type: ignore[misc]
+        for stream, x in load(path).items()
+    }
+
+
+def feature_array(array: np.ndarray, source: str, read: Callable[[], np.ndarray] | None = None) -> FeatureArray:
+    """An array as features: (T, width); or with crops, (T, crops, width) or (crops, T, width), whose mean is taken.
+
+    Args:
+        array: Anything with a shape and a dtype.
+        source: For messages.
+        read: Returns the array where ``array`` only describes it.
+
+    Raises:
+        InputError: another shape, or another type than real numbers.
+    """
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{source}: has dtype {array.dtype}; features are real numbers, save them as float32")
+    load = read or (lambda: array)
+    zero = not np.any(array[:1]) and not np.any(array[:])  # one row tells of nearly all
+    shape, axis = tuple(array.shape), None
+    while len(shape) > 2 and shape[-1] == 1:  # (T, width, 1, 1), as some networks give it
+        shape = shape[:-1]
+    if len(shape) == 3:
+        axis = _crop_axis(shape, source)
+    elif len(shape) != 2:
+        raise InputError(f"{source}: has shape {tuple(array.shape)}, expected (T, width); save one row per snippet")
+    if shape[-1] == 0:
+        raise InputError(f"{source}: has shape {tuple(array.shape)}, rows without numbers; extract its features again")
+    if axis is None:
+        squeezed = shape != tuple(array.shape)
+        return FeatureArray(
+            source, shape[0], shape[1], (lambda: load().reshape(shape)) if squeezed else load, zero=zero
+        )
+    rest = tuple(n for i, n in enumerate(shape) if i != axis)
+
+    def mean() -> np.ndarray:
+        return load().astype(np.float32).reshape(shape).mean(axis=axis)
+
+    return FeatureArray(source, rest[0], rest[1], mean, crops=shape[axis], zero=zero)
+
+
+def _crop_axis(shape: tuple[int, ...], source: str) -> int:
+    found = [axis for axis in (1, 0) if shape[axis] in (1, *CROPS)]
+    if len(found) == 2 and 1 in shape[:2]:
+        found = [shape.index(1)]
+    if len(found) != 1:
+        why = "both of its first axes could be crops" if found else "expected (T, width)"
+        raise InputError(
+            f"{source}: has shape {shape}, {why}; of crops only (T, 10, width) and (10, T, width) are understood, or 5 "
+            "of them: save their mean as (T, width)"
+        )
+    return found[0]
+
+
+def open_npy(path: Path) -> np.ndarray:
+    """An array of real numbers, memory-mapped read-only: no data is read and no pickle is executed.
+
+    Raises:
+        InputError: missing, empty, truncated or foreign file, pickled objects, non-numeric dtype.
+    """
+    array = _load(path)
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise InputError(f"{path}: is an .npz archive; name it .npz, or save one array of shape (T, width) as .npy")
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{path}: has dtype {array.dtype}; features are real numbers, save them as float32")
+    return array
+
+
+def _load(path: Path) -> Any:
+    kind = path.suffix.lower()
+    try:
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: the file is empty (0 bytes); extract or download it again")
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such feature file; add it, or take the recording out of the annotations or split"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a readable {kind} file") from None
+    except Exception as error:  # numpy lets what a damaged header or zip raises through
+        if "Python objects in dtype" in str(error):
+            raise InputError(
+                f"{path}: holds pickled Python objects; save each recording as a plain float32 (T, width) array"
+            ) from None
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{path}: not a readable {kind} file, truncated perhaps ({reason}); extract or download it again"
+        ) from None
+
+
+def _load_npz(path: Path) -> dict[str, np.ndarray]:
+    archive = _load(path)
+    if isinstance(archive, np.ndarray):  # a .npy of another name
+        return {"": archive}
+    with archive:
+        keys = _keys(dict.fromkeys(archive.files), str(path))
+        try:
+            return {stream: archive[key] for stream, key in keys.items()}
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            if "Object arrays" in reason:
+                raise InputError(f"{path}: holds pickled Python objects; save plain float32 arrays") from None
+            raise InputError(f"{path}: damaged ({reason}); extract or download it again") from None
+
+
+def _load_torch(path: Path) -> dict[str, np.ndarray]:
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such feature file; add it, or take the recording out of the annotations"
+        ) from None
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: holds more than tensors, which could run code when read, so it is not opened; save the tensor "
+            f"alone: torch.save(x, '{path.name}')"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); give a readable file") from None
+    except Exception as error:  # a damaged file can raise anything
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path}: not a readable PyTorch file, truncated perhaps ({reason}); save it again") from None
+    if isinstance(content, torch.Tensor):
+        content = {"": content}
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path}: holds a {type(content).__name__}; save one tensor of shape (T, width)")
+    tensors = {str(name): x.detach() for name, x in content.items() if isinstance(x, torch.Tensor)}
+    return {
+        stream: (tensors[key].float() if tensors[key].is_floating_point() else tensors[key]).numpy()
+        for stream, key in _keys(tensors, str(path)).items()
+    }
+
+
+def open_h5(path: Path, name: str | None = None) -> dict[str, FeatureArray]:
+    """As :func:`open_file`, of an HDF5 file, or of one recording, ``name``, in a file of many."""
+    with _h5(path) as file:
+        place = file if name is None else file[name]
+        if hasattr(place, "shape"):  # the recording is an array, not a group of arrays
+            return {"": _h5_array(path, place)}
+        arrays = {key: place[key] for key in place if hasattr(place[key], "shape")}
+        source = str(path) if name is None else f"{path}[{name}]"
+        return {stream: _h5_array(path, arrays[key]) for stream, key in _keys(arrays, source).items()}
+
+
+def h5_recordings(path: Path) -> list[str]:
+    """Names at the top of an HDF5 file."""
+    with _h5(path) as file:
+        return list(file)
+
+
+def _h5_array(path: Path, array: Any) -> FeatureArray:
+    key = array.name
+
+    def read() -> np.ndarray:
+        with _h5(path) as file:
+            return np.asarray(file[key])
+
+    return feature_array(array, f"{path}[{key.lstrip('/')}]", read)
+
+
+def _h5(path: Path) -> Any:
+    try:
+        import h5py
+    except ImportError:
+        raise InputError(f"{path}: reading HDF5 needs the package h5py: pip install 'd2net[h5]'") from None
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path}: cannot be read as HDF5 ({reason}); extract or download it again") from None
+
+
+def _keys(content: Mapping[str, Any], source: str) -> dict[str, str]:
+    """Under which names the features lie: {"": its name}, or those of "rgb" and "flow"."""
+    lower = {key.lower(): key for key in content}
+    if "rgb" in lower and "flow" in lower:
+        return {"rgb": lower["rgb"], "flow": lower["flow"]}
+    if len(content) == 1:
+        return {"": next(iter(content))}
+    known = [lower[name] for name in NAMES if name in lower]
+    if len(known) == 1:
+        return {"": known[0]}
+    there = ", ".join(sorted(content)) or "nothing"
+    raise InputError(f"{source}: expected one array, or rgb and flow, found {there}; call the features '{NAMES[0]}'")

@@ -1,0 +1,181 @@
+"""What a dataset is like, in words, and what in it looks wrong (``d2net inspect``)."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from d2net.data.catalog import Catalog, duration_problems, train_and_test
+from d2net.data.dataset import Dataset, LeftOut, Recording, listed
+from d2net.data.labels import label_problems
+from d2net.data.times import Times
+from d2net.errors import InputError
+
+_SLACK = 1.0  # seconds that a segment may end after its recording: annotations are not that exact
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What :func:`inspect` found.
+
+    Attributes:
+        dataset: The recordings that can be used; None where there are none.
+        problems: What is wrong or looks so, a sentence each.
+    """
+
+    dataset: Dataset | None
+    problems: list[str] = field(default_factory=list)
+
+
+def describe(dataset: Dataset) -> list[str]:
+    """A dataset in a few lines: subsets, lengths, classes with counts, features, the time of a snippet."""
+    lines = [f"dataset {dataset.name}: {len(dataset)} recordings, {_streams(dataset)}"]
+    for name in dataset.subsets:
+        part = dataset.subset(name)
+        lines.append(f"  {name}: {len(part)} recordings, {_lengths(part.recordings)}; {_labelled(part.recordings)}")
+    lines.append(f"  {_time(dataset.recordings)}")
+    for name in dataset.subsets:
+        count = Counter(label for r in dataset.subset(name).recordings for label in r.labels)
+        classes = ", ".join(f"{c} {count[c]}" for c in dataset.classes)
+        lines.append(f"  {len(dataset.classes)} classes and their recordings in {name}: {classes}")
+    return lines
+
+
+def inspect(
+    catalog: Catalog,
+    *,
+    times: Times | None = None,
+    streams: tuple[int, ...] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Inspection:
+    """Reads all that a dataset has and looks for what is missing, contradictory or strange.
+
+    Args:
+        catalog: From :func:`d2net.data.find_dataset`.
+        times, streams: As :meth:`Catalog.open`.
+        progress: Called as ``progress(done, total)`` after every recording.
+    """
+    problems = label_problems(catalog)
+    recordings: list[Recording] = []
+    left_out: list[LeftOut] = []
+    notes: tuple[str, ...] = catalog.notes
+    widths: tuple[int, ...] | None = None
+    # One at a time, so that one that cannot be used does not hide the others.
+    for done, listing in enumerate(catalog.listings, start=1):
+        alone = replace(catalog, listings=(listing,), classes=(), streams=catalog.streams or widths, notes=())
+        try:
+            opened = alone.open(times=times, streams=streams, check_durations=False, check_names=False)
+        except InputError as error:
+            left_out.append(LeftOut(listing.name, str(error), listing.entry))
+        else:
+            widths = widths or opened.stream_widths
+            recordings.append(opened.recordings[0])
+            notes = tuple(dict.fromkeys((*notes, *opened.notes)))
+        if progress:
+            progress(done, len(catalog.listings))
+    if left_out:
+        problems.append(f"{len(left_out)} of {len(catalog.listings)} recordings cannot be used:")
+        problems += [f"  {r.name} ({r.subset}): {r.why}" for r in left_out]
+    if unused := catalog.unused():
+        problems.append(f"{len(unused)} feature files belong to no recording: {listed([p.name for p in unused])}")
+    if not recordings or widths is None:
+        return Inspection(None, problems)
+    problems += duration_problems(recordings)
+    problems += _features(recordings, sum(widths))
+    problems += _annotations(catalog, recordings)
+    return Inspection(
+        Dataset(catalog.name, catalog.classes, widths, tuple(recordings), tuple(left_out), notes), problems
+    )
+
+
+def _features(recordings: Sequence[Recording], width: int) -> list[str]:
+    """NaN, constant features, features that stand under two names."""
+    problems = []
+    seen: dict[bytes, list[str]] = {}
+    constant = []
+    for r in recordings:
+        try:
+            x = r.features(width)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        if len(x) > 1 and (x == x[0]).all():
+            constant.append(r.name)
+        seen.setdefault(hashlib.sha256(x.tobytes()).digest(), []).append(r.name)
+    if constant:
+        problems.append(f"{len(constant)} recordings have the same features in every snippet: {listed(constant)}")
+    twins = [names for names in seen.values() if len(names) > 1]
+    if twins:
+        more = f", and {len(twins) - 1} more such groups" if len(twins) > 1 else ""
+        problems.append(f"recordings with the very same features: {listed(twins[0])}{more}")
+    return problems
+
+
+def _annotations(catalog: Catalog, recordings: Sequence[Recording]) -> list[str]:
+    """Classes in one subset alone, recordings without labels, segments outside of their recordings."""
+    problems = []
+    train, test = train_and_test(catalog.subsets, catalog.annotated_subsets)
+    classes = {
+        subset: {label for r in recordings if r.subset == subset for label in r.labels} for subset in catalog.subsets
+    }
+    if train and test and classes[test]:
+        for here, there in ((train, test), (test, train)):
+            if alone := sorted(classes[here] - classes[there]):
+                problems.append(f"{len(alone)} classes occur in {here} and not in {there}: {listed(alone)}")
+    for c in (c for c in catalog.classes if not any(c in found for found in classes.values())):
+        problems.append(f"class '{c}' is listed and occurs in no recording")
+    if unlabelled := [r.name for r in recordings if r.subset == train and not r.labels]:
+        problems.append(
+            f"{len(unlabelled)} of the recordings of {train} have no label: {listed(unlabelled)}; train with "
+            "--set loss.skip_unlabelled=true where they are background alone"
+        )
+    late = [
+        (r.name, end, r.duration)
+        for r in recordings
+        for _, end, _ in r.segments
+        if r.duration is not None and end > r.duration + _SLACK
+    ]
+    if late:
+        name, end, duration = max(late, key=lambda each: each[1] - (each[2] or 0))
+        problems.append(
+            f"{len(late)} segments end after their recording: one of '{name}' at {end:g} s of {duration:g} s"
+        )
+    return problems
+
+
+def _streams(dataset: Dataset) -> str:
+    widths = dataset.stream_widths
+    return f"one stream of {widths[0]}" if len(widths) == 1 else f"two streams, {widths[0]} + {widths[1]}"
+
+
+def _lengths(recordings: Sequence[Recording]) -> str:
+    snippets = [r.snippets for r in recordings if r.snippets is not None]
+    if not snippets:
+        return "of unknown lengths"
+    middle = statistics.median_low(snippets)
+    return f"{min(snippets)} / {middle} / {max(snippets)} snippets (shortest / median / longest)"
+
+
+def _labelled(recordings: Sequence[Recording]) -> str:
+    segments = sum(len(r.segments) for r in recordings)
+    text = f"{sum(bool(r.labels) for r in recordings)} labelled, {segments} segments"
+    doubtful = sum(len(r.ambiguous) for r in recordings)
+    return text + (f", {doubtful} marked as ambiguous" if doubtful else "")
+
+
+def _time(recordings: Sequence[Recording]) -> str:
+    seconds = sorted({r.seconds_per_snippet for r in recordings})
+    first = sorted({r.first_snippet for r in recordings})
+    text = f"a snippet is {_range(seconds)} s"
+    if first != [0.0]:
+        text += f", the first begins at {_range(first)} s"
+    known = [r for r in recordings if r.duration is not None]
+    return text + (f"; {sum(r.duration or 0 for r in known) / 60:.1f} minutes in all" if known else "")
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{values[0]:.4g}", f"{values[-1]:.4g}"
+    return low if low == high else f"{low} to {high}"

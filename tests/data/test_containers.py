@@ -1,0 +1,260 @@
+"""Feature files as people have them."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from d2net.data import convert, open_dataset
+from d2net.errors import InputError
+
+X = np.random.default_rng(0).random((9, 4), dtype=np.float32)
+
+
+def annotations(folder: Path, names=("a",), **top) -> Path:
+    video = {"subset": "test", "annotations": [{"label": "x", "segment": [1, 2]}]}
+    top = {"fps": 30, "stride": 16, **top}
+    (folder / "gt.json").write_text(json.dumps({**top, "database": dict.fromkeys(names, video)}), encoding="utf-8")
+    (folder / "features").mkdir(exist_ok=True)
+    return folder / "features"
+
+
+def write_npz(path: Path, **arrays) -> None:
+    np.savez(path.with_suffix(".npz"), **arrays)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda p: np.save(p.with_suffix(".npy"), X),
+        lambda p: np.save(p.with_suffix(".npy"), X.astype(np.float64)),
+        lambda p: np.save(p.with_suffix(".npy"), X[:, :, None, None]),
+        lambda p: np.save(p.with_suffix(".npy"), X[:, None]),
+        lambda p: np.save(p.with_suffix(".npy"), X[None]),
+        lambda p: np.save(p.with_suffix(".npy"), np.stack([X - 1, X + 1] * 5, axis=1)),
+        lambda p: np.save(p.with_suffix(".npy"), np.stack([X - 1, X + 1] * 5, axis=0)),
+        lambda p: write_npz(p, feats=X),
+        lambda p: write_npz(p, anything=X),
+        lambda p: write_npz(p, feats=X, times=np.arange(3)),
+        lambda p: write_npz(p, rgb=X[:, :2], flow=X[:, 2:]),
+        lambda p: torch.save(torch.from_numpy(X), p.with_suffix(".pt")),
+        lambda p: torch.save({"features": torch.from_numpy(X)}, p.with_suffix(".pth")),
+        lambda p: torch.save(
+            {"RGB": torch.from_numpy(X[:, :2]), "Flow": torch.from_numpy(X[:, 2:])}, p.with_suffix(".pt")
+        ),
+        lambda p: [np.save(p.with_name(f"a_{s}.npy"), x) for s, x in (("rgb", X[:, :2]), ("flow", X[:, 2:]))],
+        lambda p: [np.save(p.with_name(f"a-{s}.npy"), x) for s, x in (("RGB", X[:, :2]), ("FLOW", X[:, 2:]))],
+        lambda p: np.save(p.with_name("v_a.npy"), X),
+        lambda p: [np.save(p.with_name(f"v_a_{s}.npy"), x) for s, x in (("rgb", X[:, :2]), ("flow", X[:, 2:]))],
+    ],
+)
+def test_the_same_features(tmp_path, write):
+    write(annotations(tmp_path) / "a")
+    dataset = open_dataset(tmp_path)
+    np.testing.assert_allclose(dataset.features(0), X, rtol=1e-6, atol=2e-7)
+    assert dataset.recordings[0].snippets == 9 and dataset.features(0).dtype == np.float32
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_hdf5(tmp_path, many):
+    h5py = pytest.importorskip("h5py")
+    folder = annotations(tmp_path, ("a", "v_b"))
+    if many:  # one file of all recordings, as ActivityNet's C3D features
+        with h5py.File(folder / "all.h5", "w") as file:
+            file["v_a/c3d_features"] = X
+            file["v_b"] = X + 1
+    else:
+        for name, x in (("a", X), ("v_b", X + 1)):
+            with h5py.File(folder / f"{name}.hdf5", "w") as file:
+                file["feats"] = x
+    dataset = open_dataset(tmp_path)
+    np.testing.assert_array_equal(dataset.features(0), X)
+    np.testing.assert_array_equal(dataset.features(1), X + 1)
+
+
+def test_hdf5_without_h5py(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    (annotations(tmp_path) / "a.h5").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"a\.h5: reading HDF5 needs the package h5py: pip install 'd2net\[h5\]'"):
+        open_dataset(tmp_path)
+
+
+def test_the_mean_of_crops_is_said(tmp_path):
+    np.save(annotations(tmp_path) / "a.npy", np.stack([X] * 10, axis=1))
+    assert "the features of 1 recordings are the mean over their crops" in open_dataset(tmp_path).notes
+
+
+@pytest.mark.parametrize(("name", "widths"), [("rgb", (4,)), ("flow", (4,)), ("both", (4, 3))])
+def test_folders_of_streams(tmp_path, name, widths):
+    folder = annotations(tmp_path)
+    for stream, width in (("rgb", 4), ("flow", widths[-1])):
+        if name in (stream, "both"):
+            (folder / stream).mkdir()
+            np.save(folder / stream / "a.npy", X[:, :width])
+    assert open_dataset(tmp_path).stream_widths == widths
+
+
+@pytest.mark.parametrize("streams", [("rgb",), ("flow",), ("rgb", "flow")])
+def test_one_stream_in_layout_two(tmp_path, streams):
+    annotations(tmp_path)
+    (tmp_path / "split_test.txt").write_text("a\n")
+    for stream in streams:
+        (tmp_path / "features/test" / stream).mkdir(parents=True)
+        np.save(tmp_path / "features/test" / stream / "a.npy", X)
+    dataset = open_dataset(tmp_path)
+    assert dataset.stream_widths == (4,) * len(streams) and not any("streams" in note for note in dataset.notes)
+    result = convert(dataset, tmp_path / "out")
+    assert result.stream_widths == dataset.stream_widths
+    np.testing.assert_array_equal(result.features(0), dataset.features(0))
+
+
+def test_i3d_in_one_array_is_two_streams(tmp_path):
+    np.save(annotations(tmp_path) / "a.npy", np.ones((3, 2048), np.float32))
+    dataset = open_dataset(tmp_path)
+    assert dataset.stream_widths == (1024, 1024) and "--streams says otherwise" in dataset.notes[0]
+    assert open_dataset(tmp_path, streams=(2048,)).stream_widths == (2048,)
+    annotations(tmp_path, streams=[2000, 48])
+    assert open_dataset(tmp_path).stream_widths == (2000, 48) and not open_dataset(tmp_path).notes
+    annotations(tmp_path, streams=[1, 2, 3])
+    with pytest.raises(InputError, match='"streams" is .*; give the width of each stream'):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda p: write_npz(p, a=X, b=X), r"a\.npz: expected one array, or rgb and flow, found a, b"),
+        (lambda p: p.with_suffix(".npz").write_bytes(b"PK\x03\x04 cut"), r"a\.npz: not a readable \.npz file"),
+        (lambda p: p.with_suffix(".npz").write_bytes(b""), r"a\.npz: the file is empty"),
+        (lambda p: write_npz(p, a=np.array([{}], object)), r"a\.npz: holds pickled Python objects"),
+        (lambda p: torch.save([X], p.with_suffix(".pt")), r"a\.pt: (holds a list|holds more than tensors)"),
+        (
+            lambda p: torch.save(Path("x"), p.with_suffix(".pt")),
+            r"a\.pt: holds more than tensors, which could run code",
+        ),
+        (lambda p: p.with_suffix(".pt").write_bytes(b"no"), r"a\.pt: (not a readable PyTorch file|holds more)"),
+        (lambda p: torch.save({"x": 1}, p.with_suffix(".pt")), r"a\.pt: expected one array.*found nothing"),
+        (
+            lambda p: [np.save(p.with_suffix(".npy"), X), write_npz(p, feats=X)],
+            r"features: a\.npy and a\.npz could both be the features of 'a'",
+        ),
+        (lambda p: np.save(p.with_name("a_rgb.npy"), X), r"'a' has rgb features but no flow"),
+        (lambda p: np.save(p.with_name("A.npy"), X), r"a\.npy: no such feature file"),
+    ],
+)
+def test_what_cannot_be_used(tmp_path, write, message):
+    write(annotations(tmp_path) / "a")
+    with pytest.raises(InputError, match=message) as caught:
+        open_dataset(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+# --- names ---
+
+NAMES = [
+    "Home 3 - 0 Away",
+    " blanks at the ends ",
+    "Müller, Grün & Söhne",
+    "跳远 1",
+    "a.b.c",
+    ".hidden",
+    "v_v_x",
+    "50% [off] 'quoted' \"twice\"",
+    "#hash ~tilde~",
+    "$HOME",
+    "-dash",
+    "x" * 200,
+]
+
+
+def layout_two(folder: Path, names: list[str], ending: str = "\n") -> Path:
+    video = {"subset": "train", "annotations": [{"label": "x", "segment": [1, 2]}]}
+    (folder / "gt.json").write_text(json.dumps({"database": dict.fromkeys(names, video)}), encoding="utf-8")
+    (folder / "split_train.txt").write_bytes("".join(f"{n}{ending}" for n in names).encode())
+    for i, name in enumerate(names):
+        path = folder / "features/train/rgb" / f"{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, X + i)
+    return folder
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\n\n"])
+def test_names_may_be_anything_a_file_name_may(tmp_path, ending):
+    dataset = open_dataset(layout_two(tmp_path, NAMES, ending))
+    assert [r.name for r in dataset.recordings] == NAMES
+    for i in range(len(NAMES)):
+        np.testing.assert_array_equal(dataset.features(i), X + i)
+    result = convert(dataset, tmp_path / "out")
+    assert [r.name for r in result.recordings] == NAMES
+    np.testing.assert_array_equal(result.features(3), X + 3)
+
+
+def test_names_in_layout_three(tmp_path):
+    folder = annotations(tmp_path, NAMES)
+    for i, name in enumerate(NAMES):
+        np.save(folder / f"{name}.npy", X + i)
+    dataset = open_dataset(tmp_path)
+    assert [r.name for r in dataset.recordings] == NAMES
+    assert [r.name for r in convert(dataset, tmp_path / "out").recordings] == NAMES
+
+
+def test_decomposed_names_of_files_are_the_same_names(tmp_path):
+    """Archives made on a Mac hold 'u' and two dots where the annotations hold 'ü'."""
+    folder = annotations(tmp_path, ("Müller",))
+    np.save(folder / f"{unicodedata.normalize('NFD', 'Müller')}.npy", X)
+    assert len(open_dataset(tmp_path)) == 1
+
+
+def test_a_mark_at_the_beginning_of_a_text_file_is_not_part_of_a_name(tmp_path):
+    layout_two(tmp_path, ["a"])
+    for name in ("split_train.txt", "gt.json"):
+        path = tmp_path / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert [r.name for r in open_dataset(tmp_path).recordings] == ["a"]
+
+
+def test_what_editors_and_archives_leave_behind_is_no_data(tmp_path):
+    folder = annotations(tmp_path)
+    np.save(folder / "a.npy", X)
+    np.save(folder / "a.npy~", X)
+    for place in (tmp_path, folder):
+        for name in (
+            ".DS_Store",
+            "._gt.json",
+            "._a.npy",
+            "Thumbs.db",
+            "desktop.ini",
+            ".gt.json.swp",
+            "gt.json~",
+            "#gt.json#",
+        ):
+            (place / name).write_bytes(b"\x00\x05\x16\x07")
+        (place / "__MACOSX").mkdir()
+        (place / "__MACOSX" / "b.npy").write_bytes(b"\x00")
+        (place / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "detections.json").write_text('{"results": {}}')
+    (tmp_path / "settings.json").write_text("{}")
+    assert [r.name for r in open_dataset(tmp_path).recordings] == ["a"]
+
+
+def test_what_editors_leave_behind_is_no_split(tmp_path):
+    layout_two(tmp_path, ["a", "b"])
+    for name in (
+        ".split_test.txt.swp",
+        "._split_test.txt",
+        "split_test.txt~",
+        "split_test.txt.bak",
+        "#split_test.txt#",
+    ):
+        (tmp_path / name).write_bytes(b"\x00\xff")
+    assert open_dataset(tmp_path).subsets == ("train",)
+    (tmp_path / "split_train copy.txt").write_text("a\n")
+    with pytest.raises(InputError, match=r"'a' is in split_train.* and split_train.*; keep it in one"):
+        open_dataset(tmp_path)
