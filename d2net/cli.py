@@ -343,10 +343,12 @@ def evaluate(
     elif features:
         raise InputError("--features names the features of a run in a table; give one with --compare")
     truth, data_name = _annotations(annotations, subset, trust_pickle)
-    found = read_detections(detections, truth)
+    found = read_detections(detections)
     unknown: Literal["ignore", "error"] = "ignore" if ignore_unknown_videos else "error"
     result = judge(found, truth, protocol=protocol, tiou=levels, unknown_videos=unknown)  # type: ignore[arg-type]
     make_console().print(evaluation_table(result, title=f"{detections.name}, protocol {protocol}, in percent"))
+    for line in result.coverage.lines():
+        typer.echo(line)
     numbers = result.to_json()
     if compare:
         covered = set(table.levels) <= set(levels)
@@ -356,7 +358,7 @@ def evaluate(
             run=f"this run: {detections.name}",
             features="; ".join(filter(None, (read_features(detections), features))) or None,
             data=data_name,
-            classes=len(truth.classes),
+            classes=result.coverage.classes,
         )
         make_console().print(paper_tables.comparison_table(comparison))
         for note in comparison.notes:

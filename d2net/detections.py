@@ -1,11 +1,12 @@
-"""Detections and annotations as flat arrays, and the ActivityNet JSON they are exchanged in."""
+"""Detections and annotations as flat arrays, and the files (ActivityNet JSON, CSV) they are exchanged in."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,10 @@ class Segments:
 
 @dataclass(frozen=True)
 class Detections(Segments):
-    """Scored segments: what :func:`d2net.evaluation.evaluate` judges. ``score`` is (N,) float64."""
+    """Scored segments: what :func:`d2net.evaluation.evaluate` judges. ``score`` is (N,) float64.
+
+    ``videos`` are all that were localized: those without a detection count as done, others as missing.
+    """
 
     score: np.ndarray
 
@@ -51,39 +55,36 @@ class Annotations(Segments):
     """Ground truth.
 
     Attributes:
-        ambiguous: (M, 3) float64 rows (video index, start s, end s) of doubtful segments, which are of no class: the
-            ``wtalc`` protocol drops a detection that touches one.
-        annotated: (V,) bool, whether somebody looked for segments in a video; None: in those that have some.
+        ambiguous: (M, 3) float64 rows (video index, start, end) of doubtful segments: the ``wtalc`` protocol drops a
+            detection that touches one.
+        withdrawn: Videos whose segments are no longer ground truth (``video_test_0000270`` and ``video_test_0001496``
+            of THUMOS14 in the W-TALC folder, which has segments of them in ``segments.npy`` and none in
+            ``test_gt_segments.npy``). The ``wtalc`` protocol leaves out videos without segments, but not these.
     """
 
     ambiguous: np.ndarray
-    annotated: np.ndarray | None = None
+    withdrawn: tuple[str, ...] = ()
 
 
-def read_detections(path: str | os.PathLike[str], annotations: Segments | None = None) -> Detections:
-    """Detections from an ActivityNet JSON, ``{"results": {video: [{"label", "score", "segment": [s, e]}]}}``.
+def read_detections(path: str | os.PathLike[str]) -> Detections:
+    """Detections from an ActivityNet JSON or, where the name ends in ``.csv``, from a CSV. Times are seconds.
 
-    Args:
-        path: The file. Times are seconds.
-        annotations: Its videos and classes come first, in its order; names that it lacks follow, sorted
-            (:func:`d2net.evaluation.evaluate` reports those). Without it all names are sorted.
+    JSON: ``{"results": {video: [{"label", "score", "segment": [s, e]}]}}``; other keys are ignored, numbers may be
+    strings, and ``null`` is a video without detections. CSV: a first line that names the columns ``recording``,
+    ``label``, ``start``, ``end`` and ``score``, in any order, then a line for every detection; other columns are
+    ignored; UTF-8, with or without BOM.
+
+    Returns:
+        Detections in the order of the file. ``videos`` are those that the file lists, also in its order; a CSV lists
+        only videos with a detection. Classes are sorted.
 
     Raises:
-        InputError: missing or damaged file, missing key, a time or score that is no finite number, or a segment
-            that ends before it starts.
+        InputError: missing or damaged file, missing key or column, a label that is no string, a video that comes twice
+            in a JSON, a time or score that is no finite number, or a segment that ends before it starts.
     """
     path = Path(path)
-    results = _mapping(_read_json(path), "results", f"{path}")
-    rows: list[tuple[str, str, float, float, float]] = []
-    for name, entries in results.items():
-        for i, entry in enumerate(_entries(entries, f"{path}: video '{name}'")):
-            where = f"{path}: video '{name}', detection {i}"
-            label, start, end = _labelled_segment(entry, where)
-            if "score" not in entry:
-                raise InputError(f"{where}: no 'score'; give every detection one number")
-            rows.append((name, label, start, end, _number(entry["score"], f"{where}: score")))
-    videos = _names(annotations.videos if annotations is not None else (), results)
-    classes = _names(annotations.classes if annotations is not None else (), (r[1] for r in rows))
+    videos, rows = _read_csv(path) if _is_csv(path) else _read_results(path)
+    classes = tuple(sorted({r[1] for r in rows}))
     return Detections(
         videos=videos,
         classes=classes,
@@ -93,42 +94,166 @@ def read_detections(path: str | os.PathLike[str], annotations: Segments | None =
 
 
 def write_detections(path: str | os.PathLike[str], detections: Detections, features: str | None = None) -> None:
-    """Write detections as ActivityNet JSON. Videos without a detection get an empty list.
+    """Write detections as ActivityNet JSON or, where the name ends in ``.csv``, as CSV.
 
-    The file appears whole or not at all: it is written beside its place and then moved there.
+    In JSON, videos without a detection get an empty list. A CSV (``recording,label,start,end,score``) can keep neither
+    such videos nor ``features``. Both are read back by :func:`read_detections`, to the last bit, in the order of the
+    videos. The file appears whole or not at all: it is written beside its place and then moved there.
 
     Args:
         features: What features the detections are from; kept under ``external_data``, where ActivityNet's rules ask
             for it, and read by :func:`read_features`.
 
     Raises:
-        InputError: the file cannot be written, or a time or score is not finite.
+        InputError: the file cannot be written, a time or score is not finite, or a name is no text that CSV can hold.
     """
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in detections.videos}
+    path = Path(path)
+    results: dict[str, list[tuple[str, float, float, float]]] = {name: [] for name in detections.videos}
     columns = (detections.video, detections.label, detections.start, detections.end, detections.score)
     for video, label, start, end, score in zip(*(c.tolist() for c in columns), strict=True):
         name = detections.videos[video]
         if not (math.isfinite(start) and math.isfinite(end) and math.isfinite(score)):
             raise InputError(
-                f"{path}: a detection of '{name}' has start {start}, end {end}, score {score}, which JSON cannot "
+                f"{path}: a detection of '{name}' has start {start}, end {end}, score {score}, which no file can "
                 "hold; drop such detections before writing"
             )
-        results[name].append({"label": detections.classes[label], "score": score, "segment": [start, end]})
-    external = {"used": True, "details": features} if features else {}
-    _write_whole(Path(path), json.dumps({"version": "VERSION 1.3", "results": results, "external_data": external}))
+        results[name].append((detections.classes[label], start, end, score))
+    if _is_csv(path):
+        text = io.StringIO()
+        writer = csv.writer(text)  # lines end in CR LF, so that a name with a lone CR or LF is quoted
+        writer.writerow(_CSV_COLUMNS)
+        writer.writerows((name, *row) for name, its_rows in results.items() for row in its_rows)
+        try:
+            text.getvalue().encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{path}: a name holds bytes that are no UTF-8 ({error}); write a .json instead"
+            ) from error
+        _write_whole(path, text.getvalue())
+    else:
+        entries = {
+            name: [{"label": label, "score": score, "segment": [start, end]} for label, start, end, score in its_rows]
+            for name, its_rows in results.items()
+        }
+        external = {"used": True, "details": features} if features else {}
+        _write_whole(path, json.dumps({"version": "VERSION 1.3", "results": entries, "external_data": external}))
 
 
 def read_features(path: str | os.PathLike[str]) -> str | None:
-    """What an ActivityNet JSON says of the features its detections are from; None where it says nothing."""
-    data = _read_json(Path(path))
+    """What an ActivityNet JSON says of the features its detections are from; None where it says nothing, as a CSV."""
+    path = Path(path)
+    if _is_csv(path):
+        return None
+    data = _load_json(path)
     external = data.get("external_data") if isinstance(data, dict) else None
     details = external.get("details") if isinstance(external, dict) else None
     return details if isinstance(details, str) and details.strip() else None
 
 
-def _names(first: Iterable[str], others: Iterable[str]) -> tuple[str, ...]:
-    """``first`` in its order, then what else is in ``others``, sorted."""
-    return tuple(dict.fromkeys([*first, *sorted(set(others))]))
+_Scored = list[tuple[str, str, float, float, float]]  # video, class, start s, end s, score
+_CSV_COLUMNS = ("recording", "label", "start", "end", "score")
+
+
+def _is_csv(path: Path) -> bool:
+    return path.suffix.lower() == ".csv"
+
+
+def _read_results(path: Path) -> tuple[tuple[str, ...], _Scored]:
+    """The videos of an ActivityNet results JSON and its detections."""
+    data = _load_json(path)
+    if isinstance(data, dict) and "results" not in data and "database" in data:
+        raise InputError(f"{path}: holds annotations ('database'), expected detections ({{\"results\": {{VIDEO: …}}}})")
+    results = _mapping(data, "results", f"{path}")
+    rows: _Scored = []
+    for name, entries in results.items():
+        if entries is None:
+            continue
+        for i, entry in enumerate(_entries(entries, f"{path}: video '{name}'")):
+            rows.append((name, *_scored_segment(entry, f"{path}: video '{name}', detection {i}")))
+    return tuple(results), rows
+
+
+def _scored_segment(entry: Any, where: str) -> tuple[str, float, float, float]:
+    """Class, start, end and score of an entry of a results JSON."""
+    if not isinstance(entry, dict) or "segment" not in entry:
+        raise InputError(f"{where}: expected an object with 'label', 'segment' ([start, end]) and 'score'")
+    label = entry.get("label")
+    if label is None:
+        raise InputError(f"{where}: no 'label'; proposals without a class are no detections: name the class of each")
+    if not isinstance(label, str):
+        raise InputError(
+            f"{where}: label is {label!r}, not a string; write the name that the annotations give the class"
+        )
+    if "score" not in entry:
+        raise InputError(f"{where}: no 'score'; give every detection one number")
+    return label, *_segment(entry["segment"], where), _number(entry["score"], f"{where}: score")
+
+
+def _load_json(path: Path) -> Any:
+    """The content of a JSON of detections; an object in which a key comes twice is an error, not its last value."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            names = [key for key, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InputError(f"{path}: '{twice}' comes twice in one object; merge or drop one of them")
+        return content
+
+    content = _read_bytes(path)
+    if content[:1] == b"\x80" or path.suffix.lower() in (".pkl", ".pickle"):
+        raise InputError(
+            f"{path}: is a Python pickle, as ActionFormer's eval_results.pkl, which d2net does not open; write its "
+            "columns video-id, label, t-start, t-end and score to a .csv with the header "
+            f"{','.join(_CSV_COLUMNS)}, and the name of each class instead of its number"
+        )
+    try:
+        return json.loads(content, object_pairs_hook=unique)
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:  # no Unicode, or not JSON
+        raise InputError(f"{path}: not valid JSON ({error}); is it truncated? Write or download it again") from error
+
+
+def _read_csv(path: Path) -> tuple[tuple[str, ...], _Scored]:
+    """The videos of a CSV of detections, in the order in which they first come, and the detections."""
+    try:
+        text = _read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error}); save it as CSV in UTF-8") from error
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: _Scored = []
+    try:
+        header = [cell.strip() for cell in next(lines, [])]
+        for column in _CSV_COLUMNS:
+            if (n := header.count(column)) != 1:
+                raise InputError(
+                    f"{path}: line 1: {f'{n} columns' if n else 'no column'} '{column}' in {header}; the first line is "
+                    f"{','.join(_CSV_COLUMNS)}, separated by commas"
+                )
+        place = [header.index(column) for column in _CSV_COLUMNS]
+        for cells in lines:
+            if not any(cell.strip() for cell in cells):  # what spreadsheets leave at the end
+                continue
+            where = f"{path}: line {lines.line_num}"
+            if len(cells) != len(header):
+                raise InputError(f"{where}: {len(cells)} cells in {len(header)} columns; quote names that hold commas")
+            name, label, start, end, score = (cells[i] for i in place)
+            if not name or not label:
+                raise InputError(f"{where}: no {'label' if name else 'recording'}; fill it in or drop the line")
+            rows.append((name, label, *_segment((start, end), where), _number(score, f"{where}: score")))
+    except csv.Error as error:
+        raise InputError(f"{path}: line {lines.line_num}: not valid CSV ({error}); mend the line") from error
+    return tuple(dict.fromkeys(r[0] for r in rows)), rows
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; check the path") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
 def _columns(videos: tuple[str, ...], classes: tuple[str, ...], rows: list[Any]) -> dict[str, np.ndarray]:
@@ -143,17 +268,6 @@ def _columns(videos: tuple[str, ...], classes: tuple[str, ...], rows: list[Any])
     }
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; check the path") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
-        raise InputError(f"{path}: not valid JSON ({error}); is it truncated? Write or download it again") from error
-
-
 def _mapping(data: Any, key: str, where: str) -> dict[str, Any]:
     if not isinstance(data, dict) or not isinstance(data.get(key), dict):
         raise InputError(f"{where}: no object under the key '{key}'; expected {{\"{key}\": {{VIDEO: …}}}}")
@@ -165,12 +279,6 @@ def _entries(data: Any, where: str) -> list[Any]:
     if not isinstance(data, list):
         raise InputError(f"{where}: expected a list of segments, got {type(data).__name__}")
     return data
-
-
-def _labelled_segment(entry: Any, where: str) -> tuple[str, float, float]:
-    if not isinstance(entry, dict) or not isinstance(entry.get("label"), str) or "segment" not in entry:
-        raise InputError(f"{where}: expected an object with 'label' (a string) and 'segment' ([start, end])")
-    return entry["label"], *_segment(entry["segment"], where)
 
 
 def _segment(pair: Any, where: str) -> tuple[float, float]:

@@ -141,6 +141,8 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     assert "--device gpu" in fails(*train, "watch", *out, "--device", "gpu")
     assert str(missing) in fails("train", "--data", missing, "--recipe", "watch", *out)
     assert "nothing to resume" in fails(*train, "watch", *out, "--resume")
+    assert "not an ordinary file" in fails("localize", missing, "--data", "simulated", *out)
+    out = ["--out", tmp_path / "d.json"]
     assert str(missing) in fails("localize", missing, "--data", "simulated", *out)
     assert "localization." in fails("localize", missing, "--data", "simulated", *out, "--set", "model.dropout=0")
     assert str(missing) in fails("convert", missing, tmp_path / "out")
@@ -161,8 +163,14 @@ def test_evaluate_knows_unknown_videos(tmp_path: Path) -> None:
     found = detections_file(tmp_path / "d.json", "Jump", video="b")
     command = ["evaluate", found, "--annotations", annotations_file(tmp_path / "gt.json")]
     assert "'b'" in fails(*command)
-    run(*command, "--ignore-unknown-videos", "--json", tmp_path / "deep" / "out.json")
-    assert json.loads((tmp_path / "deep" / "out.json").read_text())["average"] == 0
+    assert "--ignore-unknown-videos" in fails(*command)
+    assert "no detection is left to judge" in fails(*command, "--ignore-unknown-videos")
+    results = {"a": [{"label": "Jump", "score": 0.9, "segment": [1.0, 5.0]}]}
+    results["b"] = results["a"]
+    found.write_text(json.dumps({"results": results}))
+    text = run(*command, "--ignore-unknown-videos", "--json", tmp_path / "deep" / "out.json").stdout
+    assert "1 detection dropped" in text
+    assert json.loads((tmp_path / "deep" / "out.json").read_text())["average"] == 100
 
 
 def test_evaluate_prints_a_table(tmp_path: Path) -> None:

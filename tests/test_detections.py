@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from d2net.detections import Annotations, Detections, read_annotations, read_detections, write_detections
+from d2net.data import read_annotations
+from d2net.detections import Detections, read_detections, read_features, write_detections
 from d2net.errors import InputError
 
 TRUTH = {
@@ -19,6 +21,9 @@ TRUTH = {
         "v_3": {"subset": "test", "annotations": []},
     }
 }
+
+
+ENTRY = {"label": "x", "score": 1, "segment": [0, 1]}
 
 
 def example() -> Detections:
@@ -38,30 +43,122 @@ def write(path: Path, data) -> Path:
     return path
 
 
-def like(found: Detections) -> Annotations:
-    """Annotations of the same names, without a segment."""
-    return Annotations(found.videos, found.classes, *np.zeros((4, 0)), ambiguous=np.zeros((0, 3)))
+def named(found: Detections) -> list[tuple]:
+    """Rows (video, class, start, end, score)."""
+    names = ([found.videos[v] for v in found.video], [found.classes[c] for c in found.label])
+    return list(zip(*names, found.start.tolist(), found.end.tolist(), found.score.tolist(), strict=True))
 
 
-def test_round_trip_is_exact(tmp_path):
+@pytest.mark.parametrize("name", ["d.json", "d.csv", "d.CSV"])
+def test_round_trip_is_exact(tmp_path, name):
     found = example()
-    write_detections(tmp_path / "d.json", found)
-    again = read_detections(tmp_path / "d.json", like(found))
-    order = np.argsort(found.video, kind="stable")  # the file is by video
-    assert (again.videos, again.classes) == (found.videos, found.classes)
-    for field in ("video", "label", "start", "end", "score"):
-        np.testing.assert_array_equal(getattr(again, field), getattr(found, field)[order])
-    assert read_detections(tmp_path / "d.json").classes == ("jump", "run")
+    write_detections(tmp_path / name, found, "I3D")
+    again = read_detections(tmp_path / name)
+    rows = named(found)
+    assert named(again) == [rows[1], rows[0], rows[2]]  # the file is by video
+    assert again.classes == ("jump", "run")
+    # A CSV cannot keep the video without a detection.
+    assert again.videos == (found.videos if name == "d.json" else ("v_1", "v_3"))
+    assert read_features(tmp_path / name) == ("I3D" if name == "d.json" else None)
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_what_is_written(tmp_path):
+    write_detections(tmp_path / "d.json", example())
     assert json.loads((tmp_path / "d.json").read_text()).keys() == {"version", "results", "external_data"}
-    assert os.listdir(tmp_path) == ["d.json"]
+    write_detections(tmp_path / "d.csv", example())
+    assert (tmp_path / "d.csv").read_text().splitlines()[:2] == [
+        "recording,label,start,end,score",
+        "v_1,run,0.3333333333333333,0.6666666666666666,1e-09",
+    ]
 
 
-def test_names_of_annotations_come_first(tmp_path):
-    path = write(tmp_path / "d.json", {"results": {"a": [{"label": "x", "score": 1, "segment": [0, 1]}]}})
-    found = read_detections(path, like(example()))
-    assert found.videos == ("v_1", "v_2", "v_3", "a")
-    assert found.classes == ("run", "jump", "x")
-    assert (found.video.tolist(), found.label.tolist()) == ([3], [2])
+@pytest.mark.parametrize("suffix", ["json", "csv"])
+@pytest.mark.parametrize(
+    "odd", ["a, b", 'say "x"', " blanks ", "two\nlines", "return\rhere", "Ünï·动作", "x;y\tz", "0"]
+)
+def test_odd_names_survive(tmp_path, suffix, odd):
+    one = np.ones(1)
+    found = Detections((odd,), (odd + "!",), 0 * one.astype(int), 0 * one.astype(int), one, one, score=one)
+    path = tmp_path / f"d.{suffix}"
+    write_detections(path, found)
+    assert named(read_detections(path)) == [(odd, odd + "!", 1, 1, 1)]
+
+
+def test_name_that_is_no_unicode(tmp_path):
+    """As a file's name may be: JSON keeps it, CSV cannot."""
+    one = np.ones(1)
+    found = Detections(("\udcff",), ("x",), 0 * one.astype(int), 0 * one.astype(int), one, one, score=one)
+    write_detections(tmp_path / "d.json", found)
+    assert read_detections(tmp_path / "d.json").videos == ("\udcff",)
+    with pytest.raises(InputError, match=r"d\.csv: a name.*write a \.json"):
+        write_detections(tmp_path / "d.csv", found)
+
+
+def test_videos_are_those_of_the_file(tmp_path):
+    data = {"results": {"z": None, "b": [], "a": [{"label": "x", "score": 1, "segment": [0, 1]}]}}
+    assert read_detections(write(tmp_path / "d.json", data)).videos == ("z", "b", "a")
+
+
+def test_numbers_in_strings(tmp_path):
+    data = {"results": {"v": [{"label": "x", "score": "0.5", "segment": ["1", "2.5"], "extra": {"any": 1}}]}}
+    assert named(read_detections(write(tmp_path / "d.json", data))) == [("v", "x", 1, 2.5, 0.5)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_csv_of_a_spreadsheet(tmp_path, encoding, end):
+    """Columns in another order, one more of them, blank lines and empty rows at the end."""
+    lines = ["score, label ,end,recording,start,note", '1,ü,2,"a,b",1,x', "", ".5,ü,3,c,2,", ",,,,,"]
+    (tmp_path / "d.csv").write_bytes((end.join(lines) + end).encode(encoding))
+    assert named(read_detections(tmp_path / "d.csv")) == [("a,b", "ü", 1, 2, 1), ("c", "ü", 2, 3, 0.5)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_json_of_an_editor(tmp_path, encoding):
+    (tmp_path / "d.json").write_bytes(json.dumps({"results": {"v": [ENTRY]}}).encode(encoding))
+    assert len(read_detections(tmp_path / "d.json")) == 1
+
+
+HEADER = "recording,label,start,end,score\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1: no column 'recording' in \\[\\]; the first line is recording,label,start,end,score"),
+        ("recording;label;start;end;score\n", "line 1: no column 'recording'.*separated by commas"),
+        ("recording,label,start,end\n", "line 1: no column 'score'"),
+        ("recording,label,start,end,end,score\n", "line 1: 2 columns 'end'"),
+        (HEADER + "v,x,0,1\n", "line 2: 4 cells in 5 columns; quote"),
+        (HEADER + "\nv,x,0,1,1\na,b,x,0,1,1\n", "line 4: 6 cells in 5 columns; quote"),
+        (HEADER + ",x,0,1,1\n", "line 2: no recording"),
+        (HEADER + "v,,0,1,1\n", "line 2: no label"),
+        (HEADER + "v,x,0,1,high\n", "line 2: score is 'high', not a finite number"),
+        (HEADER + "v,x,,1,1\n", "line 2: start is '', not a finite number"),
+        (HEADER + "v,x,2,1,1\n", "line 2: segment ends at 1 before it starts at 2"),
+        (HEADER + 'v,"x"y,2,1,1\n', "line 2: not valid CSV"),
+        (HEADER + 'v,"x,2,1,1\n', "line 2: not valid CSV"),
+    ],
+)
+def test_damaged_csv(tmp_path, text, message):
+    path = write(tmp_path / "d.csv", text)
+    with pytest.raises(InputError, match=message) as error:
+        read_detections(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_csv_that_is_not_utf8(tmp_path):
+    (tmp_path / "d.csv").write_bytes(HEADER.encode() + "v,Stoß,0,1,1\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"d\.csv: not UTF-8.*save it as CSV in UTF-8"):
+        read_detections(tmp_path / "d.csv")
+
+
+@pytest.mark.parametrize("name", ["eval_results.pkl", "renamed.json"])
+def test_a_pickle_is_not_opened(tmp_path, name):
+    (tmp_path / name).write_bytes(pickle.dumps({"video-id": ["v"], "t-start": [0.0]}))
+    with pytest.raises(InputError, match="is a Python pickle.*recording,label,start,end,score"):
+        read_detections(tmp_path / name)
 
 
 def test_reads_a_published_file(shared):
@@ -121,14 +218,16 @@ def test_device_is_not_replaced():
     assert Path("/dev/full").is_char_device()
 
 
-ENTRY = {"label": "x", "score": 1, "segment": [0, 1]}
-
-
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         ('{"results": {"v": [', "not valid JSON.*truncated"),
         ([], "no object under the key 'results'"),
+        (TRUTH, "holds annotations \\('database'\\), expected detections"),
+        ('{"results": {"v": [], "w": [], "v": []}}', "'v' comes twice"),
+        ('{"results": {"v": [{"label": "x", "score": 1, "score": 2, "segment": [0, 1]}]}}', "'score' comes twice"),
+        ({"results": {"v": [{"segment": [0, 1], "score": 1}]}}, "detection 0: no 'label'; proposals without a class"),
+        ({"results": {"v": [{**ENTRY, "label": 3}]}}, "label is 3, not a string; write the name"),
         ({"results": []}, "no object under the key 'results'"),
         ({"results": {"v": {}}}, "'v'.*expected a list"),
         ({"results": {"v": [[0, 1]]}}, "detection 0.*'label'"),
@@ -172,7 +271,7 @@ def test_ambiguous_segments_beside_the_json(tmp_path):
     write(tmp_path / "Ambiguous_test.txt", "v_3  0.5 1.5\nv_other 1 2\n\n")
     assert read_annotations(path, subset="test").ambiguous.tolist() == [[1, 0.5, 1.5]]
     write(tmp_path / "Ambiguous_test.txt", "v_3 0.5\n")
-    with pytest.raises(InputError, match="Ambiguous_test.txt: line 1.*pair"):
+    with pytest.raises(InputError, match="Ambiguous_test.txt: line 1: 'v_3 0.5' is not VIDEO START END"):
         read_annotations(path)
 
 
@@ -180,10 +279,10 @@ def test_ambiguous_segments_beside_the_json(tmp_path):
     ("video", "message"),
     [
         ({"annotations": []}, "'v'.*'subset'"),
-        ({"subset": "test"}, "'v'.*'annotations'"),
-        ({"subset": "test", "annotations": [{"label": "x"}]}, "annotation 0.*'segment'"),
-        ({"subset": "test", "annotations": [{"label": "x", "segment": ["nan", 1]}]}, "start is 'nan'"),
-        ({"subset": "test", "annotations": [{"label": "x", "segment": [1, 0]}]}, "before it starts"),
+        ({"subset": "test", "annotations": [{"segment": [1, 2]}]}, "'v'.*'label'"),
+        ({"subset": "test", "annotations": [{"label": "x", "segment": [1]}]}, "not a pair"),
+        ({"subset": "test", "annotations": [{"label": "x", "segment": ["nan", 1]}]}, "'nan', not a finite number"),
+        ({"subset": "test", "annotations": [{"label": "x", "segment": [1, 0]}]}, "not 0 <= start <= end"),
     ],
 )
 def test_damaged_annotations(tmp_path, video, message):
@@ -193,7 +292,7 @@ def test_damaged_annotations(tmp_path, video, message):
 
 
 def test_unknown_subset(tmp_path):
-    with pytest.raises(InputError, match="subset 'validation'; there are test, train"):
+    with pytest.raises(InputError, match="subset 'validation' is empty; there are train, test"):
         read_annotations(write(tmp_path / "gt.json", TRUTH), subset="validation")
 
 
@@ -223,8 +322,8 @@ def wtalc(tmp_path) -> Path:
 def test_wtalc_folder(wtalc):
     test = read_annotations(wtalc, subset="test", trust_pickle=True)
     assert (test.videos, test.classes) == (("video_test_01", "video_test_02"), ("run", "jump"))
-    assert (test.video.tolist(), test.label.tolist()) == ([1, 0], [1, 1])
-    assert (test.start.tolist(), test.end.tolist()) == ([10, 5], [15, 10])
+    assert (test.video.tolist(), test.label.tolist()) == ([0, 1], [1, 1])
+    assert (test.start.tolist(), test.end.tolist()) == ([5, 10], [10, 15])
     assert test.ambiguous.tolist() == [[1, 1, 2]]
 
     validation = read_annotations(wtalc, subset="validation", trust_pickle=True)
@@ -249,14 +348,17 @@ def test_damaged_wtalc_folder(wtalc):
 
     np.save(wtalc / "test_gt_segments.npy", objects([[], [["03", 0.5, 0.75]]]))
     assert "no such test video" in error()
+    np.save(wtalc / "test_gt_segments.npy", objects([[], [["02", 0.75, 0.5]]]))
+    assert "class 'jump', video number '02': segment [0.75, 0.5] is not" in error()
+    (wtalc / "test_gt_segments.npy").unlink()
     np.save(wtalc / "labels.npy", objects([["jump"], ["run"], []]))
     assert "'video_validation_01' has 2 segments" in error()
     np.save(wtalc / "labels.npy", objects([["jump", "fly"], ["run"], []]))
     assert "label 'fly' is not in classlist.npy" in error()
     np.save(wtalc / "labels.npy", objects([["jump"]]))
-    assert "labels.npy: expected an array of 3 entries" in error()
+    assert "labels.npy: has shape (1,), expected 3 entries" in error()
     (wtalc / "segments.npy").write_bytes((wtalc / "segments.npy").read_bytes()[:-9])
-    assert "segments.npy: cannot be read" in error()
+    assert "segments.npy: cannot be loaded" in error()
     (wtalc / "segments.npy").unlink()
     assert "segments.npy: no such file" in error()
 
@@ -268,4 +370,5 @@ def test_real_annotations(shared):
     assert (len(folder.videos), len(file.videos)) == (212, 210)
     assert folder.classes == file.classes
     assert set(folder.videos) - set(file.videos) == {"video_test_0000270", "video_test_0001496"}
+    assert set(folder.withdrawn) == set(folder.videos) - set(file.videos) and file.withdrawn == ()
     assert len(folder.ambiguous) > 0

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2net.detections import Annotations, Detections, read_annotations
+from d2net.data import read_annotations
+from d2net.detections import Annotations, Detections
 from d2net.errors import InputError
 from d2net.evaluation import evaluate
+
+PROTOCOLS = ["activitynet", "wtalc"]
+REASONS = ["unknown_video", "ambiguous_label", "video_without_segments", "ambiguous_segment"]
 
 
 def detections(rows, videos=("v", "w"), classes=("a", "b")) -> Detections:
@@ -21,7 +28,7 @@ def detections(rows, videos=("v", "w"), classes=("a", "b")) -> Detections:
     return Detections(videos, classes, x[:, 0].astype(int), x[:, 1].astype(int), x[:, 2], x[:, 3], score=x[:, 4])
 
 
-def annotations(rows, videos=("v", "w"), classes=("a", "b"), ambiguous=()) -> Annotations:
+def annotations(rows, videos=("v", "w"), classes=("a", "b"), ambiguous=(), withdrawn=()) -> Annotations:
     """Rows (video, label, start, end)."""
     x = np.array(rows, np.float64).reshape(-1, 4)
     return Annotations(
@@ -32,6 +39,7 @@ def annotations(rows, videos=("v", "w"), classes=("a", "b"), ambiguous=()) -> An
         x[:, 2],
         x[:, 3],
         ambiguous=np.array(ambiguous, np.float64).reshape(-1, 3),
+        withdrawn=withdrawn,
     )
 
 
@@ -50,8 +58,9 @@ def test_published_activitynet_protocol(published, shared):
     truth = read_annotations(shared / "data" / "thumos14" / "json" / "gt.json", subset="test")
     # The file lacks 2 of the 212 videos; the published evaluator counted detections there as false positives.
     result = evaluate(found, truth, unknown_videos="false_positive")
-    np.testing.assert_allclose(result.map, 100 * data["map_activitynet_protocol"], atol=0.01)
-    with pytest.raises(InputError, match="video_test_0000270.*unknown videos: 2"):
+    np.testing.assert_allclose(result.map, 100 * data["map_activitynet_protocol"], atol=1e-12)
+    assert result.coverage.false_positives["unknown_video"] == 35
+    with pytest.raises(InputError, match="2 videos of the detections: 'video_test_0000270', 'video_test_0001496'"):
         evaluate(found, truth)
 
 
@@ -59,8 +68,15 @@ def test_published_wtalc_protocol(published, shared):
     found, data = published
     truth = read_annotations(shared / "data" / "thumos14" / "wtalc", subset="test", trust_pickle=True)
     result = evaluate(found, truth, "wtalc", tiou=(0.1, 0.2, 0.3, 0.4, 0.5))
-    np.testing.assert_allclose(result.map, data["map_wtalc"], atol=0.01)
-    assert result.average == pytest.approx(data["map_wtalc"].mean(), abs=0.01)
+    np.testing.assert_allclose(result.map, data["map_wtalc"], atol=1e-12)
+    assert result.average == pytest.approx(data["map_wtalc"].mean(), abs=1e-12)
+    coverage = result.coverage
+    assert (coverage.recordings, coverage.judged, coverage.ambiguous_segments) == (212, 212, 96)
+    # Their segments are no ground truth any more, but the published evaluator counts detections there.
+    assert coverage.without_segments == ("video_test_0000270", "video_test_0001496")
+    assert coverage.false_positives["video_without_segments"] == 35 and not any(coverage.dropped.values())
+    strict = evaluate(found, replace(truth, withdrawn=()), "wtalc", tiou=(0.5,))
+    assert strict.coverage.dropped["video_without_segments"] == 35 and strict.map[0] > result.map[-1] + 0.3
 
 
 def test_by_hand():
@@ -102,12 +118,122 @@ def test_wtalc_rounds_to_snippets():
     assert evaluate(found, truth, "activitynet", [1.0]).map == pytest.approx([0])
 
 
+@dataclass(frozen=True)
+class Case:
+    """A row of the table in docs/evaluation.md: mAP at the IoU, or the error, of each protocol."""
+
+    found: list[tuple]
+    activitynet: float | str
+    wtalc: float | str
+    truth: tuple[tuple, ...] = ((0, 0, 0, 64),)
+    names: dict[str, Any] = field(default_factory=dict)  # of the detections
+    marks: dict[str, Any] = field(default_factory=dict)  # of the annotations
+    options: dict[str, Any] = field(default_factory=dict)
+    coverage: dict[str, Any] = field(default_factory=dict)
+    says: str = ""  # what one of the printed lines holds
+
+
+HIT, MISS = (0, 0, 0, 64, 0.5), (0, 0, 128, 192, 0.9)  # whole snippets, so that the protocols agree on times
+ELSEWHERE = (1, 0, 0, 64, 0.9)  # in the other video
+CASES = {
+    "video missing from the results": Case(
+        [(0, 0, 0, 64, 0.5)], 50, 50, ((0, 0, 0, 64), (1, 0, 0, 64)), names={"videos": ("v",)},
+        coverage={"unlisted": ("w",), "without_detections": ("w",)},
+        says="not listed in the detections: 1 of 2 recordings ('w'); their segments are missed",
+    ),
+    "video with an empty list": Case(
+        [(0, 0, 0, 64, 0.5)], 50, 50, ((0, 0, 0, 64), (1, 0, 0, 64)),
+        coverage={"unlisted": (), "without_detections": ("w",)},
+        says="listed without a detection: 1 of 2 recordings ('w')",
+    ),
+    "video without segments": Case(
+        [ELSEWHERE, HIT], 50, 100, coverage={"without_segments": ("w",), "detections": 2},
+        says="without a segment: 1 recording ('w'); detections there: 1 ",
+    ),
+    "video of withdrawn segments": Case(
+        [ELSEWHERE, HIT], 50, 50, marks={"withdrawn": ("w",)}, coverage={"without_segments": ("w",), "judged": 2},
+        says="without a segment: 1 recording ('w'); detections there: 1 as false positives",
+    ),
+    "video not in the annotations": Case(
+        [ELSEWHERE, HIT], "1 video of the detections: 'w'", "1 video of the detections: 'w'", marks={"videos": ("v",)}
+    ),
+    "the same, ignored": Case(
+        [ELSEWHERE, HIT], 100, 100, marks={"videos": ("v",)}, options={"unknown_videos": "ignore"},
+        says="in recordings that the annotations do not list: 1 detection dropped",
+    ),
+    "the same, as false positives": Case(
+        [ELSEWHERE, HIT], 50, 50, marks={"videos": ("v",)}, options={"unknown_videos": "false_positive"},
+        says="in recordings that the annotations do not list: 1 detection as false positives",
+    ),
+    "class without ground truth": Case(
+        [HIT, (0, 1, 0, 64, 0.9)], 100, 100, coverage={"classes": 1, "classes_without_segments": ("b",)},
+        says="without ground truth, not in the mean: 1 class ('b')",
+    ),
+    "class without detections": Case(
+        [HIT], 50, 50, ((0, 0, 0, 64), (1, 1, 0, 64)), coverage={"classes_without_detections": ("b",)},
+        says="without a detection, AP 0 in the mean: 1 class ('b')",
+    ),
+    "class unknown to the annotations": Case(
+        [HIT, (0, 1, 0, 64, 0.9)], "1 class of the detections: 'b'", "1 class of the detections: 'b'",
+        marks={"classes": ("a",)},
+    ),
+    "ambiguous segment": Case(
+        [HIT, (0, 1, 128, 192, 0.9), (0, 0, 128, 192, 0.9)], 50, 100, marks={"ambiguous": [(0, 190, 200)]},
+        coverage={"ambiguous_segments": 1}, says="ambiguous segments: 1; ",
+    ),
+    "detection labelled Ambiguous": Case(
+        [HIT, (0, 1, 0, 64, 0.9)], 100, 100, names={"classes": ("a", "aMBIguous")}, marks={"classes": ("a",)},
+        coverage={"detections": 2}, says="labelled 'Ambiguous', which is a mark and no class: 1 detection dropped",
+    ),
+    "detection past the end": Case([(0, 0, 0, 96, 0.5)], 0, 0, options={"tiou": [0.7]}),
+    "segment without length": Case([(0, 0, 64, 64, 0.9), HIT], 25, 25, ((0, 0, 0, 64), (0, 0, 64, 64))),
+    "equal scores": Case([(0, 0, 128, 192, 0.5), HIT], 50, 50),
+    "duplicate": Case([HIT, HIT, (1, 0, 0, 64, 0.4)], 250 / 3, 250 / 3, ((0, 0, 0, 64), (1, 0, 0, 64))),
+    "no detection": Case([], 0, 0, coverage={"detections": 0}, says="THERE IS NO DETECTION TO JUDGE"),
+    "no detection left": Case(
+        [(0, 0, 0, 64, 0.9)], "no detection is left to judge, all 1 are dropped: 1 labelled 'Ambiguous'",
+        "no detection is left to judge", names={"classes": ("ambiguous",)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", CASES)
+def test_table(name, protocol):
+    case = CASES[name]
+    found, truth = detections(case.found, **case.names), annotations(case.truth, **case.marks)
+    options = {"tiou": [0.5], **case.options}
+    expected = getattr(case, protocol)
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=re.escape(expected)) as error:
+            evaluate(found, truth, protocol, **options)
+        assert "\n" not in str(error.value)
+        return
+    result = evaluate(found, truth, protocol, **options)
+    assert result.map == pytest.approx([expected])
+    for key, value in case.coverage.items():
+        assert getattr(result.coverage, key) == value, key
+    assert any(case.says in line for line in result.coverage.lines()), result.coverage.lines()
+
+
+def test_document_has_every_case():
+    """The first column of the table in docs/evaluation.md is the list above."""
+    text = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    rows = text.split("| |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == list(CASES)
+
+
 def test_wtalc_drops_what_touches_an_ambiguous_segment():
-    truth = annotations([(0, 0, 0, 64)], ambiguous=[(0, 80, 90)])
+    """Of any class; in no other video."""
     hit, touching, other_video = (0, 0, 0, 64, 0.5), (0, 0, 70, 81, 0.9), (1, 0, 70, 81, 0.9)
-    assert evaluate(detections([hit, touching]), truth, "wtalc", [0.5]).map == pytest.approx([100])
-    assert evaluate(detections([hit, touching]), truth, "activitynet", [0.5]).map == pytest.approx([50])
-    assert evaluate(detections([hit, other_video]), truth, "wtalc", [0.5]).map == pytest.approx([50])
+    truth = annotations([(0, 0, 0, 64), (1, 0, 0, 64)], ambiguous=[(0, 80, 90)])
+    result = evaluate(detections([hit, touching, other_video]), truth, "wtalc", [0.5])
+    assert result.map == pytest.approx([25])  # the second of two
+    assert result.coverage.dropped == {**dict.fromkeys(REASONS, 0), "ambiguous_segment": 1}
+    assert "ambiguous segments: 1; 1 detection touching one dropped" in result.coverage.lines()
+    # What a model found may all touch one: that is a score of 0, not a mistake of whoever asks.
+    result = evaluate(detections([touching]), truth, "wtalc", [0.5])
+    assert result.map.tolist() == [0] and "THERE IS NO DETECTION TO JUDGE" in result.coverage.lines()[0]
 
 
 def test_equal_scores_keep_their_order():
@@ -117,11 +243,30 @@ def test_equal_scores_keep_their_order():
     assert evaluate(detections([miss, hit]), truth, tiou=[0.5]).map == pytest.approx([50])
 
 
-@pytest.mark.parametrize("protocol", ["activitynet", "wtalc"])
+def test_class_without_ground_truth_counts_in_f1():
+    result = evaluate(detections([(0, 0, 0, 10, 0.5), (0, 1, 0, 10, 0.5)]), annotations([(0, 0, 0, 10)]))
+    assert result.f1 == pytest.approx(100 * 2 / 3)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_no_detections(protocol):
     result = evaluate(detections([], videos=(), classes=()), annotations([(0, 0, 0, 10)]), protocol, [0.1, 0.5])
     assert result.map.tolist() == [0, 0]
     assert (result.average, result.f1, result.per_class) == (0, 0, {"a": [0, 0]})
+    assert "every number is 0" in result.coverage.lines()[0]
+
+
+def test_full_coverage_is_one_line():
+    truth = annotations([(0, 0, 0, 10), (1, 1, 0, 10)])
+    result = evaluate(detections([(0, 0, 0, 10, 0.5), (1, 1, 0, 10, 0.5)]), truth)
+    assert result.coverage.lines() == ["judged: 2 detections against 2 recordings, 2 classes with ground truth"]
+
+
+def test_long_lists_of_names_are_cut():
+    names = tuple(f"v{i}" for i in range(9))
+    truth = annotations([(i, 0, 0, 10) for i in range(9)], videos=names)
+    lines = evaluate(detections([(0, 0, 0, 10, 0.5)], videos=("v4",)), truth).coverage.lines()
+    assert "not listed in the detections: 8 of 9 recordings ('v0', 'v1', 'v2' and 5 more); their segments" in lines[1]
 
 
 def test_names_join_whatever_their_order():
@@ -130,19 +275,106 @@ def test_names_join_whatever_their_order():
     assert evaluate(found, truth).average == pytest.approx(100)
 
 
-def test_unknown_videos():
-    truth = annotations([(0, 0, 0, 10)], videos=("v",))
-    found = detections([(1, 0, 0, 10, 0.9), (0, 0, 0, 10, 0.5)])
-    with pytest.raises(InputError, match="video 'w'.*ignore"):
+UNKNOWN = {
+    "v_a": "the detections name 'v_a', the annotations 'a' (2 of 3 differ like that: rename",
+    "a.mp4": "the detections name 'a.mp4', the annotations 'a' (2 of 3",
+    "A": "the detections name 'A', the annotations 'a' (2 of 3",
+}
+
+
+@pytest.mark.parametrize("unknown_videos", ["error", "ignore"])
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_names_that_differ_systematically(name, unknown_videos):
+    truth = annotations([(0, 0, 0, 10)], videos=("a", "b"))
+    videos = (name, name.replace("a", "b").replace("A", "B"), "elsewhere")
+    found = detections([(i, 0, 0, 10, 0.9) for i in range(3)], videos=videos)
+    with pytest.raises(InputError, match=re.escape(UNKNOWN[name])) as error:
+        evaluate(found, truth, unknown_videos=unknown_videos)
+    assert "--ignore-unknown-videos" in str(error.value) and "unknown_videos='ignore'" in str(error.value)
+
+
+def test_names_in_the_annotations_with_a_suffix():
+    truth, found = annotations([(0, 0, 0, 10)], videos=("a.mp4",)), detections([(0, 0, 0, 10, 0.9)], videos=("a",))
+    with pytest.raises(InputError, match=r"the detections name 'a', the annotations 'a\.mp4' \(1 of 1"):
         evaluate(found, truth)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("clip.left", "clip.right"), ("take_1_23", "take_12_3"), ("video_1", "video_2")]
+)
+def test_names_that_only_look_alike(name, other):
+    with pytest.raises(InputError, match="the annotations do not list 1 video") as error:
+        evaluate(detections([(0, 0, 0, 10, 0.9)], videos=(name,)), annotations([(0, 0, 0, 10)], videos=(other,)))
+    assert "rename" not in str(error.value)
+
+
+@pytest.mark.parametrize(("have", "want"), [("v_", ""), ("", "v_")])
+@pytest.mark.parametrize("unknown_videos", ["error", "ignore", "false_positive"])
+def test_the_prefix_of_activitynets_files(have, want, unknown_videos):
+    """Where it explains all names it is taken, and said."""
+    truth = annotations([(0, 0, 0, 10), (1, 0, 0, 10)], videos=(f"{want}x", f"{want}y"))
+    found = detections([(0, 0, 0, 10, 0.9)], videos=(f"{have}x", f"{have}y"))
+    result = evaluate(found, truth, tiou=[0.5], unknown_videos=unknown_videos)
+    assert result.map == pytest.approx([50]) and result.coverage.unlisted == ()
+    assert result.coverage.renamed == f"with{'' if want else 'out'} the prefix 'v_'"
+    assert any(f"are with{'' if want else 'out'} the prefix 'v_'" in line for line in result.coverage.lines())
+
+
+def test_exact_names_win_over_the_prefix():
+    truth = annotations([(0, 0, 0, 10)], videos=("x", "v_x"))
+    result = evaluate(detections([(0, 0, 0, 10, 0.9)], videos=("v_x",)), truth, tiou=[0.5])
+    assert result.map.tolist() == [0] and result.coverage.renamed == ""
+    # One known name, though without a detection, says that the names are as they should be.
+    truth, found = (
+        annotations([(0, 0, 0, 10)], videos=("x", "y")),
+        detections([(0, 0, 0, 10, 0.9)], videos=("v_x", "y")),
+    )
+    with pytest.raises(InputError, match="1 video of the detections: 'v_x'"):
+        evaluate(found, truth)
+
+
+@pytest.mark.parametrize(
+    ("label", "hint"),
+    [
+        ("High Jump", "'High Jump' (is 'HighJump' in the annotations: rename it)"),
+        ("high_jump", "'high_jump' (is 'HighJump' in the annotations: rename it)"),
+        ("HighJumb", "'HighJumb' (did you mean 'HighJump'?)"),
+        ("7", "'7'; they have 'HighJump'"),
+    ],
+)
+def test_unknown_classes(label, hint):
+    truth, found = annotations([(0, 0, 0, 1)], classes=("HighJump",)), detections([(0, 0, 0, 1, 1)], classes=(label,))
+    with pytest.raises(InputError, match=re.escape(hint)):
+        evaluate(found, truth)
+
+
+def test_unknown_classes_in_dropped_videos_do_not_matter():
+    truth = annotations([(0, 0, 0, 10)], videos=("v",), classes=("a",))
+    found = detections([(1, 1, 0, 10, 0.9), (0, 0, 0, 10, 0.5)])
     assert evaluate(found, truth, tiou=[0.5], unknown_videos="ignore").map == pytest.approx([100])
-    assert evaluate(found, truth, tiou=[0.5], unknown_videos="false_positive").map == pytest.approx([50])
+
+
+@pytest.mark.parametrize(
+    ("found", "protocol", "reason"),
+    [
+        ([(1, 0, 0, 10, 1)] * 2, "wtalc", "all 2 are dropped: 2 in videos without a segment, which the wtalc protocol"),
+        ([(2, 0, 0, 10, 1)], "activitynet", "1 in videos that the annotations do not list"),
+        ([(1, 0, 0, 10, 1), (2, 0, 0, 10, 1)], "wtalc", "all 2 are dropped: 1 in videos that the annotations"),
+        ([(0, 1, 0, 10, 1)], "wtalc", "1 labelled 'Ambiguous', which is a mark and no class"),
+    ],
+)
+def test_nothing_left(found, protocol, reason):
+    truth = annotations([(0, 0, 0, 10)], classes=("a",))
+    found = detections(found, videos=("v", "w", "elsewhere"), classes=("a", "Ambiguous "))
+    with pytest.raises(InputError, match=f"no detection is left to judge.*{re.escape(reason)}") as error:
+        evaluate(found, truth, protocol, unknown_videos="ignore")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("found", "truth", "options", "message"),
     [
-        ([(0, 1, 0, 1, 1)], [(0, 0, 0, 1)], {}, "class 'b'.*there are a$"),
+        ([(0, 1, 0, 1, 1)], [(0, 0, 0, 1)], {}, "1 class of the detections: 'b'; they have 'a'$"),
         ([(0, 0, 0, 1, np.nan)], [(0, 0, 0, 1)], {}, "detection 0, in 'v'.*finite"),
         ([(0, 0, 2, 1, 1)], [(0, 0, 0, 1)], {}, "end not before the start"),
         ([], [(0, 0, 0, np.inf)], {}, "annotation 0, in 'v'.*finite"),
@@ -161,14 +393,36 @@ def test_errors(found, truth, options, message):
 
 
 def test_to_json():
-    result = evaluate(detections([(0, 0, 0, 10, 0.5)]), annotations([(0, 0, 0, 10)]), tiou=(0.5, 0.55))
+    truth = annotations([(0, 0, 0, 10)], ambiguous=[(1, 2, 3)])
+    result = evaluate(detections([(0, 0, 0, 10, 0.5)]), truth, tiou=(0.5, 0.55))
     assert json.loads(json.dumps(result.to_json())) == {
         "protocol": "activitynet",
         "map": {"0.5": 100, "0.55": 100},
         "average": 100,
         "f1": 100,
         "per_class": {"a": [100, 100]},
+        "coverage": {
+            "protocol": "activitynet",
+            "recordings": 2,
+            "without_segments": ["w"],
+            "judged": 2,
+            "without_detections": ["w"],
+            "unlisted": [],
+            "renamed": "",
+            "detections": 1,
+            "dropped": dict.fromkeys(REASONS, 0),
+            "false_positives": dict.fromkeys(REASONS, 0),
+            "classes": 1,
+            "classes_without_segments": ["b"],
+            "classes_without_detections": [],
+            "ambiguous_segments": 1,
+        },
     }
+
+
+def test_ambiguous_is_no_class_of_the_annotations():
+    with pytest.raises(InputError, match="class 'Ambiguous', which is a mark"):
+        evaluate(detections([]), annotations([(0, 0, 0, 1)], classes=("a", "Ambiguous")))
 
 
 def slow(found: Detections, truth: Annotations, protocol: str, tiou: float) -> tuple[dict[int, float], float]:
@@ -191,9 +445,12 @@ def slow(found: Detections, truth: Annotations, protocol: str, tiou: float) -> t
         positives, flags = len(free), []
         for i in sorted(np.nonzero(found.label == c)[0], key=lambda i: -found.score[i]):
             segment = (time(float(found.start[i])), time(float(found.end[i])))
-            if protocol == "wtalc" and any(
-                v == found.video[i] and iou(segment, (time(float(s)), time(float(e)))) > 0
-                for v, s, e in truth.ambiguous
+            if protocol == "wtalc" and (
+                found.video[i] not in truth.video
+                or any(
+                    v == found.video[i] and iou(segment, (time(float(s)), time(float(e)))) > 0
+                    for v, s, e in truth.ambiguous
+                )
             ):
                 continue
             options = [(iou(segment, s), j) for j, (v, s) in enumerate(free) if v == found.video[i]]
@@ -224,6 +481,10 @@ row = st.tuples(st.integers(0, 1), st.integers(0, 1), segment)
 def test_equals_the_slow_restatement(found_rows, truth_rows, ambiguous, protocol, tiou):
     found = detections([(v, c, *s, score) for (v, c, s), score in found_rows])
     truth = annotations([(v, c, *s) for v, c, s in truth_rows], ambiguous=[(v, *s) for v, s in ambiguous])
+    if protocol == "wtalc" and len(found) and not np.isin(found.video, truth.video).any():
+        with pytest.raises(InputError, match="no detection is left to judge"):
+            evaluate(found, truth, protocol, tiou=(tiou,), f1_tiou=tiou)
+        return
     result = evaluate(found, truth, protocol, tiou=(tiou,), f1_tiou=tiou)
     ap, f1 = slow(found, truth, protocol, tiou)
     assert result.per_class == {truth.classes[c]: [pytest.approx(x)] for c, x in ap.items() if x is not None}

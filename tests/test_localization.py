@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from d2net.data import read_annotations
 from d2net.data.dataset import Dataset, Recording
-from d2net.detections import read_annotations
 from d2net.errors import InputError
 from d2net.evaluation import evaluate
 from d2net.localization import Localizer, localize, predict, to_detections

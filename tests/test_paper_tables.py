@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from d2net.cli import app
 from d2net.detections import Detections, read_features, write_detections
 from d2net.errors import InputError
-from d2net.evaluation import Evaluation
+from d2net.evaluation import Coverage, Evaluation
 from d2net.report.paper_tables import PaperTable, compare, comparison_table, load_table, table_names
 
 
@@ -31,9 +31,25 @@ def fails(*arguments: object) -> str:
     return lines[0]
 
 
-def evaluation(levels: tuple[float, ...]) -> Evaluation:
+def evaluation(levels: tuple[float, ...], recordings: int = 2383, unlisted: tuple[str, ...] = ()) -> Evaluation:
     values = 100 * (1 - np.array(levels))
-    return Evaluation("activitynet", levels, values, float(values.mean()), 10.0, {"a": values.tolist()})
+    coverage = Coverage(
+        protocol="activitynet",
+        recordings=recordings,
+        without_segments=(),
+        judged=recordings,
+        without_detections=unlisted,
+        unlisted=unlisted,
+        renamed="",
+        detections=1,
+        dropped={},
+        false_positives={},
+        classes=1,
+        classes_without_segments=(),
+        classes_without_detections=(),
+        ambiguous_segments=0,
+    )
+    return Evaluation("activitynet", levels, values, float(values.mean()), 10.0, {"a": values.tolist()}, coverage)
 
 
 def test_tables_say_what_they_are() -> None:
@@ -106,6 +122,36 @@ def test_other_data_and_unknown_features_are_noted() -> None:
     result = compare(table, evaluation(table.levels), run="r", features=None, data="watch", classes=5)
     assert result.run.features == "not stated" and result.run.method == "r, on watch"
     assert len(result.notes) == 2 and "other data" in result.notes[0] and "--features" in result.notes[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "recordings", "unlisted", "method", "notes"),
+    [
+        ("thumos14", 20, 210, 0, "r", []),
+        ("thumos14", 20, 213, 0, "r", []),
+        ("thumos14", 20, 213, 93, "r (120 of 213 recordings)", ["the detections list 120 of the 213 recordings"]),
+        ("thumos14", 20, 201, 0, "r (201 of 210 recordings)", ["the annotations have 201 recordings that count"]),
+        ("activitynet12", 100, 2383, 0, "r", []),
+        (
+            "activitynet12",
+            100,
+            2300,
+            50,
+            "r (2250 of 2383 recordings)",
+            ["the detections list 2250 of the 2300 recordings", "the test set of ActivityNet1.2 has at least 2383"],
+        ),
+        ("thumos14", 5, 40, 0, "r, on d", ["other data"]),
+        ("thumos14", 5, 40, 4, "r, on d (36 of 40 recordings)", ["other data", "list 36 of the 40 recordings"]),
+    ],
+)
+def test_a_part_of_the_recordings_is_said(name, classes, recordings, unlisted, method, notes) -> None:
+    table = load_table(name)
+    result = evaluation(table.levels, recordings, tuple(f"v{i}" for i in range(unlisted)))
+    compared = compare(table, result, run="r", features="I3D", data="d", classes=classes)
+    assert compared.run.method == method
+    assert len(compared.notes) == len(notes)
+    for note, expected in zip(compared.notes, notes, strict=True):
+        assert expected in note and "cannot be compared" in note
 
 
 def one_detection(path: Path, features: str | None = None) -> Path:

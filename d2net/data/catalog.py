@@ -51,8 +51,8 @@ class Listing:
         return self.entry.ambiguous
 
     @property
-    def annotated(self) -> bool | None:
-        return self.entry.annotated
+    def withdrawn(self) -> bool:
+        return self.entry.withdrawn
 
 
 @dataclass(frozen=True)
@@ -296,13 +296,13 @@ def _recording(listing: Listing, arrays: tuple[FeatureArray, ...], times: Times)
         first_snippet=first,
         snippets=snippets,
         ambiguous=entry.ambiguous,
-        annotated=entry.annotated,
+        withdrawn=entry.withdrawn,
     )
 
 
 def _listing(r: Recording, width: int) -> Listing:
     times = Times(seconds_per_snippet=r.seconds_per_snippet, first_snippet=r.first_snippet)
-    entry = Entry(r.subset, r.labels, r.segments, r.ambiguous, r.duration, times, annotated=r.annotated)
+    entry = Entry(r.subset, r.labels, r.segments, r.ambiguous, r.duration, times, withdrawn=r.withdrawn)
     return Listing(r.name, entry, lambda: (FeatureArray(r.source, r.snippets or len(r.read()), width, r.read),))
 
 

@@ -142,8 +142,8 @@ def _annotations(recording: Recording | Entry, subset: str) -> dict[str, Any]:
     }
     if recording.ambiguous:
         entry["ambiguous"] = [list(pair) for pair in recording.ambiguous]
-    if recording.annotated is not None:
-        entry["annotated"] = recording.annotated
+    if recording.withdrawn:
+        entry["withdrawn"] = True
     if recording.duration is not None:
         entry["duration"] = recording.duration
     return entry

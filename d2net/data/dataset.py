@@ -31,7 +31,7 @@ class Recording:
         first_snippet: Second at which snippet 0 begins (:mod:`d2net.data.times`).
         snippets: T, or None where only reading tells.
         ambiguous: (start s, end s) rows of doubtful segments, which are of no class.
-        annotated: Whether somebody looked for segments in it; None: where it has some.
+        withdrawn: Whether its segments are no ground truth any longer (:class:`d2net.detections.Annotations`).
     """
 
     name: str
@@ -45,7 +45,7 @@ class Recording:
     first_snippet: float = 0.0
     snippets: int | None = None
     ambiguous: tuple[tuple[float, float], ...] = ()
-    annotated: bool | None = None
+    withdrawn: bool = False
 
     def features(self, width: int) -> np.ndarray:
         """(T, width) float32 features, checked.
@@ -177,7 +177,7 @@ def annotations_of(recordings: Sequence[Any], classes: tuple[str, ...]) -> Annot
         start=table[:, 2],
         end=table[:, 3],
         ambiguous=np.array(doubtful, np.float64).reshape(-1, 3),
-        annotated=np.array([bool(r.segments) if r.annotated is None else r.annotated for r in recordings], bool),
+        withdrawn=tuple(r.name for r in recordings if r.withdrawn),
     )
 
 

@@ -83,7 +83,7 @@ def simulate(
                 duration=duration,
                 snippets=_snippets(duration),
                 ambiguous=entry.ambiguous,
-                annotated=entry.annotated,
+                withdrawn=entry.withdrawn,
             )
         )
     name = f"simulated {annotated.name or annotated.path.name}"

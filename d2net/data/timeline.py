@@ -36,7 +36,7 @@ class Entry:
         duration: In seconds, or None.
         times: What the file says of its snippets' times.
         covered: Seconds that all snippets cover together, where the file says that instead of a stride.
-        annotated: Whether somebody looked for segments in it; None: where it has some.
+        withdrawn: Whether its segments are no ground truth any longer (:class:`d2net.detections.Annotations`).
     """
 
     subset: str
@@ -46,7 +46,7 @@ class Entry:
     duration: float | None = None
     times: Times = field(default_factory=Times)
     covered: float | None = None
-    annotated: bool | None = None
+    withdrawn: bool = False
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def _entry(value: dict[str, Any], ids: dict[str, int], top: Times, subset: str |
         duration=duration,
         times=times.over(top),
         covered=covered,
-        annotated=bool(value["annotated"]) if "annotated" in value else None,
+        withdrawn=value.get("withdrawn") is True,
     )
 
 

@@ -82,13 +82,14 @@ def list_wtalc_annotations(folder: Path, *, trust_pickle: bool = False) -> Catal
     listings = []
     for i, name in enumerate(names):
         rows = _rows(folder, name, segments[i], labels[i], classes)
+        segments_now = tuple(official.get(name, ())) if official and subsets[i] == "test" else rows
         entry = Entry(
             subset=subsets[i],
             labels=tuple(c for c in dict.fromkeys(_text(v) for v in labels_all[i]) if not is_ambiguous(c)),
-            segments=tuple(official.get(name, ())) if official and subsets[i] == "test" else rows,
+            segments=segments_now,
             ambiguous=tuple(doubtful.get(name, ())),
             duration=float(durations[i]),
-            annotated=len(rows) > 0,
+            withdrawn=len(rows) > 0 and not segments_now,
         )
         listings.append(Listing(name, entry, partial(_no_features, folder, name)))
     return Catalog(name=folder.name, source=folder, classes=classes, listings=tuple(listings), times=TIMES)

@@ -45,6 +45,7 @@ class PaperTable:
         title: Its number in the paper.
         dataset: What its methods were evaluated on.
         classes: Action classes of that dataset.
+        recordings: Recordings of its test set, by the shortest of the published lists: fewer are a part of it.
         tiou: Temporal IoUs of its columns.
         average_tiou: Those whose mean its last column is; empty where it has no such column.
         rows: In the paper's order.
@@ -53,6 +54,7 @@ class PaperTable:
     title: str
     dataset: str
     classes: int
+    recordings: int
     tiou: tuple[float, ...]
     average_tiou: tuple[float, ...]
     rows: tuple[Row, ...]
@@ -101,6 +103,7 @@ def load_table(name: str) -> PaperTable:
         title=table["title"],
         dataset=table["dataset"],
         classes=table["classes"],
+        recordings=table["recordings"],
         tiou=tuple(table["tiou"]),
         average_tiou=tuple(table.get("average_tiou", ())),
         rows=tuple(Row(**{**row, "map": tuple(row["map"])}) for row in table["rows"]),
@@ -114,7 +117,8 @@ def compare(
 
     Args:
         table: From :func:`load_table`.
-        result: Evaluated at all of ``table.levels``, at least.
+        result: Evaluated at all of ``table.levels``, at least. Where its detections list a part of the recordings, or
+            its annotations a part of the table's, the run's name says of how many, and a note why that is no equal.
         run: What to call it.
         features: What its network saw, or None where nobody said. Where the word "simulated" occurs in this or in
             ``data``, the run's row says "simulated", whatever else it says.
@@ -135,6 +139,21 @@ def compare(
             f"({table.classes} classes): the numbers cannot be compared"
         )
         run = f"{run}, on {data}"
+    coverage = result.coverage
+    listed, whole = coverage.judged - len(coverage.unlisted), coverage.judged
+    if coverage.unlisted:
+        notes.append(
+            f"the detections list {listed} of the {whole} recordings of the annotations (a CSV lists only those with "
+            "a detection): the numbers cannot be compared"
+        )
+    if classes == table.classes and coverage.judged < table.recordings:
+        whole = table.recordings
+        notes.append(
+            f"the annotations have {coverage.judged} recordings that count, the test set of {table.dataset} has "
+            f"at least {table.recordings}: the numbers cannot be compared"
+        )
+    if listed < whole:
+        run = f"{run} ({listed} of {whole} recordings)"
     if features is None:
         notes.append("the detections do not say which features they are from; say it with --features")
     row = Row(
