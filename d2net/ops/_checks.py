@@ -18,7 +18,8 @@ from d2net.errors import InputError
 def as_tensor(operator: str, name: str, x: Any, like: Tensor | None = None) -> Tensor:
     """A tensor as it is; an array or a list of numbers as a tensor on the device of ``like``.
 
-    An array keeps its type; decimal numbers in lists get PyTorch's default type, as with ``torch.tensor``.
+    An array keeps its type; decimal numbers in lists get PyTorch's default type, as with ``torch.tensor``, or that of
+    ``like`` where it is wider.
 
     Raises:
         InputError: anything else.
@@ -42,7 +43,8 @@ def as_tensor(operator: str, name: str, x: Any, like: Tensor | None = None) -> T
             "list of them with rows of one length"
         ) from None
     if isinstance(x, (list, tuple)) and tensor.dtype == torch.float64:
-        tensor = tensor.to(torch.get_default_dtype())
+        default = torch.get_default_dtype()
+        tensor = tensor.to(default if like is None else torch.promote_types(default, like.dtype))
     return tensor if like is None else tensor.to(like.device)
 
 
