@@ -16,7 +16,7 @@ from torch import Tensor
 
 from d2net.data.files import write_atomically
 from d2net.errors import InputError
-from d2net.model import D2Net
+from d2net.model import D2Net, check_stream_widths
 from d2net.recipes import Recipe
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
@@ -31,7 +31,7 @@ class Checkpoint:
     Attributes:
         recipe: The experiment's settings.
         classes: Names, in the order of the network's outputs.
-        stream_widths: Widths of the two input streams.
+        stream_widths: Widths of the input streams, one or two.
         iteration: Iterations trained so far.
         dataset: Name of the dataset.
         seed: Of the run.
@@ -42,7 +42,7 @@ class Checkpoint:
 
     recipe: Recipe
     classes: tuple[str, ...]
-    stream_widths: tuple[int, int]
+    stream_widths: tuple[int, ...]
     iteration: int
     dataset: str
     seed: int
@@ -113,11 +113,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 f"{path}: has checkpoint format {metadata['format']}, written by d2net {metadata['version']}; "
                 f"this d2net reads up to {FORMAT}: upgrade it"
             )
-        first, second = metadata["stream_widths"]
         return Checkpoint(
             recipe=Recipe.from_dict(metadata["recipe"], source=str(path)),
             classes=tuple(metadata["classes"]),
-            stream_widths=(first, second),
+            stream_widths=check_stream_widths(str(path), metadata["stream_widths"]),
             iteration=metadata["iteration"],
             dataset=metadata["dataset"],
             seed=metadata["seed"],

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from d2net.data.dataset import Dataset
 from d2net.detections import Detections
 from d2net.errors import InputError
-from d2net.ops._checks import valid_mask
+from d2net.ops._checks import as_tensor, valid_mask
 from d2net.ops.bottom_up_attention import bottom_up_attention
 from d2net.ops.proposals import Proposals, extract_proposals
 from d2net.ops.topk_pool import topk_pool
@@ -63,7 +63,7 @@ class Localizer:
         variants of ``LocalizationRecipe``.
 
         Args:
-            tcam: (B, T, C) or (T, C) class activations.
+            tcam: (B, T, C) or (T, C) class activations. Arrays and lists are converted.
             attention: (B, T) or (T,) bottom-up attention lambda' (Eq. 8); None, or ``attention: false`` in
                 the recipe, leaves the TCAM as it is.
             lengths: (B,) valid snippets of each recording (None: all T). What lies past never matters.
@@ -74,6 +74,11 @@ class Localizer:
         Raises:
             InputError: wrong shapes, or NaN or Inf within a recording.
         """
+        tcam = as_tensor("Localizer", "tcam", tcam)
+        if attention is not None:
+            attention = as_tensor("Localizer", "attention", attention, tcam)
+        if lengths is not None:
+            lengths = as_tensor("Localizer", "lengths", lengths, tcam)
         if tcam.ndim == 2:
             tcam = tcam[None]
             attention = None if attention is None else attention[None]

@@ -1,15 +1,19 @@
-"""The D2-Net network (Fig. 2): two parallel streams of three temporal convolutions."""
+"""The D2-Net network (Fig. 2): two parallel streams of three temporal convolutions, or one of them alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import index
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2net.errors import InputError
-from d2net.ops._checks import check_shape, valid_mask
+from d2net.ops._checks import as_lengths, as_tensor, check_floating, check_shape, within
+from d2net.ops._native import at_least_float32
 from d2net.recipes import ModelRecipe
 
 
@@ -17,13 +21,14 @@ class D2NetOutput(NamedTuple):
     """What the network says of a batch; everything is 0 past a recording's length.
 
     Attributes:
-        logits_a, logits_b: (B, T, C) class logits of the first (RGB) and second (flow) stream.
+        logits_a, logits_b: (B, T, C) class logits of the first (RGB) and second (flow) stream; of a network with one
+            stream, logits_b is None.
         tcam: (B, T, C) class activations T, the mean of the streams' sigmoids.
         embeddings: (B, T, D) latent embeddings x(t), the mean of the streams' second layers.
     """
 
     logits_a: Tensor
-    logits_b: Tensor
+    logits_b: Tensor | None
     tcam: Tensor
     embeddings: Tensor
 
@@ -88,19 +93,27 @@ class D2Net(nn.Module):
 
     Args:
         num_classes: C.
-        stream_widths: widths of the two streams; the features are their concatenation. I3D: (1024, 1024).
+        stream_widths: widths of the streams, one or two; the features are their concatenation. I3D: (1024, 1024), RGB
+            alone: (1024,).
         recipe: kernel size, dilation, residuals, dropout, embedding width; default THUMOS14's.
 
     Raises:
-        InputError: an even kernel size, or residuals with an embedding width other than the streams'.
+        InputError: no class, widths that are none, an even kernel size, or residuals with an embedding width other
+            than the streams'.
     """
 
     def __init__(
-        self, num_classes: int, stream_widths: tuple[int, int] = (1024, 1024), recipe: ModelRecipe | None = None
+        self, num_classes: int, stream_widths: Sequence[int] = (1024, 1024), recipe: ModelRecipe | None = None
     ) -> None:
         super().__init__()
+        if recipe is not None and not isinstance(recipe, ModelRecipe):
+            raise InputError(
+                f"model: recipe is a {type(recipe).__name__}; expected a ModelRecipe, load_recipe(…).model"
+            )
         recipe = recipe or ModelRecipe()
-        self.stream_widths = tuple(stream_widths)
+        self.stream_widths = check_stream_widths("model", stream_widths)
+        if not isinstance(num_classes, (int, np.integer)) or num_classes < 1:
+            raise InputError(f"model: num_classes is {num_classes!r}; expected a whole number of at least 1")
         self.num_classes = num_classes
         self.embedding_dim = recipe.embedding_dim or self.stream_widths[0]
         for kernel_size in (recipe.kernel_size, recipe.classifier_kernel_size or recipe.kernel_size):
@@ -115,36 +128,70 @@ class D2Net(nn.Module):
                 f"found {self.stream_widths}; set model.residual=false or model.embedding_dim"
             )
         self.stream_a = Stream(self.stream_widths[0], self.embedding_dim, num_classes, recipe)
-        self.stream_b = Stream(self.stream_widths[1], self.embedding_dim, num_classes, recipe)
+        self.stream_b: Stream | None = None
+        if len(self.stream_widths) == 2:
+            self.stream_b = Stream(self.stream_widths[1], self.embedding_dim, num_classes, recipe)
 
     @classmethod
     def from_recipe(
-        cls, recipe: ModelRecipe, *, num_classes: int, stream_widths: tuple[int, int] = (1024, 1024)
+        cls, recipe: ModelRecipe, *, num_classes: int, stream_widths: Sequence[int] = (1024, 1024)
     ) -> D2Net:
         """The network that a recipe describes."""
         return cls(num_classes, stream_widths, recipe)
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> D2NetOutput:
-        """Run both streams.
+        """Run the streams.
 
         Args:
-            features: (B, T, sum of stream widths). What lies past a length never matters.
+            features: (B, T, sum of stream widths), of the network's type and device; arrays and lists are converted.
+                What lies past a length never matters.
             lengths: (B,) int64 snippets of each recording, or None (all T).
 
         Raises:
-            InputError: wrong shape or device.
+            InputError: wrong shape, type or device.
         """
+        weight = self.stream_a.first.weight
+        if not isinstance(features, Tensor):
+            features = as_tensor("D2Net", "features", features, weight).to(weight.dtype)
         check_shape("D2Net", "features", features, "B, T, width")
+        check_floating("D2Net", "features", features)
         if features.shape[2] != sum(self.stream_widths):
+            of = " and ".join(map(str, self.stream_widths))
             raise InputError(
                 f"D2Net: features are {features.shape[2]} wide, the network expects {sum(self.stream_widths)} "
-                f"(streams of {self.stream_widths[0]} and {self.stream_widths[1]})"
+                f"({'streams' if self.stream_b is not None else 'one stream'} of {of})"
             )
-        padding = ~valid_mask("D2Net", features, lengths)[:, :, None]
-        a, b = (x.masked_fill(padding, 0) for x in features.split(self.stream_widths, 2))  # each contiguous
-        x_a, logits_a = self.stream_a(a, padding)
-        x_b, logits_b = self.stream_b(b, padding)
+        if features.device != weight.device:
+            raise InputError(f"D2Net: features are on {features.device} but the network on {weight.device}; move one")
+        if features.dtype != weight.dtype and not torch.is_autocast_enabled(features.device.type):
+            raise InputError(f"D2Net: features are {features.dtype} but the network {weight.dtype}; convert one")
+        padding = ~within(features, as_lengths("D2Net", lengths, features))[:, :, None]
+        parts = [x.masked_fill(padding, 0) for x in features.split(self.stream_widths, 2)]  # each contiguous
+        x_a, logits_a = self.stream_a(parts[0], padding)
         # Under autocast the layers give bfloat16, whose sigmoid is 1 from a logit of 6 on.
-        logits_a, logits_b = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (logits_a, logits_b))
-        tcam = (0.5 * (torch.sigmoid(logits_a) + torch.sigmoid(logits_b))).masked_fill(padding, 0)
+        logits_a = at_least_float32(logits_a)
+        tcam = torch.sigmoid(logits_a)
+        if self.stream_b is None:
+            return D2NetOutput(logits_a, None, tcam.masked_fill(padding, 0), x_a)
+        x_b, logits_b = self.stream_b(parts[1], padding)
+        logits_b = at_least_float32(logits_b)
+        tcam = (0.5 * (tcam + torch.sigmoid(logits_b))).masked_fill(padding, 0)
         return D2NetOutput(logits_a, logits_b, tcam, 0.5 * (x_a + x_b))
+
+
+def check_stream_widths(where: str, widths: object) -> tuple[int, ...]:
+    """The widths of one or two streams as whole numbers.
+
+    Raises:
+        InputError: anything else, naming ``where`` it is from.
+    """
+    try:
+        checked = tuple(index(w) for w in widths)  # type: ignore[attr-defined]
+    except TypeError:
+        checked = ()
+    if len(checked) not in (1, 2) or min(checked) < 1:
+        raise InputError(
+            f"{where}: stream_widths is {widths!r}; expected one or two widths of at least 1, such as (1024,) or "
+            "(1024, 1024)"
+        )
+    return checked

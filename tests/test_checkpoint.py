@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from d2net.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
 from d2net.errors import InputError
+from d2net.model import D2Net
 from d2net.recipes import load_recipe
 
 
@@ -43,6 +44,24 @@ def test_round_trip(tmp_path: Path, checkpoint: Checkpoint) -> None:
     assert loaded.group("model").keys() == {"weight"}
     assert json.loads((tmp_path / "checkpoint.json").read_text(encoding="utf-8")) == checkpoint.metadata()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.json", "checkpoint.safetensors"]
+
+
+def test_one_stream(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    model = D2Net.from_recipe(checkpoint.recipe.model, num_classes=2, stream_widths=(5,))
+    tensors = {f"model.{key}": t for key, t in model.state_dict().items()} | {"loss.reference": torch.zeros(64)}
+    save_checkpoint(tmp_path / "one.safetensors", replace(checkpoint, stream_widths=(5,), tensors=tensors))
+    loaded, _, saved = load_model(tmp_path / "one.safetensors")
+    x = torch.randn(2, 9, 5)
+    assert saved.stream_widths == loaded.stream_widths == (5,)
+    assert torch.equal(loaded(x).tcam, model.eval()(x).tcam)
+
+
+@pytest.mark.parametrize("widths", [(), (1, 2, 3), (0, 4)])
+def test_other_numbers_of_streams(tmp_path: Path, checkpoint: Checkpoint, widths: tuple[int, ...]) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, replace(checkpoint, stream_widths=widths))
+    with pytest.raises(InputError, match=r"checkpoint\.safetensors: stream_widths is .*; expected one or two"):
+        load_checkpoint(path)
 
 
 def test_missing(tmp_path: Path) -> None:

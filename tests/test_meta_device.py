@@ -63,12 +63,13 @@ def test_an_operator_waits_for_nothing(name, launched):
 
 
 @pytest.mark.parametrize("recipe", ["thumos14-paper", "thumos14-release", "activitynet12-paper"])
-def test_a_training_step_waits_for_nothing(recipe, launched):
+@pytest.mark.parametrize("widths", [(32, 32), (64,)])
+def test_a_training_step_waits_for_nothing(recipe, widths, launched):
     recipe = load_recipe(recipe)
     resident = ResidentFeatures(
         [torch.empty(n, 64, device=META) for n in (30, 20, 50)], torch.zeros(3, 4), max_snippets=40
     )
-    model = D2Net.from_recipe(recipe.model, num_classes=4, stream_widths=(32, 32)).to(META)
+    model = D2Net.from_recipe(recipe.model, num_classes=4, stream_widths=widths).to(META)
     loss = D2NetLoss.from_recipe(recipe.loss, num_classes=4, embedding_dim=model.embedding_dim).to(META)
     batch = resident.gather(torch.empty(3, 2, dtype=torch.int64, device=META))
     output = model(batch.features, batch.lengths)

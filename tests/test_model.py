@@ -1,4 +1,4 @@
-"""The network: shapes, the paper's layers, and that padding never changes a valid output."""
+"""The network: shapes, the paper's layers, one stream alone, and that padding never changes a valid output."""
 
 from __future__ import annotations
 
@@ -20,16 +20,20 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_padding_never_changes_a_valid_output(recipe):
+@pytest.mark.parametrize("widths", [(6, 6), (6,)])
+def test_padding_never_changes_a_valid_output(recipe, widths):
     torch.manual_seed(0)
-    model = D2Net(4, (6, 6), recipe).double().eval()
-    features = torch.randn(3, 20, 12, dtype=torch.float64)
+    model = D2Net(4, widths, recipe).double().eval()
+    features = torch.randn(3, 20, sum(widths), dtype=torch.float64)
     lengths = torch.tensor([20, 7, 1])
     past = torch.arange(20) >= lengths[:, None]
     padded = model(features.masked_fill(past[:, :, None], float("nan")), lengths)
     for i, s in enumerate(lengths.tolist()):
         alone = model(features[i : i + 1, :s])
         for batched, single in zip(padded, alone, strict=True):
+            if batched is None:
+                assert single is None and len(widths) == 1
+                continue
             torch.testing.assert_close(batched[i, :s], single[0])
             assert (batched[i, s:] == 0).all()
 
@@ -63,24 +67,56 @@ def test_a_gpu_gives_what_a_cpu_gives(recipe, precision, tolerance, monkeypatch)
     torch.testing.assert_close(results("cuda"), results("cpu"), rtol=tolerance, atol=tolerance)
 
 
+def stream(x, layers):
+    """Embeddings and logits of one stream of Fig. 2."""
+    x = x.transpose(1, 2)
+    x = F.leaky_relu(F.conv1d(x, layers.first.weight, layers.first.bias, padding=1), 0.2)
+    x = F.leaky_relu(F.conv1d(x, layers.second.weight, layers.second.bias, padding=1), 0.2)
+    logits = F.conv1d(x, layers.classifier.weight, layers.classifier.bias, padding=1)
+    return x.transpose(1, 2), logits.transpose(1, 2)
+
+
 def test_three_convolutions_per_stream_as_in_figure_2():
     torch.manual_seed(0)
     model = D2Net(4, (5, 3), ModelRecipe(embedding_dim=7)).eval()
     features = torch.randn(2, 11, 8)
     out = model(features)
 
-    def stream(x, layers):
-        x = x.transpose(1, 2)
-        x = F.leaky_relu(F.conv1d(x, layers.first.weight, layers.first.bias, padding=1), 0.2)
-        x = F.leaky_relu(F.conv1d(x, layers.second.weight, layers.second.bias, padding=1), 0.2)
-        logits = F.conv1d(x, layers.classifier.weight, layers.classifier.bias, padding=1)
-        return x.transpose(1, 2), logits.transpose(1, 2)
-
     x_a, a = stream(features[..., :5], model.stream_a)
     x_b, b = stream(features[..., 5:], model.stream_b)
     torch.testing.assert_close(out.embeddings, (x_a + x_b) / 2)
     torch.testing.assert_close(out.tcam, (a.sigmoid() + b.sigmoid()) / 2)
     torch.testing.assert_close(out.logits_a, a)
+
+
+def test_one_stream_alone():
+    torch.manual_seed(0)
+    model = D2Net(4, (5,), ModelRecipe(embedding_dim=7)).eval()
+    features = torch.randn(2, 11, 5)
+    out = model(features)
+    x, logits = stream(features, model.stream_a)
+    torch.testing.assert_close(out.embeddings, x)
+    torch.testing.assert_close(out.logits_a, logits)
+    torch.testing.assert_close(out.tcam, logits.sigmoid())
+    assert out.logits_b is None and model.stream_b is None
+    assert {name.split(".")[0] for name in model.state_dict()} == {"stream_a"}
+    with pytest.raises(InputError, match="features are 6 wide, the network expects 5 .one stream of 5."):
+        model(torch.randn(2, 11, 6))
+
+
+def test_the_names_of_weights_are_those_of_old_checkpoints():
+    layers = ("classifier", "first", "second")
+    expected = [f"stream_{s}.{layer}.{kind}" for s in "ab" for layer in layers for kind in ("bias", "weight")]
+    assert sorted(D2Net(4, (6, 6)).state_dict()) == expected
+
+
+@pytest.mark.parametrize("widths", [(6, 6), (6,)])
+def test_compiles(widths):
+    torch._dynamo.reset()
+    model = D2Net(4, widths).eval()
+    features, lengths = torch.randn(2, 9, sum(widths)), torch.tensor([9, 4])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(features, lengths), model(features, lengths))
 
 
 def test_defaults_are_two_i3d_streams():

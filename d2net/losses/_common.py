@@ -6,12 +6,34 @@ import torch
 from torch import Tensor
 
 from d2net.errors import InputError
-from d2net.ops._checks import check_same, check_shape
+from d2net.ops._checks import as_lengths, as_tensors, check_activations, check_same, check_shape
 
 
 def check_choice(name: str, value: str, *known: str) -> None:
     if value not in known:
         raise InputError(f"{name} is '{value}', expected {' or '.join(known)}")
+
+
+def take_scores(
+    loss: str, tcam: Tensor, lengths: Tensor | None, labels: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Class activations, lengths and labels of a batch, as tensors and checked."""
+    tcam, labels = as_tensors(loss, tcam=tcam, labels=labels)
+    check_labels(loss, tcam, labels)
+    lengths = as_lengths(loss, lengths, tcam)
+    check_activations(loss, "tcam", tcam, lengths)
+    return tcam, lengths, labels
+
+
+def take_batch(
+    loss: str, tcam: Tensor, embeddings: Tensor, lengths: Tensor | None, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Class activations, embeddings, lengths and labels of a batch, as tensors and checked."""
+    tcam, embeddings, labels = as_tensors(loss, tcam=tcam, embeddings=embeddings, labels=labels)
+    check_batch(loss, tcam, embeddings, labels)
+    lengths = as_lengths(loss, lengths, tcam)
+    check_activations(loss, "tcam", tcam, lengths)
+    return tcam, embeddings, lengths, labels
 
 
 def check_labels(loss: str, tcam: Tensor, labels: Tensor) -> None:

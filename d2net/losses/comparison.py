@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d2net.losses._common import check_labels, present
+from d2net.losses._common import present, take_scores
 from d2net.losses.denoising import RANK_TOL, SnippetJoint, SnippetTerm, VideoJoint, VideoTerm
 from d2net.losses.discriminative import PROBABILITY_FLOOR, probabilities
 from d2net.ops.batch_loss import mean_of
@@ -42,9 +42,9 @@ class FocalLoss(nn.Module):
             tcam: (B, T, C) in [0, 1]. lengths: (B,) int64 or None. labels: (B, C) multi-hot.
 
         Raises:
-            InputError: shapes or devices that do not fit.
+            InputError: shapes or devices that do not fit, or logits as ``tcam`` (seen on a CPU only).
         """
-        check_labels(type(self).__name__, tcam, labels)
+        tcam, lengths, labels = take_scores(type(self).__name__, tcam, lengths, labels)
         pooled, counted = topk_pool(tcam, lengths, divisor=self.topk_divisor), present(tcam, lengths)
         terms = discriminative_terms(pooled, labels, counted, beta=self.beta, probability_floor=self.probability_floor)
         return mean_of(terms, counted)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2net.losses._common import check_batch, present
-from d2net.ops._checks import check_same, check_shape, valid_mask
+from d2net.ops._checks import as_lengths, as_tensors, check_same, check_shape, valid_mask, within
 from d2net.ops._native import at_least_float32
 from d2net.ops.attention_pool import attention_pool
 from d2net.ops.batch_loss import mean_of
@@ -58,10 +58,12 @@ class UncertaintyModeling(nn.Module):
         Raises:
             InputError: shapes or devices that do not fit.
         """
+        embeddings, logits = as_tensors("UncertaintyModeling", embeddings=embeddings, logits=logits)
         check_shape("UncertaintyModeling", "embeddings", embeddings, "B, T, D")
         check_shape("UncertaintyModeling", "logits", logits, "B, T, C")
         check_same("UncertaintyModeling", "embeddings", embeddings, "logits", logits, 2)
-        mask = valid_mask("UncertaintyModeling", embeddings, lengths)
+        lengths = as_lengths("UncertaintyModeling", lengths, embeddings)
+        mask = within(embeddings, lengths)
         count = mask.sum(1)
         with torch.no_grad():
             norms = torch.linalg.vector_norm(at_least_float32(embeddings), dim=2)
@@ -108,8 +110,12 @@ class CoActivitySimilarity(nn.Module):
         Raises:
             InputError: shapes or devices that do not fit.
         """
+        logits, embeddings, labels = as_tensors(
+            "CoActivitySimilarity", logits=logits, embeddings=embeddings, labels=labels
+        )
         check_batch("CoActivitySimilarity", logits, embeddings, labels)
-        padding = ~valid_mask("CoActivitySimilarity", logits, lengths)[:, :, None]
+        lengths = as_lengths("CoActivitySimilarity", lengths, logits)
+        padding = ~within(logits, lengths)[:, :, None]
         if logits.shape[1] == 0:
             return (embeddings.sum() + logits.sum()) * 0
         logits = at_least_float32(logits)
@@ -170,6 +176,7 @@ class SnippetContrast(nn.Module):
         Raises:
             InputError: shapes or devices that do not fit.
         """
+        embeddings, actionness = as_tensors("SnippetContrast", embeddings=embeddings, actionness=actionness)
         check_shape("SnippetContrast", "embeddings", embeddings, "B, T, D")
         check_shape("SnippetContrast", "actionness", actionness, "B, T")
         check_same("SnippetContrast", "embeddings", embeddings, "actionness", actionness, 2)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from d2net.errors import InputError
-from d2net.losses._common import check_choice, check_labels, present
+from d2net.losses._common import check_choice, check_labels, present, take_scores
 from d2net.losses.discriminative import PROBABILITY_FLOOR
-from d2net.ops._checks import check_same, check_shape, valid_mask
+from d2net.ops._checks import as_lengths, as_tensor, as_tensors, check_activations, check_same, check_shape, valid_mask
 from d2net.ops._native import at_least_float32
 from d2net.ops.batch_loss import mean_of, video_factors
 from d2net.ops.bottom_up_attention import bottom_up_attention
@@ -64,14 +64,18 @@ class SnippetTerm(nn.Module, ABC):
             labels: (B, C) multi-hot, for ``own_classes`` only.
 
         Raises:
-            InputError: shapes or devices that do not fit.
+            InputError: shapes or devices that do not fit, or logits as ``tcam`` (seen on a CPU only).
         """
         name = type(self).__name__
+        tcam, embeddings = as_tensors(name, tcam=tcam, embeddings=embeddings)
         check_shape(name, "tcam", tcam, "B, T, C")
         check_shape(name, "embeddings", embeddings, "B, T, D")
         check_same(name, "tcam", tcam, "embeddings", embeddings, 2)
         if labels is not None:
+            labels = as_tensor(name, "labels", labels, tcam)
             check_labels(name, tcam, labels)
+        lengths = as_lengths(name, lengths, tcam)
+        check_activations(name, "tcam", tcam, lengths)
         # Unlike amax, max sends the gradient of a padded NaN, which is 0, to one place and leaves it 0.
         return mean_of(*self.terms(tcam.max(2).values, tcam, embeddings, lengths, reference, labels))
 
@@ -179,9 +183,9 @@ class VideoTerm(nn.Module, ABC):
             tcam: (B, T, C). lengths: (B,) int64 or None; recordings of length 0 do not count. labels: (B, C) multi-hot.
 
         Raises:
-            InputError: shapes or devices that do not fit.
+            InputError: shapes or devices that do not fit, or logits as ``tcam`` (seen on a CPU only).
         """
-        check_labels(type(self).__name__, tcam, labels)
+        tcam, lengths, labels = take_scores(type(self).__name__, tcam, lengths, labels)
         return self.from_pooled(topk_pool(tcam, lengths, divisor=self.topk_divisor), present(tcam, lengths), labels)
 
     @abstractmethod

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from d2net.losses._common import check_batch, check_choice, present
+from d2net.losses._common import check_choice, present, take_batch
 from d2net.losses.pairing import Pairing, pair_by_permutation, pair_different
 from d2net.ops._native import at_least_float32
 from d2net.ops.attention_pool import Pooled, attention_pool
@@ -103,9 +103,9 @@ class DiscriminativeLoss(nn.Module):
             generator: source of that randomness.
 
         Raises:
-            InputError: shapes or devices that do not fit.
+            InputError: shapes or devices that do not fit, or logits as ``tcam`` (seen on a CPU only).
         """
-        check_batch("DiscriminativeLoss", tcam, embeddings, labels)
+        tcam, embeddings, lengths, labels = take_batch("DiscriminativeLoss", tcam, embeddings, lengths, labels)
         attention, pooled = tcam_pool(tcam, lengths, divisor=self.topk_divisor)
         x = self.pool(attention, embeddings, lengths)
         counted = present(tcam, lengths)

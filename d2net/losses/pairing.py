@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from d2net.errors import InputError
+from d2net.ops._checks import as_tensor
 from d2net.ops.discriminative import Pairs, different_partners
 
 Pairing = Literal["different", "permutation"]
@@ -31,6 +32,7 @@ def pair_different(
     b = len(valid_fg)
     if partners is None:
         return Pairs(different_partners(_uniform((3, b), valid_fg.device, generator), valid_fg, valid_bg))
+    partners = as_tensor("DiscriminativeLoss", "partners", partners, valid_fg)
     if partners.shape not in ((b,), (3, b)):
         raise InputError(f"partners has shape {tuple(partners.shape)}, expected ({b},) or (3, {b})")
     partner = partners.to(torch.int64).expand(3, b)
@@ -59,7 +61,8 @@ def pair_by_permutation(
     counts = valid[:2].sum(1)
     if partners is None:
         partners = draw_permutations(counts.repeat(2), b, generator)
-    elif partners.shape != (4, b):
+    partners = as_tensor("DiscriminativeLoss", "partners", partners, counted)
+    if partners.shape != (4, b):
         raise InputError(f"partners has shape {tuple(partners.shape)}, expected the four permutations (4, {b})")
     own = recording.gather(1, partners[:2].gather(1, number[:2]))
     row = number[2]

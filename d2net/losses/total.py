@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from d2net.errors import InputError
-from d2net.losses._common import check_batch, check_choice
+from d2net.losses._common import check_choice, take_batch
 from d2net.losses.comparison import SnippetBCE, SnippetDMI, SnippetL1, VideoBCE, VideoDMI, VideoL1
 from d2net.losses.complementary import UncertaintyModeling
 from d2net.losses.denoising import SnippetDenoising, SnippetTerm, VideoDenoising, VideoTerm
@@ -112,9 +112,9 @@ class D2NetLoss(nn.Module):
             denoise: whether L_D is on in this step (``training.denoising_start`` and ``denoising_every``).
 
         Raises:
-            InputError: shapes or devices that do not fit.
+            InputError: shapes or devices that do not fit, or logits as ``tcam`` (seen on a CPU only).
         """
-        check_batch("D2NetLoss", tcam, embeddings, labels)
+        tcam, embeddings, lengths, labels = take_batch("D2NetLoss", tcam, embeddings, lengths, labels)
         if tcam.shape[2] != self.num_classes or embeddings.shape[2] != len(self.reference):
             raise InputError(
                 f"D2NetLoss: tcam has {tcam.shape[2]} classes and embeddings are {embeddings.shape[2]} wide, "

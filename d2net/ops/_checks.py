@@ -1,11 +1,75 @@
-"""Argument checks that every operator shares. Nothing here waits for a device."""
+"""What every operator and loss does with its arguments: makes tensors of arrays and lists, and checks them.
+
+Nothing here waits for a device.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from d2net.errors import InputError
+
+
+def as_tensor(operator: str, name: str, x: Any, like: Tensor | None = None) -> Tensor:
+    """A tensor as it is; an array or a list of numbers as a tensor on the device of ``like``.
+
+    An array keeps its type; decimal numbers in lists get PyTorch's default type, as with ``torch.tensor``, or that of
+    ``like`` where it is wider.
+
+    Raises:
+        InputError: anything else.
+    """
+    if isinstance(x, Tensor):
+        return x
+    if isinstance(x, (list, tuple)) and any(isinstance(item, Tensor) for item in x):
+        raise InputError(f"{operator}: {name} is a list of tensors; torch.stack or torch.cat them")
+    try:
+        array = np.asarray(x)
+        if array.dtype.kind not in "biuf":
+            raise TypeError
+        if array.dtype.kind == "u" and array.itemsize > 1:
+            array = array.astype(np.int64)  # PyTorch can do little with them
+        # Tensors cannot be read-only, of another byte order or of negative strides: then it is a copy.
+        tensor = torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+    except (TypeError, ValueError):
+        found = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else f"a {type(x).__name__}"
+        raise InputError(
+            f"{operator}: {name} is {found} that cannot be made a tensor; give a tensor, an array of numbers, or a "
+            "list of them with rows of one length"
+        ) from None
+    if isinstance(x, (list, tuple)) and tensor.dtype == torch.float64:
+        default = torch.get_default_dtype()
+        tensor = tensor.to(default if like is None else torch.promote_types(default, like.dtype))
+    return tensor if like is None else tensor.to(like.device)
+
+
+def as_tensors(operator: str, **arguments: Any) -> tuple[Tensor, ...]:
+    """:func:`as_tensor` of each, on the device of those that are tensors already."""
+    like = None
+    for x in arguments.values():
+        if like is None and isinstance(x, Tensor):
+            like = x
+    return tuple([as_tensor(operator, name, x, like) for name, x in arguments.items()])
+
+
+def as_lengths(operator: str, lengths: Any, x: Tensor) -> Tensor | None:
+    """None, or integers (B,) on the device of ``x`` (B, T, ...), checked."""
+    if lengths is None:
+        return None
+    lengths = as_tensor(operator, "lengths", lengths, x)
+    b = x.shape[0]
+    if lengths.shape != (b,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+        raise InputError(
+            f"{operator}: lengths has shape {tuple(lengths.shape)} and dtype {lengths.dtype}, expected ({b},) int64"
+        )
+    if lengths.device != x.device:
+        raise InputError(f"{operator}: lengths is on {lengths.device} but the input on {x.device}; move one of them")
+    return lengths
 
 
 def check_shape(operator: str, name: str, x: Tensor, dims: str) -> None:
@@ -20,7 +84,7 @@ FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 def check_floating(operator: str, name: str, x: Tensor) -> None:
     if x.dtype not in FLOATING:
         raise InputError(
-            f"{operator}: {name} has dtype {x.dtype}, expected floating point of 16, 32 or 64 bits; use {name}.float()"
+            f"{operator}: {name} has dtype {x.dtype}, expected floating point of 16, 32 or 64 bits: convert it"
         )
 
 
@@ -32,23 +96,9 @@ def check_same(operator: str, name: str, x: Tensor, other: str, y: Tensor, dims:
         raise InputError(f"{operator}: {name} has shape {tuple(x.shape)} but {other} {tuple(y.shape)}; they must match")
 
 
-def check_lengths(operator: str, x: Tensor, lengths: Tensor | None) -> None:
-    """Require None or integers (B,) on the device of ``x`` (B, T, ...)."""
-    if lengths is None:
-        return
-    b = x.shape[0]
-    if lengths.shape != (b,) or lengths.is_floating_point():
-        raise InputError(
-            f"{operator}: lengths has shape {tuple(lengths.shape)} and dtype {lengths.dtype}, expected ({b},) int64"
-        )
-    if lengths.device != x.device:
-        raise InputError(f"{operator}: lengths is on {lengths.device} but the input on {x.device}; move one of them")
-
-
 def valid_mask(operator: str, x: Tensor, lengths: Tensor | None) -> Tensor:
     """(B, T) bool: True where snippet t lies before the recording's length. ``x`` is (B, T, ...)."""
-    check_lengths(operator, x, lengths)
-    return within(x, lengths)
+    return within(x, as_lengths(operator, lengths, x))
 
 
 def within(x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -57,3 +107,28 @@ def within(x: Tensor, lengths: Tensor | None) -> Tensor:
     if lengths is None:
         return torch.ones(b, t, dtype=torch.bool, device=x.device)
     return torch.arange(t, device=x.device) < lengths[:, None]
+
+
+SLACK = 1e-3  # what rounding or interpolation may add to an activation
+
+
+def check_activations(operator: str, name: str, x: Tensor, lengths: Tensor | None) -> None:
+    """Require values in [0, 1] before the lengths, where a look at them costs little: in tensors of a CPU.
+
+    On a GPU it would wait for the device, and while a function is traced there are no values: then nothing is checked.
+    NaN is not refused; it propagates.
+    """
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode()
+    if x.device.type != "cpu" or traced or torch._C._functorch.is_functorch_wrapped_tensor(x) or x.numel() == 0:
+        return
+    low, high = (value.item() for value in x.detach().aminmax())
+    if low >= -SLACK and high <= 1 + SLACK:
+        return
+    # Only now at the padding, which may hold anything, and for NaN, of which nothing is below or above.
+    inside = x.detach()[within(x, lengths)]
+    inside = inside[~inside.isnan()]
+    if inside.numel() and not (inside.min() >= -SLACK and inside.max() <= 1 + SLACK):
+        raise InputError(
+            f"{operator}: {name} holds values from {inside.min():.3g} to {inside.max():.3g}, expected activations in "
+            "[0, 1]; of logits take torch.sigmoid first"
+        )

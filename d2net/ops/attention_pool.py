@@ -9,7 +9,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import check_floating, check_lengths, check_same, check_shape, valid_mask
+from d2net.ops._checks import as_lengths, as_tensors, check_floating, check_same, check_shape, valid_mask
 
 _CHUNK = 32  # kPoolChunk of csrc/attention_pool.h
 
@@ -51,12 +51,13 @@ def attention_pool(
     Raises:
         InputError: shapes, dtypes or devices that do not fit, or an unknown reduction.
     """
+    x, attention = as_tensors("attention_pool", x=x, attention=attention)
     check_shape("attention_pool", "x", x, "B, T, D")
     check_shape("attention_pool", "attention", attention, "B, T")
     check_floating("attention_pool", "x", x)
     check_floating("attention_pool", "attention", attention)
     check_same("attention_pool", "x", x, "attention", attention, 2)
-    check_lengths("attention_pool", x, lengths)
+    lengths = as_lengths("attention_pool", lengths, x)
     if reduction not in ("sum", "mean"):
         raise InputError(f"attention_pool: reduction is '{reduction}', expected 'sum' or 'mean'")
     attention = attention.to(torch.promote_types(x.dtype, torch.float32))

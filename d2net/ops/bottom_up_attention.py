@@ -7,7 +7,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import check_floating, check_lengths, check_shape, valid_mask
+from d2net.ops._checks import as_lengths, as_tensors, check_floating, check_shape, valid_mask
 
 
 def bottom_up_attention(embeddings: Tensor, reference: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -26,10 +26,11 @@ def bottom_up_attention(embeddings: Tensor, reference: Tensor, lengths: Tensor |
     Raises:
         InputError: shapes, dtypes or devices that do not fit.
     """
+    embeddings, reference = as_tensors("bottom_up_attention", embeddings=embeddings, reference=reference)
     check_shape("bottom_up_attention", "embeddings", embeddings, "B, T, D")
     check_floating("bottom_up_attention", "embeddings", embeddings)
     check_floating("bottom_up_attention", "reference", reference)
-    check_lengths("bottom_up_attention", embeddings, lengths)
+    lengths = as_lengths("bottom_up_attention", lengths, embeddings)
     if reference.shape != embeddings.shape[2:]:
         raise InputError(
             f"bottom_up_attention: reference has shape {tuple(reference.shape)}, expected ({embeddings.shape[2]},), "

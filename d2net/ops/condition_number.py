@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import check_floating, check_shape
+from d2net.ops._checks import as_tensor, as_tensors, check_floating, check_shape
 from d2net.ops._native import at_least_float32
 
 # The kernels' largest matrices; larger ones are a job for LAPACK.
@@ -35,6 +35,7 @@ def log_condition_number(u: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
     Raises:
         InputError: wrong shape or dtype, or rank_tol < 0.
     """
+    u = as_tensor("log_condition_number", "u", u)
     check_shape("log_condition_number", "u", u, "N, R, C")
     check_floating("log_condition_number", "u", u)
     check_rank_tol("log_condition_number", rank_tol)
@@ -58,6 +59,7 @@ def joint_log_condition_number(p: Tensor, y: Tensor, *, rank_tol: float = 1e-5) 
     Raises:
         InputError: shapes, dtypes or devices that do not fit, or rank_tol < 0.
     """
+    p, y = as_tensors("joint_log_condition_number", p=p, y=y)
     check_shape("joint_log_condition_number", "p", p, "N, C, n")
     check_shape("joint_log_condition_number", "y", y, "N, n, C")
     check_floating("joint_log_condition_number", "p", p)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import check_floating
+from d2net.ops._checks import as_tensors, check_floating
 
 
 def iou_1d(a: Tensor, b: Tensor) -> Tensor:
@@ -24,6 +24,7 @@ def iou_1d(a: Tensor, b: Tensor) -> Tensor:
     Raises:
         InputError: an argument that is not (N, 2) or is of 8-bit floats, or arguments on two devices.
     """
+    a, b = as_tensors("iou_1d", a=a, b=b)
     for name, x in (("a", a), ("b", b)):
         if x.ndim != 2 or x.shape[1] != 2:
             raise InputError(f"iou_1d: {name} has shape {tuple(x.shape)}, expected (N, 2) with start and end of each")

@@ -2,8 +2,14 @@
 
 Segments are (start, end) in any one unit (seconds, snippets). Their IoU is overlap / union, and 0 where the union is 0;
 a segment with ``end <= start`` overlaps nothing. Equal scores are taken in order of index. Nothing here is
-differentiable. The number of results depends on the data, so CUDA tensors cost one host synchronisation, and
-torch.compile keeps one graph only with ``torch._dynamo.config.capture_dynamic_output_shape_ops``.
+differentiable.
+
+Computed in float32, or in float64 where segments or scores are float64 or integers. Half precision is converted, which
+changes no value; but its numbers are few (between 512 and 1024, float16 has every half and bfloat16 every fourth), so
+keep segments in float32 from where they are made.
+
+The number of results depends on the data, so CUDA tensors cost one host synchronisation, and torch.compile keeps one
+graph only with ``torch._dynamo.config.capture_dynamic_output_shape_ops``.
 """
 
 from __future__ import annotations
@@ -15,14 +21,15 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
+from d2net.ops._checks import as_tensor, as_tensors, check_floating
 
 
 def nms_1d(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Greedy NMS: a segment goes when its IoU with a kept segment of higher score is >= ``iou_threshold``.
 
     Args:
-        segments: (N, 2) float32 or float64, rows (start, end), finite.
-        scores: (N,), same type and device, not NaN.
+        segments: (N, 2) floating point or integers, rows (start, end), finite.
+        scores: (N,), on the same device, not NaN.
         iou_threshold: In [0, 1]. 1 removes only copies; 0 removes whatever overlaps a kept segment at all.
 
     Returns:
@@ -31,8 +38,7 @@ def nms_1d(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     Raises:
         InputError: A wrong shape, type, device or threshold, or NaN in the input.
     """
-    _check("nms_1d", segments, scores, iou_threshold)
-    segments, scores = segments.detach(), scores.detach()
+    segments, scores = _prepared("nms_1d", segments, scores, iou_threshold)
     if _library.has_kernel("nms_1d", scores):
         return _nms_1d(segments, scores, iou_threshold)
     _check_values("nms_1d", segments, scores)
@@ -43,8 +49,8 @@ def batched_nms_1d(segments: Tensor, scores: Tensor, groups: Tensor, iou_thresho
     """:func:`nms_1d`, independent per group: segments of different groups never suppress each other.
 
     Args:
-        segments: (N, 2) float32 or float64, rows (start, end), finite.
-        scores: (N,), same type and device, not NaN.
+        segments: (N, 2) floating point or integers, rows (start, end), finite.
+        scores: (N,), on the same device, not NaN.
         groups: (N,) integers on the same device, any values (for instance recording * classes + class).
         iou_threshold: In [0, 1], as in :func:`nms_1d`.
 
@@ -54,7 +60,8 @@ def batched_nms_1d(segments: Tensor, scores: Tensor, groups: Tensor, iou_thresho
     Raises:
         InputError: A wrong shape, type, device or threshold, or NaN in the input.
     """
-    _check("batched_nms_1d", segments, scores, iou_threshold)
+    segments, scores = _prepared("batched_nms_1d", segments, scores, iou_threshold)
+    groups = as_tensor("batched_nms_1d", "groups", groups, scores)
     if groups.shape != scores.shape or groups.is_floating_point() or groups.is_complex():
         raise InputError(
             f"batched_nms_1d: groups must be ({len(scores)},) integers, not {_describe(groups)}: one per segment"
@@ -64,7 +71,6 @@ def batched_nms_1d(segments: Tensor, scores: Tensor, groups: Tensor, iou_thresho
             f"batched_nms_1d: groups are on {groups.device}, scores on {scores.device}: move them together"
         )
     groups = groups.to(torch.int64)
-    segments, scores = segments.detach(), scores.detach()
     if _library.has_kernel("batched_nms_1d", scores):
         return _batched_nms_1d(segments, scores, groups, iou_threshold)
     _check_values("batched_nms_1d", segments, scores)
@@ -88,27 +94,27 @@ def soft_nms_1d(
     a ``min_score`` above 0 keeps K small.
 
     Args:
-        segments: (N, 2) float32 or float64, rows (start, end), finite.
-        scores: (N,), same type and device, not NaN.
+        segments: (N, 2) floating point or integers, rows (start, end), finite.
+        scores: (N,), on the same device, not NaN.
         iou_threshold: In [0, 1]; used by ``linear`` only.
         sigma: > 0; used by ``gaussian`` only.
         min_score: >= 0.
         method: ``"linear"`` or ``"gaussian"``.
 
     Returns:
-        ``keep`` (K,) int64 and ``new_scores`` (K,): indices and decayed scores, by falling decayed score.
+        ``keep`` (K,) int64 and ``new_scores`` (K,): indices and decayed scores, by falling decayed score; float32, or
+        float64 where that was computed in.
 
     Raises:
         InputError: A wrong shape, type, device or parameter, or NaN in the input.
     """
-    _check("soft_nms_1d", segments, scores, iou_threshold)
+    segments, scores = _prepared("soft_nms_1d", segments, scores, iou_threshold)
     if method not in ("linear", "gaussian"):
         raise InputError(f"soft_nms_1d: method must be 'linear' or 'gaussian', not {method!r}")
     if not sigma > 0:
         raise InputError(f"soft_nms_1d: sigma must be > 0, not {sigma}")
     if not min_score >= 0:
         raise InputError(f"soft_nms_1d: min_score must be >= 0, not {min_score}")
-    segments, scores = segments.detach(), scores.detach()
     if _library.has_kernel("soft_nms_1d", scores):
         return _soft_nms_1d(segments, scores, iou_threshold, sigma, min_score, method == "gaussian")
     _check_values("soft_nms_1d", segments, scores)
@@ -347,20 +353,24 @@ def _describe(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _check(name: str, segments: Tensor, scores: Tensor, iou_threshold: float) -> None:
+def _prepared(name: str, segments: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    """Segments and scores, checked, in the type that is computed in and without gradient."""
+    segments, scores = as_tensors(name, segments=segments, scores=scores)
     if segments.ndim != 2 or segments.shape[1] != 2:
         raise InputError(f"{name}: segments must be (N, 2) rows (start, end), not {_describe(segments)}")
     if scores.shape != segments.shape[:1]:
         raise InputError(f"{name}: scores must be ({len(segments)},), one per segment, not {_describe(scores)}")
-    if segments.dtype not in (torch.float32, torch.float64) or scores.dtype != segments.dtype:
-        raise InputError(
-            f"{name}: segments and scores must both be float32 or both float64, "
-            f"not {_describe(segments)} and {_describe(scores)}: convert them with .float()"
-        )
+    dtype = torch.float32
+    for what, x in (("segments", segments), ("scores", scores)):
+        if x.is_floating_point() or x.is_complex():
+            check_floating(name, what, x)
+        if x.dtype == torch.float64 or not x.is_floating_point():
+            dtype = torch.float64  # also of integers, which float32 holds only up to 2^24
     if segments.device != scores.device:
         raise InputError(f"{name}: segments are on {segments.device}, scores on {scores.device}: move them together")
     if not 0 <= iou_threshold <= 1:
         raise InputError(f"{name}: iou_threshold must be in [0, 1], not {iou_threshold}")
+    return segments.detach().to(dtype), scores.detach().to(dtype)
 
 
 def _check_values(name: str, segments: Tensor, scores: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import FLOATING
+from d2net.ops._checks import FLOATING, as_tensor, as_tensors
 from d2net.ops.nms import batched_nms_1d
 
 # Sums of absolute values up to here let no difference or sum of prefix sums overflow, so no score is NaN.
@@ -83,13 +83,17 @@ def extract_proposals(
         InputError: a wrong shape, type or setting; NaN or Inf among the activations that are read, or
             activations so large that their sum overflows; on CUDA, 2^29 snippets or more.
     """
+    activations, classes = as_tensors("extract_proposals", activations=activations, classes=classes)
+    if lengths is not None:
+        lengths = as_tensor("extract_proposals", "lengths", lengths)
+    thresholds = _listed(thresholds)
     _check(activations, classes, lengths, thresholds, min_length, inflation, outer, min_contrast, nms_iou)
     if _library.has_kernel("extract_proposals", activations):
         places, score = _extract_proposals(
             activations.detach(),
             classes,
             None if lengths is None else lengths.to(activations.device, torch.int64),
-            list(map(float, thresholds)),
+            thresholds,
             min_length,
             inflation,
             outer == "mean_of_sides",
@@ -317,11 +321,19 @@ _extract_proposals = _library.register(
 )
 
 
+def _listed(thresholds: Sequence[float]) -> list[float]:
+    """The thresholds as plain numbers."""
+    try:
+        return [float(t) for t in thresholds]
+    except (TypeError, ValueError):
+        raise InputError(f"extract_proposals: thresholds must be a list of numbers, found {thresholds!r}") from None
+
+
 def _check(
     activations: Tensor,
     classes: Tensor,
     lengths: Tensor | None,
-    thresholds: Sequence[float],
+    thresholds: list[float],
     min_length: int,
     inflation: float,
     outer: str,
@@ -347,8 +359,8 @@ def _check(
         lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool
     ):
         raise InputError(f"{where} lengths are {tuple(lengths.shape)} {lengths.dtype}, expected ({batch},) torch.int64")
-    if len(thresholds) == 0 or not all(map(math.isfinite, thresholds)):
-        raise InputError(f"{where} thresholds must be one or more finite numbers, found {list(thresholds)}")
+    if not thresholds or not all(map(math.isfinite, thresholds)):
+        raise InputError(f"{where} thresholds must be one or more finite numbers, found {thresholds}")
     if min_length < 1:
         raise InputError(f"{where} min_length must be at least 1 snippet, found {min_length}")
     if not 0 <= inflation < math.inf:

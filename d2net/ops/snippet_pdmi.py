@@ -9,7 +9,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import check_floating, check_lengths, check_same, check_shape, valid_mask
+from d2net.ops._checks import as_lengths, as_tensors, check_floating, check_same, check_shape, valid_mask
 from d2net.ops._native import Native, at_least_float32
 from d2net.ops.condition_number import check_rank_tol, log_condition_number_reference
 
@@ -54,12 +54,13 @@ def snippet_pdmi(
     Raises:
         InputError: shapes, dtypes or devices that do not fit, an unknown normalization, or rank_tol < 0.
     """
+    attention, scores = as_tensors("snippet_pdmi", attention=attention, scores=scores)
     check_shape("snippet_pdmi", "attention", attention, "B, T")
     check_floating("snippet_pdmi", "attention", attention)
     check_same("snippet_pdmi", "attention", attention, "scores", scores)
     if normalization not in ("joint", "per_class"):
         raise InputError(f"snippet_pdmi: normalization is '{normalization}', expected 'joint' or 'per_class'")
-    check_lengths("snippet_pdmi", attention, lengths)
+    lengths = as_lengths("snippet_pdmi", lengths, attention)
     check_rank_tol("snippet_pdmi", rank_tol)
     attention = at_least_float32(attention)
     scores = scores.detach().to(attention.dtype)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import check_floating, check_lengths, check_shape, within
+from d2net.ops._checks import as_lengths, as_tensor, check_floating, check_shape, within
 
 
 def topk_pool(x: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> Tensor:
@@ -27,9 +27,10 @@ def topk_pool(x: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> 
     Raises:
         InputError: wrong shape, dtype or device, or divisor < 1.
     """
+    x = as_tensor("topk_pool", "x", x)
     check_shape("topk_pool", "x", x, "B, T, C")
     check_floating("topk_pool", "x", x)
-    check_lengths("topk_pool", x, lengths)
+    lengths = as_lengths("topk_pool", lengths, x)
     check_divisor("topk_pool", divisor)
     if _library.has_kernel("topk_pool", x):
         return _topk_pool(x, lengths, divisor)[0]

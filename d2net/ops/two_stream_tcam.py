@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from d2net.ops import _library, _native
-from d2net.ops._checks import check_floating, check_lengths, check_same, check_shape, within
+from d2net.ops._checks import as_lengths, as_tensor, as_tensors, check_floating, check_same, check_shape, within
 from d2net.ops.topk_pool import check_divisor, topk_pool_reference
 
 
@@ -53,11 +53,12 @@ def two_stream_tcam(logits_a: Tensor, logits_b: Tensor, lengths: Tensor | None =
     Raises:
         InputError: shapes, dtypes or devices that do not fit, or divisor < 1.
     """
+    logits_a, logits_b = as_tensors("two_stream_tcam", logits_a=logits_a, logits_b=logits_b)
     check_shape("two_stream_tcam", "logits_a", logits_a, "B, T, C")
     check_floating("two_stream_tcam", "logits_a", logits_a)
     check_floating("two_stream_tcam", "logits_b", logits_b)
     check_same("two_stream_tcam", "logits_a", logits_a, "logits_b", logits_b)
-    check_lengths("two_stream_tcam", logits_a, lengths)
+    lengths = as_lengths("two_stream_tcam", lengths, logits_a)
     check_divisor("two_stream_tcam", divisor)
     if logits_a.dtype != logits_b.dtype:
         dtype = torch.promote_types(logits_a.dtype, logits_b.dtype)
@@ -93,9 +94,10 @@ def tcam_pool(tcam: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) 
     Raises:
         InputError: wrong shape, dtype or device, or divisor < 1.
     """
+    tcam = as_tensor("tcam_pool", "tcam", tcam)
     check_shape("tcam_pool", "tcam", tcam, "B, T, C")
     check_floating("tcam_pool", "tcam", tcam)
-    check_lengths("tcam_pool", tcam, lengths)
+    lengths = as_lengths("tcam_pool", lengths, tcam)
     check_divisor("tcam_pool", divisor)
     if _library.has_kernel("tcam_pool", tcam):
         return TCAMPool(*_tcam_pool(tcam, lengths, divisor)[:2])

@@ -415,6 +415,39 @@ def test_permutation(device):
         assert torch.equal(mixed[result], expected)
 
 
+@pytest.mark.parametrize(
+    ("of_segments", "of_scores", "computed"),
+    [
+        (torch.float16, torch.float16, torch.float32),
+        (torch.bfloat16, torch.bfloat16, torch.float32),
+        (torch.float16, torch.bfloat16, torch.float32),
+        (torch.float32, torch.float16, torch.float32),
+        (torch.float32, torch.float64, torch.float64),
+        (torch.int64, torch.float32, torch.float64),
+        (torch.float16, torch.int32, torch.float64),
+    ],
+)
+def test_any_types_are_computed_in_float32_or_float64(device, of_segments, of_scores, computed):
+    """The same as of what was converted before."""
+    segments, scores = random_case(300, 4, 100.0, device=device)
+    segments, scores = (8 * segments).round().to(of_segments), (200 * scores).round().to(of_scores)
+    groups = torch.arange(300, device=device) % 3
+    wide = segments.to(computed), scores.to(computed)
+    for threshold in (0.3, 1 / 3, 0.5):
+        keep = nms_1d(segments, scores, threshold)
+        assert keep.tolist() == naive(*wide, threshold)
+        keep = batched_nms_1d(segments, scores, groups, threshold)
+        assert keep.tolist() == naive(*wide, threshold, groups)
+    keep, new = soft_nms_1d(segments, scores, **SOFT)
+    expected, expected_new = soft_nms_1d(*wide, **SOFT)
+    assert torch.equal(keep, expected) and torch.equal(new, expected_new) and new.dtype == computed
+
+
+def test_large_integers_stay_apart(device):
+    start = 2**24 + torch.arange(4, device=device)  # float32 holds only the even ones of these
+    assert nms_1d(torch.stack([start, start + 1], 1), torch.ones(4, device=device), 0.5).tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.uint8])
 def test_groups_of_any_integer_type(device, dtype):
     segments, scores = random_case(100, 2, 20.0, device=device)
@@ -510,9 +543,8 @@ def test_inputs_that_require_grad_give_plain_results(device):
         (torch.zeros(3, 3), torch.zeros(3), 0.5, "segments must be"),
         (torch.zeros(3, 2), torch.zeros(4), 0.5, "scores must be"),
         (torch.zeros(3, 2), torch.zeros(3, 1), 0.5, "scores must be"),
-        (torch.zeros(3, 2).half(), torch.zeros(3).half(), 0.5, "float"),
-        (torch.zeros(3, 2).double(), torch.zeros(3), 0.5, "float"),
-        (torch.zeros(3, 2).long(), torch.zeros(3).long(), 0.5, "float"),
+        (torch.zeros(3, 2).cfloat(), torch.zeros(3), 0.5, "float"),
+        (torch.zeros(3, 2), torch.zeros(3).cfloat(), 0.5, "float"),
         (torch.zeros(3, 2, device="meta"), torch.zeros(3), 0.5, "meta"),
         (torch.zeros(3, 2), torch.zeros(3), 1.5, "iou_threshold"),
         (torch.zeros(3, 2), torch.zeros(3), float("nan"), "iou_threshold"),
