@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from harness import OURS, Case, forward_backward, main
+from harness import OURS, Case, compiled, forward_backward, main
 from torch import Tensor
 
 from d2net.ops import joint_log_condition_number, log_condition_number
@@ -37,41 +37,49 @@ def joint_svdvals(p: Tensor, y: Tensor) -> Tensor:
     return with_svdvals(p @ y)
 
 
-def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    generator = torch.Generator().manual_seed(0)
-    sizes = (
-        [(16, 2), (1024, 2), (64, 20)] if quick else [(16, 2), (1024, 2), (16384, 2), (64, 20), (64, 100), (16, 128)]
+def square(device: torch.device, quick: bool, n: int, size: int) -> Case:
+    u = torch.rand(n, size, size, generator=torch.Generator().manual_seed(n)).to(device)
+    functions = {OURS: log_condition_number, "svdvals": with_svdvals, "reference": log_condition_number_reference}
+    if n <= 1024:
+        functions["svdvals one by one"] = one_by_one
+    if size == 2:
+        functions["closed form"] = closed_form
+        if not quick:
+            functions["closed form, compiled"] = compiled(closed_form)
+    return Case(
+        f"{n} of {size} x {size}",
+        {name: forward_backward(function, u) for name, function in functions.items()},
+        bytes=4 * 2 * u.numel(),
+        operations=0 if size == 2 else n * 8 * size**3 // 3,  # bidiagonalisation
+        size=n if size == 2 else None,
+        once=frozenset({"svdvals one by one"}),
     )
-    for n, size in sizes:
-        u = torch.rand(n, size, size, generator=generator).to(device)
-        functions = {OURS: log_condition_number, "svdvals": with_svdvals, "reference": log_condition_number_reference}
-        if n <= 1024:
-            functions["svdvals one by one"] = one_by_one
-        if size == 2:
-            functions["closed form"] = closed_form
-            functions["closed form, compiled"] = torch.compile(closed_form)
-        yield Case(
-            f"{n} of {size} x {size}",
-            {name: forward_backward(function, u) for name, function in functions.items()},
-            bytes=4 * 2 * u.numel(),
-            operations=0 if size == 2 else n * 8 * size**3 // 3,  # bidiagonalisation
-            size=n if size == 2 else None,
-            once=frozenset({"svdvals one by one"}),
-        )
-    for n, classes, items in [(1, 20, 10)] if quick else [(1, 20, 10), (1, 100, 10), (64, 100, 10), (64, 20, 20)]:
-        p = torch.rand(n, classes, items, generator=generator).to(device)
-        y = torch.rand(n, items, classes, generator=generator).to(device)
-        functions = {
-            OURS: joint_log_condition_number,
-            "form U, svdvals": joint_svdvals,
-            "reference": joint_log_condition_number_reference,
-        }
-        yield Case(
-            f"joint, {n} of C={classes} n={items}",
-            {name: forward_backward(function, p, y) for name, function in functions.items()},
-            bytes=4 * 2 * (p.numel() + y.numel()),
-            operations=n * (4 * classes * min(items, classes) ** 2 + 8 * min(items, classes) ** 3 // 3),
-        )
+
+
+def joint(device: torch.device, n: int, classes: int, items: int) -> Case:
+    generator = torch.Generator().manual_seed(n)
+    p = torch.rand(n, classes, items, generator=generator).to(device)
+    y = torch.rand(n, items, classes, generator=generator).to(device)
+    functions = {
+        OURS: joint_log_condition_number,
+        "form U, svdvals": joint_svdvals,
+        "reference": joint_log_condition_number_reference,
+    }
+    return Case(
+        f"joint, {n} of C={classes} n={items}",
+        {name: forward_backward(function, p, y) for name, function in functions.items()},
+        bytes=4 * 2 * (p.numel() + y.numel()),
+        operations=n * (4 * classes * min(items, classes) ** 2 + 8 * min(items, classes) ** 3 // 3),
+    )
+
+
+def cases(device: torch.device, quick: bool) -> Iterator[Case]:
+    yield square(device, quick, 1024, 2)
+    yield joint(device, 1, 20, 10) if quick else joint(device, 64, 100, 10)
+    for n, size in [(16, 2), (64, 20)] if quick else [(16, 2), (16384, 2), (64, 20), (64, 100), (16, 128)]:
+        yield square(device, quick, n, size)
+    for n, classes, items in [] if quick else [(1, 20, 10), (1, 100, 10), (64, 20, 20)]:
+        yield joint(device, n, classes, items)
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def batched(device: torch.device, videos: int, classes: int, each: int) -> Case:
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     sizes = [200, 2_000] if quick else [200, 2_000, 20_000]
     for kind in ("random", "dense"):
-        for n in sorted([50, 1_000, *sizes]):
+        for n in sorted([50, 1_000, *sizes], reverse=True):
             yield greedy(device, f"{kind} {n} in 200 s", kind, n, 200, plotted=False)
     for n in sizes if quick else [*sizes, 100_000, 1_000_000]:
         yield greedy(device, f"random {n} in {n // 10} s", "random", n, n / 10, plotted=True)

@@ -36,7 +36,7 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
         "conv1d": lambda x: nn.Conv1d.forward(layer, x.transpose(1, 2)).transpose(1, 2).masked_fill(padding, 0),
         "channels last": lambda x: layer.channels_last(x).masked_fill(padding, 0),
     }
-    for precision in ("fp32", "tf32", "bf16") if device.type == "cuda" else ("fp32",):
+    for precision in ("tf32", "bf16", "fp32") if device.type == "cuda" else ("fp32",):
         contenders = {name: forward_backward(function, layer, x, precision) for name, function in functions.items()}
         # Forward one product of (b t) x (3 width) and (3 width) x width, backward two; floor in float32 arithmetic.
         work = 3 * 2 * b * t * 3 * width * width if precision == "fp32" else 0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from harness import OURS, Case, forward_backward, main
+from harness import OURS, Case, compiled, forward_backward, main
 
 from d2net.ops import topk_pool
 
@@ -35,17 +35,18 @@ def numpy_partition(x: np.ndarray) -> np.ndarray:
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     generator = torch.Generator().manual_seed(0)
-    compiled = torch.compile(batched)
     shapes = [(10, 750, 20), (2, 100, 3)] if quick else [(10, 750, 20), (10, 750, 100), (1, 750, 20), (10, 100, 1)]
-    for b, t, c in shapes:
-        x = torch.randn(b, t, c, generator=generator).to(device)
-        lengths = torch.randint(t // 2, t + 1, (b,), generator=generator).to(device)
-        name, size = f"B={b} T={t} C={c}", 4 * b * t * c
+    inputs = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+    compiled_batched = compiled(batched)
+    for (b, t, c), x in zip(shapes, inputs, strict=True):
         contenders = {OURS: forward_backward(topk_pool, x), "PyTorch": forward_backward(batched, x)}
         if not quick:
-            contenders["torch.compile"] = forward_backward(compiled, x)
+            contenders["torch.compile"] = forward_backward(compiled_batched, x)
         # The backward reads x again and writes its gradient.
-        yield Case(name, contenders, bytes=3 * size)
+        yield Case(f"B={b} T={t} C={c}", contenders, bytes=3 * 4 * x.numel())
+    for (b, t, c), x in zip(shapes, inputs, strict=True):
+        lengths = torch.randint(t // 2, t + 1, (b,), generator=generator).to(device)
+        name, size = f"B={b} T={t} C={c}", 4 * x.numel()
         contenders = {OURS: lambda x=x: topk_pool(x), "PyTorch": lambda x=x: batched(x)}
         if device.type == "cpu":
             contenders["numpy"] = lambda x=x: numpy_partition(x.numpy())

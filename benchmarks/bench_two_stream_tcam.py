@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-from harness import OURS, Case, main
+from harness import OURS, Case, compiled, main
 
 from d2net.ops import tcam_pool, two_stream_tcam
 
@@ -34,16 +34,17 @@ def both_directions(function: Callable[..., tuple[torch.Tensor, ...]], *inputs: 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     generator = torch.Generator().manual_seed(0)
-    compiled, compiled_pool = torch.compile(plain), torch.compile(plain_pool)
+    compiled_head, compiled_pool = compiled(plain), compiled(plain_pool)
     shapes = [(2, 100, 20)] if quick else [(10, 750, 20), (10, 750, 100), (1, 750, 20)]
-    for b, t, c in shapes:
-        x, y = (torch.randn(b, t, c, generator=generator).to(device) for _ in range(2))
-        name, size = f"B={b} T={t} C={c}", 4 * b * t * c
+    inputs = [torch.randn(2, *shape, generator=generator).to(device).unbind() for shape in shapes]
+    for (b, t, c), (x, y) in zip(shapes, inputs, strict=True):
         contenders = {OURS: both_directions(two_stream_tcam, x, y), "PyTorch": both_directions(plain, x, y)}
         if not quick:
-            contenders["torch.compile"] = both_directions(compiled, x, y)
+            contenders["torch.compile"] = both_directions(compiled_head, x, y)
         # Forward: two logits in, a TCAM out. Backward: logits, TCAM and its gradient in, two gradients out.
-        yield Case(name, contenders, bytes=9 * size)
+        yield Case(f"B={b} T={t} C={c}", contenders, bytes=9 * 4 * x.numel())
+    for (b, t, c), (x, y) in zip(shapes, inputs, strict=True):
+        name, size = f"B={b} T={t} C={c}", 4 * x.numel()
         contenders = {OURS: lambda x=x, y=y: two_stream_tcam(x, y), "PyTorch": lambda x=x, y=y: plain(x, y)}
         yield Case(name + " forward", contenders, bytes=3 * size)
         tcam = x.sigmoid()

@@ -1,8 +1,8 @@
 """What every benchmark shares: interleaved runs, medians, peak memory, a floor beside each result, tables, a plot.
 
-A benchmark is a file `bench_NAME.py` that makes cases and calls :func:`main`. Machines are noisy, so in every round
-each contender of a case runs once, one after the other, and only ratios of medians of one run are worth quoting.
-Results are written after every case; a contender that fails is a row with its error.
+A benchmark is a file `bench_NAME.py` that makes cases, the two that matter most first, and calls :func:`main`. Machines
+are noisy, so in every round each contender of a case runs once, one after the other, and only ratios of medians of one
+run are worth quoting. Results are written after every case; a contender that fails is a row with its error.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import ctypes
 import datetime
+import functools
 import gc
+import itertools
 import json
 import math
 import os
@@ -33,6 +35,7 @@ OURS = "d2net"
 ROUND_SECONDS = 0.02  # a contender repeats its work within a round until about this much time has passed
 SLOW_SECONDS = 2.0  # a contender whose second call takes longer is measured by that call alone
 OUT_OF_TIME = "out of time (--seconds)"
+COMPILED = "compile"  # in the name of a contender that torch.compile made
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ def main(title: str, cases: Callable[[torch.device, bool], Iterable[Case]], doc:
     parser = arguments(doc)
     parser.add_argument("--threads", type=int, help="torch.set_num_threads; default: torch's own choice")
     parser.add_argument("--rounds", type=int, default=15, help="default 15")
+    parser.add_argument("--first", type=int, metavar="N", help="the first N cases, which matter most; default: all")
+    parser.add_argument("--no-compile", action="store_true", help="no torch.compile, which takes many seconds a case")
     parser.add_argument("--no-plot", action="store_true", help="write no plot")
     options = parser.parse_args()
     if options.threads:
@@ -74,7 +79,9 @@ def main(title: str, cases: Callable[[torch.device, bool], Iterable[Case]], doc:
     keep_freed_memory()
     rows: list[dict[str, Any]] = []
     result = {"title": title, "rates": machine_rates(device), "environment": environment(device), "rows": rows}
-    left = iter(cases(device, options.quick))
+    if options.first:
+        result["first"] = options.first
+    left = itertools.islice(cases(device, options.quick), options.first)
     while True:
         case, why = attempt(deadline, next, left, None)
         if why:
@@ -82,7 +89,8 @@ def main(title: str, cases: Callable[[torch.device, bool], Iterable[Case]], doc:
         if case is None:
             break
         print(f"{title}: {case.name} …", flush=True)
-        rows += measure(case, device, 3 if options.quick else options.rounds, result["rates"], deadline)
+        rounds = 3 if options.quick else options.rounds
+        rows += measure(case, device, rounds, result["rates"], deadline, options.no_compile)
         save(result, markdown(result), options.out)
     print(markdown(result))
     save(result, markdown(result), options.out)
@@ -193,11 +201,19 @@ class Timing:
 
 
 def measure(
-    case: Case, device: torch.device, rounds: int, rates: dict[str, float], deadline: float = math.inf
+    case: Case,
+    device: torch.device,
+    rounds: int,
+    rates: dict[str, float],
+    deadline: float = math.inf,
+    no_compile: bool = False,
 ) -> list[dict[str, Any]]:
     """Time and peak memory of every contender of a case; one row each."""
     timings = {name: Timing(run) for name, run in case.contenders.items()}
     for name, timing in timings.items():
+        if no_compile and COMPILED in name:
+            timing.failed = "left out (--no-compile)"
+            continue
         # Half of what is left at most, so that one that takes long to compile leaves time for the cases to come.
         half = (time.monotonic() + deadline) / 2
         _, timing.failed = attempt(deadline if name == OURS else half, timing.warm_up, device)
@@ -388,6 +404,8 @@ def markdown(result: dict[str, Any]) -> str:
             f"{format(row['ratio'], '.1f') if 'ratio' in row else '-'} | "
             f"{row['peak_mib']:.1f} MiB | {row['floor_ms']:.3f} ({row['floor']}) |"
         )
+    if "first" in result:
+        lines += ["", f"Only the first {result['first']} cases were asked for (--first)."]
     if "left_out" in result:
         lines += ["", f"Left out: {result['left_out']}."]
     return "\n".join(lines) + "\n"
@@ -413,6 +431,12 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.compile(function), made by the first call: loading the compiler alone takes seconds."""
+    make = functools.cache(lambda: torch.compile(function))
+    return lambda *args, **options: make()(*args, **options)
 
 
 def forward_backward(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Callable[[], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -94,6 +95,29 @@ def test_what_comes_after_the_time_is_left_out(run):
     assert len(result["rows"]) == 1 and "Left out: what comes after first" in table
 
 
+def test_the_first_cases_alone(run):
+    cases = {"first": {"d2net": int}, "second": {"d2net": int}, "third": lambda: pytest.fail("made")}
+    status, result, table = run(cases, "--first", "2")
+    assert status == 0 and [row["case"] for row in result["rows"]] == ["first", "second"]
+    assert "Only the first 2 cases" in table
+
+
+def test_without_compilers(run):
+    contenders = {"d2net": int, "int, compiled": fail, "torch.compile": fail, "other": int}
+    status, result, table = run({"case": contenders}, "--no-compile")
+    assert status == 0 and ["ms" in row for row in result["rows"]] == [True, False, False, True]
+    assert table.count("left out (--no-compile)") == 2
+
+
+def test_a_function_is_compiled_by_its_first_call(run, monkeypatch):
+    import harness
+
+    made = []
+    monkeypatch.setattr(torch, "compile", lambda function: made.append(function) or function)
+    function = harness.compiled(divmod)
+    assert not made and function(7, 2) == function(7, 2) == (3, 1) and made == [divmod]
+
+
 def test_a_slow_contender_is_called_twice(run, monkeypatch):
     import harness
 
@@ -137,3 +161,23 @@ def test_tests_are_noted_across_processes(tmp_path):
     text = (tmp_path / "out.md").read_text()
     assert "`test_some.py::test_fails` failed: AssertionError: reason" in text
     assert "2 failed, 2 passed, 1 never ended" in text
+
+
+def gpu_check(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", BENCHMARKS / "gpu_check.sh", *arguments], capture_output=True, text=True)
+
+
+def test_gpu_check_says_what_it_runs_and_for_how_long():
+    text = gpu_check("--help").stdout
+    assert "Without STAGE: build tests sanitizer step operators.\n" in text
+    assert "(schedule sizes: only where they are named)" in text
+    assert int(re.search(r"all stages together, (\d+) by default", text)[1]) < 8 * 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["buidl"], "'buidl'; stages: build tests"), (["--full"], "stage schedule"), (["--total", "0"], "--total needs")],
+)
+def test_gpu_check_refuses_what_it_does_not_know(arguments, message):
+    done = gpu_check(*arguments)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1

@@ -455,7 +455,6 @@ def test_compiles_to_one_graph():
     [
         ({"activations": torch.zeros(2, 5)}, "activations are"),
         ({"activations": torch.zeros(2, 5, 3, dtype=torch.int64)}, "activations are"),
-        ({"activations": torch.zeros(1).expand(2, 2**31, 3)}, "too long"),
         ({"activations": torch.full((2, 5, 3), float("nan"))}, "recording 0, snippet 0, class 0"),
         ({"classes": torch.ones(2, 3)}, "classes are"),
         ({"classes": torch.ones(3, 2, dtype=torch.bool)}, "classes are"),
@@ -480,3 +479,9 @@ def test_wrong_input_is_refused_in_one_line(device, change, message):
     with pytest.raises(InputError, match=message) as error:
         extract_proposals(**arguments)
     assert "\n" not in str(error.value)
+
+
+def test_too_long_for_any_device(device):
+    x = torch.zeros(1, device=device).expand(2, 2**31, 3)  # made there: moving it would take 51 GB
+    with pytest.raises(InputError, match="too long"):
+        extract_proposals(x, torch.ones(2, 3, dtype=torch.bool, device=device), thresholds=[0.5])
