@@ -148,6 +148,7 @@ def demo(
     """
     from d2net.demo import run_demo
 
+    check_output(out / "metrics.json")
     run_demo(out, seed, iterations=iterations, console=make_console())
 
 

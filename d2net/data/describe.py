@@ -14,6 +14,8 @@ from d2net.data.labels import label_problems
 from d2net.data.times import Times
 from d2net.errors import InputError
 
+_SHOWN = 25  # classes in a line
+_PROBLEMS = 5  # sentences of one kind
 _SLACK = 1.0  # seconds that a segment may end after its recording: annotations are not that exact
 
 
@@ -38,9 +40,7 @@ def describe(dataset: Dataset) -> list[str]:
         lines.append(f"  {name}: {len(part)} recordings, {_lengths(part.recordings)}; {_labelled(part.recordings)}")
     lines.append(f"  {_time(dataset.recordings)}")
     for name in dataset.subsets:
-        count = Counter(label for r in dataset.subset(name).recordings for label in r.labels)
-        classes = ", ".join(f"{c} {count[c]}" for c in dataset.classes)
-        lines.append(f"  {len(dataset.classes)} classes and their recordings in {name}: {classes}")
+        lines.append(f"  {len(dataset.classes)} classes and their recordings in {name}: {_classes(dataset, name)}")
     return lines
 
 
@@ -83,7 +83,7 @@ def inspect(
         problems.append(f"{len(unused)} feature files belong to no recording: {listed([p.name for p in unused])}")
     if not recordings or widths is None:
         return Inspection(None, problems)
-    problems += duration_problems(recordings)
+    problems += _few(duration_problems(recordings), "recordings whose length does not fit their duration")
     problems += _features(recordings, sum(widths))
     problems += _annotations(catalog, recordings)
     return Inspection(
@@ -144,6 +144,21 @@ def _annotations(catalog: Catalog, recordings: Sequence[Recording]) -> list[str]
             f"{len(late)} segments end after their recording: one of '{name}' at {end:g} s of {duration:g} s"
         )
     return problems
+
+
+def _classes(dataset: Dataset, subset: str) -> str:
+    count = Counter(label for r in dataset.subset(subset).recordings for label in r.labels)
+    text = ", ".join(f"{c} {count[c]}" for c in dataset.classes[:_SHOWN])
+    if len(dataset.classes) <= _SHOWN:
+        return text
+    rarest = min(dataset.classes, key=lambda c: count[c])
+    return f"{text} and {len(dataset.classes) - _SHOWN} more; the rarest: {rarest} {count[rarest]}"
+
+
+def _few(problems: list[str], what: str) -> list[str]:
+    """The first of many sentences of one kind, and how many more there are."""
+    more = len(problems) - _PROBLEMS
+    return problems[:_PROBLEMS] + ([f"and {more} more {what}"] if more > 0 else [])
 
 
 def _streams(dataset: Dataset) -> str:

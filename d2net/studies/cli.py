@@ -19,6 +19,7 @@ from d2net.cli_options import (
     DataOptions,
     Device,
     Settings,
+    check_output,
     choose_device,
     choose_subsets,
     data_options,
@@ -79,6 +80,7 @@ def condition_number(
     from d2net.training import Trainer
 
     check_sampling(samples, classes)
+    check_output(out / "summary.json")
     facts: dict[str, Any] = {
         "random": "entries >= 0 that sum to 1, uniformly distributed",
         "samples": samples,
@@ -190,6 +192,7 @@ def ablation(
         write_tables,
     )
 
+    check_output(out / "study.json")
     variants = choose_losses(losses) if losses is not None else [] if variant else list(LOSSES.values())
     if complement is not None:
         if complement not in COMPLEMENTS:
