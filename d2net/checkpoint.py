@@ -37,7 +37,9 @@ class Checkpoint:
         seed: Of the run.
         version: Of the d2net that wrote it.
         tensors: On the CPU, by dotted name: ``model.*`` (the result), ``loss.*``, ``optimizer.*``, ``sampler.*``,
-            ``rng.*``; and ``weights.*``, the network that is trained on, where the result is an average of it.
+            ``rng.*``; where the result is an average also ``weights.*``, the network that is trained on, and
+            ``average.size``, the steps that it is worth.
+        threads: Of the CPU that it was trained in, which decide the last bits; 0: of a GPU, or not known.
     """
 
     recipe: Recipe
@@ -48,6 +50,7 @@ class Checkpoint:
     seed: int
     version: str
     tensors: Mapping[str, Tensor]
+    threads: int = 0
 
     def group(self, name: str) -> dict[str, Tensor]:
         """The tensors below ``name``, without that prefix."""
@@ -63,6 +66,7 @@ class Checkpoint:
             "stream_widths": list(self.stream_widths),
             "iteration": self.iteration,
             "seed": self.seed,
+            "threads": self.threads,
             "recipe": self.recipe.to_dict(),
         }
 
@@ -122,6 +126,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             seed=metadata["seed"],
             version=metadata["version"],
             tensors=tensors,
+            threads=metadata.get("threads", 0),  # not in older files
         )
     except InputError:
         raise

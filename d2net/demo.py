@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -29,8 +28,8 @@ def run_demo(
     """Train on ``watch``, localize the test subjects' recordings, evaluate and draw; a run in ``out`` is replaced.
 
     Writes ``checkpoint.safetensors``, ``detections.json``, ``metrics.json`` and ``timeline.png``. Nothing of the test
-    subset is used before training is over. Computes in one thread of the CPU: the network is small, and the same seed
-    gives the same numbers however many cores there are.
+    subset is used before training is over. The network is so small that it is computed in one thread of the CPU
+    (:mod:`d2net.threads`): the same seed gives the same numbers however many cores there are.
 
     Args:
         out: Folder; made where it is missing.
@@ -44,15 +43,7 @@ def run_demo(
     Raises:
         InputError: the package that ships the recordings is missing, or a file cannot be written.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return _run(out, seed, iterations, console or Console(quiet=True))
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _run(out: Path, seed: int, iterations: int | None, console: Console) -> dict[str, Any]:
+    console = console or Console(quiet=True)
     recipe = load_recipe("watch").override([f"training.iterations={iterations}"] if iterations else [])
     dataset = load_watch()
     train = dataset.subset("train")

@@ -17,6 +17,7 @@ from d2net.ops.bottom_up_attention import bottom_up_attention
 from d2net.ops.proposals import Proposals, extract_proposals
 from d2net.ops.topk_pool import topk_pool
 from d2net.recipes import LocalizationRecipe, Recipe, load_recipe
+from d2net.threads import computing, multiply_adds, threads_for
 
 
 class Localizer:
@@ -214,6 +215,8 @@ def to_detections(
 def predict(model: nn.Module, reference: Tensor, features: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
     """TCAM and bottom-up attention of one recording, in evaluation mode and without gradient.
 
+    On a CPU, in as many threads as so many snippets are worth (:mod:`d2net.threads`).
+
     Args:
         model: Called with features (1, T, W) and lengths (1,); returns ``tcam`` and ``embeddings``.
         reference: (D,) background reference x_ref, on the model's device.
@@ -228,7 +231,7 @@ def predict(model: nn.Module, reference: Tensor, features: np.ndarray | Tensor) 
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), computing(threads_for(multiply_adds(model, len(x)))):
             out = model(x[None], lengths)
             return out.tcam[0], bottom_up_attention(out.embeddings, reference)[0]
     finally:

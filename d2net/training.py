@@ -8,8 +8,9 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,7 +19,6 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from d2net import __version__
 from d2net.checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint
@@ -32,8 +32,10 @@ from d2net.losses import D2NetLoss
 from d2net.model import D2Net
 from d2net.recipes import Recipe, TrainingRecipe
 from d2net.step_graph import StepGraph
+from d2net.threads import computing, given, multiply_adds, threads_for
 
-TERMS = {"total": "loss", "discriminative": "dis", "snippet": "snip", "video": "vid"}  # and their names in the bar
+# The loss and its terms, each before its weight (D2NetLossResult says how they add up), and their names in the bar.
+TERMS = {"total": "loss", "discriminative": "dis", "snippet": "snip", "video": "vid", "uncertainty": "um"}
 PRECISIONS = ("fp32", "tf32", "bf16")
 RESIDENT_SHARE = 0.25  # of the free memory of a device that features may take; loading them takes twice that
 CHECK_EVERY = 10  # iterations between looks at the loss, each of which waits for the device
@@ -41,6 +43,13 @@ CHECK_EVERY = 10  # iterations between looks at the loss, each of which waits fo
 
 class Trainer:
     """Trains a network with a recipe; writes ``checkpoint.safetensors``, ``log.jsonl`` and TensorBoard events.
+
+    The log has the loss and its terms every 10 iterations. The terms are as they are before they are weighed: total =
+    discriminative + loss.alpha_snippet * snippet + loss.alpha_video * video + loss.um_weight * uncertainty, with 0 for
+    a term that is off in that iteration.
+
+    On a CPU, small networks are trained in fewer threads than PyTorch would take; ``with d2net.threads.threads(n):``
+    around :meth:`run` decides otherwise.
 
     Args:
         dataset: The recordings to train on (one subset); only their features and labels are read.
@@ -123,7 +132,8 @@ class Trainer:
             self._rng = self._rng_state()  # dropout goes on from here
         # What is evaluated and saved as the network: the average of the weights, or the trained network itself.
         self.result = copy.deepcopy(self.model) if settings.ema_decay > 0 else self.model
-        self._average = get_ema_multi_avg_fn(settings.ema_decay)
+        # How many steps the average is worth, 1 + decay + decay^2 ...; on the device, so that a CUDA graph can count.
+        self._average_size = torch.zeros((), device=self.device)
         self.loss = D2NetLoss.from_recipe(
             recipe.loss, num_classes=len(dataset.classes), embedding_dim=self.model.embedding_dim
         ).to(self.device)
@@ -144,6 +154,7 @@ class Trainer:
         if graph and self.resident is None:
             raise InputError("a CUDA graph needs resident features, which do not fit on the device; use --no-graph")
         self.iteration = 0
+        self._threads_before = 0  # of a run that is resumed
 
     def run(self, resume: bool = False) -> Path:
         """Train to ``recipe.training.iterations`` and return the path of the checkpoint.
@@ -151,7 +162,8 @@ class Trainer:
         Ctrl-C and SIGTERM finish the iteration and save first; a second one stops at once.
 
         Args:
-            resume: Continue the run in ``out``; on a CPU the result is the same, bit for bit, as without the break.
+            resume: Continue the run in ``out``; on a CPU the result is the same, bit for bit, as without the break. It
+                goes on in as many threads as before; a warning says so where that cannot be.
 
         Raises:
             InputError: bad features, nothing to resume, a checkpoint in the way or of another experiment, a full disk.
@@ -174,11 +186,12 @@ class Trainer:
         history = torch.zeros(CHECK_EVERY, len(TERMS), device=self.device)
         graph = self._step_graph()
         with (
+            self._own_threads(),
             self._own_rng(),
             _convolutions_in(self.precision),
             _Stop() as stop,
             _Log(self.out, self.iteration, self.tensorboard) as log,
-            _Bar(self.iteration, iterations, self.progress) as bar,
+            _Bar(self.iteration, iterations, self.progress, self._shown_terms()) as bar,
         ):
             self._set_rng_state(self._rng)
             while self.iteration < iterations:
@@ -223,8 +236,19 @@ class Trainer:
         loss.total.backward()
         self.optimizer.step()
         if self.result is not self.model:
-            self._average(list(self.result.parameters()), list(self.model.parameters()), None)
+            self._average()
         return torch.stack([getattr(loss, term).detach() for term in TERMS])
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Take the weights into their average: after n steps the new ones count (1 - decay) / (1 - decay^n).
+
+        So the first average is the weights after the first step, and what the network began with has no share.
+        """
+        self._average_size.mul_(self.recipe.training.ema_decay).add_(1)
+        weight = self._average_size.reciprocal()
+        for average, new in zip(self.result.parameters(), self.model.parameters(), strict=True):
+            average.lerp_(new, weight)
 
     def _update_resident(self, rows: Tensor, denoise: bool) -> Tensor:
         """:meth:`update` with a batch of resident features."""
@@ -283,6 +307,7 @@ class Trainer:
         }
         if self.result is not self.model:
             groups["weights"] = self.model.state_dict()
+            groups["average"] = {"size": self._average_size}
         return Checkpoint(
             recipe=self.recipe,
             classes=self.dataset.classes,
@@ -292,6 +317,7 @@ class Trainer:
             seed=self.seed,
             version=__version__,
             tensors={f"{name}.{key}": t for name, group in groups.items() for key, t in group.items()},
+            threads=torch.get_num_threads() if self.device.type == "cpu" else 0,
         )
 
     def _restore(self) -> None:
@@ -310,6 +336,9 @@ class Trainer:
             self.result.load_state_dict(saved.group("model"))
             if self.result is not self.model:
                 self.model.load_state_dict(saved.group("weights"))
+                # Older files have none: their averages began with the initial weights, as after endlessly many steps.
+                endless = torch.tensor(1 / (1 - self.recipe.training.ema_decay))
+                self._average_size.copy_(saved.group("average").get("size", endless))
             self.loss.load_state_dict(saved.group("loss"))
             state: dict[int, dict[str, Tensor]] = {}
             for key, t in saved.group("optimizer").items():
@@ -326,6 +355,29 @@ class Trainer:
             raise InputError(f"{self.path}: its tensors do not fit this recipe ({reason}); train anew") from error
         self.seed = saved.seed
         self.iteration = saved.iteration
+        self._threads_before = saved.threads
+
+    def _own_threads(self) -> AbstractContextManager[None]:
+        """As many threads of a CPU as a batch is worth, or as this run has had so far: they decide the last bits."""
+        if self.device.type != "cpu":
+            return nullcontext()
+        snippets = self.sampler.batch_size * self.sampler.max_snippets
+        number = threads_for(multiply_adds(self.model, snippets))
+        if self._threads_before and not given():
+            number = min(self._threads_before, torch.get_num_threads())
+        if self._threads_before not in (0, number):
+            warnings.warn(
+                f"{self.path}: was trained in {self._threads_before} threads and goes on in {number}; the result is "
+                "then the same only up to rounding",
+                stacklevel=3,
+            )
+        return computing(number)
+
+    def _shown_terms(self) -> list[str]:
+        """Those that the recipe gives a weight."""
+        loss = self.recipe.loss
+        weights = {"snippet": loss.alpha_snippet, "video": loss.alpha_video, "uncertainty": loss.um_weight}
+        return [term for term in TERMS if weights.get(term, 1) != 0]
 
     @property
     def _pairing_key(self) -> str:
@@ -416,8 +468,10 @@ class _Log:
 class _Bar:
     """A progress bar on a terminal; elsewhere a line after every tenth of the run; or whoever wants to know instead."""
 
-    def __init__(self, start: int, total: int, instead: Callable[[int, int], None] | None) -> None:
-        self.start, self.total, self.instead = start, total, instead
+    def __init__(
+        self, start: int, total: int, instead: Callable[[int, int], None] | None, shown: Sequence[str]
+    ) -> None:
+        self.start, self.total, self.instead, self.shown = start, total, instead, shown
         self.begun = time.monotonic()
         self.reported = 10 * start // total
         self.progress: Progress | None = None
@@ -441,12 +495,12 @@ class _Bar:
             self.progress.stop()
 
     def update(self, iteration: int, terms: Mapping[str, float]) -> None:
-        """Show how far it is, how fast, and the loss with its terms."""
+        """Show how far it is, how fast, and the loss with its terms that are shown."""
         if self.instead is not None:
             self.instead(iteration, self.total)
             return
         speed = (iteration - self.start) / max(time.monotonic() - self.begun, 1e-9)
-        text = " ".join(f"{TERMS[k]} {v:.2f}" for k, v in terms.items()) + f" {speed:.1f} it/s"
+        text = " ".join(f"{TERMS[k]} {terms[k]:.2f}" for k in self.shown) + f" {speed:.1f} it/s"
         if self.progress is not None and self.task is not None:
             self.progress.update(self.task, completed=iteration, description=text)
         elif 10 * iteration // self.total > self.reported:

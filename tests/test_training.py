@@ -13,14 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from d2net.checkpoint import load_checkpoint, load_model
+from d2net.checkpoint import load_checkpoint, load_model, save_checkpoint
 from d2net.data.batches import BatchSampler
 from d2net.data.dataset import Dataset, Recording
 from d2net.data.resident import ResidentFeatures
 from d2net.errors import D2NetError, InputError
+from d2net.localization import localize
 from d2net.model import D2Net
 from d2net.recipes import Recipe, TrainingRecipe, load_recipe
+from d2net.threads import threads
 from d2net.training import Trainer, denoising_is_on
 
 CLASSES = ("jump", "throw")
@@ -29,14 +32,16 @@ CLASSES = ("jump", "throw")
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Tensors this small only lose by more threads."""
-    threads = torch.get_num_threads()
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(before)
 
 
-def make_dataset(count: int = 6, read: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> Dataset:
-    """Recordings of 12 to 30 snippets; snippets 4 to 8 of each show its action."""
+def make_dataset(
+    count: int = 6, read: Callable[[np.ndarray], np.ndarray] = lambda x: x, widths: tuple[int, ...] = (6, 6)
+) -> Dataset:
+    """Recordings of 12 to 30 snippets of 12 features; snippets 4 to 8 of each show its action."""
     rng = np.random.default_rng(0)
     recordings = []
     for i in range(count):
@@ -54,7 +59,7 @@ def make_dataset(count: int = 6, read: Callable[[np.ndarray], np.ndarray] = lamb
                 read=lambda x=x: read(x),
             )
         )
-    return Dataset("tiny", CLASSES, (6, 6), tuple(recordings))
+    return Dataset("tiny", CLASSES, widths, tuple(recordings))
 
 
 def make_recipe(iterations: int = 20, **training: float) -> Recipe:
@@ -93,17 +98,18 @@ def test_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_the_result_is_the_average_of_the_weights(tmp_path: Path) -> None:
-    """The average begins with the initial weights; it changes nothing else of the training."""
+    """Of every step's, without the initial ones; it changes nothing else of the training."""
     decay = 0.8
     trainer = Trainer(make_dataset(), make_recipe(6, ema_decay=decay), out=tmp_path / "a", tensorboard=False)
-    average = {key: t.clone() for key, t in trainer.model.state_dict().items()}
     saved = load_checkpoint(trainer.run())
-    for n in range(1, 7):
-        last = load_checkpoint(make_trainer(tmp_path / f"plain-{n}", n).run())
-        average = {key: decay * t + (1 - decay) * last.group("model")[key] for key, t in average.items()}
-    for key, t in average.items():
-        torch.testing.assert_close(saved.group("model")[key], t)
+    steps = [load_checkpoint(make_trainer(tmp_path / f"plain-{n}", n).run()).group("model") for n in range(1, 7)]
+    shares = [(1 - decay) / (1 - decay**6) * decay**back for back in range(5, -1, -1)]
+    assert sum(shares) == pytest.approx(1)
+    last = load_checkpoint(tmp_path / "plain-6")
+    for key, t in saved.group("model").items():
+        torch.testing.assert_close(t, sum(share * step[key] for share, step in zip(shares, steps, strict=True)))
         assert torch.equal(saved.group("weights")[key], last.group("model")[key])
+    torch.testing.assert_close(saved.tensors["average.size"], torch.tensor((1 - decay**6) / (1 - decay)))
     assert not last.group("weights")  # without an average there are no others
     x, lengths = torch.randn(2, 9, 12), torch.tensor([9, 4])
     model, _, _ = load_model(trainer.path)
@@ -118,6 +124,158 @@ def test_a_run_with_an_average_resumes_to_the_bit(tmp_path: Path) -> None:
     whole = train("whole", 27)
     train("parts", 13)
     assert_same_checkpoint(whole, train("parts", 27, resume=True))
+
+
+def test_an_average_of_one_step_is_that_step(tmp_path: Path) -> None:
+    recipe = make_recipe(1, ema_decay=0.9999)
+    saved = load_checkpoint(Trainer(make_dataset(), recipe, out=tmp_path, tensorboard=False).run())
+    for key, t in saved.group("model").items():
+        assert torch.equal(t, saved.group("weights")[key])
+
+
+def test_an_older_average_goes_on_as_it_was(tmp_path: Path) -> None:
+    """It began with the initial weights and does not say how many steps it is worth."""
+    decay = 0.8
+    trainer = Trainer(make_dataset(), make_recipe(3, ema_decay=decay), out=tmp_path, tensorboard=False)
+    old = load_checkpoint(trainer.run())
+    tensors = {key: t for key, t in old.tensors.items() if not key.startswith("average.")}
+    save_checkpoint(trainer.path, replace(old, tensors=tensors))
+    new = Trainer(make_dataset(), make_recipe(4, ema_decay=decay), out=tmp_path, tensorboard=False)
+    saved = load_checkpoint(new.run(resume=True))
+    for key, t in saved.group("model").items():
+        expected = decay * old.group("model")[key] + (1 - decay) * saved.group("weights")[key]
+        torch.testing.assert_close(t, expected)
+
+
+class Calls(TorchDispatchMode):
+    """The operations that are done, and the numbers among their arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, list[object]]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+        self.seen.append((str(function), [x for x in leaves if not isinstance(x, torch.Tensor)]))
+        return function(*args, **(kwargs or {}))
+
+
+def test_averaging_is_the_same_in_every_step(tmp_path: Path) -> None:
+    """So that a CUDA graph can repeat it: no value is looked at, and no number changes from step to step."""
+    trainer = Trainer(make_dataset(), make_recipe(2, ema_decay=0.9), out=tmp_path, tensorboard=False)
+    steps = []
+    for _ in range(2):
+        with Calls() as calls:
+            trainer._average()
+        steps.append(calls.seen)
+    assert steps[0] == steps[1] and not any("_local_scalar_dense" in name for name, _ in steps[0])
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_one_stream_trains_resumes_and_loads(tmp_path: Path, decay: float) -> None:
+    def train(name: str, iterations: int, **options: bool) -> Path:
+        recipe = make_recipe(iterations, ema_decay=decay)
+        data = make_dataset(widths=(12,))
+        return Trainer(data, recipe, out=tmp_path / name, tensorboard=False).run(**options)
+
+    whole = train("whole", 27)
+    train("parts", 13)
+    assert_same_checkpoint(whole, train("parts", 27, resume=True))
+    model, reference, checkpoint = load_model(whole)
+    assert checkpoint.stream_widths == model.stream_widths == (12,) and model.stream_b is None
+    detections = localize(model, reference, make_dataset(widths=(12,)), checkpoint.recipe.localization, device="cpu")
+    assert len(detections) > 0
+    with pytest.raises(InputError, match="the widths 6, 6, expected 12; use data of the same kind"):
+        make_trainer(tmp_path / "whole", 30).run(resume=True)
+
+
+def test_one_stream_learns(tmp_path: Path) -> None:
+    make_trainer(tmp_path, 150, dataset=make_dataset(widths=(12,))).run()
+    totals = [line["total"] for line in log_of(tmp_path)]
+    assert np.mean(totals[-3:]) < 0.8 * totals[0]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["loss.alpha_snippet=0.3", "loss.alpha_video=0.2"],
+        ["loss.alpha_snippet=0.3", "loss.alpha_video=0.2", "loss.um_weight=0.7", "loss.um_margin=2"],
+        ["loss.alpha_snippet=0", "loss.alpha_video=0", "loss.um_weight=2"],
+        ["loss.alpha_snippet=0.3", "loss.alpha_video=0.2", "training.denoising_every=2"],
+        ["loss.classification=focal", "loss.denoising=bce", "loss.alpha_snippet=1", "loss.alpha_video=2"],
+    ],
+)
+def test_the_logged_terms_add_up_to_the_loss(
+    tmp_path: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A low threshold on the background, so that there is one to compare.
+    recipe = make_recipe(30, learning_rate=1e-2).override(["loss.background_threshold=0.2", *settings])
+    Trainer(make_dataset(), recipe, out=tmp_path, tensorboard=False, save_every=1).run()
+    lines, loss = log_of(tmp_path), recipe.loss
+    assert len(lines) == 30
+    weights = {
+        "discriminative": 1,
+        "snippet": loss.alpha_snippet,
+        "video": loss.alpha_video,
+        "uncertainty": loss.um_weight,
+    }
+    for line in lines:
+        assert line.keys() == {"iteration", "total", *weights}
+        assert line["total"] == pytest.approx(sum(w * line[term] for term, w in weights.items()), rel=1e-5)
+    for term, weight in weights.items():
+        assert any(line[term] != 0 for line in lines) == (weight != 0), term
+    said = capsys.readouterr().err  # only terms that are part of the loss are shown
+    names = {"discriminative": " dis ", "snippet": " snip ", "video": " vid ", "uncertainty": " um "}
+    assert {term for term, name in names.items() if name in said} == {term for term, w in weights.items() if w}
+
+
+@pytest.mark.parametrize("unlabelled", [[0, 2, 5], range(6)])
+@pytest.mark.parametrize("recipe", ["thumos14-release", "activitynet12-release"])
+def test_recordings_without_a_label_may_be_skipped(tmp_path: Path, unlabelled: list[int], recipe: str) -> None:
+    """A batch with some, or with nothing else, trains on the rest: its loss and the weights stay finite."""
+    settings = ["model.residual=false", "model.embedding_dim=8", "training.iterations=12", "training.batch_size=4"]
+    settings += ["training.denoising_start=0", "training.denoising_every=1", "loss.um_weight=0.1"]
+    settings += ["loss.background_threshold=0.2"]  # so that x_ref is made of something
+    recipe = load_recipe(recipe).override(settings)
+    assert recipe.loss.skip_unlabelled
+    trainer = Trainer(make_dataset(), recipe, out=tmp_path, tensorboard=False, save_every=1)
+    trainer.sampler.labels[list(unlabelled)] = 0
+    trainer.run()
+    totals = [line["total"] for line in log_of(tmp_path)]
+    assert np.isfinite(totals).all() and (np.array(totals) == 0).all() == (len(unlabelled) == 6)
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+    assert (trainer.loss.reference != 0).any() == (len(unlabelled) < 6)
+
+
+def test_small_networks_train_in_one_thread_and_threads_are_given_back(tmp_path: Path) -> None:
+    seen = []
+    torch.set_num_threads(3)
+    trainer = make_trainer(tmp_path, 1)
+    trainer.loss.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    assert load_checkpoint(trainer.run()).threads == 1
+    with threads(2):
+        trainer = make_trainer(tmp_path, 1, overwrite=True)
+        trainer.loss.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+        assert load_checkpoint(trainer.run()).threads == 2
+    assert seen == [1, 2] and torch.get_num_threads() == 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_resumed_run_has_the_threads_that_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(3)
+    with threads(2):
+        make_trainer(tmp_path, 3).run()
+    assert load_checkpoint(make_trainer(tmp_path, 6).run(resume=True)).threads == 2
+    torch.set_num_threads(1)
+    with pytest.warns(UserWarning, match="was trained in 2 threads and goes on in 1; .* only up to rounding"):
+        make_trainer(tmp_path, 7).run(resume=True)
+    with threads(3), pytest.warns(UserWarning, match="in 1 threads and goes on in 3"):
+        make_trainer(tmp_path, 8).run(resume=True)
+    # An older file does not say; then the size of the work decides.
+    old = load_checkpoint(tmp_path)
+    save_checkpoint(tmp_path / "checkpoint.safetensors", replace(old, threads=0))
+    torch.set_num_threads(4)
+    assert load_checkpoint(make_trainer(tmp_path, 9).run(resume=True)).threads == 1
 
 
 def test_the_seed_decides_the_result_and_the_callers_generator_is_left_alone(tmp_path: Path) -> None:

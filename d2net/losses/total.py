@@ -26,8 +26,8 @@ from d2net.recipes import LossRecipe, load_recipe
 class D2NetLossResult(NamedTuple):
     """Scalars of one step.
 
-    total = discriminative + alpha_snippet * snippet + alpha_video * video (Eq. 1, 11) + um_weight * uncertainty;
-    a term whose weight is 0, or that is off in this step, is not computed and reported as 0.
+    total = discriminative + alpha_snippet * snippet + alpha_video * video (Eq. 1, 11) + um_weight * uncertainty: each
+    term is as it is before its weight. One whose weight is 0, or that is off in this step, is not computed and is 0.
     """
 
     total: Tensor

@@ -74,7 +74,7 @@ class LossRecipe:
     video_normalization: Literal["joint", "per_class"] = "joint"  # Y_2 / n, or each class by its own count
 
     # Uncertainty modelling (Lee et al., AAAI 2021) beside the paper's terms
-    um_weight: float = 0.0  # weight of um_magnitude * magnitude term + background entropy
+    um_weight: float = 0.0  # weight of um_magnitude * magnitude term + background entropy; 0 leaves the term out
     um_magnitude: float = 5e-4
     um_margin: float = 100.0  # the magnitude that foreground embeddings should reach
 
@@ -88,7 +88,7 @@ class TrainingRecipe:
     learning_rate: float = 1e-4
     weight_decay: float = 0.005
     ema_decay: float = 0.0  # the result is an exponential moving average of the weights, with this decay; 0: the last
-    # weights. It begins with the initial ones: in fewer than about 2 / (1 - ema_decay) iterations they still show.
+    # weights. The initial ones have no share: of n iterations the last counts (1 - ema_decay) / (1 - ema_decay^n)
     max_snippets: int = 750  # longer recordings are cropped at random to this many snippets
     denoising_start: int = 0  # L_D is on from this iteration (counted from 0) ...
     denoising_every: int = 1  # ... whenever the iteration is a multiple of this

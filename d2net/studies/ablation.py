@@ -13,14 +13,12 @@ import io
 import json
 import re
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 
 from d2net.checkpoint import CHECKPOINT_NAME, load_model
@@ -232,22 +230,21 @@ class Ablation:
         total = sum(run.recipe.training.iterations for run in left)
         done = 0
         tell = progress or (lambda *_: None)
-        with _threads(1 if self.data is None else None):
-            for run in left:
-                try:
-                    result = self._train(run, lambda i, _, run=run, done=done: tell(str(run), done + i, total, None))  # type: ignore[misc]
-                except KeyboardInterrupt as error:
-                    finished = len(self.runs) - sum(r is None for r in results.values())
-                    raise KeyboardInterrupt(
-                        f"{finished} of {len(self.runs)} trainings are done; the same command goes on from there"
-                    ) from error
-                except InputError as error:
-                    raise InputError(f"{run}: {error}") from error
-                except D2NetError as error:
-                    raise D2NetError(f"{run}: {error}; or leave this variant out") from error
-                results[run.folder] = result
-                done += run.recipe.training.iterations
-                tell(str(run), done, total, result)
+        for run in left:
+            try:
+                result = self._train(run, lambda i, _, run=run, done=done: tell(str(run), done + i, total, None))  # type: ignore[misc]
+            except KeyboardInterrupt as error:
+                finished = len(self.runs) - sum(r is None for r in results.values())
+                raise KeyboardInterrupt(
+                    f"{finished} of {len(self.runs)} trainings are done; the same command goes on from there"
+                ) from error
+            except InputError as error:
+                raise InputError(f"{run}: {error}") from error
+            except D2NetError as error:
+                raise D2NetError(f"{run}: {error}; or leave this variant out") from error
+            results[run.folder] = result
+            done += run.recipe.training.iterations
+            tell(str(run), done, total, result)
         return [r for r in results.values() if r is not None]
 
     def _train(self, run: Run, progress: Callable[[int, int], None]) -> dict[str, Any]:
@@ -524,17 +521,6 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         elif before != value:
             return f"{prefix}{key} was {before} and is {value}"
     return ""
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """Compute in so many threads: the network of ``watch`` is so small that more only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

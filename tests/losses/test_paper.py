@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -136,6 +137,28 @@ def test_degenerate_batches_are_finite(degenerate, recipe):
     assert torch.isfinite(tcam.grad).all()
     assert embeddings.grad is None or torch.isfinite(embeddings.grad).all()
     assert torch.isfinite(loss.reference).all()
+
+
+@pytest.mark.parametrize("recipe", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("labelled", [3, 1, 0])
+def test_skipped_unlabelled_recordings_are_as_if_they_were_not_there(make_batch, recipe, labelled):
+    recipe = replace(recipe, skip_unlabelled=True)
+    tcam, embeddings, lengths, labels = make_batch(power=1)
+    labels[labelled:] = 0
+    rows = 4 if "perm" in recipe.pairing else 3
+    results = []
+    for count in (6, labelled):
+        order = torch.cat((torch.arange(labelled).roll(1), torch.arange(labelled, count)))
+        t, x = (v[:count].clone().requires_grad_() for v in (tcam, embeddings))
+        loss = D2NetLoss(5, 8, recipe).double()
+        for _ in range(2):  # from the second on, x_ref is not zero
+            result = loss(t, x, lengths[:count], labels[:count], order.expand(rows, count))
+        result.total.backward()
+        gradients = [torch.zeros_like(v) if v.grad is None else v.grad for v in (t, x)]
+        assert all((g[labelled:] == 0).all() for g in gradients)
+        results.append([*(v.detach() for v in result), loss.reference, *(g[:labelled] for g in gradients)])
+    torch.testing.assert_close(*results)
+    assert (results[0][0] != 0) == (labelled > 0)
 
 
 @pytest.mark.parametrize("recipe", VARIANTS.values(), ids=VARIANTS)
