@@ -12,11 +12,11 @@
 // as in nms.cu, would need a second sort. The n^2 / 2 tests that segments without collisions ask for are what limits n,
 // so a test leaves the IoU's division to the few pairs that come near the threshold (Rule).
 //
-// Estimates for an H100, not measured: a test is 9 instructions a warp of 32 (counted in the machine code), four warps
-// issue one a cycle. 2048 segments: sort 13,000 cycles, collisions within tiles 7,000, 64 tiles in turn 400 each, tests
-// 32,000 where one in seven is kept (60,000 cycles in all, as some of it overlaps: 35 us) and 180,000 where all are
-// (200,000 cycles: 110 us). 1000 segments, one in seven kept: 26,000 cycles; 200: 7,000. Barriers: 4 + the merges +
-// one a tile, 73 for 2048 segments.
+// Estimates for an H100; whole calls were measured (nms.h). A test is 9 instructions a warp of 32 (counted in the
+// machine code), four warps issue one a cycle. 2048 segments: sort 13,000 cycles, collisions within tiles 7,000, 64
+// tiles in turn 400 each, tests 32,000 where one in seven is kept (60,000 cycles in all, as some of it overlaps: 35 us)
+// and 180,000 where all are (200,000 cycles: 110 us). 1000 segments, one in seven kept: 26,000 cycles; 200: 7,000.
+// Barriers: 4 + the merges + one a tile, 73 for 2048 segments.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
