@@ -25,6 +25,7 @@ from d2net.cli_options import (
     DataOptions,
     Device,
     Settings,
+    Threads,
     TrustPickle,
     check_output,
     choose_device,
@@ -136,6 +137,7 @@ def demo(
     iterations: Annotated[
         int | None, typer.Option(min=1, help="Training iterations; default: those of the recipe watch.")
     ] = None,
+    threads: Threads = None,
 ) -> None:
     """Train on real smartwatch recordings and find the exercises of unseen people: minutes on a CPU.
 
@@ -168,6 +170,7 @@ def train(
     settings: Settings = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of initialisation and sampling.")] = 0,
     device: Device = "auto",
+    threads: Threads = None,
     precision: Annotated[
         str | None,
         typer.Option(metavar="fp32|tf32|bf16", help="Of the network; default: tf32 on a GPU, fp32 on a CPU."),
@@ -244,6 +247,7 @@ def localize(
     ] = None,
     settings: Settings = None,
     device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Find the actions in recordings and write them as ActivityNet JSON or CSV, in seconds.
 
@@ -400,6 +404,7 @@ def plot(
         Path | None, typer.Option(metavar="FOLDER", help="Draw images of the recordings: FOLDER/VIDEO/*.jpg or .png.")
     ] = None,
     device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Draw what models found in recordings: frames, ground truth, detections, activations over time.
 

@@ -40,6 +40,27 @@ TrustPickle = Annotated[
 Device = Annotated[
     str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute; auto takes the GPU if there is one.")
 ]
+
+
+def _compute_in(context: typer.Context, number: int | None) -> int | None:
+    """For as long as the command runs."""
+    if number is not None:
+        from d2net.threads import threads
+
+        context.with_resource(threads(number))
+    return number
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        min=1,
+        callback=_compute_in,
+        help="Of the CPU to compute in; default: as many as the work is worth.",
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the recipe. Can be given many times."),

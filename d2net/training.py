@@ -98,6 +98,11 @@ class Trainer:
         if evaluation_dataset is not None:
             _check_same("classes", dataset.classes, evaluation_dataset.classes, "the dataset to evaluate on")
             _check_same("widths", dataset.stream_widths, evaluation_dataset.stream_widths, "the dataset to evaluate on")
+            if eval_every and len(evaluation_dataset.annotations()) == 0:
+                raise InputError(
+                    f"dataset '{evaluation_dataset.name}', {', '.join(evaluation_dataset.subsets)}: has no segment to "
+                    "compare with every so many iterations; choose an annotated subset, or leave --eval-every out"
+                )
         self.dataset = dataset
         self.recipe = recipe
         self.out = Path(out)
@@ -122,7 +127,11 @@ class Trainer:
         _check_writable(self.out)
         settings = recipe.training
         self.sampler = BatchSampler(
-            dataset, batch_size=settings.batch_size, max_snippets=settings.max_snippets, seed=seed
+            dataset,
+            batch_size=settings.batch_size,
+            max_snippets=settings.max_snippets,
+            seed=seed,
+            allow_unlabelled=recipe.loss.skip_unlabelled,
         )
         with self._own_rng():
             torch.manual_seed(seed)
@@ -283,14 +292,17 @@ class Trainer:
         )
 
     def _evaluate(self) -> dict[str, Any]:
-        """mAP and F1 in percent on the evaluation dataset, as its protocol of the recipe reports them."""
+        """mAP and F1 in percent on the evaluation dataset, as its protocol of the recipe reports them; or why not."""
         assert self.evaluation_dataset is not None
         detections = localize(
             self.result, self.loss.reference, self.evaluation_dataset, self.recipe.localization, device=self.device
         )
         settings = self.recipe.evaluation
         annotations = self.evaluation_dataset.annotations()
-        result = evaluate(detections, annotations, protocol=settings.protocol, tiou=settings.tiou).to_json()
+        try:
+            result = evaluate(detections, annotations, protocol=settings.protocol, tiou=settings.tiou).to_json()
+        except InputError as error:  # early networks may find actions only where the protocol does not look
+            return {"not_evaluated": str(error)}
         return {key: result[key] for key in ("map", "average", "f1")}
 
     def _checkpoint(self) -> Checkpoint:
@@ -459,7 +471,8 @@ class _Log:
         for key, value in values.items():
             scalars = {f"{key}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
             for name, scalar in scalars.items():
-                self.events.add_scalar(name, scalar, iteration)
+                if not isinstance(scalar, str):
+                    self.events.add_scalar(name, scalar, iteration)
 
     def _unwritable(self, error: OSError) -> InputError:
         return InputError(f"{self.path}: cannot be written ({error.strerror}); free some space or choose another --out")

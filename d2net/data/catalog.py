@@ -42,18 +42,6 @@ class Listing:
     def subset(self) -> str:
         return self.entry.subset
 
-    @property
-    def segments(self) -> tuple[tuple[float, float, str], ...]:
-        return self.entry.segments
-
-    @property
-    def ambiguous(self) -> tuple[tuple[float, float], ...]:
-        return self.entry.ambiguous
-
-    @property
-    def withdrawn(self) -> bool:
-        return self.entry.withdrawn
-
 
 @dataclass(frozen=True)
 class Catalog:
@@ -100,7 +88,7 @@ class Catalog:
 
     @property
     def annotated_subsets(self) -> set[str]:
-        return {r.subset for r in self.listings if r.segments}
+        return {r.subset for r in self.listings if r.entry.segments}
 
     def annotations(self, subsets: Sequence[str] | None = None) -> Annotations:
         """Ground truth of the subsets (None: all). Needs no features.
@@ -110,7 +98,7 @@ class Catalog:
         """
         check_labels(self)
         chosen = choose(subsets, self.subsets, self.source)
-        return annotations_of([r for r in self.listings if r.subset in chosen], self.classes)
+        return annotations_of([(r.name, r.entry) for r in self.listings if r.subset in chosen], self.classes)
 
     def open(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -159,25 +158,26 @@ class Dataset:
         return y
 
     def annotations(self) -> Annotations:
-        """Ground-truth segments of all recordings here."""
-        return annotations_of(self.recordings, self.classes)
+        """Ground-truth segments of all recordings here, and of those left out: an evaluation must miss them."""
+        entries = [(r.name, r) for r in self.recordings] + [(r.name, r.entry) for r in self.left_out]
+        return annotations_of(entries, self.classes)
 
 
-def annotations_of(recordings: Sequence[Any], classes: tuple[str, ...]) -> Annotations:
-    """The segments, and the marks of ambiguous ones, of recordings (opened or only listed), in their order."""
+def annotations_of(entries: Sequence[tuple[str, Recording | Entry]], classes: tuple[str, ...]) -> Annotations:
+    """The segments, and the marks of ambiguous ones, of named recordings, in their order."""
     column = {c: i for i, c in enumerate(classes)}
-    rows = [(v, column[label], start, end) for v, r in enumerate(recordings) for start, end, label in r.segments]
+    rows = [(v, column[label], start, end) for v, (_, r) in enumerate(entries) for start, end, label in r.segments]
     table = np.array(rows, np.float64).reshape(-1, 4)
-    doubtful = [(v, start, end) for v, r in enumerate(recordings) for start, end in r.ambiguous]
+    doubtful = [(v, start, end) for v, (_, r) in enumerate(entries) for start, end in r.ambiguous]
     return Annotations(
-        videos=tuple(r.name for r in recordings),
+        videos=tuple(name for name, _ in entries),
         classes=classes,
         video=table[:, 0].astype(np.int64),
         label=table[:, 1].astype(np.int64),
         start=table[:, 2],
         end=table[:, 3],
         ambiguous=np.array(doubtful, np.float64).reshape(-1, 3),
-        withdrawn=tuple(r.name for r in recordings if r.withdrawn),
+        withdrawn=tuple(name for name, r in entries if r.withdrawn),
     )
 
 

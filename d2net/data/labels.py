@@ -31,7 +31,7 @@ def check_labels(catalog: Catalog) -> None:
 
 def label_problems(catalog: Catalog) -> list[str]:
     """A sentence for every group of labels that are probably one."""
-    names = [label for r in catalog.listings for label in {*r.entry.labels, *(c for _, _, c in r.segments)}]
+    names = [label for r in catalog.listings for label in {*r.entry.labels, *(c for _, _, c in r.entry.segments)}]
     count = Counter(names)
     problems = []
     for group in near_duplicates([*catalog.classes, *names]):

@@ -19,6 +19,7 @@ from d2net.cli_options import (
     DataOptions,
     Device,
     Settings,
+    Threads,
     check_output,
     choose_device,
     choose_subsets,
@@ -63,6 +64,7 @@ def condition_number(
         str | None, typer.Option(metavar="NAME", help="Subset to train on; default: the one named as training data.")
     ] = None,
     device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Condition number against determinant of joint distributions, at random and in training (Fig. 3).
 
@@ -166,6 +168,7 @@ def ablation(
         str | None, typer.Option(metavar="NAME", help="Subset to judge on; default: the one named as test data.")
     ] = None,
     device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """What each loss term is worth: variants trained with several seeds (Tables 3 and 4).
 
