@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def open_file(path: Path) -> dict[str, FeatureArray]:
     """
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        return {"": feature_array(open_npy(path), str(path))}
+        # Mapped anew at every reading: a map holds a file open, and there may be ten thousand of them.
+        return {"": feature_array(open_npy(path), str(path), partial(open_npy, path))}
     if suffix in (".h5", ".hdf5"):
         return open_h5(path)
     load = _load_npz if suffix == ".npz" else _load_torch

@@ -84,18 +84,20 @@ def inspect(
     if not recordings or widths is None:
         return Inspection(None, problems)
     problems += _few(duration_problems(recordings), "recordings whose length does not fit their duration")
-    problems += _features(recordings, sum(widths))
+    problems += _features(recordings, widths)
     problems += _annotations(catalog, recordings)
     return Inspection(
         Dataset(catalog.name, catalog.classes, widths, tuple(recordings), tuple(left_out), notes), problems
     )
 
 
-def _features(recordings: Sequence[Recording], width: int) -> list[str]:
-    """NaN, constant features, features that stand under two names."""
+def _features(recordings: Sequence[Recording], widths: tuple[int, ...]) -> list[str]:
+    """NaN, constant features, a stream of zeros, features that stand under two names."""
+    width = sum(widths)
     problems = []
     seen: dict[bytes, list[str]] = {}
-    constant = []
+    constant: list[str] = []
+    dead: list[str] = []
     for r in recordings:
         try:
             x = r.features(width)
@@ -104,9 +106,13 @@ def _features(recordings: Sequence[Recording], width: int) -> list[str]:
             continue
         if len(x) > 1 and (x == x[0]).all():
             constant.append(r.name)
+        if len(widths) > 1 and not (x[:, : widths[0]].any() and x[:, widths[0] :].any()):
+            dead.append(r.name)
         seen.setdefault(hashlib.sha256(x.tobytes()).digest(), []).append(r.name)
     if constant:
         problems.append(f"{len(constant)} recordings have the same features in every snippet: {listed(constant)}")
+    if dead:
+        problems.append(f"one of the two streams of {len(dead)} recordings is 0 throughout: {listed(dead)}")
     twins = [names for names in seen.values() if len(names) > 1]
     if twins:
         more = f", and {len(twins) - 1} more such groups" if len(twins) > 1 else ""

@@ -77,6 +77,7 @@ def condition_number(
       d2net study condition-number --data features/ --recipe thumos14-paper --iterations 500 --out runs/fig3-thumos14
     """
     from d2net.checkpoint import load_checkpoint
+    from d2net.data.describe import describe
     from d2net.recipes import load_recipe
     from d2net.studies.condition_number import check_sampling, sample_points, summarise, training_points, write_study
     from d2net.training import Trainer
@@ -97,6 +98,8 @@ def condition_number(
         catalog = options.find(data)
         train = options.open(catalog, choose_subsets(catalog, subset, 0, "--subset"))
         name = train.name
+        for line in describe(train):
+            typer.echo(line)
         trainer = Trainer(train, values, out=out / "training", seed=seed, device=where, save_every=0, overwrite=True)
         facts |= {"dataset": name, "recipe": values.name, "iterations": iterations}
     elif checkpoint_run or settings:

@@ -258,3 +258,18 @@ def test_what_editors_leave_behind_is_no_split(tmp_path):
     (tmp_path / "split_train copy.txt").write_text("a\n")
     with pytest.raises(InputError, match=r"'a' is in split_train.* and split_train.*; keep it in one"):
         open_dataset(tmp_path)
+
+
+def test_more_recordings_than_files_that_may_be_open(tmp_path):
+    resource = pytest.importorskip("resource")
+    folder = annotations(tmp_path, [str(i) for i in range(120)])
+    for i in range(120):
+        np.save(folder / f"{i}.npy", X + i)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, before[1]))
+    try:
+        dataset = open_dataset(tmp_path)
+        for i in range(120):
+            np.testing.assert_array_equal(dataset.features(i), X + i)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
