@@ -491,7 +491,7 @@ def spoil(data: Path, what: str) -> None:
         ("zero", "every feature is 0"),
         ("repeated", "recordings with the very same features: 'video_1', 'video_3'"),
         ("short", "'video_1' has 40 snippets of 0.5 s, 20 s in all, but lasts 40 s"),
-        ("width", "video_1.npy: is 3 wide"),
+        ("width", "video_1.npy: has shape (80, 3), expected (T, 4)"),
         ("truncated", "video_1.npy: not a readable .npy file, truncated perhaps"),
         ("unused", "1 feature files belong to no recording: 'video_99.npy'"),
         ("class", "1 classes occur in validation and not in test: 'Dive'"),
@@ -505,3 +505,15 @@ def test_inspect_finds_what_is_wrong(tmp_path, what, message):
     spoil(data, what)
     text = run("inspect", data, code=1).stdout
     assert message in text.partition("suspicious:")[2], text
+
+
+def test_inspect_asks_once_for_a_time_that_is_not_known(tmp_path):
+    data = layout_three(tmp_path / "data", top={})
+    text = run("inspect", data, code=1).stdout
+    assert text.count("--stride N") == 1 and "8 of 8 recordings have no known time" in text
+    assert "nothing suspicious" in run("inspect", data, "--stride", 15).stdout
+
+
+def test_what_d2net_made_knows_its_time(tmp_path):
+    text = fails("train", "--data", "simulated", "--stride", 8, "--out", tmp_path / "run", *SMALL)
+    assert "knows when its snippets are" in text

@@ -42,6 +42,21 @@ class Listing:
     def subset(self) -> str:
         return self.entry.subset
 
+    def arrays(self) -> tuple[FeatureArray, ...]:
+        """Its features, not read yet: one array, or that of RGB and that of flow.
+
+        Raises:
+            MissingFeatures: there are none that can be used.
+            InputError: a file that cannot be used.
+        """
+        if self.why_not:
+            raise MissingFeatures(self.why_not)
+        arrays = self.open()
+        if all(a.zero for a in arrays):
+            what = "every feature is 0, as of a dead video" if arrays[0].snippets else "has no snippet"
+            raise MissingFeatures(f"{arrays[0].source}: {what}; extract it again or take the recording out")
+        return arrays
+
 
 @dataclass(frozen=True)
 class Catalog:
@@ -57,6 +72,7 @@ class Catalog:
         divide: Widths of the streams of features that lie in one array, by its width and source; None: an array is a
             stream.
         notes: What was taken for granted, in sentences.
+        made: Whether d2net made it, and so knows all about it.
         unused: Feature files that no recording has, found when it is called.
     """
 
@@ -68,6 +84,7 @@ class Catalog:
     streams: tuple[int, ...] | None = None
     divide: Callable[[int, str], tuple[int, ...]] | None = None
     notes: tuple[str, ...] = ()
+    made: bool = False
     unused: Callable[[], list[Path]] = list
 
     @classmethod
@@ -80,6 +97,7 @@ class Catalog:
             listings=tuple(_listing(r, dataset.width) for r in dataset.recordings),
             streams=dataset.stream_widths,
             divide=lambda width, source: dataset.stream_widths,
+            made=True,
         )
 
     @property
@@ -109,7 +127,6 @@ class Catalog:
         like: tuple[int, ...] | None = None,
         strict: bool = False,
         check_durations: bool = True,
-        check_names: bool = True,
     ) -> Dataset:
         """The recordings of the subsets (None: all), found, measured and checked; their values are not read.
 
@@ -122,14 +139,14 @@ class Catalog:
             like: The widths that a model was trained on: those of features in one array where nothing says otherwise.
             strict: A recording that would be left out is an error.
             check_durations: A recording's length must fit its duration.
-            check_names: No two labels may be nearly the same.
 
         Raises:
             InputError: a subset that is not there or has no usable recording; a file that cannot be used; widths that
                 differ; time that is not known or does not fit; labels that are nearly the same.
         """
-        if check_names:
-            check_labels(self)
+        check_labels(self)
+        if self.made and (times or Times()) != Times():
+            raise InputError(f"{self.source}: knows when its snippets are; leave --fps, --stride and the like out")
         chosen = choose(subsets, self.subsets, self.source)
         recordings: list[Recording] = []
         left_out: list[LeftOut] = []
@@ -137,21 +154,16 @@ class Catalog:
         crops, joint = 0, False
         for each in (r for r in self.listings if r.subset in chosen):
             try:
-                if each.why_not:
-                    raise MissingFeatures(each.why_not)
-                arrays = each.open()
-                if all(a.zero for a in arrays):
-                    what = "every feature is 0, as of a dead video" if arrays[0].snippets else "has no snippet"
-                    raise MissingFeatures(f"{arrays[0].source}: {what}; extract it again or take the recording out")
+                arrays = each.arrays()
             except MissingFeatures as error:
                 if strict:
                     raise InputError(f"{error} (--strict)") from None
                 left_out.append(LeftOut(each.name, str(error), each.entry))
                 continue
-            widths = self._widths(arrays, widths, streams or self.streams, like)
+            widths = self.widths(arrays, widths, streams, like)
             crops += arrays[0].crops > 1
             joint = len(arrays) == 1 and self.divide is not None
-            recordings.append(_recording(each, arrays, (times or Times()).over(each.entry.times).over(self.times)))
+            recordings.append(self.recording(each, arrays, times))
         for subset in chosen:
             if not any(r.subset == subset for r in recordings):
                 reasons = [r for r in left_out if r.subset == subset]
@@ -171,23 +183,23 @@ class Catalog:
             notes.append(f"the features of {crops} recordings are the mean over their crops")
         return Dataset(self.name, self.classes, widths, tuple(recordings), tuple(left_out), tuple(notes))
 
-    def _widths(
+    def widths(
         self,
         arrays: tuple[FeatureArray, ...],
         others: tuple[int, ...] | None,
         streams: tuple[int, ...] | None,
-        like: tuple[int, ...] | None,
+        like: tuple[int, ...] | None = None,
     ) -> tuple[int, ...]:
         """Widths of a recording's streams, after checking them against the earlier recordings'."""
         own = tuple(a.width for a in arrays)
         total = sum(own)
         if others is not None and total != sum(others):
-            swapped = arrays[0].snippets == sum(others)
-            hint = "its axes are swapped: save its transpose" if swapped else "extract all with the same network"
             raise InputError(
                 f"{arrays[0].source}: has shape {(arrays[0].snippets, total)}, expected (T, {sum(others)}) as the "
-                f"other recordings have; {hint}"
+                "recordings before it have; extract all with the same network, or save the transpose of arrays whose "
+                "axes are swapped"
             )
+        streams = streams or self.streams
         if streams is not None and (sum(streams) != total or (len(own) > 1 and streams != own)):
             raise InputError(
                 f"{arrays[0].source}: is {' + '.join(map(str, own))} wide, not {' + '.join(map(str, streams))} as "
@@ -202,6 +214,44 @@ class Catalog:
                 f"{' and '.join(map(str, others))}; extract all with the same network"
             )
         return own
+
+    def recording(self, listing: Listing, arrays: tuple[FeatureArray, ...], times: Times | None = None) -> Recording:
+        """A recording and its features, with its time.
+
+        Raises:
+            UnknownTime: stride or fps are not known.
+            InputError: streams of different lengths; values of time that contradict each other.
+        """
+        times = (times or Times()).over(listing.entry.times).over(self.times)
+        entry = listing.entry
+        snippets = min(a.snippets for a in arrays)
+        # Optical flow needs a next frame, so some extractors give one snippet fewer; more means a mix-up.
+        if max(a.snippets for a in arrays) - snippets > 1:
+            a, b = arrays
+            raise InputError(
+                f"{b.source}: has {b.snippets} snippets but {Path(a.source).parent.name}/{Path(a.source).name} has "
+                f"{a.snippets}; extract both streams with the same stride"
+            )
+        if entry.covered is not None and times.stride is None and times.seconds_per_snippet is None:
+            times = replace(times, seconds_per_snippet=entry.covered / snippets)
+        try:
+            seconds, first = times.resolve()
+        except InputError as error:
+            raise type(error)(f"{arrays[0].source}: '{listing.name}': {error}") from None
+        return Recording(
+            name=listing.name,
+            subset=entry.subset,
+            labels=entry.labels,
+            segments=entry.segments,
+            seconds_per_snippet=seconds,
+            source=arrays[0].source,
+            read=arrays[0].read if len(arrays) == 1 else partial(_joined, arrays, snippets),
+            duration=entry.duration,
+            first_snippet=first,
+            snippets=snippets,
+            ambiguous=entry.ambiguous,
+            withdrawn=entry.withdrawn,
+        )
 
 
 def train_and_test(subsets: Sequence[str], annotated: Sequence[str] | set[str] = ()) -> tuple[str | None, str | None]:
@@ -254,38 +304,6 @@ def _cause(recording: Recording, expected: float) -> str:
     if abs(width - expected) <= _FEW + 0.01 * expected:
         return "the array's axes may be swapped (save its transpose)"
     return "stride or fps are probably not those of these features (--stride, --fps)"
-
-
-def _recording(listing: Listing, arrays: tuple[FeatureArray, ...], times: Times) -> Recording:
-    entry = listing.entry
-    snippets = min(a.snippets for a in arrays)
-    # Optical flow needs a next frame, so some extractors give one snippet fewer; more means a mix-up.
-    if max(a.snippets for a in arrays) - snippets > 1:
-        a, b = arrays
-        raise InputError(
-            f"{b.source}: has {b.snippets} snippets but {Path(a.source).parent.name}/{Path(a.source).name} has "
-            f"{a.snippets}; extract both streams with the same stride"
-        )
-    if entry.covered is not None and times.stride is None and times.seconds_per_snippet is None:
-        times = replace(times, seconds_per_snippet=entry.covered / snippets)
-    try:
-        seconds, first = times.resolve()
-    except InputError as error:
-        raise InputError(f"{arrays[0].source}: '{listing.name}': {error}") from None
-    return Recording(
-        name=listing.name,
-        subset=entry.subset,
-        labels=entry.labels,
-        segments=entry.segments,
-        seconds_per_snippet=seconds,
-        source=arrays[0].source,
-        read=arrays[0].read if len(arrays) == 1 else partial(_joined, arrays, snippets),
-        duration=entry.duration,
-        first_snippet=first,
-        snippets=snippets,
-        ambiguous=entry.ambiguous,
-        withdrawn=entry.withdrawn,
-    )
 
 
 def _listing(r: Recording, width: int) -> Listing:

@@ -6,12 +6,12 @@ import hashlib
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from d2net.data.catalog import Catalog, duration_problems, train_and_test
 from d2net.data.dataset import Dataset, LeftOut, Recording, listed
 from d2net.data.labels import label_problems
-from d2net.data.times import Times
+from d2net.data.times import Times, UnknownTime
 from d2net.errors import InputError
 
 _SHOWN = 25  # classes in a line
@@ -61,21 +61,24 @@ def inspect(
     problems = label_problems(catalog)
     recordings: list[Recording] = []
     left_out: list[LeftOut] = []
-    notes: tuple[str, ...] = catalog.notes
+    timeless: list[str] = []
+    why = ""
     widths: tuple[int, ...] | None = None
     # One at a time, so that one that cannot be used does not hide the others.
     for done, listing in enumerate(catalog.listings, start=1):
-        alone = replace(catalog, listings=(listing,), classes=(), streams=catalog.streams or widths, notes=())
         try:
-            opened = alone.open(times=times, streams=streams, check_durations=False, check_names=False)
+            arrays = listing.arrays()
+            widths = catalog.widths(arrays, widths, streams)
+            recordings.append(catalog.recording(listing, arrays, times))
+        except UnknownTime as error:
+            timeless.append(listing.name)
+            why = str(error)
         except InputError as error:
             left_out.append(LeftOut(listing.name, str(error), listing.entry))
-        else:
-            widths = widths or opened.stream_widths
-            recordings.append(opened.recordings[0])
-            notes = tuple(dict.fromkeys((*notes, *opened.notes)))
         if progress:
             progress(done, len(catalog.listings))
+    if timeless:
+        problems.append(f"{len(timeless)} of {len(catalog.listings)} recordings have no known time; {why}")
     if left_out:
         problems.append(f"{len(left_out)} of {len(catalog.listings)} recordings cannot be used:")
         problems += [f"  {r.name} ({r.subset}): {r.why}" for r in left_out]
@@ -87,7 +90,7 @@ def inspect(
     problems += _features(recordings, widths)
     problems += _annotations(catalog, recordings)
     return Inspection(
-        Dataset(catalog.name, catalog.classes, widths, tuple(recordings), tuple(left_out), notes), problems
+        Dataset(catalog.name, catalog.classes, widths, tuple(recordings), tuple(left_out), catalog.notes), problems
     )
 
 

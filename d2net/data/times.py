@@ -37,6 +37,10 @@ _KEYS = {
 _MAY_BE_ZERO = ("offset", "middle", "first_snippet")
 
 
+class UnknownTime(InputError):
+    """Stride or fps are not known, and must be asked for."""
+
+
 @dataclass(frozen=True)
 class Times:
     """What is known of the time of a recording's snippets; None where it is not.
@@ -105,7 +109,8 @@ class Times:
         """Seconds per snippet, and the second at which snippet 0 begins.
 
         Raises:
-            InputError: something that is not known, with the way to say it; values that contradict each other.
+            UnknownTime: something is not known; says how to give it.
+            InputError: values that contradict each other.
         """
         seconds, stride, fps = self.seconds_per_snippet, self.stride, self.fps
         if seconds is None:
@@ -113,7 +118,7 @@ class Times:
             if missing:
                 names = " and ".join(missing)
                 options = " ".join(f"--{name} N" for name in missing)
-                raise InputError(
+                raise UnknownTime(
                     f"the {names} of the features {'are' if len(missing) > 1 else 'is'} not known, and so no second of "
                     f"a detection; give {options} (or --seconds-per-snippet S), or add "
                     + " and ".join(f'"{name}"' for name in missing)

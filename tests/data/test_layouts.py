@@ -338,7 +338,7 @@ def test_empty_feature_file(actionformer):
         (objects([1, 2]), r"holds pickled Python objects; save"),
         (np.zeros((3, WIDTH), complex), r"has dtype complex128; .* float32"),
         (np.ones((3, WIDTH + 1)), r"has shape \(3, 5\), expected \(T, 4\)"),
-        (np.ones((WIDTH, 7)), r"has shape \(4, 7\), expected \(T, 4\) .* axes are swapped: save its transpose"),
+        (np.ones((WIDTH, 7)), r"has shape \(4, 7\), expected \(T, 4\) .* save the transpose"),
         (np.ones(WIDTH), r"has shape \(4,\), expected \(T, width\)"),
         (np.ones((3, 0)), r"has shape \(3, 0\), rows without numbers"),
         (np.ones((3, 7, WIDTH)), r"has shape \(3, 7, 4\), expected \(T, width\); of crops only"),
