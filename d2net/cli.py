@@ -28,6 +28,7 @@ from d2net.cli_options import (
     choose_device,
     choose_subset,
     make_console,
+    notes,
     open_data,
     progress_bar,
 )
@@ -366,16 +367,24 @@ def plot(
     frames: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Draw images of the recordings: FOLDER/VIDEO/*.jpg or .png.")
     ] = None,
+    min_score: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE", min=0, max=1, help="Draw detections from this share of their model's best; 0: all."
+        ),
+    ] = 0.25,
     device: Device = "auto",
     trust_pickle: TrustPickle = False,
 ) -> None:
     """Draw what models found in recordings: frames, ground truth, detections, activations over time.
 
+    Classes are those of the checkpoints; the recordings need no labels.
+
     \b
     Examples:
       d2net plot runs/watch --data watch --out timeline.png
       d2net plot runs/baseline runs/d2net --data features/ --video video_test_0000004 --frames frames/ --out fig5.pdf
-      d2net plot --detections theirs.json --label BaS-Net --data features/ --out theirs.svg
+      d2net plot --detections theirs.json --label BaS-Net --data features/ --min-score 0 --out theirs.svg
     """
     from d2net.report.plot import (
         PICTURED,
@@ -410,14 +419,21 @@ def plot(
         else choose_recordings(dataset, PICTURED if len(sources) == 1 else PICTURED - 1)
     )
     tracks = []
-    with progress_bar("localizing") as progress:
+    with notes(), progress_bar("localizing") as progress:
         for i, (path, name) in enumerate(zip(sources, names, strict=True)):
             if i < len(checkpoints or []):
                 tracks.append(checkpoint_tracks(path, name, chosen, where))
             else:
                 tracks.append(detections_tracks(path, name, chosen))
             progress(i + 1, len(sources))
-    draw_timeline(out, timeline_rows(chosen, tracks, frames))
+    with notes():
+        hidden = draw_timeline(out, timeline_rows(chosen, tracks, frames), min_score=min_score)
+    if hidden:
+        found = sum(len(t.detections) for of in tracks for t in of)
+        typer.echo(
+            f"note: {hidden} of {found} detections are below {100 * min_score:g} % of the best score of their model in "
+            "the picture and not drawn; --min-score 0 draws all"
+        )
     typer.echo(f"wrote {out}: {', '.join(r.name for r in chosen.recordings)}")
 
 

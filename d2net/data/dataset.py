@@ -24,6 +24,8 @@ class Recording:
         source: Where the features come from, for messages (a path).
         read: Returns the features, (T, width) float32, memory-mapped where a file holds them.
         duration: Length in seconds, or None where the dataset does not say.
+        first_snippet: Seconds at which snippet 0 begins: snippet t is for first_snippet + [t, t + 1) *
+            seconds_per_snippet.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Recording:
     source: str
     read: Callable[[], np.ndarray]
     duration: float | None = None
+    first_snippet: float = 0.0
 
     def features(self, width: int) -> np.ndarray:
         """(T, width) float32 features, checked.
