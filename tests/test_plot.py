@@ -101,8 +101,8 @@ def test_checkpoint(data: Path, trained: Path, tmp_path: Path) -> None:
     text = run("plot", trained, "--data", data, "--out", out).stdout
     # The first test recordings that show all three classes.
     assert text.endswith(f"wrote {out}: clip_4, clip_5, clip_6\n")
-    detection = "detection (height: score, from 25 % of the best score)"
-    for word in ("clip_4 (Jump)", "ground truth", detection, "bottom-up attention", "TCAM"):
+    share = "detections from 25 % of the best score"
+    for word in ("clip_4 (Jump)", "ground truth", "detection (height: score)", "bottom-up attention", "TCAM", share):
         assert f"<!-- {word} -->" in words(out)
 
 
@@ -271,7 +271,9 @@ def test_low_scores_are_left_out_and_counted(data: Path, tmp_path: Path) -> None
     path.write_text(json.dumps({"results": found}))
     command = ["plot", "--detections", path, "--data", data, "--video", "clip_4", "--video", "clip_5", "--out", out]
     assert "note: 2 of 4 detections are below 25 % of the best score" in run(*command).stdout
-    assert "from 25 % of the best score" in words(out) and "clip_5 (Spin)   (no detection drawn)" in words(out)
+    assert "detections from 25 % of the best score" in words(out) and "clip_5 (Spin)   (no detection drawn)" in words(
+        out
+    )
     assert "note: 3 of 4 detections are below 50 %" in run(*command, "--min-score", 0.5).stdout
     assert run(*command, "--min-score", 0).stdout == f"wrote {out}: clip_4, clip_5\n"
     assert "best score" not in words(out) and "<!-- detection (height: score) -->" in words(out)

@@ -163,7 +163,7 @@ def test_tracks_are_named_and_drawn_below_each_other(row: TimelineRow, tmp_path:
     # Beside the lane of each of the three classes, above the curves (which only the first has) and in the legend.
     assert text.count("<!-- base $l$ -->") == 4 and text.count("<!-- ours -->") == 3
     assert "<!-- base $l$ (height: score) -->" in text and "<!-- ours (height: score) -->" in text
-    assert text.count("<!-- detections from 10 % of the best score -->") == 1
+    assert text.count("<!-- detections from 10 % of each one's best score -->") == 1
 
 
 def test_every_track_has_its_own_scale(row: TimelineRow) -> None:
@@ -228,7 +228,7 @@ def test_low_scores_are_not_drawn_but_counted(row: TimelineRow, tmp_path: Path) 
     path = tmp_path / "p.svg"
     assert MIN_SCORE == 0.25
     assert draw_timeline(path, [row]) == 1  # 0.1 of 0.9, the only "jump"
-    assert "<!-- detection (height: score, from 25 % of the best score) -->" in path.read_text()
+    assert "<!-- detections from 25 % of the best score -->" in path.read_text()
     assert "jump" not in path.read_text()
     assert draw_timeline(path, [row], min_score=0) == 0
     assert "<!-- jump -->" in path.read_text() and "best score" not in path.read_text()
@@ -245,7 +245,7 @@ def test_scores_that_are_not_positive_are_drawn_equally_high(row: TimelineRow, t
     logs = change(row, detections=[(1.0, 2.0, "run", -3.0), (4.0, 5.0, "run", -0.1)])
     path = tmp_path / "p.svg"
     assert draw_timeline(path, [logs]) == 0
-    assert "<!-- detection (no score above 0) -->" in path.read_text()
+    assert "<!-- detection (no score above 0) -->" in path.read_text() and "best score" not in path.read_text()
     lanes = _figure([replace(logs, ground_truth=[])]).axes[0]
     boxes = [b.height for c in lanes.collections for p in c.get_paths() for b in [p.get_extents()]]
     assert len(boxes) == 2 and min(boxes) == max(boxes) > 0.4

@@ -142,7 +142,8 @@ def _installed() -> list[FontEntry]:
         e for e in manager.ttflist if e.style == "normal" and not e.fname.startswith(own) and os.path.exists(e.fname)
     ]
     return sorted(
-        upright, key=lambda e: ("Noto Sans" not in e.name, "Sans" not in e.name, "Mono" in e.name, e.weight != 400)
+        upright,
+        key=lambda e: ("Noto Sans" not in e.name, "Sans" not in e.name, "Mono" in e.name, e.weight != 400, e.name),
     )
 
 

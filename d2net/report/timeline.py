@@ -150,7 +150,7 @@ def draw_timeline(path: Path, rows: Sequence[TimelineRow], *, min_score: float =
     Args:
         path: Where to save; the suffix says how: .png, .pdf or .svg. Written whole or not at all.
         rows: The recordings, at least one.
-        min_score: Draw detections from this share of their track's highest score in the picture, which the legend
+        min_score: Draw detections from this share of their track's highest score in the picture, which the picture
             says; 0 draws all. Where the highest is not above 0 all are drawn, equally high.
         dpi: Dots per inch of a PNG; the picture is 7 inches wide (a paper's two columns).
 
@@ -230,13 +230,11 @@ class _Style:
         classes: (colour, line style) of each class shown.
         best: The highest score of each track.
         head: Height of a lane above the detections, for ground truth and the class's name.
-        min_score: Share of the best score from which detections are drawn.
     """
 
     classes: dict[str, tuple[str, str]]
     best: Sequence[float]
     head: float
-    min_score: float
 
 
 def _figure(rows: Sequence[TimelineRow], min_score: float = 0.0) -> Figure:
@@ -251,15 +249,14 @@ def _figure(rows: Sequence[TimelineRow], min_score: float = 0.0) -> Figure:
         best=_best(rows),
         # Without ground truth in the whole picture, room for it would say that nothing happens.
         head=0.5 if truth or len(tracks) != 1 else 0.2,
-        min_score=min_score,
     )
     ends = [row.end() for row in rows]
     common = max(ends) <= COMMON_AXIS * min(ends)
 
     blocks = [_heights(row, len(classes), style) for row, (classes, _) in zip(rows, shown, strict=True)]
     heights = [h for block in blocks for h in block]
-    beside = [*names, *(t.label for t in rows[0].tracks if len(tracks) > 1)]
-    room = WIDTH - 0.2 - max([0.45, *(min(BESIDE, text_inches(plain(name), 7.5, bold=True)) for name in beside)])
+    named = [*names, *(t.label for t in rows[0].tracks if len(tracks) > 1)]
+    room = WIDTH - 0.2 - max([0.45, *(min(BESIDE, text_inches(plain(name), 7.5, bold=True)) for name in named)])
     titles = [
         fit(_title(row, hidden, truth), room, 8.5, lines=2, bold=True)
         for row, (_, hidden) in zip(rows, shown, strict=True)
@@ -295,6 +292,11 @@ def _figure(rows: Sequence[TimelineRow], min_score: float = 0.0) -> Figure:
             axes[-1].tick_params(axis="x", bottom=True, labelbottom=True, labelsize=7.5, length=2.5, width=0.6)
             axes[-1].spines["bottom"].set(visible=True, linewidth=0.6)
     axes[-1].set_xlabel("time (s)", fontsize=8)
+    if min_score > 0 and any(best > 0 for best in style.best):
+        whose = "the" if len(tracks) == 1 else "each one's"
+        said = f"detections from {100 * min_score:g} % of {whose} best score"
+        beside = ("axes fraction", axes[-1].xaxis.label)
+        axes[-1].annotate(said, (1, 0.5), xycoords=beside, ha="right", va="center", fontsize=7, color="#555555")
     _draw_legend(figure, rows, shown, style)
     if strips:
         figure.draw_without_rendering()  # the layout says how wide a strip is, and so how many frames fit
@@ -446,20 +448,11 @@ def _legend_entries(
     if any(row.ground_truth for row in rows):
         entries.append((Patch(facecolor=GREEN), "ground truth"))
     labels = [t.label for t in rows[0].tracks]
-    from_best = f"from {100 * style.min_score:g} % of the best score"
-    scored = False
     for k, label in enumerate(labels):
-        if not any(row.tracks[k].detections for row in rows):
-            continue
-        said = "height: score" if style.best[k] > 0 else "no score above 0"
-        scored |= style.best[k] > 0 and style.min_score > 0
-        if len(labels) == 1:
-            text = f"detection ({said}{', ' + from_best if scored else ''})"
-        else:
-            text = fit(label, IN_LEGEND - text_inches(f" ({said})", 7.5), 7.5) + f" ({said})"
-        entries.append((Patch(facecolor=(_colour(k), 0.55), edgecolor=_colour(k), lw=0.5), text))
-    if scored and len(labels) > 1:
-        entries.append((Line2D([], [], ls="none"), f"detections {from_best}"))
+        if any(row.tracks[k].detections for row in rows):
+            said = " (height: score)" if style.best[k] > 0 else " (no score above 0)"
+            name = "detection" if len(labels) == 1 else fit(label, IN_LEGEND - text_inches(said, 7.5), 7.5)
+            entries.append((Patch(facecolor=(_colour(k), 0.55), edgecolor=_colour(k), lw=0.5), name + said))
     if any(t.attention is not None for row in rows for t in row.tracks):
         entries.append((Line2D([], [], color=GREY, lw=0.9), "bottom-up attention"))
     curves = {
