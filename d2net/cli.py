@@ -32,6 +32,7 @@ from d2net.cli_options import (
     choose_subsets,
     data_options,
     make_console,
+    notes,
     progress_bar,
 )
 from d2net.errors import D2NetError, InputError
@@ -294,7 +295,9 @@ def localize(
 
 @app.command()
 def evaluate(
-    detections: Annotated[Path, typer.Argument(metavar="DETECTIONS.json", help="Detections as ActivityNet JSON.")],
+    detections: Annotated[
+        Path, typer.Argument(metavar="DETECTIONS", help="Detections as ActivityNet JSON, or as CSV.")
+    ],
     annotations: Annotated[
         str, typer.Option(metavar="PATH", help="Annotations: JSON, W-TALC folder, or a dataset as --data of localize.")
     ],
@@ -386,7 +389,7 @@ def plot(
     ] = None,
     detections: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE.json", help="Detections to draw too, or alone. Can be given many times."),
+        typer.Option(metavar="FILE", help="Detections (.json or .csv) to draw too, or alone. Can be given many times."),
     ] = None,
     label: Annotated[
         list[str] | None,
@@ -398,22 +401,33 @@ def plot(
     ] = None,
     subset: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Where to look; default: the test data, or all of them with --video."),
+        typer.Option(
+            metavar="NAME[,NAME]", help="Where to look; default: the test data, or where each --video is. Or all."
+        ),
     ] = None,
     frames: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Draw images of the recordings: FOLDER/VIDEO/*.jpg or .png.")
     ] = None,
+    min_score: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE", min=0, max=1, help="Draw detections from this share of their model's best; 0: all."
+        ),
+    ] = 0.25,
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
     """Draw what models found in recordings: frames, ground truth, detections, activations over time.
 
+    Classes are those of the checkpoints; the recordings need no labels.
+
     \b
     Examples:
       d2net plot runs/watch --data watch --out timeline.png
       d2net plot runs/baseline runs/d2net --data features/ --video video_test_0000004 --frames frames/ --out fig5.pdf
-      d2net plot --detections theirs.json --label BaS-Net --data features/ --out theirs.svg
+      d2net plot --detections theirs.json --label BaS-Net --data features/ --min-score 0 --out theirs.svg
     """
+    from d2net.checkpoint import load_checkpoint
     from d2net.report.plot import (
         PICTURED,
         checkpoint_tracks,
@@ -440,21 +454,33 @@ def plot(
         raise InputError(f"{frames}: no such folder; --frames takes one that holds a folder of images per recording")
     check_output(out)
     catalog = options.find(data)
-    dataset = options.open(catalog, choose_subsets(catalog, subset, 1, "--subset") if subset or not video else None)
+    if video and not subset:
+        subsets = list(dict.fromkeys(r.subset for r in catalog.listings if r.name in video)) or None
+    else:
+        subsets = choose_subsets(catalog, subset, 1, "--subset")
+    like = load_checkpoint(checkpoints[0]).stream_widths if checkpoints else None
+    dataset = options.open(catalog, subsets, like=like)
     chosen = (
         find_recordings(dataset, video)
         if video
         else choose_recordings(dataset, PICTURED if len(sources) == 1 else PICTURED - 1)
     )
     tracks = []
-    with progress_bar("localizing") as progress:
+    with notes(), progress_bar("localizing") as progress:
         for i, (path, name) in enumerate(zip(sources, names, strict=True)):
             if i < len(checkpoints or []):
                 tracks.append(checkpoint_tracks(path, name, chosen, where))
             else:
                 tracks.append(detections_tracks(path, name, chosen))
             progress(i + 1, len(sources))
-    draw_timeline(out, timeline_rows(chosen, tracks, frames))
+    with notes():
+        hidden = draw_timeline(out, timeline_rows(chosen, tracks, frames), min_score=min_score)
+    if hidden:
+        found = sum(len(t.detections) for of in tracks for t in of)
+        typer.echo(
+            f"note: {hidden} of {found} detections are below {100 * min_score:g} % of the best score of their model in "
+            "the picture and not drawn; --min-score 0 draws all"
+        )
     typer.echo(f"wrote {out}: {', '.join(r.name for r in chosen.recordings)}")
 
 

@@ -18,7 +18,7 @@ from d2net.evaluation import THUMOS14_TIOU, Evaluation, evaluate
 from d2net.localization import localize
 from d2net.recipes import load_recipe
 from d2net.report.plot import choose_recordings, model_tracks, timeline_rows
-from d2net.report.timeline import draw_timeline
+from d2net.report.timeline import MIN_SCORE, draw_timeline
 from d2net.training import Trainer
 
 
@@ -74,8 +74,8 @@ def run_demo(
     write_atomically(out / "metrics.json", lambda file: file.write(text.encode()))
     pictured = choose_recordings(test)
     tracks = model_tracks(model, reference, pictured, detections)
-    draw_timeline(out / "timeline.png", timeline_rows(pictured, [tracks]))
-    _print_result(console, out, result, detections)
+    hidden = draw_timeline(out / "timeline.png", timeline_rows(pictured, [tracks]))
+    _print_result(console, out, result, detections, hidden)
     return metrics
 
 
@@ -84,7 +84,7 @@ def _average_to_half(result: Evaluation) -> float:
     return float(result.map[[i for i, t in enumerate(result.tiou) if t <= 0.5]].mean())
 
 
-def _print_result(console: Console, out: Path, result: Evaluation, detections: Detections) -> None:
+def _print_result(console: Console, out: Path, result: Evaluation, detections: Detections, hidden: int) -> None:
     table = Table(title="Subjects not seen in training, in percent", title_justify="left")
     for name in [f"mAP@{t:g}" for t in result.tiou] + ["0.1-0.7", "0.1-0.5", "F1@0.5"]:
         table.add_column(name, justify="right", no_wrap=True)
@@ -97,8 +97,9 @@ def _print_result(console: Console, out: Path, result: Evaluation, detections: D
         "what is left to get wrong is the class. F1 counts every detection written, whatever its score.",
         soft_wrap=True,
     )
+    left_out = f"; {hidden} detections below {100 * MIN_SCORE:g} % of the best score are not drawn" if hidden else ""
     for name, what in {
-        "timeline.png": "what was found where, in three recordings",
+        "timeline.png": f"what was found where, in three recordings{left_out}",
         "detections.json": f"{len(detections)} detections (ActivityNet JSON)",
         "metrics.json": "the numbers above, and AP of each class",
         "checkpoint.safetensors": "the trained model",

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from typer.testing import CliRunner
 
 from d2net.checkpoint import CHECKPOINT_NAME, load_model
@@ -29,8 +30,10 @@ from d2net.recipes import load_recipe
 from d2net.studies.ablation import (
     LOSSES,
     Ablation,
+    Row,
     Variant,
     choose_losses,
+    draw,
     gain,
     make_rows,
     parse_variant,
@@ -135,6 +138,36 @@ def test_tables(tmp_path: Path, data: Dataset) -> None:
     one = make_rows(experiment, results[:2])
     assert one[0].summary("0.5") == (10.0, None)
     write_tables(experiment, one)
+
+
+def drawn(labels: list[str], values: list[float], name: str, over: str) -> list[Text]:
+    """The texts of the figure of variants that were each trained once for every value."""
+    results = tuple({"map": {"0.5": v}, "average": v, "f1": v / 2} for v in values)
+    figure = draw([Row(Variant(f"v{i}", label), results) for i, label in enumerate(labels)], name, over)
+    figure.draw_without_rendering()
+    numbers = [t for ax in figure.axes for t in ax.get_xticklabels()]  # also of ticks beyond the axis, not drawn
+    texts = [t for t in figure.findobj(Text) if t.get_text() and t.get_visible() and t not in numbers]
+    for box in (t.get_window_extent() for t in texts):
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+    assert all(ax.get_position().width > 0.2 for ax in figure.axes)
+    return texts
+
+
+def test_the_figure_says_mean_and_deviation_where_there_are_several_trainings() -> None:
+    said = [t.get_text() for t in drawn(["a", "b"], [59.0, 60.0, 61.0], "tiny", "3 seeds")]
+    assert said.count("60.0 ± 1.0") == said.count("30.0 ± 0.5") == 2 and "Ablation on tiny; 3 seeds" in said
+    assert sum("mean ± sample deviation over the trainings" in text for text in said) == 1
+    said = [t.get_text() for t in drawn(["a", "b"], [60.0], "tiny", "1 seed")]
+    assert said.count("60.0") == 2 and not any("±" in text or "deviation" in text for text in said)
+
+
+def test_the_figure_has_room_for_any_names() -> None:
+    names = ["a_very_long_name_of_a_variant_with_more_than_forty_letters", "cost $5$ _x_ {y}", "two\nlines", "_b"]
+    texts = drawn(names, [59.0, 61.0], "data$set_of a name\n" + "x" * 60, "3 seeds x 7 held-out training subjects")
+    said = [t.get_text() for t in texts]
+    assert {"cost $5$ _x_ {y}", "two lines", "_b"} <= set(said)
+    assert any(text.replace("\n", "") == names[0] for text in said)
+    assert not any(t.get_parse_math() for t in texts if "$" in t.get_text())
 
 
 def test_goes_on_where_it_stopped(tmp_path: Path, data: Dataset) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from typer.testing import CliRunner
 
 from d2net.cli import app
@@ -21,6 +22,7 @@ from d2net.losses import SnippetDenoising, VideoDenoising
 from d2net.ops import log_condition_number
 from d2net.recipes import load_recipe
 from d2net.studies.condition_number import (
+    draw,
     joint_matrices,
     measure,
     sample_points,
@@ -159,6 +161,21 @@ def test_a_training_without_pseudo_background_still_draws(tmp_path: Path) -> Non
     points = {"random": sample_points(20, 2), "video": measure(np.full((3, 4, 4), 0.01))}
     write_study(tmp_path, points, {}, "tiny")
     assert json.loads((tmp_path / "summary.json").read_text())["results"]["video"]["spearman"] is None
+
+
+@pytest.mark.parametrize("name", ["tiny", "a$b_c$", "x" * 80, "two\nlines"])
+def test_nothing_hides_a_point_or_leaves_the_figure(name: str) -> None:
+    points = {"random": sample_points(300, 2), "snippet": sample_points(30, 2, 1), "video": sample_points(30, 5, 2)}
+    figure = draw(points, name)
+    figure.draw_without_rendering()
+    assert figure.axes[1].get_title(loc="left").startswith(f"U met in training on {' '.join(name.split())[:4]}")
+    for ax in figure.axes:
+        legend = ax.get_legend()
+        for cloud in ax.collections:
+            y = ax.transData.transform(np.asarray(cloud.get_offsets()))[:, 1]
+            assert y.max() < legend.get_window_extent().y0
+    title = next(t for t in figure.findobj(Text) if t.get_text().startswith("U met"))
+    assert title.get_window_extent().x1 <= figure.bbox.x1 and "\n" not in title.get_text()
 
 
 def test_errors_are_one_line(tmp_path: Path) -> None:

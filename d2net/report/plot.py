@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from d2net.detections import Detections, read_detections
 from d2net.errors import InputError
 from d2net.localization import localize, predict
 from d2net.model import D2Net
-from d2net.report.timeline import TimelineRow, Track
+from d2net.report.timeline import MAX_CLASSES, TimelineRow, Track
 
 PICTURED = 3  # recordings of a picture where nobody names them
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -82,8 +83,10 @@ def find_frames(folder: Path, name: str) -> list[Path]:
 def checkpoint_tracks(path: Path, label: str, dataset: Dataset, device: str = "cpu") -> list[Track]:
     """What the model of a checkpoint finds in every recording of ``dataset``, with TCAM and attention.
 
+    The classes are those of the checkpoint, whatever the dataset's.
+
     Raises:
-        InputError: a checkpoint that cannot be used, or one of other classes or stream widths than the dataset.
+        InputError: a checkpoint that cannot be used, or one of other stream widths than the dataset.
     """
     model, reference, saved = load_model(path, device)
     if saved.stream_widths != dataset.stream_widths:
@@ -91,52 +94,49 @@ def checkpoint_tracks(path: Path, label: str, dataset: Dataset, device: str = "c
             f"{path} was trained on streams of widths {saved.stream_widths}, dataset '{dataset.name}' has "
             f"{dataset.stream_widths}; give features of the same extractor"
         )
-    if set(saved.classes) != set(dataset.classes):
-        odd = sorted(set(saved.classes) ^ set(dataset.classes))
-        raise InputError(
-            f"{path} was trained on {len(saved.classes)} classes, dataset '{dataset.name}' has {len(dataset.classes)}, "
-            f"and '{odd[0]}' is in one of them only; give data of the same classes"
-        )
-    # The network's outputs are counted in the order of its training, whatever the dataset's own.
-    same = replace(dataset, classes=saved.classes)
-    detections = localize(model, reference, same, saved.recipe.localization, device=device)
-    tracks = model_tracks(model, reference, same, detections, label)
-    order = [saved.classes.index(c) for c in dataset.classes]
-    return [replace(t, tcam=None if t.tcam is None else t.tcam[:, order]) for t in tracks]
+    its = replace(dataset, classes=saved.classes)
+    detections = localize(model, reference, its, saved.recipe.localization, device=device)
+    return model_tracks(model, reference, its, detections, label)
 
 
 def model_tracks(
     model: D2Net, reference: Tensor, dataset: Dataset, detections: Detections, label: str = ""
 ) -> list[Track]:
-    """TCAM and attention of every recording of ``dataset``, beside ``detections`` that the model made before."""
+    """TCAM and attention of every recording of ``dataset``, beside ``detections`` that the model made before.
+
+    The classes of ``dataset`` are those of the model, in its order.
+    """
     tracks = []
     for index, recording in enumerate(dataset.recordings):
         tcam, attention = predict(model, reference, dataset.features(index))
-        tracks.append(Track(label, _of(detections, recording.name), tcam.cpu().numpy(), attention.cpu().numpy()))
+        found = _of(detections, recording.name)
+        tracks.append(Track(label, found, tcam.cpu().numpy(), attention.cpu().numpy(), dataset.classes))
     return tracks
 
 
 def detections_tracks(path: Path, label: str, dataset: Dataset) -> list[Track]:
-    """The detections of a file in every recording of ``dataset``.
+    """The detections of a file in every recording of ``dataset``, of whatever classes.
 
     Raises:
-        InputError: a file that cannot be read, or that names none of the recordings, or another class.
+        InputError: a file that cannot be read, or that names none of the recordings.
+
+    Warns:
+        UserWarning: a file that does not name some of the recordings.
     """
     detections = read_detections(path)
     names = [r.name for r in dataset.recordings]
-    if not set(names) & set(detections.videos):
+    absent = [name for name in names if name not in detections.videos]
+    if len(absent) == len(names):
         raise InputError(f"{path}: names none of the recordings pictured ({', '.join(names)}); choose others, --video")
-    tracks = [Track(label, _of(detections, name)) for name in names]
-    for unknown in (d[2] for t in tracks for d in t.detections if d[2] not in dataset.classes):
-        raise InputError(
-            f"{path}: detections of class '{unknown}', which dataset '{dataset.name}' does not have; there are "
-            + ", ".join(dataset.classes)
-        )
-    return tracks
+    if absent:
+        warnings.warn(f"{path}: does not name {', '.join(absent)}, so nothing of it is drawn there", stacklevel=2)
+    return [Track(label, _of(detections, name)) for name in names]
 
 
 def timeline_rows(dataset: Dataset, tracks: Sequence[Sequence[Track]], frames: Path | None = None) -> list[TimelineRow]:
     """Every recording of ``dataset`` for :func:`d2net.report.timeline.draw_timeline`.
+
+    The classes are those of all models, then those of the dataset and of the detections.
 
     Args:
         dataset: The recordings pictured.
@@ -144,29 +144,72 @@ def timeline_rows(dataset: Dataset, tracks: Sequence[Sequence[Track]], frames: P
         frames: Folder with a folder of images for each recording, or None.
 
     Raises:
-        InputError: a recording without frames.
+        InputError: a recording without frames, or a label of a recording that no model and no file knows, where there
+            is a model.
+
+    Warns:
+        UserWarning: models or files of different classes.
     """
+    classes = _check_classes(dataset, tracks)
     return [
         TimelineRow(
-            name=_title(dataset, recording),
+            name=_title(dataset, recording, classes),
             seconds_per_snippet=recording.seconds_per_snippet,
-            classes=dataset.classes,
+            classes=classes,
             ground_truth=recording.segments,
             tracks=[of[index] for of in tracks],
             duration=_duration(dataset, recording, index),
             frames=find_frames(frames, recording.name) if frames else (),
+            first_snippet=recording.first_snippet,
         )
         for index, recording in enumerate(dataset.recordings)
     ]
 
 
-def _title(dataset: Dataset, recording: Recording) -> str:
-    title = recording.name + (f" ({', '.join(recording.labels)})" if recording.labels else "")
+def _check_classes(dataset: Dataset, tracks: Sequence[Sequence[Track]]) -> list[str]:
+    """All classes of the picture in order, after what is to be said of those that not everyone knows."""
+    models = [(of[0].label, of[0].classes) for of in tracks if of[0].classes is not None]
+    files = [(of[0].label, {d[2] for t in of for d in t.detections}) for of in tracks if of[0].classes is None]
+    known = list(dict.fromkeys(c for _, classes in models for c in classes))
+    in_files = sorted(set().union(*(found for _, found in files)))
+    labels = {label: r for r in dataset.recordings for label in (*r.labels, *(s[2] for s in r.segments))}
+    for label, recording in labels.items() if models else ():
+        if label not in known and label not in in_files:
+            names = " and ".join(f"'{name}'" for name, _ in models)
+            raise InputError(
+                f"{recording.source}: recording '{recording.name}' is labelled '{label}', a class that {names} "
+                f"{'was' if len(models) == 1 else 'were'} not trained on; the classes there are {', '.join(known)}; "
+                "correct the label, or give a checkpoint that was trained on it"
+            )
+    for name, classes in models:
+        lacking = [c for c in dict.fromkeys([*known, *labels]) if c not in classes]
+        if lacking:
+            warnings.warn(f"'{name}' was not trained on {_some(lacking)} and is drawn without", stacklevel=3)
+    for name, found in files:
+        odd = sorted(found - {*known, *dataset.classes})
+        if odd and (known or dataset.classes):
+            warnings.warn(
+                f"'{name}' has detections of {_some(odd)}, which neither the dataset nor a checkpoint has", stacklevel=3
+            )
+    return list(dict.fromkeys([*known, *(() if models else dataset.classes), *in_files]))
+
+
+def _some(names: Sequence[str], most: int = MAX_CLASSES) -> str:
+    """A list in words, cut where it is long."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _title(dataset: Dataset, recording: Recording, classes: Sequence[str]) -> str:
+    labels = [c for c in classes if c in recording.labels]  # the order of the lanes
+    title = recording.name + (f" ({_some(labels)})" if labels else "")
     return title if "simulated" not in dataset.name or "simulated" in title else f"{title}, simulated"
 
 
 def _duration(dataset: Dataset, recording: Recording, index: int) -> float:
-    return recording.duration or len(dataset.features(index)) * recording.seconds_per_snippet
+    if recording.duration:
+        return recording.duration
+    return recording.first_snippet + len(dataset.features(index)) * recording.seconds_per_snippet
 
 
 def _of(detections: Detections, name: str) -> list[tuple[float, float, str, float]]:

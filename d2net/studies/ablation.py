@@ -29,6 +29,7 @@ from d2net.errors import D2NetError, InputError
 from d2net.evaluation import evaluate
 from d2net.localization import localize
 from d2net.recipes import Recipe
+from d2net.report.names import fit, fonts_for
 from d2net.report.timeline import save_figure
 from d2net.training import Trainer
 
@@ -431,14 +432,16 @@ def write_tables(study: Ablation, rows: Sequence[Row]) -> list[Path]:
     except OSError as error:
         raise InputError(f"{paths[0]}: cannot be written ({error.strerror}); free some space") from error
     _write_json(paths[1], table)
-    save_figure(paths[2], draw(rows, study.dataset.name, study.over), 200)
+    with fonts_for([study.dataset.name, *(row.variant.label for row in rows)]):
+        save_figure(paths[2], draw(rows, study.dataset.name, study.over), 200)
     return paths
 
 
 def draw(rows: Sequence[Row], name: str, over: str) -> Figure:
-    """Every variant's mAP and F1: each run a dot, their mean a bar's end, the deviation a line."""
+    """Every variant's mAP and F1: each run a dot, their mean a bar's end, the deviation a line, which is said."""
     shown = [m for m in ("0.5", "f1") if m in measures(rows)]
-    figure = Figure(figsize=(7.0, 1.1 + 0.34 * len(rows)), layout="constrained")
+    several = any(len(row.results) > 1 for row in rows)
+    figure = Figure(figsize=(7.0, 1.1 + 0.2 * several + 0.34 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for ax, measure in zip(panels, shown, strict=True):
         for y, row in enumerate(rows):
@@ -449,7 +452,8 @@ def draw(rows: Sequence[Row], name: str, over: str) -> Figure:
                 values = row.values(measure)
                 ax.plot(values, [y] * len(values), "o", ms=2.6, color="#222222", alpha=0.55, mew=0, zorder=4)
             # Beyond the axes, where neither bar nor line can run through it.
-            ax.text(1.01, y, f"{mean:.1f}", va="center", fontsize=7.5, transform=ax.get_yaxis_transform())
+            number = plus_minus((mean, deviation))
+            ax.text(1.01, y, number, va="center", fontsize=7.5, transform=ax.get_yaxis_transform())
         ax.set_xlabel("F1 at IoU 0.5, percent" if measure == "f1" else "mAP at IoU 0.5, percent", fontsize=8.5)
         ax.set_xlim(left=0)
         ax.tick_params(labelsize=7.5, length=2.5, width=0.6)
@@ -457,12 +461,18 @@ def draw(rows: Sequence[Row], name: str, over: str) -> Figure:
         ax.grid(axis="x", color="#e4e4e4", lw=0.5)
         ax.set_axisbelow(True)
         ax.spines[["top", "right", "left"]].set_visible(False)
-    panels[0].set_yticks(range(len(rows)), [f"{row.variant.label:.40}" for row in rows], fontsize=8)
+    labels = [fit(row.variant.label, 2.2, 8, lines=2) for row in rows]
+    panels[0].set_yticks(range(len(rows)), labels, fontsize=8)
     panels[0].invert_yaxis()
     for text in panels[0].get_yticklabels():
-        text.set_parse_math(False)
-    title = figure.suptitle(f"Ablation on {name}; {over}", fontsize=9, fontweight="bold")
-    title.set_parse_math(False)
+        text.set(parse_math=False, linespacing=1.0)
+    # Beside the longest of the rest, "Ablation on …; 3 seeds x 7 held-out training subjects".
+    title = f"Ablation on {fit(name, 2.2, 9, bold=True)}; {over}"
+    figure.suptitle(title, fontsize=9, fontweight="bold").set_parse_math(False)
+    if several:
+        figure.supxlabel(
+            "bars and numbers: mean ± sample deviation over the trainings; dots: each training", fontsize=7.5
+        )
     return figure
 
 

@@ -25,6 +25,7 @@ from d2net.cli_options import (
     choose_subsets,
     data_options,
     make_console,
+    notes,
     progress_bar,
 )
 from d2net.errors import InputError
@@ -108,7 +109,8 @@ def condition_number(
         points = {"random": sample_points(samples, classes, seed, progress)}
     if trainer is not None:
         points |= training_points(trainer)
-    written = write_study(out, points, facts, name)
+    with notes():
+        written = write_study(out, points, facts, name)
 
     table = Table("matrices", "size", "number", "singular", "Spearman", title="Condition number against |det U|")
     table.title_justify = "left"
@@ -233,7 +235,8 @@ def ablation(
     with _study_progress() as progress:
         results = experiment.execute(progress)
     rows = make_rows(experiment, results)
-    written = write_tables(experiment, rows)
+    with notes():
+        written = write_tables(experiment, rows)
     _print_ablation(experiment.dataset.name, experiment.over, rows)
     typer.echo(f"wrote {', '.join(map(str, written))}")
 

@@ -24,6 +24,7 @@ from d2net.data.files import write_atomically
 from d2net.errors import InputError
 from d2net.losses import D2NetLoss, bottom_up_attention
 from d2net.ops.topk_pool import topk_pool
+from d2net.report.names import fit, fonts_for
 from d2net.report.timeline import save_figure
 from d2net.training import Trainer
 
@@ -227,9 +228,10 @@ def write_study(out: Path, points: Mapping[str, Points], settings: Mapping[str, 
     summary = json.dumps({**settings, "results": summarise(points)}, indent=1) + "\n"
     for file_name, content in (("points.csv", text.getvalue()), ("summary.json", summary)):
         write_atomically(out / file_name, lambda file, content=content: file.write(content.encode()))  # type: ignore[misc]
-    figure = draw(points, name)
-    for suffix in ("png", "pdf"):
-        save_figure(out / f"figure.{suffix}", figure, 300)
+    with fonts_for([name]):
+        figure = draw(points, name)
+        for suffix in ("png", "pdf"):
+            save_figure(out / f"figure.{suffix}", figure, 300)
     return [out / n for n in ("points.csv", "summary.json", "figure.png", "figure.pdf")]
 
 
@@ -238,9 +240,9 @@ def draw(points: Mapping[str, Points], name: str) -> Figure:
     trained = {kind: p for kind, p in points.items() if kind != "random"}
     figure = Figure(figsize=(7.0 if trained else 3.6, 2.9), layout="constrained")
     panels = figure.subplots(1, 2 if trained else 1, squeeze=False)[0]
-    _panel(panels[0], {"random": points["random"]}, "random $\\mathbf{U}$")
+    _panel(panels[0], {"random": points["random"]}, "random U")
     if trained:
-        _panel(panels[1], trained, f"$\\mathbf{{U}}$ met in training on {name:.24}")
+        _panel(panels[1], trained, f"U met in training on {fit(name, 1.5, 8.5, bold=True)}")
     panels[0].set_ylabel("condition number  $\\log_{10}\\,\\eta_{\\mathbf{U}}$", fontsize=8.5)
     return figure
 
@@ -262,13 +264,16 @@ def _panel(ax: Axes, points: Mapping[str, Points], title: str) -> None:
             rasterized=True,  # tens of thousands of vector dots would make the PDF slow
             label=f"{TITLES[kind]}, {p.classes}×{p.classes}{said}",
         )
-    ax.set_title(title, loc="left", fontsize=8.5, fontweight="bold")
+    ax.set_title(title, loc="left", fontsize=8.5, fontweight="bold", parse_math=False)
     ax.set_xlabel("determinant  $\\log_{10}\\,|\\det(\\mathbf{U})|$", fontsize=8.5)
     ax.tick_params(labelsize=7.5, length=2.5, width=0.6)
     ax.grid(color="#e4e4e4", lw=0.5)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-    legend = ax.legend(fontsize=7, loc="best", markerscale=3, frameon=True, framealpha=0.9, edgecolor="none")
+    low, high = ax.get_ylim()
+    taken = 0.05 + 0.15 * len(points)  # of the height: the legend's, which hides no point up there
+    ax.set_ylim(low, low + (high - low) / (1 - taken))
+    legend = ax.legend(fontsize=7, loc="upper right", markerscale=3, frameon=False)
     for handle in legend.legend_handles:
         if handle is not None:
             handle.set_alpha(1)
