@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
@@ -379,11 +380,13 @@ def _draw_lanes(ax: Axes, row: TimelineRow, classes: Sequence[str], style: _Styl
                 ax.text(
                     0.005, floor + 0.2, "not trained on this class", transform=where, size=6.5, color=GREY, va="center"
                 )
-            for s, e, label, score in track.detections:
+            boxes = []
+            for start, stop, label, score in track.detections:
                 if label == c:
-                    top = 0.45 * (max(score, 0.0) / best if best > 0 else 1)
-                    face, edge = (_colour(k), 0.55), _colour(k)
-                    ax.broken_barh([(s, e - s)], (floor, top), facecolor=face, edgecolor=edge, lw=0.5, zorder=2)
+                    top = floor + 0.45 * (max(score, 0.0) / best if best > 0 else 1)
+                    boxes.append([(start, floor), (start, top), (stop, top), (stop, floor)])
+            face, edge = (_colour(k), 0.55), _colour(k)
+            ax.add_collection(PolyCollection(boxes, facecolor=face, edgecolor=edge, linewidth=0.5, zorder=2))
     ax.set_ylim(0, height * max(len(classes), 1))
     ax.set_yticks([t[0] for t in ticks], [t[1] for t in ticks], fontsize=7.5)
     for text, (_, _, looks) in zip(ax.get_yticklabels(), ticks, strict=True):
