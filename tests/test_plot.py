@@ -64,7 +64,16 @@ def dataset_folder(folder: Path, classes: tuple[str, ...] = CLASSES, width: int 
         database[f"clip_{i}"] = {"subset": subset, "annotations": [{"label": label, "segment": [4.0, 10.0]}]}
         np.save(folder / "features" / f"clip_{i}.npy", rng.standard_normal((40, width)).astype(np.float32))
     (folder / "gt.json").write_text(
-        json.dumps({"name": "tiny", "classes": list(classes), "fps": 30, "stride": 15, "database": database})
+        json.dumps(
+            {
+                "name": "tiny",
+                "classes": list(classes),
+                "fps": 30,
+                "stride": 15,
+                "streams": [width // 2, width // 2],
+                "database": database,
+            }
+        )
     )
     return folder
 
@@ -181,7 +190,9 @@ def own_recordings(folder: Path, labels: dict[str, list[str]], **top: object) ->
     for name, its in labels.items():
         database[name] = {"subset": "test", "annotations": [{"label": c, "segment": [2.0, 5.0]} for c in its]}
         np.save(folder / "features" / f"{name}.npy", rng.standard_normal((40, 8)).astype(np.float32))
-    (folder / "mine.json").write_text(json.dumps({"fps": 30, "stride": 15, "database": database, **top}))
+    (folder / "mine.json").write_text(
+        json.dumps({"fps": 30, "stride": 15, "streams": [4, 4], "database": database, **top})
+    )
     return folder
 
 
@@ -336,7 +347,9 @@ def test_errors_are_one_line(data: Path, trained: Path, detections: Path, tmp_pa
     (tmp_path / "frames" / "clip_4" / "1.jpg").write_text("no image")
     assert "1.jpg: not a readable image" in fails(*plot, "--frames", tmp_path / "frames", "--video", "clip_4")
     assert "name it .png" in fails("plot", trained, "--data", data, "--out", tmp_path / "p.gif")
-    assert "cannot be written" in fails("plot", trained, "--data", data, "--out", missing / "p.png")
+    run("plot", trained, "--data", data, "--out", missing / "p.png")  # the folder is made
+    assert "cannot be written" in fails("plot", trained, "--data", data, "--out", missing / "p.png" / "q.png")
+    missing = tmp_path / "nowhere"
     assert "nothing to draw" in fails("plot", "--data", data, *out)
     assert "--label is given 2 times for 1" in fails(*plot, "--label", "a", "--label", "b")
     assert str(missing) in fails("plot", missing, "--data", data, *out)
