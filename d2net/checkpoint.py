@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from d2net.data.files import write_atomically
 from d2net.errors import InputError
+from d2net.files import write_whole
 from d2net.model import D2Net, check_stream_widths
 from d2net.recipes import Recipe
 
@@ -81,9 +80,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """
     metadata = checkpoint.metadata()
     tensors = {key: t.detach().cpu().contiguous() for key, t in checkpoint.tensors.items()}
-    _write(path, save(tensors, {_KEY: json.dumps(metadata)}))
+    write_whole(path, save(tensors, {_KEY: json.dumps(metadata)}))
     text = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
-    _write(path.with_suffix(".json"), text.encode())
+    write_whole(path.with_suffix(".json"), text)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -151,20 +150,3 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[D2Net, T
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: its tensors do not fit its recipe ({reason}); train again") from error
     return model.to(device).eval(), reference.to(device), checkpoint
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data``, or leave it untouched and raise InputError."""
-
-    def write(file: BinaryIO) -> None:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())  # a full disk may only show here; the rename must not come first
-
-    try:
-        write_atomically(path, write)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another --out; "
-            "an earlier checkpoint there is intact"
-        ) from error

@@ -210,7 +210,11 @@ def train(
     check_output(out / "checkpoint.safetensors")
     catalog = options.find(data)
     training = choose_subsets(catalog, subset, 0, "--subset")
+    if eval_subset and not eval_every:
+        raise InputError("--eval-subset says where --eval-every looks; give that too")
     evaluating = choose_subsets(catalog, eval_subset, 1, "--eval-subset") if eval_every else []
+    if set(evaluating) & set(training):
+        typer.echo(f"note: --eval-every looks at the training data itself ({', '.join(evaluating)})", err=True)
     dataset = options.open(catalog, [*training, *evaluating])
     for line in describe(dataset):
         typer.echo(line)
@@ -337,9 +341,9 @@ def evaluate(
       d2net evaluate detections.json --annotations anet.json --subset validation --tiou 0.5:0.95:0.05 --json out.json
       d2net evaluate detections.json --annotations gt.json --compare thumos14 --features "I3D (Kinetics)"
     """
-    from d2net.data.files import write_atomically
     from d2net.detections import read_detections, read_features
     from d2net.evaluation import evaluate as judge
+    from d2net.files import write_whole
 
     levels = parse_tiou(tiou)
     if json_out:
@@ -374,7 +378,7 @@ def evaluate(
         numbers["comparison"] = comparison.to_json()
     if json_out:
         text = json.dumps(numbers, indent=1) + "\n"
-        write_atomically(json_out, lambda file: file.write(text.encode()))
+        write_whole(json_out, text)
         typer.echo(f"wrote {json_out}")
 
 
@@ -529,7 +533,13 @@ def inspect(
 
     catalog = options.find(data)
     with progress_bar("reading") as progress:
-        found = look(catalog, times=options.times(), streams=options.stream_widths(), progress=progress)
+        found = look(
+            catalog,
+            times=options.times(),
+            streams=options.stream_widths(),
+            check_durations=not options.ignore_durations,
+            progress=progress,
+        )
     if found.dataset is not None:
         for line in describe(found.dataset):
             typer.echo(line)
@@ -636,4 +646,6 @@ def _annotations(place: str, subset: str | None, trust_pickle: bool) -> tuple[An
     from d2net.data import find_dataset
 
     catalog = find_dataset(place, trust_pickle=trust_pickle)
+    for remark in catalog.remarks:
+        typer.echo(f"note: {remark}", err=True)
     return catalog.annotations(choose_subsets(catalog, subset, 1, "--subset")), catalog.name

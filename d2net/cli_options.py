@@ -129,6 +129,8 @@ class DataOptions:
         """What the dataset holds; its features are not looked at."""
         from d2net.data import find_dataset
 
+        if spec == "watch" or spec.partition(":")[0] == "simulated":
+            self.refuse(spec)
         return find_dataset(spec, trust_pickle=self.trust_pickle)
 
     def open(self, catalog: Catalog, subsets: list[str] | None, like: tuple[int, ...] | None = None) -> Dataset:
@@ -149,6 +151,11 @@ class DataOptions:
             typer.echo(note, err=True)
         return dataset
 
+    def refuse(self, spec: str) -> None:
+        """Raises InputError where an option is given that says nothing of a dataset that d2net makes."""
+        if given := self.again():
+            raise InputError(f"{spec} is made by d2net, which knows all about it; leave {given[0]} out")
+
     def again(self) -> list[str]:
         """The options as they were given, for a command that opens the same data."""
         words: list[str] = []
@@ -157,7 +164,7 @@ class DataOptions:
             if value is True:
                 words.append(option)
             elif value not in (None, False):
-                words += [option, f"{value:g}" if isinstance(value, float) else value]
+                words += [option, f"{value:.15g}" if isinstance(value, float) else value]
         return words
 
     def stream_widths(self) -> tuple[int, ...] | None:

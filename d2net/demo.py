@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from d2net.checkpoint import load_model
-from d2net.data.files import write_atomically
 from d2net.data.watch import load_watch
 from d2net.detections import Detections, write_detections
 from d2net.evaluation import THUMOS14_TIOU, Evaluation, evaluate
+from d2net.files import write_whole
 from d2net.localization import localize
 from d2net.recipes import load_recipe
 from d2net.report.plot import choose_recordings, model_tracks, timeline_rows
@@ -71,7 +71,7 @@ def run_demo(
         "average_0.1_0.5": _average_to_half(result),
     }
     text = json.dumps(metrics, indent=1) + "\n"
-    write_atomically(out / "metrics.json", lambda file: file.write(text.encode()))
+    write_whole(out / "metrics.json", text)
     pictured = choose_recordings(test)
     tracks = model_tracks(model, reference, pictured, detections)
     hidden = draw_timeline(out / "timeline.png", timeline_rows(pictured, [tracks]))

@@ -7,7 +7,6 @@ import io
 import json
 import math
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from d2net.errors import InputError
+from d2net.files import load_json, write_whole
 
 
 @dataclass(frozen=True)
@@ -129,14 +129,14 @@ def write_detections(path: str | os.PathLike[str], detections: Detections, featu
             raise InputError(
                 f"{path}: a name holds bytes that are no UTF-8 ({error}); write a .json instead"
             ) from error
-        _write_whole(path, text.getvalue())
+        write_whole(path, text.getvalue())
     else:
         entries = {
             name: [{"label": label, "score": score, "segment": [start, end]} for label, start, end, score in its_rows]
             for name, its_rows in results.items()
         }
         external = {"used": True, "details": features} if features else {}
-        _write_whole(path, json.dumps({"version": "VERSION 1.3", "results": entries, "external_data": external}))
+        write_whole(path, json.dumps({"version": "VERSION 1.3", "results": entries, "external_data": external}))
 
 
 def read_features(path: str | os.PathLike[str]) -> str | None:
@@ -190,16 +190,7 @@ def _scored_segment(entry: Any, where: str) -> tuple[str, float, float, float]:
 
 
 def _load_json(path: Path) -> Any:
-    """The content of a JSON of detections; an object in which a key comes twice is an error, not its last value."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            names = [key for key, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise InputError(f"{path}: '{twice}' comes twice in one object; merge or drop one of them")
-        return content
-
+    """The content of a JSON of detections. Raises InputError for a pickle, too, with the way out."""
     content = _read_bytes(path)
     if content[:1] == b"\x80" or path.suffix.lower() in (".pkl", ".pickle"):
         raise InputError(
@@ -207,12 +198,7 @@ def _load_json(path: Path) -> Any:
             "columns video-id, label, t-start, t-end and score to a .csv with the header "
             f"{','.join(_CSV_COLUMNS)}, and the name of each class instead of its number"
         )
-    try:
-        return json.loads(content, object_pairs_hook=unique)
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:  # no Unicode, or not JSON
-        raise InputError(f"{path}: not valid JSON ({error}); is it truncated? Write or download it again") from error
+    return load_json(path, content)
 
 
 def _read_csv(path: Path) -> tuple[tuple[str, ...], _Scored]:
@@ -299,21 +285,3 @@ def _number(value: Any, where: str) -> float:
     if not math.isfinite(number):
         raise InputError(f"{where} is {value!r}, not a finite number; mend or drop the segment")
     return number
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write through a temporary file in the same folder, so that no reader ever sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path}: not an ordinary file; give the path of a file to write")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); make space and check that its folder exists and can be "
-            "written, or give another path"
-        ) from error
-    finally:
-        with suppress(OSError):  # gone after a successful move
-            temporary.unlink()

@@ -18,7 +18,6 @@ out, and why, is in :class:`Coverage`. docs/evaluation.md has a table of missing
 
 from __future__ import annotations
 
-import difflib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -29,6 +28,7 @@ import numpy as np
 
 from d2net.detections import Annotations, Detections, Segments
 from d2net.errors import InputError
+from d2net.words import did_you_mean, listed, plain
 
 Protocol = Literal["activitynet", "wtalc"]
 UnknownVideos = Literal["error", "ignore", "false_positive"]
@@ -37,7 +37,6 @@ THUMOS14_TIOU = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 ACTIVITYNET_TIOU = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 _SNIPPETS_PER_SECOND = 25 / 16
 _PREFIX = "v_"  # ActivityNet's video files have it, its annotations do not
-_SHOWN = 3  # names of a list in a message
 _CLASS = ("class", "classes")
 
 
@@ -89,15 +88,15 @@ class Coverage:
         if self.renamed:
             lines.append(f"names: no recording of the detections is known as named, all are {self.renamed}: taken so")
         unlisted = set(self.unlisted)
-        listed = [name for name in self.without_detections if name not in unlisted]
+        empty = [name for name in self.without_detections if name not in unlisted]
         of = f"of {_count(self.judged, 'recording')}"
         if unlisted:
             lines.append(
-                f"not listed in the detections: {len(unlisted)} {of} ({_names(self.unlisted)}); "
+                f"not listed in the detections: {len(unlisted)} {of} ({listed(self.unlisted)}); "
                 "their segments are missed"
             )
-        if listed:
-            lines.append(f"listed without a detection: {len(listed)} {of} ({_names(listed)})")
+        if empty:
+            lines.append(f"listed without a detection: {len(empty)} {of} ({listed(empty)})")
         if self.without_segments:
             outcomes = {
                 "dropped": self.dropped["video_without_segments"],
@@ -106,7 +105,7 @@ class Coverage:
             there = ", ".join(f"{n} {outcome}" for outcome, n in outcomes.items() if n) or "none"
             lines.append(
                 f"without a segment: {_count(len(self.without_segments), 'recording')} "
-                f"({_names(self.without_segments)}); detections there: {there}"
+                f"({listed(self.without_segments)}); detections there: {there}"
             )
         for counts, outcome in ((self.dropped, "dropped"), (self.false_positives, "as false positives")):
             if n := counts["unknown_video"]:
@@ -119,9 +118,9 @@ class Coverage:
                 there = "the activitynet protocol does not know them, detections there count as any other"
             lines.append(f"ambiguous segments: {self.ambiguous_segments}; {there}")
         if names := self.classes_without_segments:
-            lines.append(f"without ground truth, not in the mean: {_count(len(names), *_CLASS)} ({_names(names)})")
+            lines.append(f"without ground truth, not in the mean: {_count(len(names), *_CLASS)} ({listed(names)})")
         if (names := self.classes_without_detections) and left:
-            lines.append(f"without a detection, AP 0 in the mean: {_count(len(names), *_CLASS)} ({_names(names)})")
+            lines.append(f"without a detection, AP 0 in the mean: {_count(len(names), *_CLASS)} ({listed(names)})")
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -357,7 +356,7 @@ def _join(
     if unknown_videos == "error" and strange.any():
         unknown = [names[v] for v in np.unique(detections.video[strange])]
         raise InputError(
-            f"the annotations do not list {_count(len(unknown), 'video')} of the detections: {_names(unknown)}; "
+            f"the annotations do not list {_count(len(unknown), 'video')} of the detections: {listed(unknown)}; "
             f"{_spelling(unknown, annotations.videos)}choose the subset that was localized, or drop what is elsewhere "
             "with --ignore-unknown-videos (in Python unknown_videos='ignore')"
         )
@@ -368,9 +367,9 @@ def _join(
     if unknown := [c for c in classes if not _is_ambiguous(c)]:
         raise InputError(
             f"the annotations do not have {_count(len(unknown), *_CLASS)} of the detections: "
-            + ", ".join(f"'{c}'{_similar(c, annotations.classes)}" for c in unknown[:_SHOWN])
-            + (f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else "")
-            + f"; they have {_names(annotations.classes, 20)}"
+            + ", ".join(f"'{c}'{_similar(c, annotations.classes)}" for c in unknown[:3])
+            + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
+            + f"; they have {listed(annotations.classes, 20)}"
         )
     return video, label
 
@@ -418,22 +417,10 @@ def _spelling(unknown: Iterable[str], known: Iterable[str]) -> str:
 
 def _similar(name: str, known: tuple[str, ...]) -> str:
     """What may be meant by an unknown class, in brackets, or ""."""
-    same = [other for other in known if _plain(other) == _plain(name)]
+    same = [other for other in known if plain(other) == plain(name)]
     if same:
         return f" (is '{same[0]}' in the annotations: rename it)"
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean '{near[0]}'?)" if near else ""
-
-
-def _plain(name: str) -> str:
-    """Equal for names that differ in case, blanks, underscores, hyphens or the way an accent is coded."""
-    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name)).casefold()
-
-
-def _names(names: Iterable[str], shown: int = _SHOWN) -> str:
-    names = list(names)
-    text = ", ".join(f"'{name}'" for name in names[:shown])
-    return f"{text} and {len(names) - shown} more" if len(names) > shown else text
+    return did_you_mean(name, known)
 
 
 def _count(n: int, one: str, many: str = "") -> str:

@@ -201,13 +201,16 @@ def to_detections(
     for name, index, size in (("recording", video, len(videos)), ("class", label, len(classes))):
         if len(index) and not 0 <= index.min() <= index.max() < size:
             raise InputError(f"a proposal has {name} {index.max()}, but only {size} names were given")
+    begins = (first[video] + start * seconds[video]).clip(0)
+    ends = first[video] + end * seconds[video]
     return Detections(
         videos=tuple(videos),
         classes=tuple(classes),
         video=video.astype(np.int64),
         label=label.astype(np.int64),
-        start=(first[video] + start * seconds[video]).clip(0, last[video]),
-        end=(first[video] + end * seconds[video]).clip(0, last[video]),
+        start=begins,
+        # One that begins past the end, by the few snippets that a length may be off, is left as it is.
+        end=np.where(begins < last[video], ends.clip(0, last[video]), ends),
         score=score.astype(np.float64),
     )
 

@@ -118,13 +118,11 @@ def test_drawing_leaves_pyplot_and_settings_alone(tmp_path: Path) -> None:
 
 
 def test_unwritable_places(row: TimelineRow, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"absent.*p\.png: cannot be written"):
-        draw_timeline(tmp_path / "absent" / "p.png", [row])
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         draw_timeline(tmp_path / "file" / "p.png", [row])
     (tmp_path / "p.png").mkdir()
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="not an ordinary file"):
         draw_timeline(tmp_path / "p.png", [row])
     assert sorted(os.listdir(tmp_path)) == ["file", "p.png"]
 

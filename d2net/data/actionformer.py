@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from d2net.data.catalog import Catalog, Listing
 from d2net.data.containers import FeatureArray
 from d2net.data.locate import STREAMS, FeatureFolder, feature_files, visible
 from d2net.data.timeline import Timeline, is_annotations, read_timeline
 from d2net.errors import InputError
+from d2net.files import load_json
 
 I3D = 2048  # columns of I3D features of RGB and flow in one array, 1024 each
 
@@ -26,8 +28,7 @@ def list_actionformer(spec: Path, *, annotations: Path | None = None) -> Catalog
     Raises:
         InputError: a missing or broken file; a video in two files.
     """
-    paths = [annotations] if annotations else _jsons(spec)
-    timelines = [read_timeline(path) for path in paths]
+    timelines = [read_timeline(annotations)] if annotations else _timelines(spec)
     finder = _Finder(spec if spec.is_dir() else spec.parent)
     listings: dict[str, Listing] = {}
     for timeline in timelines:
@@ -37,24 +38,37 @@ def list_actionformer(spec: Path, *, annotations: Path | None = None) -> Catalog
             listings[name] = Listing(name, entry, partial(finder.open, name))
     first = timelines[0]
     return Catalog(
-        name=first.name or (first.path.stem if len(paths) == 1 else first.path.parent.resolve().name),
-        source=first.path if len(paths) == 1 else first.path.parent,
-        classes=_classes(timelines),
+        name=first.name or first.path.resolve().parent.name,
+        source=first.path if len(timelines) == 1 else first.path.parent,
+        classes=first.classes if len(timelines) == 1 else tuple(sorted({c for t in timelines for c in t.classes})),
         listings=tuple(listings.values()),
         streams=first.streams,
         divide=lambda width, source: (width // 2, width // 2) if width == I3D else (width,),
-        unused=lambda: finder.unused(set(listings)),
+        remarks=tuple(remark for timeline in timelines for remark in timeline.remarks),
+        unused=lambda: finder.folder.unused(),
     )
 
 
-def _jsons(spec: Path) -> list[Path]:
+def _timelines(spec: Path) -> list[Timeline]:
+    """The annotations in a folder: one JSON, or BMN's for each subset. Other JSONs there are no annotations."""
     if not spec.is_dir():
-        return [spec]
-    found = [p for p in visible(spec) if p.suffix == ".json" and is_annotations(p)]
+        return [read_timeline(spec)]
+    found: dict[Path, Any] = {}
+    broken: InputError | None = None
+    for path in (p for p in visible(spec) if p.suffix.lower() == ".json"):
+        try:
+            content = load_json(path)
+        except InputError as error:
+            broken = error
+            continue
+        if is_annotations(content):
+            found[path] = content
     if len(found) > 1:
-        found = [p for p in found if not p.stem.endswith("_full")]  # of BMN's: all subsets once more
-    if len(found) == 1 or (found and all(p.stem.startswith("anet_anno_") for p in found)):
-        return found
+        found = {p: x for p, x in found.items() if not p.stem.endswith("_full")}  # of BMN's: all subsets once more
+    if len(found) == 1 or (found and not any("database" in x for x in found.values())):  # a file a subset, as BMN's
+        return [read_timeline(path, content) for path, content in found.items()]
+    if broken is not None and not found:
+        raise broken
     names = ", ".join(p.name for p in found) or "none"
     raise InputError(f"{spec}: expected exactly one annotations JSON, found {names}; give its path instead")
 
@@ -76,26 +90,14 @@ def _holds_features(folder: Path) -> bool:
 
 
 class _Finder:
-    """Features in one folder, or each stream's in one of its own; looked for when the first of them is wanted."""
+    """Looks for the folder of the features when the first of them is wanted: an evaluation needs none."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
 
     @cached_property
-    def folders(self) -> list[FeatureFolder]:
-        folder = _features(self.place)
-        there = [folder / s for s in STREAMS if (folder / s).is_dir()]
-        return [FeatureFolder(f) for f in (there or [folder])]
+    def folder(self) -> FeatureFolder:
+        return FeatureFolder(_features(self.place))
 
     def open(self, name: str) -> tuple[FeatureArray, ...]:
-        return tuple(array for folder in self.folders for array in folder.open(name))
-
-    def unused(self, names: set[str]) -> list[Path]:
-        return [path for folder in self.folders for path in folder.unused(names)]
-
-
-def _classes(timelines: list[Timeline]) -> tuple[str, ...]:
-    """Those of the only file, or of all of them, sorted: a class may be in one subset alone."""
-    if len(timelines) == 1:
-        return timelines[0].classes
-    return tuple(sorted({c for t in timelines for c in t.classes}))
+        return self.folder.open(name)

@@ -53,9 +53,13 @@ def open_file(path: Path) -> dict[str, FeatureArray]:
         return open_h5(path)
     load = _load_npz if suffix == ".npz" else _load_torch
     return {
-        stream: feature_array(x, f"{path}[{stream}]" if stream else str(path), lambda s=stream: load(path)[s])  # type: ignore[misc]
+        stream: feature_array(x, f"{path}[{stream}]" if stream else str(path), partial(_one_of, load, path, stream))
         for stream, x in load(path).items()
     }
+
+
+def _one_of(load: Callable[[Path], Mapping[str, np.ndarray]], path: Path, stream: str) -> np.ndarray:
+    return load(path)[stream]
 
 
 def feature_array(array: np.ndarray, source: str, read: Callable[[], np.ndarray] | None = None) -> FeatureArray:
@@ -69,19 +73,20 @@ def feature_array(array: np.ndarray, source: str, read: Callable[[], np.ndarray]
     Raises:
         InputError: another shape, or another type than real numbers.
     """
-    if array.dtype.kind not in "fiu":
-        raise InputError(f"{source}: has dtype {array.dtype}; features are real numbers, save them as float32")
+    _check_real(array, source)
     load = read or (lambda: array)
-    zero = not np.any(array[:1]) and not np.any(array[:])  # one row tells of nearly all
     shape, axis = tuple(array.shape), None
     while len(shape) > 2 and shape[-1] == 1:  # (T, width, 1, 1), as some networks give it
         shape = shape[:-1]
+    if shape == (0,):  # numpy's array of nothing
+        return FeatureArray(source, 0, 0, load, zero=True)
     if len(shape) == 3:
         axis = _crop_axis(shape, source)
     elif len(shape) != 2:
         raise InputError(f"{source}: has shape {tuple(array.shape)}, expected (T, width); save one row per snippet")
     if shape[-1] == 0:
         raise InputError(f"{source}: has shape {tuple(array.shape)}, rows without numbers; extract its features again")
+    zero = not np.any(array[:1]) and not np.any(array[:])  # one row tells of nearly all
     if axis is None:
         squeezed = shape != tuple(array.shape)
         return FeatureArray(
@@ -97,8 +102,8 @@ def feature_array(array: np.ndarray, source: str, read: Callable[[], np.ndarray]
 
 def _crop_axis(shape: tuple[int, ...], source: str) -> int:
     found = [axis for axis in (1, 0) if shape[axis] in (1, *CROPS)]
-    if len(found) == 2 and 1 in shape[:2]:
-        found = [shape.index(1)]
+    if shape[:2] == (1, 1):
+        found = [1]
     if len(found) != 1:
         why = "both of its first axes could be crops" if found else "expected (T, width)"
         raise InputError(
@@ -118,9 +123,13 @@ def open_npy(path: Path) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         array.close()
         raise InputError(f"{path}: is an .npz archive; name it .npz, or save one array of shape (T, width) as .npy")
-    if array.dtype.kind not in "fiu":
-        raise InputError(f"{path}: has dtype {array.dtype}; features are real numbers, save them as float32")
+    _check_real(array, str(path))
     return array
+
+
+def _check_real(array: Any, source: str) -> None:
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{source}: has dtype {array.dtype}; features are real numbers, save them as float32")
 
 
 def _load(path: Path) -> Any:
@@ -131,16 +140,18 @@ def _load(path: Path) -> Any:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except InputError:
         raise
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such feature file; add it, or take the recording out of the annotations or split"
-        ) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a readable {kind} file") from None
     except Exception as error:  # numpy lets what a damaged header or zip raises through
         if "Python objects in dtype" in str(error):
             raise InputError(
                 f"{path}: holds pickled Python objects; save each recording as a plain float32 (T, width) array"
+            ) from None
+        begin = path.read_bytes()[:6]
+        if not begin.startswith((b"\x93NUMPY"[: len(begin)], b"PK")):
+            raise InputError(
+                f"{path}: not a readable {kind} file: does not begin as one; a web page or a pointer of git-lfs "
+                "perhaps, download the file itself"
             ) from None
         reason = str(error).partition("\n")[0]
         raise InputError(
@@ -167,7 +178,9 @@ def _load_torch(path: Path) -> dict[str, np.ndarray]:
     import torch
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            zipped = file.read(2) == b"PK"  # what torch.save writes today, which can be mapped
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such feature file; add it, or take the recording out of the annotations"

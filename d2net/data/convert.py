@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from fractions import Fraction
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ import numpy as np
 
 from d2net.data.catalog import train_and_test
 from d2net.data.dataset import Dataset, Recording
-from d2net.data.files import one_component, read_json
 from d2net.data.layouts import find_dataset
 from d2net.data.locate import STREAMS
 from d2net.data.timeline import Entry
+from d2net.data.times import Times
 from d2net.errors import InputError
+from d2net.files import one_component, read_json
 
 
 def convert(
@@ -37,7 +38,7 @@ def convert(
 
     Args:
         source: An open dataset, or what :func:`d2net.data.find_dataset` takes.
-        out: Folder to write to; made, or replaced where it is an earlier conversion of a dataset of this name.
+        out: Folder to write to; made, or replaced where it is an earlier conversion of the same dataset.
         trust_pickle: As for :func:`d2net.data.find_dataset`.
         progress: Called as ``progress(done, total)`` after every recording.
 
@@ -48,25 +49,34 @@ def convert(
     out = Path(out)
     check_place(out, None)
     dataset = source if isinstance(source, Dataset) else find_dataset(source, trust_pickle=trust_pickle).open()
-    check_place(out, dataset.name)
+    check_place(out, dataset)
+    names = [r.name for r in dataset.recordings] + [x.name for x in dataset.left_out]
+    for name in (*names, *dataset.subsets, *(x.subset for x in dataset.left_out)):  # before hours of writing
+        one_component(name, dataset.source or dataset.name)
     part = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=".d2net-convert-"))
     try:
         _write(dataset, part, progress)
         os.chmod(part, 0o777 & ~_umask())  # mkdtemp's 0700 would keep colleagues out of a shared folder
+        earlier = out.with_name(f"{part.name}-earlier")
         if out.exists():
-            os.replace(out, part / ".earlier")
-        os.replace(part, out)
-        shutil.rmtree(out / ".earlier", ignore_errors=True)
+            os.replace(out, earlier)
+        try:
+            os.replace(part, out)
+        except BaseException:
+            if earlier.exists():
+                os.replace(earlier, out)
+            raise
+        shutil.rmtree(earlier, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return find_dataset(out).open(check_durations=False)  # what was opened with other durations is as it was
+    return find_dataset(out).open()
 
 
-def check_place(out: Path, name: str | None) -> None:
+def check_place(out: Path, dataset: Dataset | None) -> None:
     """Make the folder that ``out`` is to lie in, and see whether it can be written.
 
     Args:
-        name: Of the dataset to write; None where it is not known yet.
+        dataset: To write; None where it is not known yet.
 
     Raises:
         InputError: something else is there already, or nothing can be written there.
@@ -80,35 +90,41 @@ def check_place(out: Path, name: str | None) -> None:
         raise InputError(f"{out}: cannot be written ({error.strerror}); give another folder") from error
     if not there:
         return
-    if not out.is_dir() or not (out / "gt.json").is_file() or not (out / "features").is_dir():
-        raise InputError(f"{out}: holds other files; give a new folder, or remove it")
-    if name is not None and read_json(out / "gt.json").get("name") != name:
+    own = {"gt.json", "features", *(p.name for p in out.glob("split_*.txt"))} if out.is_dir() else set()
+    if not own >= {p.name for p in there} or not (out / "gt.json").is_file():
+        raise InputError(f"{out}: holds other files than a conversion; give a new folder")
+    if dataset is None:
+        return
+    written = read_json(out / "gt.json")
+    if (written.get("name"), written.get("converted_from")) != (dataset.name, _origin(dataset)):
         raise InputError(f"{out}: already holds another dataset; give a new folder")
 
 
+def _origin(dataset: Dataset) -> str:
+    return os.path.abspath(dataset.source) if dataset.source else ""
+
+
 def _write(dataset: Dataset, out: Path, progress: Callable[[int, int], None] | None) -> None:
-    annotated = {r.subset for r in dataset.recordings if r.segments}
-    train, test = train_and_test(dataset.subsets, annotated)
-    rename = {train: "train", test: "test"}
+    there = {*dataset.subsets, *(x.subset for x in dataset.left_out)}
+    train, test = train_and_test(dataset.subsets, {r.subset for r in dataset.recordings if r.segments})
+    # Two subsets never become one: of train, validation and a test without annotations, all keep their names.
+    rename = {} if train == test else {old: new for old, new in ((train, "train"), (test, "test")) if new not in there}
+    database: dict[str, Any] = {}
     splits: dict[str, list[str]] = {}
+    for r in dataset.recordings:
+        database[r.name] = _times(r) | _annotations(r, rename.get(r.subset, r.subset))
+    for x in dataset.left_out:  # what has no features here keeps its annotations: an evaluation must miss it
+        database[x.name] = _said(x.entry.times) | _annotations(x.entry, rename.get(x.subset, x.subset))
+    for name, entry in database.items():
+        splits.setdefault(entry["subset"], []).append(name)
     for done, recording in enumerate(dataset.recordings, start=1):
-        name = one_component(recording.name, recording.source)
-        subset = one_component(rename.get(recording.subset, recording.subset), f"{recording.source}: subset")
-        splits.setdefault(subset, []).append(name)
-        _write_features(recording, dataset.stream_widths, out / "features" / subset)
+        _write_features(recording, dataset.stream_widths, out / "features" / database[recording.name]["subset"])
         if progress:
             progress(done, len(dataset))
-    database = {r.name: _entry(r, rename.get(r.subset, r.subset)) for r in dataset.recordings}
-    # What has no features here keeps its annotations: an evaluation must miss it.
-    usual = {key: database[dataset.recordings[0].name][key] for key in ("stride", "fps")}
-    for each in dataset.left_out:
-        subset = one_component(rename.get(each.subset, each.subset), f"'{each.name}': subset")
-        splits.setdefault(subset, []).append(one_component(each.name, dataset.name))
-        database[each.name] = {**usual, **_annotations(each.entry, subset)}
     for subset, names in splits.items():
         (out / f"split_{subset}.txt").write_bytes("".join(f"{n}\n" for n in names).encode())
-    top = {"name": dataset.name, "classes": list(dataset.classes), "database": database}
-    (out / "gt.json").write_bytes((json.dumps(top, indent=1) + "\n").encode())
+    top = {"name": dataset.name, "converted_from": _origin(dataset), "classes": list(dataset.classes)}
+    (out / "gt.json").write_bytes((json.dumps({**top, "database": database}, indent=1) + "\n").encode())
 
 
 def _write_features(recording: Recording, widths: tuple[int, ...], folder: Path) -> None:
@@ -120,18 +136,16 @@ def _write_features(recording: Recording, widths: tuple[int, ...], folder: Path)
         np.save(path, np.ascontiguousarray(part), allow_pickle=False)
 
 
-def _entry(recording: Recording, subset: str) -> dict[str, Any]:
-    seconds = recording.seconds_per_snippet
-    ratio = Fraction(seconds).limit_denominator(100_000)
-    exact = ratio.numerator / ratio.denominator == seconds  # 0.64 s is written as 16 frames at 25 fps
-    entry: dict[str, Any] = {
-        "stride": ratio.numerator if exact else seconds,
-        "fps": ratio.denominator if exact else 1,
-        **_annotations(recording, subset),
-    }
-    if recording.first_snippet:
-        entry["first_snippet"] = recording.first_snippet
-    return entry
+def _times(recording: Recording) -> dict[str, Any]:
+    """In seconds: the frames that they came from are not known to be those of these features any longer."""
+    first = {"first_snippet": recording.first_snippet} if recording.first_snippet else {}
+    return {"seconds_per_snippet": recording.seconds_per_snippet, **first}
+
+
+def _said(times: Times) -> dict[str, Any]:
+    """What the data said, under the names that :meth:`Times.read` knows."""
+    table = {("offset_frames" if key == "middle" else key): value for key, value in asdict(times).items()}
+    return {key: value for key, value in table.items() if value is not None}
 
 
 def _annotations(recording: Recording | Entry, subset: str) -> dict[str, Any]:

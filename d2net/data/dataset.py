@@ -10,8 +10,7 @@ import numpy as np
 from d2net.data.timeline import Entry, choose
 from d2net.detections import Annotations
 from d2net.errors import InputError
-
-_SHOWN = 3  # names in a sentence; the rest is a number
+from d2net.words import listed
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,7 @@ class Dataset:
         recordings: All recordings of all subsets.
         left_out: Recordings that were named and could not be used.
         notes: What was taken for granted or done to the data, in sentences.
+        source: Where it was found.
     """
 
     name: str
@@ -103,6 +103,7 @@ class Dataset:
     recordings: tuple[Recording, ...]
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
+    source: str = ""
 
     @property
     def width(self) -> int:
@@ -179,9 +180,3 @@ def annotations_of(entries: Sequence[tuple[str, Recording | Entry]], classes: tu
         ambiguous=np.array(doubtful, np.float64).reshape(-1, 3),
         withdrawn=tuple(name for name, r in entries if r.withdrawn),
     )
-
-
-def listed(names: Sequence[str]) -> str:
-    """A few of the names, and how many more there are."""
-    more = len(names) - _SHOWN
-    return ", ".join(f"'{n}'" for n in names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -6,13 +6,15 @@ import hashlib
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
-from d2net.data.catalog import Catalog, duration_problems, train_and_test
-from d2net.data.dataset import Dataset, LeftOut, Recording, listed
+from d2net.data.catalog import Catalog, Listing, Opening, duration_problems, train_and_test
+from d2net.data.dataset import Dataset, LeftOut, Recording
 from d2net.data.labels import label_problems
 from d2net.data.times import Times, UnknownTime
 from d2net.errors import InputError
+from d2net.words import listed
 
 _SHOWN = 25  # classes in a line
 _PROBLEMS = 5  # sentences of one kind
@@ -49,27 +51,29 @@ def inspect(
     *,
     times: Times | None = None,
     streams: tuple[int, ...] | None = None,
+    check_durations: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
     """Reads all that a dataset has and looks for what is missing, contradictory or strange.
 
     Args:
         catalog: From :func:`d2net.data.find_dataset`.
-        times, streams: As :meth:`Catalog.open`.
+        times, streams, check_durations: As :meth:`Catalog.open`.
         progress: Called as ``progress(done, total)`` after every recording.
+
+    Raises:
+        InputError: times or streams for a dataset that d2net made.
     """
-    problems = label_problems(catalog)
+    opening = Opening(catalog, times or Times(), streams)
+    problems = label_problems(catalog) + list(catalog.remarks)
     recordings: list[Recording] = []
     left_out: list[LeftOut] = []
     timeless: list[str] = []
     why = ""
-    widths: tuple[int, ...] | None = None
     # One at a time, so that one that cannot be used does not hide the others.
-    for done, listing in enumerate(catalog.listings, start=1):
+    for done, listing in enumerate(_usual_widths_first(catalog.listings), start=1):
         try:
-            arrays = listing.arrays()
-            widths = catalog.widths(arrays, widths, streams)
-            recordings.append(catalog.recording(listing, arrays, times))
+            recordings.append(opening.recording(listing))
         except UnknownTime as error:
             timeless.append(listing.name)
             why = str(error)
@@ -82,16 +86,33 @@ def inspect(
     if left_out:
         problems.append(f"{len(left_out)} of {len(catalog.listings)} recordings cannot be used:")
         problems += [f"  {r.name} ({r.subset}): {r.why}" for r in left_out]
-    if unused := catalog.unused():
-        problems.append(f"{len(unused)} feature files belong to no recording: {listed([p.name for p in unused])}")
-    if not recordings or widths is None:
+    with suppress(InputError):  # no folder of features, which every recording has said by now
+        if unused := catalog.unused():
+            problems.append(f"{len(unused)} feature files belong to no recording: {listed([p.name for p in unused])}")
+    if not recordings or opening.widths is None:
         return Inspection(None, problems)
-    problems += _few(duration_problems(recordings), "recordings whose length does not fit their duration")
-    problems += _features(recordings, widths)
+    wrong = duration_problems(recordings, opening.widths)
+    if check_durations:
+        problems += _few(list(dict.fromkeys(wrong.values())), "recordings whose length does not fit their duration")
+    else:
+        recordings = [replace(r, duration=None) if r.name in wrong else r for r in recordings]
+    problems += _features(recordings, opening.widths)
     problems += _annotations(catalog, recordings)
-    return Inspection(
-        Dataset(catalog.name, catalog.classes, widths, tuple(recordings), tuple(left_out), catalog.notes), problems
-    )
+    order = {listing.name: i for i, listing in enumerate(catalog.listings)}
+    recordings.sort(key=lambda r: order[r.name])
+    notes = tuple(note for note in opening.notes() if note not in catalog.remarks)
+    dataset = Dataset(catalog.name, catalog.classes, opening.widths, tuple(recordings), tuple(left_out), notes)
+    return Inspection(dataset, problems)
+
+
+def _usual_widths_first(listings: Sequence[Listing]) -> list[Listing]:
+    """Those as wide as most are, so that the odd ones are found out, and not all the others."""
+    widths: dict[str, int] = {}
+    for listing in listings:
+        with suppress(InputError):  # said when it is opened
+            widths[listing.name] = sum(a.width for a in listing.arrays())
+    count = Counter(widths.values())
+    return sorted(listings, key=lambda x: -count[widths.get(x.name, 0)])
 
 
 def _features(recordings: Sequence[Recording], widths: tuple[int, ...]) -> list[str]:
@@ -134,24 +155,21 @@ def _annotations(catalog: Catalog, recordings: Sequence[Recording]) -> list[str]
         for here, there in ((train, test), (test, train)):
             if alone := sorted(classes[here] - classes[there]):
                 problems.append(f"{len(alone)} classes occur in {here} and not in {there}: {listed(alone)}")
-    for c in (c for c in catalog.classes if not any(c in found for found in classes.values())):
-        problems.append(f"class '{c}' is listed and occurs in no recording")
+    if nowhere := [c for c in catalog.classes if not any(c in found for found in classes.values())]:
+        problems.append(f"{len(nowhere)} classes are listed and occur in no recording: {listed(nowhere)}")
     if unlabelled := [r.name for r in recordings if r.subset == train and not r.labels]:
         problems.append(
             f"{len(unlabelled)} of the recordings of {train} have no label: {listed(unlabelled)}; train with "
             "--set loss.skip_unlabelled=true where they are background alone"
         )
-    late = [
-        (r.name, end, r.duration)
-        for r in recordings
-        for _, end, _ in r.segments
-        if r.duration is not None and end > r.duration + _SLACK
-    ]
+    late = []
+    for r in recordings:
+        # Without a duration the features say how long it is, to about a window.
+        end = r.duration or r.first_snippet + (r.snippets or 0) * r.seconds_per_snippet + _SLACK
+        late += [(r.name, last, end) for _, last, _ in r.segments if last > end + _SLACK]
     if late:
-        name, end, duration = max(late, key=lambda each: each[1] - (each[2] or 0))
-        problems.append(
-            f"{len(late)} segments end after their recording: one of '{name}' at {end:g} s of {duration:g} s"
-        )
+        name, last, end = max(late, key=lambda each: each[1] - each[2])
+        problems.append(f"{len(late)} segments end after their recording: one of '{name}' at {last:g} s of {end:.4g} s")
     return problems
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from d2net.data.actionformer import list_actionformer
 from d2net.data.catalog import Catalog
 from d2net.data.cola import list_cola
-from d2net.data.dataset import Dataset, listed
+from d2net.data.dataset import Dataset
 from d2net.data.locate import JOINT, STREAMS, visible
 from d2net.data.simulated import simulate
 from d2net.data.times import Times
 from d2net.data.wtalc import list_wtalc, list_wtalc_annotations
 from d2net.detections import Annotations
 from d2net.errors import InputError
+from d2net.words import listed
 
 
 def open_dataset(
@@ -23,7 +24,7 @@ def open_dataset(
     *,
     trust_pickle: bool = False,
     annotations: Path | None = None,
-    subsets: Sequence[str] | None = None,
+    subsets: str | Sequence[str] | None = None,
     times: Times | None = None,
     streams: tuple[int, ...] | None = None,
     strict: bool = False,
@@ -42,6 +43,7 @@ def open_dataset(
         InputError: unknown layout, a broken file, an empty subset, time that is not known.
     """
     catalog = find_dataset(spec, trust_pickle=trust_pickle, annotations=annotations)
+    subsets = [subsets] if isinstance(subsets, str) else subsets
     dataset = catalog.open(subsets, times=times, streams=streams, strict=strict, check_durations=check_durations)
     if dataset.left_out:
         names = [r.name for r in dataset.left_out]
@@ -85,13 +87,12 @@ def find_dataset(spec: str | Path, *, trust_pickle: bool = False, annotations: P
     if joint:
         return list_wtalc(joint[0], trust_pickle=trust_pickle, annotations=annotations)
     folder = path if path.is_dir() else path.parent
-    if any(p.is_dir() for stream in STREAMS for p in folder.glob(f"features/*/{stream}")) or _is_cola_alone(path):
+    if _is_cola(path, folder):
         return list_cola(folder, annotations=annotations or (None if path.is_dir() else path))
-    if path.suffix == ".json" or annotations or any(p.suffix == ".json" for p in inside):
+    if path.suffix.lower() == ".json" or annotations or any(p.suffix.lower() == ".json" for p in inside):
         return list_actionformer(path, annotations=annotations)
 
-    found = [p.name for p in visible(folder)]
-    listing = ", ".join(found[:6]) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
+    listing = listed([p.name for p in visible(folder)], 6)
     raise InputError(
         f"{path}: unknown layout; looked for *{JOINT} (W-TALC), features/*/rgb with gt.json (CoLA) and one *.json "
         f"with a folder of .npy (ActionFormer), found {listing or 'nothing'}"
@@ -115,13 +116,10 @@ def read_annotations(
     return catalog.annotations([subset] if isinstance(subset, str) else subset)
 
 
-def _is_cola_alone(path: Path) -> bool:
-    """Whether the annotations of layout 2 lie here without features: enough for an evaluation."""
-    folder = path if path.is_dir() else path.parent
+def _is_cola(path: Path, folder: Path) -> bool:
+    """Whether layout 2 lies here; its annotations without features are enough for an evaluation."""
+    features = folder / "features"
+    if features.is_dir():
+        return any((subset / stream).is_dir() for subset in visible(features) for stream in STREAMS)
     here = path.is_dir() or path.name == "gt.json"
-    return (
-        here
-        and (folder / "gt.json").is_file()
-        and any(folder.glob("split_*.txt"))
-        and not (folder / "features").exists()
-    )
+    return here and (folder / "gt.json").is_file() and any(folder.glob("split_*.txt"))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
+from functools import cached_property
 from pathlib import Path
 
 from d2net.data.containers import SUFFIXES, FeatureArray, h5_recordings, open_file, open_h5
 from d2net.errors import InputError
+from d2net.words import listed
 
 STREAMS = ("rgb", "flow")
 JOINT = "-I3D-JOINTFeatures.npy"  # how the one file of the W-TALC layout ends
@@ -17,72 +19,94 @@ class MissingFeatures(InputError):
 
 
 class FeatureFolder:
-    """A folder of feature files, one a recording: ``NAME.npy`` or another container, or two, ``NAME_rgb.npy`` and
-    ``NAME_flow.npy``; or one HDF5 file of all recordings.
+    """A folder of feature files, one a recording: ``NAME.npy`` or another container; or two, ``NAME_rgb.npy`` and
+    ``NAME_flow.npy``, or ``NAME.npy`` in each of the folders ``rgb`` and ``flow``; or one HDF5 file of all recordings.
+    Where no recording has flow (or none has RGB), the other is the only stream.
 
     A recording's name may lack or have ActivityNet's prefix ``v_``. Names are compared in Unicode's composed form,
     since some file systems store them decomposed.
 
     Args:
-        folder: What to look in; folders in it are not looked in.
-
-    Raises:
-        InputError: the folder cannot be read.
+        folder: What to look in, when the first recording is opened.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files: dict[str, list[Path]] = {}
-        # A recording may be called anything, ".x" too; what is no recording's name is never looked up.
-        for path in entries(folder):
-            if path.suffix.lower() in SUFFIXES:
-                self.files.setdefault(_key(path.stem), []).append(path)
-        self.collection: tuple[Path, dict[str, str]] | None = None
-        paths = feature_files(folder)
-        if len(paths) == 1 and paths[0].suffix.lower() in (".h5", ".hdf5"):
-            self.collection = paths[0], {_key(name): name for name in h5_recordings(paths[0])}
+        self._used: set[Path] = set()
 
     def open(self, name: str) -> tuple[FeatureArray, ...]:
         """The features of a recording: one array, or that of RGB and that of flow.
 
         Raises:
             MissingFeatures: no file, or only one of two.
-            InputError: more than one file that could be meant, or one that cannot be used.
+            InputError: more than one file that could be meant, or one that cannot be used; an unreadable folder.
         """
-        for each in (name, f"v_{name}", name.removeprefix("v_")):
+        if self._streams:
+            return tuple(_only(stream.open(name)) for stream in self._streams)
+        for each in _spellings(name):
             key = _key(each)
-            if self.collection is not None and key in self.collection[1]:
-                path, names = self.collection
-                return _streams(open_h5(path, names[key]))
-            if key in self.files:
+            if key in self._files:
                 return _streams(open_file(self._one(key, name)))
-            pair = [self._suffixed(key, stream) for stream in STREAMS]
-            if all(pair):
-                return tuple(_only(open_file(self._one(k, name))) for k in pair if k)
-            if any(pair):
-                there, absent = STREAMS if pair[0] else STREAMS[::-1]
+            path, names = self._collection
+            if path is not None and key in names:
+                self._used.add(path)
+                return _streams(open_h5(path, names[key]))
+            found = {s: k for s in STREAMS if (k := self._suffixed(key, s))}
+            if found and set(found) != self._suffixes:
+                there, absent = STREAMS if "rgb" in found else STREAMS[::-1]
                 raise MissingFeatures(f"{self.folder}: '{name}' has {there} features but no {absent}; add them")
+            if found:
+                return tuple(_only(open_file(self._one(k, name))) for k in found.values())
+        others = [p.name for p in entries(self.folder) if _key(p.stem) in map(_key, _spellings(name))]
+        there = f" (there is {listed(others)}, of which none can be read: {', '.join(SUFFIXES)})" if others else ""
         raise MissingFeatures(
-            f"{self.folder / name}.npy: no such feature file; add it, or take the recording out of the annotations or "
-            "split"
+            f"{self.folder / name}.npy: no such feature file{there}; add it, or take the recording out of the "
+            "annotations or split"
         )
 
-    def unused(self, names: set[str]) -> list[Path]:
-        """Files that belong to none of the recordings ``names``."""
-        known = {_key(each) for name in names for each in (name, f"v_{name}", name.removeprefix("v_"))}
-        known |= {key for each in list(known) for stream in STREAMS for key in _suffixed_keys(each, stream)}
-        if self.collection is not None:
-            return []
-        return [path for path in feature_files(self.folder) if _key(path.stem) not in known]
+    def unused(self) -> list[Path]:
+        """Files that are of none of the recordings opened so far. Raises InputError for an unreadable folder."""
+        if self._streams:
+            return [path for stream in self._streams for path in stream.unused()]
+        return [p for p in feature_files(self.folder) if p not in self._used]
+
+    @cached_property
+    def _streams(self) -> list[FeatureFolder]:
+        return [FeatureFolder(self.folder / s) for s in STREAMS if (self.folder / s).is_dir()]
+
+    @cached_property
+    def _files(self) -> dict[str, list[Path]]:
+        """Of each stem. A recording may be called anything, ".x" too: what is no recording's name is not looked up."""
+        files: dict[str, list[Path]] = {}
+        if not self.folder.is_dir():
+            raise MissingFeatures(f"{self.folder}: no such folder of features; add them")
+        for path in entries(self.folder):
+            if path.suffix.lower() in SUFFIXES and (path.exists() or not path.is_symlink()):
+                files.setdefault(_key(path.stem), []).append(path)
+        return files
+
+    @cached_property
+    def _suffixes(self) -> set[str]:
+        """The streams that some file here is named after."""
+        return {s for s in STREAMS if any(key.endswith(end) for key in self._files for end in _suffixed_keys("", s))}
+
+    @cached_property
+    def _collection(self) -> tuple[Path | None, dict[str, str]]:
+        """The one HDF5 file of all recordings and their names in it; None and none where there is no such file."""
+        paths = [p for p in feature_files(self.folder) if p.suffix.lower() in (".h5", ".hdf5")] if self._files else []
+        if len(paths) != 1:
+            return None, {}
+        return paths[0], {_key(name): name for name in h5_recordings(paths[0])}
 
     def _suffixed(self, key: str, stream: str) -> str | None:
-        return next((each for each in _suffixed_keys(key, stream) if each in self.files), None)
+        return next((each for each in _suffixed_keys(key, stream) if each in self._files), None)
 
     def _one(self, key: str, name: str) -> Path:
-        found = self.files[key]
+        found = self._files[key]
         if len(found) > 1:
             names = " and ".join(p.name for p in found)
             raise InputError(f"{self.folder}: {names} could both be the features of '{name}'; keep one of them")
+        self._used.add(found[0])
         return found[0]
 
 
@@ -108,6 +132,10 @@ def entries(folder: Path) -> list[Path]:
         raise InputError(f"{folder}: cannot be read ({error.strerror}); give a folder") from None
 
 
+def _spellings(name: str) -> tuple[str, ...]:
+    return (name, f"v_{name}", name.removeprefix("v_"))
+
+
 def _key(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
@@ -117,10 +145,12 @@ def _suffixed_keys(key: str, stream: str) -> tuple[str, ...]:
 
 
 def _streams(arrays: dict[str, FeatureArray]) -> tuple[FeatureArray, ...]:
-    return tuple(arrays[s] for s in STREAMS) if "rgb" in arrays else (_only(arrays),)
+    return tuple(arrays[s] for s in STREAMS) if "rgb" in arrays else (arrays[""],)
 
 
-def _only(arrays: dict[str, FeatureArray]) -> FeatureArray:
-    if "" not in arrays:
-        raise InputError(f"{next(iter(arrays.values())).source}: holds two streams, expected one array; save it alone")
-    return arrays[""]
+def _only(arrays: dict[str, FeatureArray] | tuple[FeatureArray, ...]) -> FeatureArray:
+    """The array of a file, or of a recording in a folder, that may hold one stream alone."""
+    found = tuple(arrays.values()) if isinstance(arrays, dict) else arrays
+    if len(found) > 1:
+        raise InputError(f"{found[0].source}: holds two streams where one is expected; save each alone")
+    return found[0]

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from d2net.data.files import read_json
 from d2net.data.times import Times, number
 from d2net.errors import InputError
+from d2net.files import read_json
+from d2net.words import listed
 
 AMBIGUOUS = "ambiguous"  # THUMOS14's mark of a doubtful segment, whatever its case; it is no class
 AMBIGUOUS_LIST = "Ambiguous_test.txt"  # THUMOS14's own list of such segments
@@ -36,7 +37,9 @@ class Entry:
         duration: In seconds, or None.
         times: What the file says of its snippets' times.
         covered: Seconds that all snippets cover together, where the file says that instead of a stride.
+        num_frames: What some files call the frames of a window, and others those of the video.
         withdrawn: Whether its segments are no ground truth any longer (:class:`d2net.detections.Annotations`).
+        without_segment: Annotations that name a class and no segment.
     """
 
     subset: str
@@ -46,7 +49,9 @@ class Entry:
     duration: float | None = None
     times: Times = field(default_factory=Times)
     covered: float | None = None
+    num_frames: float | None = None
     withdrawn: bool = False
+    without_segment: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,62 +72,79 @@ class Timeline:
     name: str | None = None
     streams: tuple[int, ...] | None = None
 
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader should know of the file, in sentences."""
+        lost = {name: e.without_segment for name, e in self.videos.items() if e.without_segment and e.segments}
+        if not lost:
+            return []
+        return [
+            f"{sum(lost.values())} annotations of {len(lost)} recordings have no segment beside others that have one, "
+            f"and count as labels alone: {listed(lost)}"
+        ]
 
-def read_timeline(path: Path) -> Timeline:
+
+def read_timeline(path: Path, content: Any = None) -> Timeline:
     """Reads and checks an annotations file, and the list of ambiguous segments beside it, where there is one.
+
+    Args:
+        content: Of the file, where it has been read already.
 
     Raises:
         InputError: naming the file and the video at fault.
     """
-    top = read_json(path)
-    subset = _bmn_subset(path, top) if "database" not in top and _is_bmn(top) else None
-    database = top if subset is not None else top.get("database")
-    if not isinstance(database, dict):
+    top = read_json(path) if content is None else content
+    if not is_annotations(top):
         raise InputError(f'{path}: has no "database" object; expected the ActivityNet annotations format')
+    if not isinstance(top.get("database"), dict):
+        top = {"database": top, "subset": _BMN_SUBSETS.get(path.stem.lower().rpartition("_")[2])}
     try:
-        times = Times() if subset is not None else Times.read(top)
+        times = Times.read(top)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     videos: dict[str, Entry] = {}
     ids: dict[str, int] = {}
-    for name, value in database.items():
+    for name, value in top["database"].items():
         try:
-            videos[name] = _entry(value, ids, times, subset)
+            videos[name] = _entry(value, ids, times, top.get("subset"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:  # InputError is a ValueError
             reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
             raise InputError(
                 f"{path}: video '{name}': malformed entry ({reason}); expected \"subset\" and "
                 '"annotations": [{"segment": [start, end], "label": name}, …]'
             ) from None
+    for name, rows in read_ambiguous(path.parent / AMBIGUOUS_LIST).items():
+        if name in videos:  # the list is of one subset; other files may lack its videos
+            together = dict.fromkeys((*videos[name].ambiguous, *rows))
+            videos[name] = replace(videos[name], ambiguous=tuple(together))
     names = dict.fromkeys(
         label for e in videos.values() for label in (*e.labels, *(label for _, _, label in e.segments))
     )
-    for name, rows in read_ambiguous(path.parent / AMBIGUOUS_LIST).items():
-        if name in videos:  # the list is of one subset; other files may lack its videos
-            videos[name] = replace(videos[name], ambiguous=(*videos[name].ambiguous, *rows))
-    listed = None if subset is not None else top.get("classes")
     # Sorted names make the order of classes independent of the order of videos; label_id wins where given.
-    classes = listed or sorted(names, key=lambda c: (ids.get(c, math.inf), c))
+    classes = top.get("classes") or sorted(names, key=lambda c: (ids.get(c, math.inf), c))
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
         raise InputError(f'{path}: "classes" must be a list of names')
     classes = [c for c in classes if not is_ambiguous(c)]
-    unknown = [c for c in names if c not in classes]
+    known = set(classes)
+    unknown = [c for c in names if c not in known]
     if unknown:
         raise InputError(f"{path}: label '{unknown[0]}' is not in \"classes\"; add it there")
-    name = top.get("name") if subset is None else None
+    name = top.get("name")
     return Timeline(
         path,
         tuple(classes),
         videos,
         name if isinstance(name, str) else None,
-        None if subset is not None or top.get("streams") is None else _widths(path, top["streams"]),
+        None if top.get("streams") is None else _widths(path, top["streams"]),
     )
 
 
-def is_annotations(path: Path) -> bool:
-    """Whether a JSON file holds annotations, and not detections, settings or anything else."""
-    top = read_json(path)
-    return isinstance(top.get("database"), dict) or _is_bmn(top)
+def is_annotations(content: Any) -> bool:
+    """Whether what a JSON file holds are annotations, and not detections, settings or anything else."""
+    if not isinstance(content, dict):
+        return False
+    first = next(iter(content.values()), None)
+    return isinstance(content.get("database"), dict) or (isinstance(first, dict) and "annotations" in first)
 
 
 def is_ambiguous(label: str) -> bool:
@@ -184,7 +206,7 @@ def choose(wanted: Sequence[str] | None, there: Sequence[str], source: str | Pat
         elif len(alike) == 1:
             chosen[alike[0]] = None
         else:
-            raise InputError(f"{source}: subset '{name}' is empty; there are {', '.join(present)}")
+            raise InputError(f"{source}: there is no subset '{name}'; there are {', '.join(present)}")
     return tuple(chosen)
 
 
@@ -192,67 +214,57 @@ def _entry(value: dict[str, Any], ids: dict[str, int], top: Times, subset: str |
     segments: list[tuple[float, float, str]] = []
     ambiguous = [segment(pair) for pair in value.get("ambiguous") or ()]
     labels: dict[str, None] = {}
+    without_segment = 0
     for row in value.get("annotations") or ():
-        label = str(row["label"])
+        label = _name(row["label"], "label")
         pair = segment(row["segment"]) if "segment" in row else None
         if is_ambiguous(label):
             ambiguous += [pair] if pair else []
             continue
         labels[label] = None
-        if "label_id" in row:
+        if row.get("label_id") is not None:
             ids.setdefault(label, int(row["label_id"]))
         if pair:
             segments.append((*pair, label))
+        else:
+            without_segment += 1
     if "labels" in value:
         if not isinstance(value["labels"], list):
             raise TypeError('"labels" is not a list')
-        labels = dict.fromkeys(str(label) for label in value["labels"] if not is_ambiguous(str(label)))
+        labels = dict.fromkeys(c for x in value["labels"] if not is_ambiguous(c := _name(x, "label")))
+    if value.get("subset") is None and subset is None:
+        raise InputError(
+            'no "subset"; add it, or, in a file as BMN has them, end the name of the file in _train, _val or _test, as '
+            "anet_anno_train.json"
+        )
     duration = _positive(value, "duration", "duration_second")
     frames = _positive(value, "frame", "duration_frame")
-    covered = None
-    if subset is not None and frames and duration and (part := _positive(value, "feature_frame")):
-        covered = part / frames * duration
-    own = dict(value)
+    part = _positive(value, "feature_frame")
     total = _positive(value, "num_frames")
-    if total and duration and _counts_the_video(total / duration, _positive(value, "fps")):
-        frames = frames or total
-        del own["num_frames"]
-    times = Times.read(own)
-    if times.fps is None and frames and duration:
-        times = Times.read({**own, "fps": frames / duration})
+    times = Times.read({key: x for key, x in value.items() if key != "num_frames"}).over(top)
+    if times.fps is None and duration:
+        rate = (frames or total or 0) / duration
+        if frames or _PLAUSIBLE_FPS[0] <= rate <= _PLAUSIBLE_FPS[1]:
+            times = replace(times, fps=rate)
     return Entry(
-        subset=str(value["subset"]) if subset is None else subset,
+        subset=_name(subset if value.get("subset") is None else value["subset"], "subset"),
         labels=tuple(labels),
         segments=tuple(segments),
-        ambiguous=tuple(ambiguous),
+        ambiguous=tuple(dict.fromkeys(ambiguous)),
         duration=duration,
-        times=times.over(top),
-        covered=covered,
+        times=times,
+        num_frames=total,
+        covered=part / frames * duration if part and frames and duration else None,
         withdrawn=value.get("withdrawn") is True,
+        without_segment=without_segment,
     )
 
 
-def _counts_the_video(rate: float, fps: float | None) -> bool:
-    """Whether a video's ``num_frames`` is the number of its frames (as in some files) and not that of a window."""
-    return abs(rate / fps - 1) < 0.05 if fps else _PLAUSIBLE_FPS[0] <= rate <= _PLAUSIBLE_FPS[1]
-
-
-def _is_bmn(top: dict[str, Any]) -> bool:
-    first = next(iter(top.values()), None)
-    return isinstance(first, dict) and "annotations" in first and "database" not in top
-
-
-def _bmn_subset(path: Path, top: dict[str, Any]) -> str:
-    entry = next(iter(top.values()))
-    if isinstance(entry.get("subset"), str):
-        return entry["subset"]
-    word = path.stem.lower().rpartition("_")[2]
-    if word not in _BMN_SUBSETS:
-        raise InputError(
-            f"{path}: its videos name no subset; end the name of the file in _train, _val or _test, as "
-            'anet_anno_train.json, or add "subset" to every video'
-        )
-    return _BMN_SUBSETS[word]
+def _name(value: Any, what: str) -> str:
+    """A label or subset; numbers are written out."""
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool) and str(value).strip():
+        return str(value).strip() if what == "subset" else str(value)
+    raise InputError(f'"{what}" is {value!r}, expected a name')
 
 
 def _widths(path: Path, value: Any) -> tuple[int, ...]:

@@ -34,7 +34,7 @@ _KEYS = {
     "seconds_per_snippet": ("seconds_per_snippet",),
     "first_snippet": ("first_snippet",),
 }
-_MAY_BE_ZERO = ("offset", "middle", "first_snippet")
+_MAY_BE_ZERO = ("offset", "middle")
 
 
 class UnknownTime(InputError):
@@ -68,8 +68,12 @@ class Times:
             value = getattr(self, field.name)
             if value is None:
                 continue
-            name = _KEYS[field.name][-1] if field.name == "middle" else field.name
-            if not math.isfinite(value) or value < 0 or (value == 0 and field.name not in _MAY_BE_ZERO):
+            name = "offset_frames" if field.name == "middle" else field.name
+            value = number(value, name)
+            object.__setattr__(self, field.name, value)
+            if field.name == "first_snippet":  # negative where the window is shorter than the stride
+                continue
+            if value < 0 or (value == 0 and field.name not in _MAY_BE_ZERO):
                 least = "at least 0" if field.name in _MAY_BE_ZERO else "above 0"
                 raise InputError(f"{name} is {value:g}; it must be a number {least}")
 
@@ -90,20 +94,34 @@ class Times:
                 found[name] = next(iter(there.values()))
         return cls(**found)
 
+    @property
+    def has_rate(self) -> bool:
+        """Whether anything is known of the time from one snippet to the next."""
+        return not (self.fps is None and self.stride is None and self.seconds_per_snippet is None)
+
     def over(self, other: Times) -> Times:
-        """These values, and those of ``other`` where there are none."""
+        """These values, which the data says, and those of ``other`` where there are none."""
+        stride, fps = self.stride or other.stride, self.fps or other.fps
         if self.seconds_per_snippet is not None:
             # Of the other's stride and fps one may stay: the fps, in which its window counts.
             if self.stride is not None:
                 other = replace(other, fps=None)
-            elif self.fps is not None or other.fps is not None:
+            elif fps is not None:
                 other = replace(other, stride=None)
-        elif self.stride is not None or self.fps is not None:
+        elif (self.stride or self.fps) and stride and fps:
             other = replace(other, seconds_per_snippet=None)
+        if self != Times():  # the other's is of its own stride, fps and window
+            other = replace(other, first_snippet=None)
         if any(x is not None for x in (self.window, self.offset, self.middle, self.first_snippet)):
-            other = replace(other, middle=None, first_snippet=None)
+            other = replace(other, middle=None)
         values = {f.name: getattr(other if getattr(self, f.name) is None else self, f.name) for f in fields(self)}
         return Times(**values)
+
+    def instead_of(self, said: Times) -> Times:
+        """These values, which are known better, in place of what the data says."""
+        if self.stride is not None or self.fps is not None:
+            said = replace(said, seconds_per_snippet=None)
+        return self.over(said)
 
     def resolve(self) -> tuple[float, float]:
         """Seconds per snippet, and the second at which snippet 0 begins.
@@ -138,7 +156,10 @@ class Times:
         if fps is None:
             fps = None if stride is None else stride / seconds
         if fps is None:
-            raise InputError("window and offset count frames, and the fps is not known; give --fps N or leave them out")
+            raise UnknownTime(
+                "window and offset count frames, and the fps is not known; give --fps N and --stride N, or leave them "
+                "out"
+            )
         window = self.window if self.window is not None else seconds * fps
         middle = (self.offset or 0.0) + window / 2
         if self.middle is not None:

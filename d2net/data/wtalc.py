@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,10 +16,10 @@ from d2net.data.catalog import Catalog, Listing
 from d2net.data.containers import FeatureArray, feature_array
 from d2net.data.locate import JOINT, MissingFeatures
 from d2net.data.timeline import AMBIGUOUS_LIST, Entry, is_ambiguous, read_ambiguous, segment
-from d2net.data.times import Times
+from d2net.data.times import Times, number
 from d2net.errors import InputError
 
-TIMES = Times(fps=25, stride=16)  # what these features are extracted with
+CONVENTION = Times(fps=25, stride=16)  # how these features are extracted
 
 
 def list_wtalc(features: Path, *, trust_pickle: bool = False, annotations: Path | None = None) -> Catalog:
@@ -36,18 +39,20 @@ def list_wtalc(features: Path, *, trust_pickle: bool = False, annotations: Path 
     name = features.name.removesuffix(JOINT)
     folder = annotations or features.parent / f"{name}-Annotations"
     catalog = list_wtalc_annotations(folder, trust_pickle=True)
-    _load(folder / "labels_all.npy", len(catalog.listings))  # without it an evaluation is possible, no training
-    arrays = _load(features, len(catalog.listings))
+    if not (folder / "labels_all.npy").exists():  # an evaluation is possible without it, no training
+        raise InputError(
+            f"{folder / 'labels_all.npy'}: no such file; the W-TALC layout needs it, download the annotations"
+        )
+    arrays = functools.cache(lambda: _load(features, len(catalog.listings)))  # when the first of them is wanted
     return replace(
         catalog,
         name=name,
         source=features,
         listings=tuple(
-            replace(each, open=partial(_open, array, f"{features} [{i}] '{each.name}'"))
-            for i, (each, array) in enumerate(zip(catalog.listings, arrays, strict=True))
+            replace(each, open=partial(_open, arrays, i, f"{features} [{i}] '{each.name}'"))
+            for i, each in enumerate(catalog.listings)
         ),
         divide=_halves,
-        notes=(f"a snippet is taken as {TIMES.stride} frames at {TIMES.fps} fps, as is usual in this layout",),
     )
 
 
@@ -66,7 +71,7 @@ def list_wtalc_annotations(folder: Path, *, trust_pickle: bool = False) -> Catal
     if not trust_pickle:
         _refuse(folder)
     names = [_text(v) for v in _load(folder / "videoname.npy").reshape(-1)]
-    if twice := [n for n in dict.fromkeys(names) if names.count(n) > 1]:
+    if twice := [n for n, count in Counter(names).items() if count > 1]:
         raise InputError(f"{folder / 'videoname.npy'}: names '{twice[0]}' twice; keep one row for each video")
 
     def column(file: str) -> np.ndarray:
@@ -74,7 +79,10 @@ def list_wtalc_annotations(folder: Path, *, trust_pickle: bool = False) -> Catal
 
     subsets = [_text(v) for v in column("subset.npy")]
     classes = tuple(c for c in map(_text, _load(folder / "classlist.npy")) if not is_ambiguous(c))
-    durations = column("duration.npy").reshape(len(names), -1)[:, 0]
+    durations = [
+        _duration(v, f"{folder / 'duration.npy'}: video '{name}'")
+        for name, v in zip(names, column("duration.npy").reshape(len(names), -1)[:, 0], strict=True)
+    ]
     segments, labels = column("segments.npy"), column("labels.npy")
     labels_all = column("labels_all.npy") if (folder / "labels_all.npy").exists() else labels
     official = _test_segments(folder, names, subsets, durations, classes)
@@ -88,11 +96,11 @@ def list_wtalc_annotations(folder: Path, *, trust_pickle: bool = False) -> Catal
             labels=tuple(c for c in dict.fromkeys(_text(v) for v in labels_all[i]) if not is_ambiguous(c)),
             segments=segments_now,
             ambiguous=tuple(doubtful.get(name, ())),
-            duration=float(durations[i]),
+            duration=durations[i],
             withdrawn=len(rows) > 0 and not segments_now,
         )
         listings.append(Listing(name, entry, partial(_no_features, folder, name)))
-    return Catalog(name=folder.name, source=folder, classes=classes, listings=tuple(listings), times=TIMES)
+    return Catalog(name=folder.name, source=folder, classes=classes, listings=tuple(listings), convention=CONVENTION)
 
 
 def _rows(folder: Path, name: str, segments: Any, labels: Any, classes: tuple[str, ...]) -> tuple[tuple, ...]:
@@ -114,20 +122,30 @@ def _rows(folder: Path, name: str, segments: Any, labels: Any, classes: tuple[st
 
 
 def _test_segments(
-    folder: Path, names: list[str], subsets: list[str], durations: np.ndarray, classes: tuple[str, ...]
+    folder: Path, names: list[str], subsets: list[str], durations: list[float], classes: tuple[str, ...]
 ) -> dict[str, list[tuple[float, float, str]]]:
     """Segments of the test videos by ``test_gt_segments.npy``, in its order; empty without that file."""
     path = folder / "test_gt_segments.npy"
     if not path.exists():
         return {}
-    by_number = {n.rsplit("_", 1)[-1]: i for i, (n, s) in enumerate(zip(names, subsets, strict=True)) if s == "test"}
+    tests = [i for i, subset in enumerate(subsets) if subset == "test"]
+    by_number = {names[i].rsplit("_", 1)[-1]: i for i in tests}
+    if len(by_number) < len(tests):
+        raise InputError(
+            f"{path}: names videos by the number that they end in, which two of the test videos share; rename"
+        )
     found: dict[str, list[tuple[float, float, str]]] = {}
     for label, rows in zip(classes, _load(path, len(classes)), strict=True):
-        for number, *fractions in rows:
-            where = f"{path}: class '{label}', video number '{_text(number)}'"
-            if _text(number) not in by_number:
+        for row in rows:
+            if len(np.shape(row)) != 1 or len(row) != 3:
+                raise InputError(
+                    f"{path}: class '{label}': {row!r} is not a video number, a start and an end; download it"
+                )
+            ending, *fractions = row
+            where = f"{path}: class '{label}', video number '{_text(ending)}'"
+            if _text(ending) not in by_number:
                 raise InputError(f"{where}: no such test video in videoname.npy; take both from the same download")
-            i = by_number[_text(number)]
+            i = by_number[_text(ending)]
             try:
                 start, end = segment(fractions)
             except InputError as error:
@@ -136,8 +154,18 @@ def _test_segments(
     return found
 
 
-def _open(array: Any, source: str) -> tuple[FeatureArray, ...]:
-    return (feature_array(np.asarray(array), source),)
+def _open(arrays: Callable[[], np.ndarray], index: int, source: str) -> tuple[FeatureArray, ...]:
+    return (feature_array(np.asarray(arrays()[index]), source),)
+
+
+def _duration(value: Any, where: str) -> float:
+    try:
+        seconds = number(value, "duration")
+        if seconds > 0:
+            return seconds
+    except InputError:
+        pass
+    raise InputError(f"{where} lasts {value!r} s; give its length in seconds")
 
 
 def _no_features(folder: Path, name: str) -> NoReturn:

@@ -6,7 +6,6 @@ as default, is said once, in the dataclasses below.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
@@ -16,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from d2net.errors import InputError
+from d2net.words import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Recipe:
             path, sign, text = assignment.partition("=")
             section, _, key = path.partition(".")
             if not sign or section not in _SECTIONS or not key:
-                near = "" if section in _SECTIONS else _nearest(section, list(_SECTIONS))
+                near = "" if section in _SECTIONS else did_you_mean(section, list(_SECTIONS))
                 raise InputError(
                     f"'{assignment}' is not of the form section.key=value{near}; sections are {', '.join(_SECTIONS)}"
                 )
@@ -205,7 +205,7 @@ def load_recipe(name: str) -> Recipe:
     """
     names = recipe_names()
     if name not in names:
-        raise InputError(f"unknown recipe '{name}'{_nearest(name, names)}; there are {', '.join(names)}")
+        raise InputError(f"unknown recipe '{name}'{did_you_mean(name, names)}; there are {', '.join(names)}")
     text = (resources.files(__package__) / f"{name}.yaml").read_text(encoding="utf-8")
     return Recipe.from_dict({"name": name, **yaml.safe_load(text)}, source=f"recipe {name}")
 
@@ -222,17 +222,14 @@ def differences(recipes: Sequence[Recipe]) -> list[tuple[str, list[object]]]:
     return rows
 
 
-def _nearest(word: str, words: list[str]) -> str:
-    near = difflib.get_close_matches(word, words, n=1)
-    return f" (did you mean '{near[0]}'?)" if near else ""
-
-
 def _check_keys(table: object, known: list[str], source: str) -> None:
     if not isinstance(table, dict):
         raise InputError(f"{source}: expected keys and values, found {type(table).__name__}")
     for key in table:
         if key not in known:
-            raise InputError(f"{source}: unknown key '{key}'{_nearest(str(key), known)}; known are {', '.join(known)}")
+            raise InputError(
+                f"{source}: unknown key '{key}'{did_you_mean(str(key), known)}; known are {', '.join(known)}"
+            )
 
 
 def _convert(value: object, wanted: Any, where: str) -> object:
@@ -248,7 +245,7 @@ def _convert(value: object, wanted: Any, where: str) -> object:
     if get_origin(wanted) is Literal:
         if value in choices:
             return value
-        near = _nearest(str(value), list(choices))
+        near = did_you_mean(str(value), list(choices))
         raise InputError(f"{where}: '{value}' is not known{near}; expected {' or '.join(choices)}")
     if get_origin(wanted) is tuple:
         if isinstance(value, (list, tuple)) and value and all(isinstance(v, (int, float)) for v in value):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from d2net.errors import InputError
 from d2net.evaluation import Evaluation
+from d2net.words import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ def load_table(name: str) -> PaperTable:
     """A table by name. Raises InputError for an unknown one; the message lists what there is."""
     tables = _read()
     if name not in tables:
-        near = difflib.get_close_matches(name, tables, n=1)
-        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        hint = did_you_mean(name, tables)
         raise InputError(f"unknown table '{name}'{hint}; there are {', '.join(tables)}")
     table = tables[name]
     return PaperTable(

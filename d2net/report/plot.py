@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import warnings
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from d2net.errors import InputError
 from d2net.localization import localize, predict
 from d2net.model import D2Net
 from d2net.report.timeline import MAX_CLASSES, TimelineRow, Track
+from d2net.words import did_you_mean
 
 PICTURED = 3  # recordings of a picture where nobody names them
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -46,8 +46,7 @@ def find_recordings(dataset: Dataset, names: Sequence[str]) -> Dataset:
     there = {r.name: r for r in dataset.recordings}
     for name in names:
         if name not in there:
-            near = difflib.get_close_matches(name, there, n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            hint = did_you_mean(name, there)
             raise InputError(
                 f"dataset '{dataset.name}' has no recording '{name}'{hint} among the {len(there)} of subset "
                 f"{', '.join(dataset.subsets) or '(none)'}; check the name, or give the subset it is in"

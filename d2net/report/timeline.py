@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from matplotlib.patches import Patch
 from PIL import Image  # matplotlib needs it too
 
 from d2net.errors import InputError
+from d2net.files import write_whole
 from d2net.report.names import fit, fonts_for, plain, text_inches
 
 FORMATS = ("png", "pdf", "svg")
@@ -136,7 +136,7 @@ def save_figure(path: Path, figure: Figure, dpi: int) -> None:
     """
     content = io.BytesIO()
     figure.savefig(content, format=check_picture(path), dpi=dpi)
-    _write(path, content.getvalue())
+    write_whole(path, content.getvalue())
 
 
 def draw_timeline(path: Path, rows: Sequence[TimelineRow], *, min_score: float = MIN_SCORE, dpi: int = 200) -> int:
@@ -471,18 +471,3 @@ def _legend_entries(
         if name in curves
     ]
     return entries
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write beside the target and rename, so that a picture is never half written."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        try:
-            part.write_bytes(content)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); choose a folder that exists and is writable"
-        ) from error

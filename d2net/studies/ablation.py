@@ -8,7 +8,6 @@ Variants that differ in localization and evaluation alone share one training: th
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import json
 import re
@@ -23,15 +22,16 @@ from matplotlib.figure import Figure
 
 from d2net.checkpoint import CHECKPOINT_NAME, load_model
 from d2net.data.dataset import Dataset
-from d2net.data.files import write_atomically
 from d2net.data.watch import TEMPO, TILT, TRAIN_SUBJECTS, load_watch
 from d2net.errors import D2NetError, InputError
 from d2net.evaluation import evaluate
+from d2net.files import write_whole
 from d2net.localization import localize
 from d2net.recipes import Recipe
 from d2net.report.names import fit, fonts_for
 from d2net.report.timeline import save_figure
 from d2net.training import Trainer
+from d2net.words import did_you_mean
 
 STUDY_NAME, RESULT_NAME = "study.json", "result.json"
 NO_DENOISING = ("loss.alpha_snippet=0", "loss.alpha_video=0")
@@ -113,8 +113,7 @@ def choose_losses(names: str) -> list[Variant]:
         raise InputError(f"--losses '{names}' names none; there are {', '.join(LOSSES)}")
     for name in wanted:
         if name not in LOSSES:
-            near = difflib.get_close_matches(name, LOSSES, n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            hint = did_you_mean(name, LOSSES)
             raise InputError(f"--losses: unknown variant '{name}'{hint}; there are {', '.join(LOSSES)}")
     return [LOSSES[name] for name in dict.fromkeys(wanted)]
 
@@ -427,10 +426,7 @@ def write_tables(study: Ablation, rows: Sequence[Row]) -> list[Path]:
         ],
     }
     paths = [study.out / f"ablation.{suffix}" for suffix in ("csv", "json", "png")]
-    try:
-        write_atomically(paths[0], lambda file: file.write(text.getvalue().encode()))
-    except OSError as error:
-        raise InputError(f"{paths[0]}: cannot be written ({error.strerror}); free some space") from error
+    write_whole(paths[0], text.getvalue())
     _write_json(paths[1], table)
     with fonts_for([study.dataset.name, *(row.variant.label for row in rows)]):
         save_figure(paths[2], draw(rows, study.dataset.name, study.over), 200)
@@ -546,10 +542,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    try:
-        write_atomically(path, lambda file: file.write(text.encode()))
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); free some space or choose another --out"
-        ) from error
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -216,6 +216,8 @@ def ablation(
     where = choose_device(device)
     names = {}
     dataset = None
+    if data == "watch":
+        options.refuse(data)
     if data != "watch":  # the study makes its own
         catalog = options.find(data)
         names["train"] = choose_subsets(catalog, subset, 0, "--subset")

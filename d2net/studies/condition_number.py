@@ -20,8 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from d2net.data.files import write_atomically
 from d2net.errors import InputError
+from d2net.files import write_whole
 from d2net.losses import D2NetLoss, bottom_up_attention
 from d2net.ops.topk_pool import topk_pool
 from d2net.report.names import fit, fonts_for
@@ -227,7 +227,7 @@ def write_study(out: Path, points: Mapping[str, Points], settings: Mapping[str, 
             writer.writerow([kind, p.classes, rank, f"{condition:.8g}", f"{determinant:.8g}"])
     summary = json.dumps({**settings, "results": summarise(points)}, indent=1) + "\n"
     for file_name, content in (("points.csv", text.getvalue()), ("summary.json", summary)):
-        write_atomically(out / file_name, lambda file, content=content: file.write(content.encode()))  # type: ignore[misc]
+        write_whole(out / file_name, content)
     with fonts_for([name]):
         figure = draw(points, name)
         for suffix in ("png", "pdf"):

@@ -50,6 +50,9 @@ def write_npz(path: Path, **arrays) -> None:
         lambda p: [np.save(p.with_name(f"a_{s}.npy"), x) for s, x in (("rgb", X[:, :2]), ("flow", X[:, 2:]))],
         lambda p: [np.save(p.with_name(f"a-{s}.npy"), x) for s, x in (("RGB", X[:, :2]), ("FLOW", X[:, 2:]))],
         lambda p: np.save(p.with_name("v_a.npy"), X),
+        lambda p: np.save(p.with_name("a_rgb.npy"), X),  # of one stream alone
+        lambda p: np.save(p.with_name("v_a-flow.npy"), X),
+        lambda p: torch.save(torch.from_numpy(X), p.with_suffix(".pt"), _use_new_zipfile_serialization=False),
         lambda p: [np.save(p.with_name(f"v_a_{s}.npy"), x) for s, x in (("rgb", X[:, :2]), ("flow", X[:, 2:]))],
     ],
 )
@@ -145,7 +148,19 @@ def test_i3d_in_one_array_is_two_streams(tmp_path):
             lambda p: [np.save(p.with_suffix(".npy"), X), write_npz(p, feats=X)],
             r"features: a\.npy and a\.npz could both be the features of 'a'",
         ),
-        (lambda p: np.save(p.with_name("a_rgb.npy"), X), r"'a' has rgb features but no flow"),
+        (
+            lambda p: [np.save(p.with_name(n), X) for n in ("a_rgb.npy", "b_flow.npy")],
+            r"'a' has rgb features but no flow",
+        ),
+        (lambda p: p.with_suffix(".csv").write_text("1,2"), r"no such feature file \(there is 'a\.csv', of which none"),
+        (
+            lambda p: p.with_suffix(".npy").write_text("<!DOCTYPE html>"),
+            r"a\.npy: .*a web page or a pointer of git-lfs",
+        ),
+        (lambda p: p.with_suffix(".npy").write_text("version https://git-lfs"), r"a web page or a pointer of git-lfs"),
+        (lambda p: np.save(p.with_suffix(".npy"), np.float32(3)), r"a\.npy: has shape \(\), expected \(T, width\)"),
+        (lambda p: write_npz(p, feats=np.float32(3)), r"a\.npz: has shape \(\), expected"),
+        (lambda p: torch.save(torch.tensor(3.0), p.with_suffix(".pt")), r"a\.pt: has shape \(\), expected"),
         (lambda p: np.save(p.with_name("A.npy"), X), r"a\.npy: no such feature file"),
     ],
 )
@@ -273,3 +288,38 @@ def test_more_recordings_than_files_that_may_be_open(tmp_path):
             np.testing.assert_array_equal(dataset.features(i), X + i)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "h5"])
+def test_two_recordings_never_share_their_features(tmp_path, kind):
+    folder = annotations(tmp_path, ("a", "v_a"))
+    if kind == "npy":
+        np.save(folder / "a.npy", X)
+    elif kind == "npz":
+        write_npz(folder / "v_a", feats=X)
+    else:
+        with pytest.importorskip("h5py").File(folder / "all.h5", "w") as file:
+            file["a"] = X
+    with pytest.raises(InputError, match="are the features of 'a' and of 'v_a'; give each its own"):
+        open_dataset(tmp_path)
+
+
+def test_nothing_beside_the_data_is_in_the_way(tmp_path):
+    """Other JSONs, an array of nothing, a link to nowhere, a stray .npy beside the one HDF5 file."""
+    h5py = pytest.importorskip("h5py")
+    folder = annotations(tmp_path, ("a", "b", "c"))
+    with h5py.File(folder / "all.h5", "w") as file:
+        file["a"] = X
+    np.save(folder / "b.npy", np.array([]))
+    (folder / "c.npy").symlink_to(tmp_path / "nowhere.npy")
+    for name, text in (("classes.json", '["x"]'), ("empty.json", ""), ("comments.json", "// no\n{}")):
+        (tmp_path / name).write_text(text)
+    (folder / "__MACOSX" / "rgb").mkdir(parents=True)
+    with pytest.warns(UserWarning, match="2 of 3 recordings are left out"):
+        assert [r.name for r in open_dataset(tmp_path).recordings] == ["a"]
+
+
+def test_reading_opens_one_key_of_an_archive(tmp_path):
+    write_npz(annotations(tmp_path) / "a", rgb=X, flow=X + 1)
+    dataset = open_dataset(tmp_path)
+    np.testing.assert_array_equal(dataset.features(0), np.concatenate([X, X + 1], axis=1))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -220,7 +222,7 @@ def test_convert_keeps_everything(wtalc, tmp_path):
     source = open_dataset(wtalc, trust_pickle=True)
     assert (result.name, result.classes, result.subsets) == (source.name, source.classes, ("train", "test"))
     assert [r.duration for r in result.recordings] == [r.duration for r in source.recordings]
-    assert json.loads((tmp_path / "out/gt.json").read_text())["database"]["v1"]["fps"] == 25
+    assert json.loads((tmp_path / "out/gt.json").read_text())["database"]["v1"]["seconds_per_snippet"] == 0.64
 
 
 def test_convert_keeps_labels_that_differ_from_the_segments(wtalc, tmp_path):
@@ -293,12 +295,78 @@ def test_convert_refuses_the_folder_of_another_dataset(actionformer, tmp_path):
         convert(simulate(stream_widths=(2, 2)), out)
 
 
+def test_convert_never_makes_one_subset_of_two(actionformer, tmp_path):
+    """ActivityNet tests on validation; its test has no annotations."""
+    rows = database(fps=30.0)
+    for name, subset in (("v1", "train"), ("v2", "validation"), ("t1", "test")):
+        rows[name]["subset"] = subset
+    rows["t1"]["annotations"] = []
+    write_json(actionformer / "tiny.json", stride=4, streams=[2, 2], database=rows)
+    result = convert(actionformer, tmp_path / "out")
+    assert {r.name: r.subset for r in result.recordings} == {"v1": "train", "v2": "validation", "t1": "test"}
+
+
+def test_convert_replaces_nothing_but_its_own(cola, actionformer, tmp_path):
+    out = tmp_path / "out"
+    convert(cola, out)
+    other = tmp_path / "other" / cola.name  # of the same name
+    other.parent.mkdir()
+    shutil.copytree(cola, other, ignore=shutil.ignore_patterns("out", "other"))
+    with pytest.raises(InputError, match="already holds another dataset"):
+        convert(other, out)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds other files than a conversion"):
+        convert(cola, out)
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_an_interrupted_replacement_leaves_the_earlier_conversion(cola, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    convert(cola, out)
+    moves = []
+
+    def replace(source, target):
+        moves.append(target)
+        if len(moves) == 2:
+            raise KeyboardInterrupt
+        os.rename(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        convert(cola, out)
+    monkeypatch.undo()
+    check_content(open_dataset(out), 16 / 25)
+
+
+def test_converted_times_take_options_as_the_source_does(actionformer, tmp_path):
+    """Time is kept in seconds: frames that were never there must not be counted with."""
+    write_json(actionformer / "tiny.json", stride=4, window=8, streams=[2, 2], database=database(fps=30))
+    convert(actionformer, tmp_path / "out")
+    for times, seconds in (
+        (Times(), 4 / 30),
+        (Times(fps=25, stride=8), 8 / 25),
+        (Times(seconds_per_snippet=0.5), 0.5),
+        (Times(fps=30, stride=4, window=16), 4 / 30),
+    ):
+        for place in (actionformer, tmp_path / "out"):
+            recording = open_dataset(place, times=times).recordings[0]
+            assert recording.seconds_per_snippet == pytest.approx(seconds)
+            if times == Times() or times.window:
+                first = 6 / 30 if times.window else 2 / 30
+                assert recording.first_snippet == pytest.approx(first)
+    with pytest.raises(InputError, match="the stride of the features is not known"):
+        open_dataset(tmp_path / "out", times=Times(fps=25))
+    write_json(actionformer / "tiny.json", stride=16, window=8, streams=[2, 2], database=database(fps=30))
+    result = convert(actionformer, tmp_path / "short")  # a window shorter than the stride
+    assert result.recordings[0].first_snippet == pytest.approx(-4 / 30)
+
+
 def test_convert_refuses_names_that_leave_the_folder(cola, tmp_path):
     rows = database()
     rows["../v1"] = rows.pop("v1")
     write_json(tmp_path / "evil.json", database=rows)
     source = simulate(tmp_path / "evil.json", stream_widths=(2, 2))
-    with pytest.raises(InputError, match=re.escape("'../v1' cannot be a file name")):
+    with pytest.raises(InputError, match=re.escape("'../v1' cannot be the name of a file")):
         convert(source, tmp_path / "out" / "inner")
 
 
@@ -395,11 +463,11 @@ def test_odd_joint_width_of_wtalc(wtalc):
 @pytest.mark.parametrize(
     ("text", "pattern"),
     [
-        ("{", r"gt\.json: not valid JSON \(.*line 1 column 2.*\); repair"),
+        ("{", r"gt\.json: not valid JSON \(.*line 1 column 2.*\); truncated perhaps"),
         ("[]", r"gt\.json: holds a JSON list"),
         ("{}", r'gt\.json: has no "database" object'),
         ('{"database": {"v1": []}}', r"gt\.json: video 'v1': malformed entry"),
-        ('{"database": {"v1": {}}}', r"'v1': malformed entry .*'subset'"),
+        ('{"database": {"v1": {}}}', r"'v1': malformed entry \(no \"subset\"; add it"),
         ('{"database": {"v1": {"subset": "train", "duration": -1}}}', r"'v1': .*\"duration\" is -1"),
         ('{"database": {"v1": {"subset": "train", "labels": "run"}}}', r"'v1': .*\"labels\" is not a list"),
         ('{"database": {}, "fps": 0}', r"gt\.json: fps is 0"),
@@ -437,7 +505,7 @@ def test_no_fps(actionformer):
 
 
 def test_empty_and_unknown_splits(cola):
-    fails("subset 'dev' is empty; there are train, test", cola, subsets=["dev"])
+    fails("there is no subset 'dev'; there are train, test", cola, subsets=["dev"])
     (cola / "split_test.txt").write_text("\n")
     fails(r"split_test\.txt: the split is empty; write one", cola)
     for path in cola.glob("split_*.txt"):
@@ -492,10 +560,105 @@ def test_unknown_layout(tmp_path):
     fails(r"unknown layout; looked for .*W-TALC.*CoLA.*ActionFormer.*found nothing", tmp_path)
     for i in range(8):
         (tmp_path / f"{i}.txt").touch()
-    fails(r"found 0\.txt, .*5\.txt and 2 more", tmp_path)
+    fails(r"found '0\.txt', .*'5\.txt' and 2 more", tmp_path)
 
 
 # --- broken W-TALC files ---
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_wtalc_durations(wtalc, value):
+    path = wtalc / "Tiny-Annotations/duration.npy"
+    durations = np.load(path)
+    durations[1] = value
+    np.save(path, durations)
+    fails(r"duration\.npy: video 'v2' lasts .* s; give its length", wtalc, trust_pickle=True)
+
+
+def test_wtalc_test_segments(wtalc):
+    save(wtalc / "Tiny-Annotations/test_gt_segments.npy", objects([np.array([["t1"]], object), np.zeros((0, 3))]))
+    fails(r"test_gt_segments\.npy: class 'run': .* is not a video number, a start and an end", wtalc, trust_pickle=True)
+    save(wtalc / "Tiny-Annotations/subset.npy", np.array([b"test"] * 3))
+    save(wtalc / "Tiny-Annotations/videoname.npy", np.array([b"a_1", b"b_1", b"t1"]))
+    fails("names videos by the number that they end in, which two", wtalc, trust_pickle=True)
+
+
+def test_wtalc_annotations_are_read_without_the_features(wtalc):
+    (wtalc / "Tiny-I3D-JOINTFeatures.npy").write_bytes(b"cut")
+    assert len(read_annotations(wtalc, trust_pickle=True)) == 4
+    fails("Tiny-I3D-JOINTFeatures.npy: cannot be loaded", wtalc, trust_pickle=True)
+
+
+def test_a_class_is_listed_once(cola):
+    write_json(cola / "gt.json", database=database(), classes=["run", "jump", "run"])
+    fails("class 'run' is listed twice; list it once", cola)
+
+
+def test_a_class_of_wtalc_is_listed_once(wtalc):
+    save(wtalc / "Tiny-Annotations/classlist.npy", np.array([b"run", b"jump", b"jump"]))
+    fails("class 'jump' is listed twice", wtalc, trust_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": None}, '"label" is None, expected a name'),
+        ({"label": True}, '"label" is True'),
+        ({"label": ""}, "\"label\" is '', expected a name"),
+        ({"label": ["run"]}, '"label" is '),
+    ],
+)
+def test_labels_are_names(cola, change, message):
+    rows = database()
+    rows["v2"]["annotations"][0].update(change)
+    write_json(cola / "gt.json", database=rows)
+    fails(message, cola)
+
+
+def test_subsets_are_names(actionformer):
+    for value, message in ((["a"], "expected a name"), ("", "expected a name"), (None, 'no "subset"')):
+        rows = database(fps=30)
+        rows["v2"]["subset"] = value
+        write_json(actionformer / "tiny.json", stride=4, database=rows)
+        fails(message, actionformer)
+    rows["v2"]["subset"], rows["t1"]["subset"] = "train ", "Train"
+    write_json(actionformer / "tiny.json", stride=4, database=rows)
+    fails("the subsets 'train' .2 recordings. and 'Train' .1 recordings. are probably one", actionformer)
+
+
+def test_accents_in_two_codings_are_one_label(cola):
+    rows = database()
+    rows["v1"]["annotations"][0]["label"] = "Caf\u00e9"
+    rows["v2"]["annotations"][0]["label"] = "Cafe\u0301"
+    write_json(cola / "gt.json", database=rows)
+    fails("are probably one", cola)
+
+
+def test_split_and_annotations_in_two_codings_name_one_video(cola):
+    rows = database()
+    rows["m\u00fcller"] = rows.pop("v1")
+    write_json(cola / "gt.json", database=rows)
+    (cola / "split_train.txt").write_text("mu\u0308ller\nv2\n")
+    for stream in ("rgb", "flow"):
+        (cola / f"features/train/{stream}/v1.npy").rename(cola / f"features/train/{stream}/mu\u0308ller.npy")
+    dataset = open_dataset(cola, subsets=["train"])
+    assert [r.name for r in dataset.recordings] == ["m\u00fcller", "v2"] and dataset.recordings[0].labels == ("run",)
+
+
+def test_what_split_and_annotations_do_not_share_is_said(cola):
+    rows = database()
+    rows["extra"] = rows.pop("t1")
+    write_json(cola / "gt.json", database=rows)
+    notes = " ".join(open_dataset(cola).notes)
+    assert "1 recordings are not in gt.json, and so without segments: 't1'" in notes
+    assert "1 recordings of gt.json are in no split, and not used: 'extra'" in notes
+
+
+def test_annotations_without_a_segment_beside_others_are_said(cola):
+    rows = database()
+    rows["v2"]["annotations"].append({"label": "run", "segments": [5, 6]})
+    write_json(cola / "gt.json", database=rows)
+    assert "1 annotations of 1 recordings have no segment beside others" in " ".join(open_dataset(cola).notes)
 
 
 def test_wtalc_needs_trust(wtalc):

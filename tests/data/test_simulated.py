@@ -78,7 +78,7 @@ def test_very_short_video_has_a_snippet(tmp_path):
 
 def test_only_wanted_subsets(tmp_path):
     assert open_dataset("simulated", subsets=["test"]).subsets == ("test",)
-    with pytest.raises(InputError, match="subset 'dev' is empty; there are train, test"):
+    with pytest.raises(InputError, match="there is no subset 'dev'; there are train, test"):
         open_dataset("simulated", subsets=["dev"])
 
 
@@ -90,7 +90,7 @@ def test_errors(tmp_path):
         simulate(write(tmp_path / "none.json", {}))
     with pytest.raises(InputError, match="stream_widths"):
         simulate(stream_widths=(0, 4))
-    with pytest.raises(InputError, match="nowhere.json.*give the path"):
+    with pytest.raises(InputError, match="nowhere.json.*check the path"):
         open_dataset(f"simulated:{tmp_path / 'nowhere.json'}")
 
 

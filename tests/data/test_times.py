@@ -52,6 +52,7 @@ def test_resolve(table, expected):
         ({"stride": "often"}, "\"stride\" is 'often', not a finite number"),
         ({"stride": True}, '"stride" is True'),
         ({"offset": -1}, "offset is -1; it must be a number at least 0"),
+        ({"stride": 16, "fps": 30, "first_snippet": "later"}, "\"first_snippet\" is 'later'"),
     ],
 )
 def test_what_is_not_known_is_asked_for(table, message):
@@ -95,11 +96,25 @@ def dataset(tmp_path, entry: dict, top: dict, snippets: int = 60):
         ({"duration": 32.0, "fps": 30, "num_frames": 960}, {"feat_stride": 16}, (16 / 30, 0)),
         ({"duration": 32.0, "fps": 30, "num_frames": 32}, {"feat_stride": 16}, (16 / 30, 8 / 30)),
         ({"duration": 32.0, "frame": 960}, {"feat_stride": 16}, (16 / 30, 0)),
+        # what is said of fps wins over what frames and duration give
+        ({"duration": 38.4, "frame": 1152}, {"fps": 25, "feat_stride": 16}, (0.64, 0)),
+        # extracted at 25 fps from a video of 30
+        ({"duration": 38.4, "fps": 25, "num_frames": 1152}, {"feat_stride": 16}, (0.64, 0)),
+        ({"num_frames": 960}, {"fps": 30, "feat_stride": 16}, (16 / 30, 0)),
+        ({"fps": 30}, {"seconds_per_snippet": 0.5}, (0.5, 0)),
+        ({"duration": 30.0, "frame": 900}, {"seconds_per_snippet": 0.5}, (0.5, 0)),
+        ({"stride": 15, "num_frames": 45}, {"fps": 30}, (0.5, 0.5)),
     ],
 )
 def test_times_of_a_json(tmp_path, entry, top, expected):
     recording = open_dataset(dataset(tmp_path, entry, top)).recordings[0]
     assert (recording.seconds_per_snippet, recording.first_snippet) == pytest.approx(expected)
+
+
+def test_num_frames_that_could_be_either_is_asked_for(tmp_path):
+    for snippets, value in ((4, 64), (4, 48), (60, 10_000)):
+        with pytest.raises(InputError, match='"num_frames" is .*: call it "window" where'):
+            open_dataset(dataset(tmp_path, {"fps": 30, "num_frames": value}, {"stride": 16}, snippets))
 
 
 def test_convert_keeps_when_the_first_snippet_is(tmp_path):
@@ -132,6 +147,7 @@ def test_durations_that_fit(tmp_path, duration, stride, snippets, window):
         (640.0, 19.2, 960, "has 960 snippets of 0.64 s, 614.4 s in all, but lasts 640 s"),  # 25 fps called 24
         (32000.0, 16, 60, "the duration may be in milliseconds"),
         (2.133, 16, 60, "the array's axes may be swapped"),  # it is 60 x 4
+        (32.0, 16, 6, "6 snippets"),
     ],
 )
 def test_durations_that_do_not(tmp_path, duration, stride, snippets, cause):
@@ -140,6 +156,26 @@ def test_durations_that_do_not(tmp_path, duration, stride, snippets, cause):
         open_dataset(folder)
     assert "--ignore-durations" in str(caught.value) and "\n" not in str(caught.value)
     assert len(open_dataset(folder, check_durations=False)) == 1
+
+
+@pytest.mark.parametrize("top", [{"offset": 1000}, {"window": 3000}])
+def test_a_first_snippet_past_what_the_durations_allow(tmp_path, top):
+    with pytest.raises(InputError, match="the first from .* s on.*window or offset"):
+        open_dataset(dataset(tmp_path, {"duration": 32.0}, {"fps": 30, "stride": 16, **top}))
+
+
+def test_short_recordings_that_are_all_off_the_same_way(tmp_path):
+    """Each is within the snippets that are allowed; together they are half as many as their durations ask for."""
+    folder = dataset(tmp_path, {}, {"fps": 30, "stride": 8}, 4)
+    table = json.loads((folder / "gt.json").read_text())
+    video = {**table["database"]["a"], "duration": 64 / 30}
+    for i in range(10):
+        table["database"][f"a{i}"] = video
+        np.save(folder / "features" / f"a{i}.npy", np.ones((4, 4), np.float32) * i + 1)
+    (folder / "gt.json").write_text(json.dumps(table))
+    with pytest.raises(InputError, match="their 10 recordings have 40 snippets together, and by their durations 80"):
+        open_dataset(folder)
+    assert len(open_dataset(folder, times=Times(stride=16))) == 11
 
 
 def test_durations_are_checked_in_every_layout(tmp_path):
