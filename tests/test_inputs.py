@@ -179,6 +179,18 @@ def test_lengths_that_are_none(lengths):
             call()
 
 
+@pytest.mark.parametrize("pairing", ["different", "permutation"])
+@pytest.mark.parametrize("partners", [[1.0, 2, 3, 0], [1, 2], 1, [[[0]]]])
+def test_partners_that_are_none(pairing, partners):
+    with pytest.raises(InputError, match="partners has shape"):
+        losses.DiscriminativeLoss(pairing=pairing)(*batch(), partners)
+
+
+def test_permutations_of_a_list_of_counts():
+    drawn = [losses.draw_permutations(n, 4, torch.Generator().manual_seed(0)) for n in ([2, 4], torch.tensor([2, 4]))]
+    assert torch.equal(*drawn) and drawn[0][0, :2].sort().values.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("thresholds", [0.5, "high", ["low", "high"], [], [float("nan")]])
 def test_thresholds_that_are_none(thresholds):
     with pytest.raises(InputError, match="thresholds must be"):
