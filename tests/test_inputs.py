@@ -151,6 +151,7 @@ def test_any_array_of_numbers_is_taken(array, writable):
         (np.array([1 + 2j]), "an array of complex128 that cannot"),
         (np.array([None, "x"]), "an array of object that cannot"),
         ([torch.zeros(2), torch.zeros(2)], "a list of tensors; torch.stack"),
+        ([[torch.zeros(2, requires_grad=True)]], "a list of tensors; torch.stack"),
     ],
 )
 def test_what_is_no_array_of_numbers_is_refused(x, words):
