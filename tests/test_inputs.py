@@ -151,6 +151,7 @@ def test_any_array_of_numbers_is_taken(array, writable):
         (np.array([1 + 2j]), "an array of complex128 that cannot"),
         (np.array([None, "x"]), "an array of object that cannot"),
         ([torch.zeros(2), torch.zeros(2)], "a list of tensors; torch.stack"),
+        ([[torch.zeros(2, requires_grad=True)]], "a list of tensors; torch.stack"),
     ],
 )
 def test_what_is_no_array_of_numbers_is_refused(x, words):
@@ -177,6 +178,18 @@ def test_lengths_that_are_none(lengths):
     ):
         with pytest.raises(InputError, match="lengths"):
             call()
+
+
+@pytest.mark.parametrize("pairing", ["different", "permutation"])
+@pytest.mark.parametrize("partners", [[1.0, 2, 3, 0], [1, 2], 1, [[[0]]]])
+def test_partners_that_are_none(pairing, partners):
+    with pytest.raises(InputError, match="partners has shape"):
+        losses.DiscriminativeLoss(pairing=pairing)(*batch(), partners)
+
+
+def test_permutations_of_a_list_of_counts():
+    drawn = [losses.draw_permutations(n, 4, torch.Generator().manual_seed(0)) for n in ([2, 4], torch.tensor([2, 4]))]
+    assert torch.equal(*drawn) and drawn[0][0, :2].sort().values.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("thresholds", [0.5, "high", ["low", "high"], [], [float("nan")]])

@@ -21,6 +21,7 @@ def draw_permutations(counts: Tensor, size: int, generator: torch.Generator | No
         counts: (N,) int64, at most ``size``.
         generator: on any device; None: PyTorch's own of ``counts``'s device.
     """
+    counts = as_tensor("draw_permutations", "counts", counts)
     keys = _uniform((len(counts), size), counts.device, generator)
     return (keys + (torch.arange(size, device=counts.device) >= counts[:, None])).argsort(1)
 
@@ -33,8 +34,10 @@ def pair_different(
     if partners is None:
         return Pairs(different_partners(_uniform((3, b), valid_fg.device, generator), valid_fg, valid_bg))
     partners = as_tensor("DiscriminativeLoss", "partners", partners, valid_fg)
-    if partners.shape not in ((b,), (3, b)):
-        raise InputError(f"partners has shape {tuple(partners.shape)}, expected ({b},) or (3, {b})")
+    if partners.shape not in ((b,), (3, b)) or partners.is_floating_point():
+        raise InputError(
+            f"partners has shape {tuple(partners.shape)} and dtype {partners.dtype}, expected integers ({b},), (3, {b})"
+        )
     partner = partners.to(torch.int64).expand(3, b)
     usable = (partner >= 0) & (partner < b) & (partner != torch.arange(b, device=partner.device))
     has_x, has_other = torch.stack((valid_fg, valid_fg, valid_bg)), torch.stack((valid_bg, valid_fg, valid_bg))
@@ -62,8 +65,10 @@ def pair_by_permutation(
     if partners is None:
         partners = draw_permutations(counts.repeat(2), b, generator)
     partners = as_tensor("DiscriminativeLoss", "partners", partners, counted)
-    if partners.shape != (4, b):
-        raise InputError(f"partners has shape {tuple(partners.shape)}, expected the four permutations (4, {b})")
+    if partners.shape != (4, b) or partners.is_floating_point():
+        raise InputError(
+            f"partners has shape {tuple(partners.shape)} and dtype {partners.dtype}, expected permutations (4, {b})"
+        )
     own = recording.gather(1, partners[:2].gather(1, number[:2]))
     row = number[2]
     pair = partners[2].argsort()[row]  # the j with perm2[j] = row

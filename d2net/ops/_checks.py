@@ -1,6 +1,6 @@
 """What every operator and loss does with its arguments: makes tensors of arrays and lists, and checks them.
 
-Nothing here waits for a device.
+Nothing here waits for a device, except for an array or a list that is copied to one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ def as_tensor(operator: str, name: str, x: Any, like: Tensor | None = None) -> T
     """
     if isinstance(x, Tensor):
         return x
-    if isinstance(x, (list, tuple)) and any(isinstance(item, Tensor) for item in x):
+    first = x
+    while isinstance(first, (list, tuple)) and first:
+        first = first[0]
+    if isinstance(first, Tensor):  # numpy would read it, but without its gradient
         raise InputError(f"{operator}: {name} is a list of tensors; torch.stack or torch.cat them")
     try:
         array = np.asarray(x)
