@@ -223,7 +223,9 @@ class Trainer:
                 if save:
                     save_checkpoint(self.path, self._checkpoint())
                 if evaluation:
-                    log.write(self.iteration, self._evaluate())
+                    found = self._evaluate()
+                    log.write(self.iteration, found)
+                    bar.tell(f"iteration {self.iteration}: {_in_words(found)}")
                 if stopping:
                     raise KeyboardInterrupt(f"stopped at iteration {self.iteration}; saved {self.path}")
         return self.path
@@ -507,6 +509,15 @@ class _Bar:
         if self.progress is not None:
             self.progress.stop()
 
+    def tell(self, text: str) -> None:
+        """A line that stays."""
+        if self.instead is not None:
+            return
+        if self.progress is not None:
+            self.progress.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr)
+
     def update(self, iteration: int, terms: Mapping[str, float]) -> None:
         """Show how far it is, how fast, and the loss with its terms that are shown."""
         if self.instead is not None:
@@ -520,6 +531,14 @@ class _Bar:
             self.reported = 10 * iteration // self.total
             left = (self.total - iteration) / speed
             print(f"iteration {iteration}/{self.total}: {text}, {left:.0f} s left", file=sys.stderr)
+
+
+def _in_words(found: Mapping[str, Any]) -> str:
+    """What an evaluation found, in a line."""
+    if "not_evaluated" in found:
+        return f"not evaluated, {found['not_evaluated']}"
+    levels = ", ".join(f"mAP@{level} {value:.1f}" for level, value in found["map"].items())
+    return f"{levels}, average {found['average']:.1f}, F1@0.5 {found['f1']:.1f}"
 
 
 def denoising_is_on(settings: TrainingRecipe, iteration: int) -> bool:

@@ -339,7 +339,7 @@ def test_errors_are_one_line(data: Path, trained: Path, detections: Path, tmp_pa
     missing = tmp_path / "missing"
     assert "did you mean 'clip_4'" in fails(*plot, "--video", "clip4")
     assert "no recording 'clip_0'" in fails(*plot, "--video", "clip_0", "--subset", "test")
-    assert "subset 'val' is empty" in fails(*plot, "--subset", "val")
+    assert "there is no subset 'val'" in fails(*plot, "--subset", "val")
     assert f"{missing}: no such folder" in fails(*plot, "--frames", missing)
     (tmp_path / "frames" / "clip_4").mkdir(parents=True)
     assert "holds no .jpg" in fails(*plot, "--frames", tmp_path / "frames")

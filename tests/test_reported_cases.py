@@ -235,8 +235,9 @@ def test_one_number_on_every_path(tmp_path):
     trust = "--trust-pickle"
     run("convert", data, plain, trust)
     settings = [*SMALL, "--set", "evaluation.protocol=wtalc", "--set", "evaluation.tiou=[0.3, 0.5]"]
-    run("train", "--data", plain, "--out", tmp_path / "run", *settings, "--eval-every", 60)
+    result = run("train", "--data", plain, "--out", tmp_path / "run", *settings, "--eval-every", 60)
     logged = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert f"iteration 60: mAP@0.3 {logged['map']['0.3']:.1f}, mAP@0.5" in result.stderr
 
     out = tmp_path / "det.json"
     text = run("localize", tmp_path / "run", "--data", plain, "--out", out).stdout

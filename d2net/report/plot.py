@@ -44,7 +44,10 @@ def choose_recordings(dataset: Dataset, count: int = PICTURED) -> Dataset:
 def find_recordings(dataset: Dataset, names: Sequence[str]) -> Dataset:
     """The recordings of these names, in that order. Raises InputError for a name that is not there."""
     there = {r.name: r for r in dataset.recordings}
+    reasons = {x.name: x.why for x in dataset.left_out}
     for name in names:
+        if name in reasons:
+            raise InputError(f"recording '{name}' has no usable features: {reasons[name]}")
         if name not in there:
             hint = did_you_mean(name, there)
             raise InputError(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from d2net.data import find_dataset, open_dataset
+from d2net.data.describe import inspect
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "data.md"
 
@@ -30,7 +31,8 @@ def test_every_example_makes_a_dataset(examples, tmp_path, monkeypatch, capsys):
         for folder, widths in expected.items():
             dataset = open_dataset(folder, trust_pickle=True)
             assert dataset.stream_widths == widths and dataset.classes == ("Jump", "Spin")
-            assert [r.labels for r in dataset.recordings] == [("Jump",), ("Spin",), ("Jump",)]
+            assert [r.labels for r in dataset.recordings] == 2 * [("Jump",), ("Spin",)]
+            assert inspect(find_dataset(folder, trust_pickle=True)).problems == []
     assert "(40, 768) 0.5333333333333333 0.0" in capsys.readouterr().out
 
 
@@ -46,5 +48,6 @@ def test_every_key_that_is_read_is_in_the_document():
     from d2net.data.times import _KEYS
 
     text = DOCUMENT.read_text(encoding="utf-8")
-    for key in (key for keys in _KEYS.values() for key in keys):
+    others = ("labels", "ambiguous", "withdrawn", "frame", "duration", "label_id", "classes", "streams", "name")
+    for key in (*(key for keys in _KEYS.values() for key in keys), *others):
         assert f"`{key}`" in text, key
