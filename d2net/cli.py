@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
@@ -348,6 +349,8 @@ def evaluate(
     levels = parse_tiou(tiou)
     if json_out:
         check_output(json_out, "--json")
+        if json_out.resolve() in (detections.resolve(), Path(annotations).resolve()):
+            raise InputError(f"--json {json_out}: is a file that is read here; give another path")
     if compare:
         from d2net.report import paper_tables
 
@@ -368,7 +371,7 @@ def evaluate(
             table,
             result if covered else judge(found, truth, protocol=protocol, tiou=table.levels, unknown_videos=unknown),  # type: ignore[arg-type]
             run=f"this run: {detections.name}",
-            features="; ".join(filter(None, (read_features(detections), features))) or None,
+            features="; ".join(filter(None, (read_features(detections), (features or "").strip()))) or None,
             data=data_name,
             classes=result.coverage.classes,
         )
@@ -629,7 +632,7 @@ def parse_tiou(text: str) -> tuple[float, ...]:
 
 def evaluation_table(result: Evaluation, *, title: str) -> Table:
     """One row: mAP at each temporal IoU, its average, and F1, in percent."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for name in (*(f"mAP@{level:g}" for level in result.tiou), "average", "F1@0.5"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_row(*(f"{v:.1f}" for v in (*result.map, result.average, result.f1)))

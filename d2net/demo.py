@@ -91,6 +91,8 @@ def _print_result(console: Console, out: Path, result: Evaluation, detections: D
     numbers = [*result.map, result.average, _average_to_half(result), result.f1]
     table.add_row(*(f"{n:.1f}" for n in numbers))
     console.print(table)
+    for line in result.coverage.lines():
+        console.print(line, soft_wrap=True)
     # Without this a row of equal numbers looks like a bug.
     console.print(
         "The recordings are joined with hard cuts, so boundaries are easy here and mAP may hardly depend on the IoU; "

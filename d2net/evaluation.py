@@ -60,6 +60,7 @@ class Coverage:
         classes_without_segments: The other classes of the annotations: they do not enter the mean.
         classes_without_detections: Classes with ground truth and without a detection that counts: AP 0, in the mean.
         ambiguous_segments: Ambiguous segments of the annotations.
+        outside_mean: Detections of classes without ground truth, which count in F1 alone.
     """
 
     protocol: str
@@ -76,6 +77,7 @@ class Coverage:
     classes_without_segments: tuple[str, ...]
     classes_without_detections: tuple[str, ...]
     ambiguous_segments: int
+    outside_mean: int = 0
 
     def lines(self) -> list[str]:
         """Short sentences to print: one, and one for every count that is not what one hopes for."""
@@ -91,9 +93,10 @@ class Coverage:
         empty = [name for name in self.without_detections if name not in unlisted]
         of = f"of {_count(self.judged, 'recording')}"
         if unlisted:
+            missed = len(unlisted - set(self.without_segments))
             lines.append(
                 f"not listed in the detections: {len(unlisted)} {of} ({listed(self.unlisted)}); "
-                "their segments are missed"
+                + ("their segments are missed" if missed == len(unlisted) else f"the segments of {missed} are missed")
             )
         if empty:
             lines.append(f"listed without a detection: {len(empty)} {of} ({listed(empty)})")
@@ -118,7 +121,10 @@ class Coverage:
                 there = "the activitynet protocol does not know them, detections there count as any other"
             lines.append(f"ambiguous segments: {self.ambiguous_segments}; {there}")
         if names := self.classes_without_segments:
-            lines.append(f"without ground truth, not in the mean: {_count(len(names), *_CLASS)} ({listed(names)})")
+            there = f"; {_count(self.outside_mean, 'detection')} there, in F1 alone" if self.outside_mean else ""
+            lines.append(
+                f"without ground truth, not in the mean: {_count(len(names), *_CLASS)} ({listed(names)}){there}"
+            )
         if (names := self.classes_without_detections) and left:
             lines.append(f"without a detection, AP 0 in the mean: {_count(len(names), *_CLASS)} ({listed(names)})")
         return lines
@@ -166,7 +172,7 @@ def evaluate(
     detections: Detections,
     annotations: Annotations,
     protocol: Protocol = "activitynet",
-    tiou: Iterable[float] = THUMOS14_TIOU,
+    tiou: float | Iterable[float] = THUMOS14_TIOU,
     f1_tiou: float = 0.5,
     *,
     unknown_videos: UnknownVideos = "error",
@@ -194,7 +200,10 @@ def evaluate(
             that is not finite; a segment that ends before it starts; detections of which none is left, because of
             unknown videos, the label "Ambiguous", or videos without segments.
     """
-    tiou = tuple(float(t) for t in tiou)
+    try:
+        tiou = (float(tiou),) if isinstance(tiou, (int, float, str)) else tuple(float(t) for t in tiou)
+    except (TypeError, ValueError):
+        raise InputError(f"tiou is {tiou!r}; give one IoU threshold or several, as (0.3, 0.5)") from None
     if protocol not in get_args(Protocol):
         raise InputError(f"protocol '{protocol}' is unknown; choose activitynet or wtalc")
     if not tiou or not all(0 < t <= 1 for t in (*tiou, f1_tiou)):
@@ -289,6 +298,7 @@ def evaluate(
             false_positives=false_positives,
             classes=int(present.sum()),
             classes_without_segments=_chosen(annotations.classes, ~present),
+            outside_mean=int((~present[label]).sum()),
             classes_without_detections=_chosen(
                 annotations.classes, present & (np.bincount(label, minlength=len(ap)) == 0)
             ),

@@ -193,6 +193,7 @@ class Trainer:
         self.loss.train()
         # The terms of the last iterations stay on the device until _check looks at them.
         history = torch.zeros(CHECK_EVERY, len(TERMS), device=self.device)
+        self._looked = self.iteration
         graph = self._step_graph()
         with (
             self._own_threads(),
@@ -273,15 +274,18 @@ class Trainer:
         return StepGraph(self._update_resident, rows, [self.pairing], required=bool(self.graph))
 
     def _check(self, history: Tensor) -> dict[str, float]:
-        """The latest terms. Raises D2NetError for the first iteration, of those since the last look, that is not
-        finite, so that no bad checkpoint is ever saved."""
+        """Means of the terms since the last look, so that L_D shows where it is on in some iterations only.
+
+        Raises D2NetError for the first of these iterations that is not finite, so that no bad checkpoint is ever saved.
+        """
         rows = history.tolist()
-        first = max(0, self.iteration - CHECK_EVERY)
-        for i in range(first, self.iteration):
+        since = range(self._looked, self.iteration)
+        for i in since:
             terms = dict(zip(TERMS, rows[i % CHECK_EVERY], strict=True))
-            # A row of this resumed run that was never written is zero, and so finite.
             if not all(map(math.isfinite, terms.values())):
                 raise self._diverged(i + 1, ", ".join(f"{k} {v:.4g}" for k, v in terms.items()))
+        self._looked = self.iteration
+        terms = {k: sum(rows[i % CHECK_EVERY][n] for i in since) / len(since) for n, k in enumerate(TERMS)}
         # A gradient can be NaN where its loss is not; the next loss would tell, but too late for a checkpoint.
         if not torch.stack([p.isfinite().all() for p in self.model.parameters()]).all():
             raise self._diverged(self.iteration, "weights hold NaN or Inf, the loss does not yet")
@@ -302,10 +306,11 @@ class Trainer:
         settings = self.recipe.evaluation
         annotations = self.evaluation_dataset.annotations()
         try:
-            result = evaluate(detections, annotations, protocol=settings.protocol, tiou=settings.tiou).to_json()
+            found = evaluate(detections, annotations, protocol=settings.protocol, tiou=settings.tiou)
         except InputError as error:  # early networks may find actions only where the protocol does not look
             return {"not_evaluated": str(error)}
-        return {key: result[key] for key in ("map", "average", "f1")}
+        result = found.to_json()
+        return {**{key: result[key] for key in ("map", "average", "f1")}, "judged": found.coverage.lines()}
 
     def _checkpoint(self) -> Checkpoint:
         groups: dict[str, Mapping[str, Tensor]] = {
@@ -473,7 +478,7 @@ class _Log:
         for key, value in values.items():
             scalars = {f"{key}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
             for name, scalar in scalars.items():
-                if not isinstance(scalar, str):
+                if not isinstance(scalar, (str, list)):
                     self.events.add_scalar(name, scalar, iteration)
 
     def _unwritable(self, error: OSError) -> InputError:
@@ -538,7 +543,7 @@ def _in_words(found: Mapping[str, Any]) -> str:
     if "not_evaluated" in found:
         return f"not evaluated, {found['not_evaluated']}"
     levels = ", ".join(f"mAP@{level} {value:.1f}" for level, value in found["map"].items())
-    return f"{levels}, average {found['average']:.1f}, F1@0.5 {found['f1']:.1f}"
+    return f"{levels}, average {found['average']:.1f}, F1@0.5 {found['f1']:.1f}; {found['judged'][0]}"
 
 
 def denoising_is_on(settings: TrainingRecipe, iteration: int) -> bool:

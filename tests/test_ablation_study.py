@@ -293,10 +293,10 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     assert "people of 'watch'" in fails(*simulated, "--cross-validate")
     assert "--folds is for --cross-validate" in fails(*simulated, "--folds", 3)
     assert "fewer than a batch of 17" in fails(*simulated, "--set", "training.batch_size=17")
-    assert "subset 'val' is empty" in fails(*simulated, "--eval-subset", "val")
+    assert "there is no subset 'val'" in fails(*simulated, "--eval-subset", "val")
     assert "leave --subset" in fails("--data", "watch", "--subset", "train", "--out", tmp_path / "out")
     assert "--recipe: name the recipe" in fails("--data", tmp_path, "--out", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "deeper"):
         text = fails("--data", "simulated", "--set", "training.batch_size=2", "--out", place)
@@ -401,3 +401,35 @@ def _focal(p: torch.Tensor, counted: torch.Tensor, labels: torch.Tensor) -> torc
 def _gradient(loss, p: torch.Tensor, counted: torch.Tensor, labels: torch.Tensor) -> float:
     p = p.clone().requires_grad_()
     return float(torch.autograd.grad(loss(p, counted, labels), p)[0].norm())
+
+
+def test_a_study_is_of_its_annotations(tmp_path: Path) -> None:
+    data = simulate(stream_widths=(8, 8))
+    recipe = load_recipe("watch").override(["training.batch_size=4", "training.iterations=2"])
+    Ablation(tmp_path / "out", recipe, choose_losses("focal"), seeds=1, data=data)
+    other = replace(data, recordings=(replace(data.recordings[0], segments=()), *data.recordings[1:]))
+    with pytest.raises(InputError, match="holds another study .annotations was"):
+        Ablation(tmp_path / "out", recipe, choose_losses("focal"), seeds=1, data=other)
+
+
+def test_losses_without_weight_are_one_experiment(tmp_path: Path) -> None:
+    recipe = load_recipe("watch").override(["training.batch_size=4", "training.iterations=2"])  # both alpha are 0
+    study = Ablation(
+        tmp_path / "out", recipe, choose_losses("dis,d2net,l1,dmi"), seeds=1, data=simulate(stream_widths=(8, 8))
+    )
+    assert study.duplicates() == [("d2net", "dis"), ("l1", "dis"), ("dmi", "dis")]
+    study.execute()
+    assert [p.parent.parent.name for p in (tmp_path / "out").rglob("checkpoint.safetensors")] == ["dis"]
+
+
+def test_a_training_that_finds_nothing_where_the_protocol_looks_does_not_end_the_study(tmp_path, monkeypatch) -> None:
+    def nothing(*_, **__):
+        raise InputError("no detection is left to judge")
+
+    monkeypatch.setattr("d2net.studies.ablation.evaluate", nothing)
+    recipe = load_recipe("watch").override(["training.batch_size=4", "training.iterations=2"])
+    study = Ablation(tmp_path / "out", recipe, choose_losses("focal"), seeds=1, data=simulate(stream_widths=(8, 8)))
+    (result,) = study.execute()
+    assert set(result["map"].values()) == {0.0} and result["said"] == [
+        "every number is 0: no detection is left to judge"
+    ]

@@ -416,6 +416,7 @@ def test_to_json():
             "classes_without_segments": ["b"],
             "classes_without_detections": [],
             "ambiguous_segments": 1,
+            "outside_mean": 0,
         },
     }
 

@@ -129,8 +129,10 @@ def test_the_command_says_it_in_a_line(installed: list[str], tmp_path: Path) -> 
     (tmp_path / "found.json").write_text('{"results": {"v": [{"label": "日本", "score": 1, "segment": [1, 2]}]}}')
     data = tmp_path / "data"
     (data / "features").mkdir(parents=True)
-    np.save(data / "features" / "v.npy", np.zeros((9, 4), np.float32))
-    (data / "gt.json").write_text('{"fps": 1, "stride": 1, "database": {"v": {"subset": "test", "annotations": []}}}')
+    np.save(data / "features" / "v.npy", np.ones((9, 4), np.float32))
+    (data / "gt.json").write_text(
+        '{"fps": 1, "stride": 1, "streams": [4], "database": {"v": {"subset": "test", "annotations": []}}}'
+    )
     arguments = ["plot", "--detections", tmp_path / "found.json", "--data", data, "--out", tmp_path / "p.png"]
     result = CliRunner().invoke(app, [str(a) for a in arguments])
     assert result.exit_code == 0

@@ -261,6 +261,52 @@ def test_one_number_on_every_path(tmp_path):
     assert json.loads((plain / "gt.json").read_text())["classes"] == ["Archery", "Jump", "Knit", "Spin", "Yoga", "Zip"]
 
 
+@pytest.mark.parametrize("where", ["classlist and labels", "labels", "test segments"])
+def test_ambiguous_in_the_pickles_is_a_mark_too(tmp_path, where):
+    folder = wtalc(tmp_path / "data") / "Toy-Annotations"
+    (folder / "Ambiguous_test.txt").unlink()
+
+    def change(name: str, edit) -> None:
+        array = np.load(folder / name, allow_pickle=True)
+        np.save(folder / name, edit(array), allow_pickle=True)
+
+    def with_row(index: int, value):
+        def edit(array):
+            array[index] = [*array[index], value]
+            return array
+
+        return edit
+
+    if where != "labels":
+        change("classlist.npy", lambda a: np.append(a, np.array(["Ambiguous"], dtype="S")))
+        official = np.load(folder / "test_gt_segments.npy", allow_pickle=True)
+        array = np.empty(7, dtype=object)
+        array[:6] = official
+        array[6] = np.array([["0000006", 0.75, 0.85]], object) if where == "test segments" else np.zeros((0, 3))
+        np.save(folder / "test_gt_segments.npy", array, allow_pickle=True)
+    if where != "test segments":
+        (folder / "test_gt_segments.npy").unlink()
+        change("labels.npy", with_row(6, "ambiguous"))
+        change("segments.npy", with_row(6, [30.0, 34.0]))
+    found = tmp_path / "det.json"
+    results = {f"video_test_{i:07d}": [{**r, "score": 0.9} for r in segments(i)] for i in (6, 7, 8)}
+    results["video_test_0000006"].append({"label": "Spin", "score": 0.99, "segment": [31.0, 33.0]})
+    found.write_text(json.dumps({"results": results}))
+    text = run(
+        "evaluate", found, "--annotations", folder, "--protocol", "wtalc", "--trust-pickle", "--tiou", 0.5
+    ).stdout
+    assert "ambiguous segments: 1; 1 detection touching one dropped" in text
+
+
+def test_titles_are_no_markup(tmp_path):
+    data = layout_three(tmp_path / "data")
+    found = tmp_path / "det[b].json"
+    row = {"label": "Jump", "score": 0.9, "segment": [7, 13]}
+    found.write_text(json.dumps({"results": {"video_6": [row]}}))
+    assert "det[b].json" in run("evaluate", found, "--annotations", data).stdout
+    assert "is a file that is read here" in fails("evaluate", found, "--annotations", data, "--json", found)
+
+
 def test_missing_feature_files(tmp_path):
     data = layout_two(tmp_path / "data")
     for stream in ("rgb", "flow"):

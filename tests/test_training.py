@@ -569,3 +569,15 @@ def test_the_precision_of_convolutions_is_the_callers_again(tmp_path):
     trainer.loss.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
     trainer.run()
     assert seen == [False] and torch.backends.cudnn.allow_tf32 == before
+
+
+def test_the_log_shows_terms_that_are_on_in_some_iterations_only(tmp_path):
+    """Its numbers are means since the line before: those of the last iteration alone would be 0."""
+    recipe = load_recipe("watch").override(
+        ["training.iterations=40", "training.denoising_every=2", "loss.alpha_snippet=0.2", "loss.alpha_video=0.2"]
+        + ["training.batch_size=4", "model.embedding_dim=4"]
+    )
+    Trainer(make_dataset(), recipe, out=tmp_path, tensorboard=False).run()
+    for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()):
+        total = line["discriminative"] + 0.2 * line["snippet"] + 0.2 * line["video"]
+        assert line["video"] > 0 and line["total"] == pytest.approx(total, rel=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -157,6 +158,15 @@ class Dataset:
                     )
                 row[column[label]] = 1
         return y
+
+    def fingerprint(self) -> str:
+        """Of all that is said of its recordings, those left out too; other data have another one."""
+        said = [
+            (r.name, r.subset, r.labels, r.segments, r.ambiguous, r.withdrawn, r.snippets, r.seconds_per_snippet)
+            for r in self.recordings
+        ]
+        left_out = [(x.name, x.entry) for x in self.left_out]
+        return hashlib.sha256(repr((self.classes, said, left_out)).encode()).hexdigest()[:16]
 
     def annotations(self) -> Annotations:
         """Ground-truth segments of all recordings here, and of those left out: an evaluation must miss them."""

@@ -78,26 +78,29 @@ def list_wtalc_annotations(folder: Path, *, trust_pickle: bool = False) -> Catal
         return _load(folder / file, len(names))
 
     subsets = [_text(v) for v in column("subset.npy")]
-    classes = tuple(c for c in map(_text, _load(folder / "classlist.npy")) if not is_ambiguous(c))
+    listed_classes = tuple(map(_text, _load(folder / "classlist.npy")))
+    classes = tuple(c for c in listed_classes if not is_ambiguous(c))
     durations = [
         _duration(v, f"{folder / 'duration.npy'}: video '{name}'")
         for name, v in zip(names, column("duration.npy").reshape(len(names), -1)[:, 0], strict=True)
     ]
     segments, labels = column("segments.npy"), column("labels.npy")
     labels_all = column("labels_all.npy") if (folder / "labels_all.npy").exists() else labels
-    official = _test_segments(folder, names, subsets, durations, classes)
+    official = _test_segments(folder, names, subsets, durations, listed_classes)
     doubtful = read_ambiguous(folder / AMBIGUOUS_LIST)
     listings = []
     for i, name in enumerate(names):
         rows = _rows(folder, name, segments[i], labels[i], classes)
-        segments_now = tuple(official.get(name, ())) if official and subsets[i] == "test" else rows
+        judged = rows if official is None or subsets[i] != "test" else official.get(name, [])
+        truth = tuple(r for r in judged if not is_ambiguous(r[2]))
+        marks = [(start, end) for start, end, label in judged if is_ambiguous(label)]
         entry = Entry(
             subset=subsets[i],
             labels=tuple(c for c in dict.fromkeys(_text(v) for v in labels_all[i]) if not is_ambiguous(c)),
-            segments=segments_now,
-            ambiguous=tuple(doubtful.get(name, ())),
+            segments=truth,
+            ambiguous=tuple(dict.fromkeys((*marks, *doubtful.get(name, ())))),
             duration=durations[i],
-            withdrawn=len(rows) > 0 and not segments_now,
+            withdrawn=len(rows) > 0 and not judged,
         )
         listings.append(Listing(name, entry, partial(_no_features, folder, name)))
     return Catalog(name=folder.name, source=folder, classes=classes, listings=tuple(listings), convention=CONVENTION)
@@ -112,7 +115,7 @@ def _rows(folder: Path, name: str, segments: Any, labels: Any, classes: tuple[st
         )
     rows = []
     for i, (pair, label) in enumerate(zip(segments, map(_text, labels), strict=True)):
-        if label not in classes:
+        if label not in classes and not is_ambiguous(label):
             raise InputError(f"{where}, segment {i}: label '{label}' is not in classlist.npy; add it there")
         try:
             rows.append((*segment(pair), label))
@@ -123,11 +126,11 @@ def _rows(folder: Path, name: str, segments: Any, labels: Any, classes: tuple[st
 
 def _test_segments(
     folder: Path, names: list[str], subsets: list[str], durations: list[float], classes: tuple[str, ...]
-) -> dict[str, list[tuple[float, float, str]]]:
-    """Segments of the test videos by ``test_gt_segments.npy``, in its order; empty without that file."""
+) -> dict[str, list[tuple[float, float, str]]] | None:
+    """Segments of the test videos by ``test_gt_segments.npy``, in its order; None without that file."""
     path = folder / "test_gt_segments.npy"
     if not path.exists():
-        return {}
+        return None
     tests = [i for i, subset in enumerate(subsets) if subset == "test"]
     by_number = {names[i].rsplit("_", 1)[-1]: i for i in tests}
     if len(by_number) < len(tests):
@@ -148,6 +151,8 @@ def _test_segments(
             i = by_number[_text(ending)]
             try:
                 start, end = segment(fractions)
+                if end > 1.01:
+                    raise InputError(f"[{start:g}, {end:g}] are no fractions of its duration")
             except InputError as error:
                 raise InputError(f"{where}: {error}; take it from the same download") from None
             found.setdefault(names[i], []).append((start * durations[i], end * durations[i], label))

@@ -118,8 +118,9 @@ class CoActivitySimilarity(nn.Module):
         padding = ~within(logits, lengths)[:, :, None]
         if logits.shape[1] == 0:
             return (embeddings.sum() + logits.sum()) * 0
-        logits = at_least_float32(logits)
-        x = at_least_float32(embeddings).masked_fill(padding, 0)
+        dtype = torch.promote_types(at_least_float32(logits).dtype, at_least_float32(embeddings).dtype)
+        logits = logits.to(dtype)
+        x = embeddings.to(dtype).masked_fill(padding, 0)
         active = logits.masked_fill(padding, torch.finfo(logits.dtype).min).softmax(1).masked_fill(padding, 0)
         others = (~padding).sum(1, keepdim=True).sub(1).clamp(min=1)
         inactive = ((1 - active) / others).masked_fill(padding, 0)

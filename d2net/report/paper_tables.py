@@ -151,6 +151,12 @@ def compare(
             f"the annotations have {coverage.judged} recordings that count, the test set of {table.dataset} has "
             f"at least {table.recordings}: the numbers cannot be compared"
         )
+    if classes == table.classes and coverage.judged > 1.02 * table.recordings:
+        run = f"{run} ({coverage.judged} recordings)"
+        notes.append(
+            f"the annotations have {coverage.judged} recordings that count, more than the test set of {table.dataset}: "
+            "those of other subsets among them; the numbers cannot be compared"
+        )
     if listed < whole:
         run = f"{run} ({listed} of {whole} recordings)"
     if features is None:

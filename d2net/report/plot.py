@@ -12,6 +12,7 @@ from torch import Tensor
 
 from d2net.checkpoint import load_model
 from d2net.data.dataset import Dataset, Recording
+from d2net.data.timeline import is_ambiguous
 from d2net.detections import Detections, read_detections
 from d2net.errors import InputError
 from d2net.localization import localize, predict
@@ -132,7 +133,11 @@ def detections_tracks(path: Path, label: str, dataset: Dataset) -> list[Track]:
         raise InputError(f"{path}: names none of the recordings pictured ({', '.join(names)}); choose others, --video")
     if absent:
         warnings.warn(f"{path}: does not name {', '.join(absent)}, so nothing of it is drawn there", stacklevel=2)
-    return [Track(label, _of(detections, name)) for name in names]
+    found = [_of(detections, name) for name in names]
+    marks = sum(is_ambiguous(d[2]) for of in found for d in of)
+    if marks:
+        warnings.warn(f"{path}: {marks} detections are labelled ambiguous, which is no class: not drawn", stacklevel=2)
+    return [Track(label, [d for d in of if not is_ambiguous(d[2])]) for of in found]
 
 
 def timeline_rows(dataset: Dataset, tracks: Sequence[Sequence[Track]], frames: Path | None = None) -> list[TimelineRow]:

@@ -13,7 +13,7 @@ import json
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from d2net.errors import D2NetError, InputError
 from d2net.evaluation import evaluate
 from d2net.files import write_whole
 from d2net.localization import localize
-from d2net.recipes import Recipe
+from d2net.recipes import LossRecipe, Recipe
 from d2net.report.names import fit, fonts_for
 from d2net.report.timeline import save_figure
 from d2net.training import Trainer
@@ -95,7 +95,7 @@ class Run:
         """Whether both trainings give the same network."""
         mine, its = self.recipe, other.recipe
         return (self.seed, self.held_out, self.making) == (other.seed, other.held_out, other.making) and (
-            (mine.model, mine.loss, mine.training) == (its.model, its.loss, its.training)
+            (mine.model, _acting(mine.loss), mine.training) == (its.model, _acting(its.loss), its.training)
         )
 
     def __str__(self) -> str:
@@ -204,7 +204,8 @@ class Ablation:
         first: dict[str, str] = {}
         pairs = []
         for run in self.runs[: len(self.variants)]:
-            key = json.dumps(_settings(run), sort_keys=True)
+            acting = replace(run, recipe=replace(run.recipe, loss=_acting(run.recipe.loss)))
+            key = json.dumps(_settings(acting), sort_keys=True)
             if key in first:
                 pairs.append((run.variant.name, first[key]))
             first.setdefault(key, run.variant.name)
@@ -257,11 +258,14 @@ class Ablation:
         model, reference, _ = load_model(checkpoint, self.device)
         detections = localize(model, reference, test, run.recipe.localization, device=self.device)
         settings = run.recipe.evaluation
-        result = {
-            **self._identity(run),
-            "detections": len(detections),
-            **evaluate(detections, test.annotations(), protocol=settings.protocol, tiou=settings.tiou).to_json(),
-        }
+        result = {**self._identity(run), "detections": len(detections)}
+        try:
+            found = evaluate(detections, test.annotations(), protocol=settings.protocol, tiou=settings.tiou)
+            result |= {**found.to_json(), "said": found.coverage.lines()}
+        except InputError as error:  # none of its detections is where the protocol looks: all are wrong
+            nothing = {f"{t:g}": 0.0 for t in settings.tiou}
+            result |= {"protocol": settings.protocol, "map": nothing, "average": 0.0, "f1": 0.0, "per_class": {}}
+            result["said"] = [f"every number is 0: {error}"]
         _write_json(folder / RESULT_NAME, result)
         return result
 
@@ -331,6 +335,7 @@ class Ablation:
             "stream_widths": list(self.dataset.stream_widths),
             "subsets": [list(self.train), list(self.test)],
             "recordings": None if self.data is None else [len(x) for x in self._split(self.runs[0])],
+            "annotations": None if self.data is None else self.data.fingerprint(),
             "folds": self.folds,
             "recipe": self.recipe.to_dict(),
         }
@@ -506,6 +511,11 @@ def _resolve(recipe: Recipe, variant: Variant, *, watch: bool) -> tuple[Recipe, 
     # Said or not, the usual values are the same experiment.
     usual = {"tilt": TILT, "tempo": TEMPO, "train_recordings": RECORDINGS}
     return changed, tuple(sorted((k, v) for k, v in making.items() if v != usual[k]))
+
+
+def _acting(loss: LossRecipe) -> LossRecipe:
+    """The settings that act: where L_D has no weight, which loss it is says nothing."""
+    return replace(loss, denoising="pdmi") if loss.alpha_snippet == loss.alpha_video == 0 else loss
 
 
 def _settings(run: Run) -> dict[str, Any]:

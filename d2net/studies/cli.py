@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
@@ -251,7 +252,7 @@ def _print_ablation(name: str, over: str, rows: list[Row]) -> None:
     to_half = [c for c in columns if c not in ("average", "f1") and float(c) <= 0.5]
     shown = [*to_half, "f1"] if len(to_half) > 1 else columns
     compare = "0.5" in columns and len(rows) > 1
-    table = Table("variant", title=f"Ablation on {name}; {over}; percent", title_justify="left")
+    table = Table("variant", title=escape(f"Ablation on {name}; {over}; percent"), title_justify="left")
     for column in shown:
         header = {"f1": "F1@0.5", "average": "average"}.get(column, f"mAP@{column}")
         table.add_column(header, justify="right", no_wrap=True)
@@ -261,10 +262,15 @@ def _print_ablation(name: str, over: str, rows: list[Row]) -> None:
         cells = [plus_minus(row.summary(c)) for c in shown]
         if compare:
             cells.append("" if row is rows[0] else plus_minus(gain(row, rows[0], "0.5"), "+"))
-        table.add_row(row.variant.label, *cells)
+        table.add_row(escape(row.variant.label), *cells)
     console = make_console()
     console.width = max(console.width, 140)
     console.print(table)
+    # What the numbers are of: of each variant's last training, where there is more to say than how many.
+    typer.echo(f"protocol {rows[0].results[0]['protocol']}")
+    for row in rows:
+        for line in row.results[-1].get("said", [])[: 1 if row is not rows[0] else None]:
+            typer.echo(f"{row.variant.name}: {line}")
     if len(rows[0].results) > 1:
         typer.echo("mean ± sample deviation over the trainings; the last column over differences of paired trainings")
 
