@@ -88,7 +88,7 @@ class Coverage:
             + ("" if left else "; THERE IS NO DETECTION TO JUDGE, so every number is 0")
         ]
         if self.renamed:
-            lines.append(f"names: no recording of the detections is known as named, all are {self.renamed}: taken so")
+            lines.append(f"names: the recordings of the detections are known only {self.renamed}, and are taken so")
         unlisted = set(self.unlisted)
         empty = [name for name in self.without_detections if name not in unlisted]
         of = f"of {_count(self.judged, 'recording')}"
