@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from d2net.data.containers import FeatureArray
 from d2net.data.dataset import Dataset, LeftOut, Recording, annotations_of
 from d2net.data.labels import check_labels
 from d2net.data.locate import MissingFeatures
+from d2net.data.opening import Opening, duration_problems
 from d2net.data.timeline import Entry, choose
 from d2net.data.times import Times
 from d2net.detections import Annotations
@@ -21,8 +19,6 @@ from d2net.words import listed
 
 TRAINING = ("train", "training", "validation")  # THUMOS14 trains on its "validation"
 TEST = ("test", "testing", "validation", "val")  # ActivityNet tests on its "validation": "testing" has no annotations
-_MANY = 8  # recordings whose lengths together say more than each alone
-_FEW = 4  # snippets that a length may be off its duration, and 1 % of it: a window cut at the end, 29.97 for 30 fps
 
 
 @dataclass(frozen=True)
@@ -181,158 +177,6 @@ class Catalog:
         )
 
 
-class Opening:
-    """Opens recordings of a catalog one after the other, checking each against those before it.
-
-    Args:
-        times, streams, like: As of :meth:`Catalog.open`.
-
-    Attributes:
-        widths: Of the streams of the recordings so far, None before the first.
-
-    Raises:
-        InputError: times or streams for a dataset that d2net made, which knows them.
-    """
-
-    def __init__(
-        self, catalog: Catalog, times: Times, streams: tuple[int, ...] | None, like: tuple[int, ...] | None = None
-    ) -> None:
-        if catalog.made and (times != Times() or streams is not None):
-            raise InputError(
-                f"{catalog.source}: knows when its snippets are and what its streams; leave --fps, --stride, --streams "
-                "and the like out"
-            )
-        self.catalog, self.times, self.like = catalog, times, like
-        self.streams = streams or catalog.streams
-        self.widths: tuple[int, ...] | None = None
-        self._opened: dict[str, str] = {}  # name by source
-        self._divided = self._crops = self._conventional = 0
-
-    def recording(self, listing: Listing) -> Recording:
-        """A recording: found, measured and checked.
-
-        Raises:
-            MissingFeatures: it has no features that can be used.
-            UnknownTime: its stride or fps are not known.
-            InputError: a file that cannot be used, or that is another recording's too; other widths than those before.
-        """
-        arrays = listing.arrays()
-        source = arrays[0].source
-        if source in self._opened and not self.catalog.made:
-            raise InputError(
-                f"{source}: are the features of '{self._opened[source]}' and of '{listing.name}'; give each its own"
-            )
-        snippets = min(a.snippets for a in arrays)
-        # Optical flow needs a next frame, so some extractors give one snippet fewer; more means a mix-up.
-        if max(a.snippets for a in arrays) - snippets > 1:
-            a, b = arrays
-            raise InputError(
-                f"{b.source}: has {b.snippets} snippets but {Path(a.source).parent.name}/{Path(a.source).name} has "
-                f"{a.snippets}; extract both streams with the same stride"
-            )
-        widths = self._widths(arrays)
-        try:
-            seconds, first = self._times(listing.entry, snippets).resolve()
-        except InputError as error:
-            raise type(error)(f"{source}: '{listing.name}': {error}") from None
-        self.widths = widths
-        self._opened[source] = listing.name
-        self._crops += arrays[0].crops > 1
-        entry = listing.entry
-        return Recording(
-            name=listing.name,
-            subset=entry.subset,
-            labels=entry.labels,
-            segments=entry.segments,
-            seconds_per_snippet=seconds,
-            source=source,
-            read=arrays[0].read if len(arrays) == 1 else partial(_joined, arrays, snippets),
-            duration=entry.duration,
-            first_snippet=first,
-            snippets=snippets,
-            ambiguous=entry.ambiguous,
-            withdrawn=entry.withdrawn,
-        )
-
-    def notes(self) -> list[str]:
-        """What was taken for granted or done to the features so far, in sentences."""
-        notes = list(self.catalog.remarks)
-        if self._conventional:
-            usual = self.catalog.convention
-            notes.append(
-                f"a snippet of {self._conventional} recordings, of which nothing says it, is taken as {usual.stride:g} "
-                f"frames at {usual.fps:g} fps, as is usual in this layout; --stride, --fps say otherwise"
-            )
-        if self._divided and self.widths is not None:
-            two = len(self.widths) > 1
-            what = f"two streams, {self.widths[0]} + {self.widths[1]}" if two else f"one stream of {self.widths[0]}"
-            notes.append(f"features of {sum(self.widths)} columns are taken as {what}; --streams says otherwise")
-        if self._crops:
-            notes.append(f"the features of {self._crops} recordings are the mean over their crops")
-        return notes
-
-    def _widths(self, arrays: tuple[FeatureArray, ...]) -> tuple[int, ...]:
-        """Widths of a recording's streams, after checking them against the earlier recordings'."""
-        own = tuple(a.width for a in arrays)
-        total, others, streams = sum(own), self.widths, self.streams
-        if others is not None and total != sum(others):
-            raise InputError(
-                f"{arrays[0].source}: has shape {(arrays[0].snippets, total)}, expected (T, {sum(others)}) as the "
-                "recordings before it have; extract all with the same network, or save the transpose of arrays whose "
-                "axes are swapped"
-            )
-        if streams is not None and (sum(streams) != total or (len(own) > 1 and streams != own)):
-            raise InputError(
-                f"{arrays[0].source}: is {' + '.join(map(str, own))} wide, not {' + '.join(map(str, streams))} as "
-                '--streams (or the JSON\'s "streams") says; give the widths of this data, or none'
-            )
-        if len(own) == 1 and self.catalog.divide is not None:  # one array of all streams
-            self._divided += streams is None
-            fits = self.like is not None and sum(self.like) == total
-            own = streams or others or (self.like if fits else None) or self.catalog.divide(total, arrays[0].source)
-        if others is not None and own != others:
-            raise InputError(
-                f"{arrays[0].source}: has streams of {' and '.join(map(str, own))} columns, the recordings before it "
-                f"of {' and '.join(map(str, others))}; extract all with the same network"
-            )
-        return own
-
-    def _times(self, entry: Entry, snippets: int) -> Times:
-        """What is given, over what the data says, over what is usual where it says nothing."""
-        said = entry.times
-        if entry.covered is not None and said.stride is None and said.seconds_per_snippet is None:
-            said = replace(said, fps=None, seconds_per_snippet=entry.covered / snippets)
-        if not said.has_rate:
-            said = said.over(self.catalog.convention)
-            given = self.times
-            complete = given.seconds_per_snippet or (given.stride and given.fps)
-            self._conventional += said.has_rate and not complete
-        times = self.times.instead_of(said)
-        if entry.num_frames is not None and times.window is None and times.stride is not None:
-            if _is_window(entry.num_frames, times.stride, snippets):
-                times = replace(times, window=entry.num_frames)
-        return times
-
-
-def _is_window(num_frames: float, stride: float, snippets: int) -> bool:
-    """Whether a video's ``num_frames`` counts the frames of a window, as in some files, and not its own, as in others.
-
-    Raises:
-        InputError: it could be either, or can be neither.
-    """
-    if num_frames == stride:  # either way a window is a stride
-        return True
-    video = num_frames / (stride * snippets)  # about 1 where it counts those of the video; 1.2 at 25 of 30 fps
-    if video < 0.25:
-        return True
-    if video <= 4 and num_frames > 4 * stride:
-        return False
-    raise InputError(
-        f'"num_frames" is {num_frames:g}, with {snippets} snippets of {stride:g} frames: call it "window" where it is '
-        'the frames that a snippet is computed from, "frame" where it is those of the video'
-    )
-
-
 def train_and_test(subsets: Sequence[str], annotated: Sequence[str] | set[str] = ()) -> tuple[str | None, str | None]:
     """Which subset a collection trains on and which it tests on, None where there is none.
 
@@ -349,64 +193,7 @@ def train_and_test(subsets: Sequence[str], annotated: Sequence[str] | set[str] =
     return train, next(iter(subsets)) if len(subsets) == 1 else test
 
 
-def duration_problems(recordings: Sequence[Recording], widths: tuple[int, ...]) -> dict[str, str]:
-    """A sentence for every recording whose snippets do not fit its duration, by name, the worst first.
-
-    Args:
-        widths: Of the streams.
-    """
-    found: list[tuple[float, str, str]] = []
-    known = [r for r in recordings if r.duration is not None and r.snippets]
-    snippets = least = most = 0.0
-    for r in known:
-        assert r.duration is not None and r.snippets is not None
-        seconds, first = r.seconds_per_snippet, max(r.first_snippet, 0)
-        high = (r.duration - first) / seconds
-        low = high - first / seconds  # the last whole window ends with the recording
-        snippets, least, most = snippets + r.snippets, least + low, most + r.duration / seconds
-        off = max(low - r.snippets, r.snippets - high)
-        if off > _FEW + 0.01 * r.snippets:
-            found.append((off / r.snippets, r.name, _does_not_fit(r, widths)))
-    if not found and len(known) >= _MANY and not least / 1.1 <= snippets <= most * 1.1:
-        # Each is within the few snippets that are allowed, and all are off the same way.
-        text = (
-            f"{known[0].source} and the others: their {len(known)} recordings have {snippets:g} snippets together, and "
-            f"by their durations {(least + most) / 2:.0f}: stride or fps are probably not those of these features "
-            "(--stride, --fps)"
-        )
-        return dict.fromkeys((r.name for r in known), text)
-    return {name: text for _, name, text in sorted(found, key=lambda each: -each[0])}
-
-
-def _does_not_fit(r: Recording, widths: tuple[int, ...]) -> str:
-    assert r.duration is not None and r.snippets is not None
-    begins = f", the first from {r.first_snippet:.4g} s on" if r.first_snippet else ""
-    return (
-        f"{r.source}: '{r.name}' has {r.snippets} snippets of {r.seconds_per_snippet:.4g} s{begins}, "
-        f"{r.snippets * r.seconds_per_snippet:.5g} s in all, but lasts {r.duration:.5g} s by its annotations: "
-        f"{_cause(r, widths)}, {r.duration / r.snippets:.4g} s per snippet would fit"
-    )
-
-
-def _cause(r: Recording, widths: tuple[int, ...]) -> str:
-    assert r.duration is not None and r.snippets is not None
-    expected = r.duration / r.seconds_per_snippet
-    if 900 < expected / r.snippets < 1100:
-        return "the duration may be in milliseconds"
-    if any(abs(width - expected) <= _FEW + 0.01 * expected for width in (*widths, sum(widths))):
-        return "the array's axes may be swapped (save its transpose)"
-    if r.first_snippet > 2 * r.seconds_per_snippet:
-        return "window or offset are probably not those of these features (--window, --offset)"
-    return "stride or fps are probably not those of these features (--stride, --fps)"
-
-
 def _listing(r: Recording, width: int) -> Listing:
     times = Times(seconds_per_snippet=r.seconds_per_snippet, first_snippet=r.first_snippet)
     entry = Entry(r.subset, r.labels, r.segments, r.ambiguous, r.duration, times, withdrawn=r.withdrawn)
     return Listing(r.name, entry, lambda: (FeatureArray(r.source, r.snippets or len(r.read()), width, r.read),))
-
-
-def _joined(arrays: tuple[FeatureArray, ...], snippets: int) -> np.ndarray:
-    """(T, sum of the widths) float32."""
-    parts = [a.read()[:snippets] for a in arrays]
-    return np.concatenate(parts, axis=1, dtype=np.float32, casting="unsafe")

@@ -54,12 +54,12 @@ def open_file(path: Path) -> dict[str, FeatureArray]:
     load = _load_npz if suffix == ".npz" else _load_torch
     return {
         stream: feature_array(x, f"{path}[{stream}]" if stream else str(path), partial(_one_of, load, path, stream))
-        for stream, x in load(path).items()
+        for stream, x in load(path, None).items()
     }
 
 
-def _one_of(load: Callable[[Path], Mapping[str, np.ndarray]], path: Path, stream: str) -> np.ndarray:
-    return load(path)[stream]
+def _one_of(load: Callable[[Path, str | None], dict[str, np.ndarray]], path: Path, stream: str) -> np.ndarray:
+    return load(path, stream)[stream]
 
 
 def feature_array(array: np.ndarray, source: str, read: Callable[[], np.ndarray] | None = None) -> FeatureArray:
@@ -159,14 +159,15 @@ def _load(path: Path) -> Any:
         ) from None
 
 
-def _load_npz(path: Path) -> dict[str, np.ndarray]:
+def _load_npz(path: Path, only: str | None) -> dict[str, np.ndarray]:
+    """The streams of an archive, or only one of them."""
     archive = _load(path)
     if isinstance(archive, np.ndarray):  # a .npy of another name
         return {"": archive}
     with archive:
         keys = _keys(dict.fromkeys(archive.files), str(path))
         try:
-            return {stream: archive[key] for stream, key in keys.items()}
+            return {stream: archive[key] for stream, key in keys.items() if only in (None, stream)}
         except Exception as error:
             reason = str(error).partition("\n")[0]
             if "Object arrays" in reason:
@@ -174,7 +175,8 @@ def _load_npz(path: Path) -> dict[str, np.ndarray]:
             raise InputError(f"{path}: damaged ({reason}); extract or download it again") from None
 
 
-def _load_torch(path: Path) -> dict[str, np.ndarray]:
+def _load_torch(path: Path, only: str | None) -> dict[str, np.ndarray]:
+    """The streams of a file of PyTorch, or only one of them."""
     import torch
 
     try:
@@ -203,6 +205,7 @@ def _load_torch(path: Path) -> dict[str, np.ndarray]:
     return {
         stream: (tensors[key].float() if tensors[key].is_floating_point() else tensors[key]).numpy()
         for stream, key in _keys(tensors, str(path)).items()
+        if only in (None, stream)
     }
 
 

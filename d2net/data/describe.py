@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from d2net.data.catalog import Catalog, Listing, Opening, duration_problems, train_and_test
+from d2net.data.catalog import Catalog, Listing, train_and_test
 from d2net.data.dataset import Dataset, LeftOut, Recording
 from d2net.data.labels import label_problems
+from d2net.data.opening import Opening, duration_problems
 from d2net.data.times import Times, UnknownTime
 from d2net.errors import InputError
 from d2net.words import listed
