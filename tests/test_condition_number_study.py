@@ -189,7 +189,7 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     assert "unknown recipe" in fails(*out, "--data", "simulated", "--recipe", "no")
     assert str(missing) in fails(*out, "--data", "simulated", "--checkpoint-run", missing)
     assert "leave --checkpoint-run" in fails(*out, "--iterations", 0, "--set", "model.dropout=0")
-    assert "subset 'val' is empty" in fails(*out, "--data", "simulated", "--subset", "val")
+    assert "there is no subset 'val'" in fails(*out, "--data", "simulated", "--subset", "val")
     (tmp_path / "file").write_text("")
     assert str(tmp_path / "file") in fails("--out", tmp_path / "file", "--iterations", 0, "--samples", 5)
     with pytest.raises(InputError):
