@@ -44,9 +44,9 @@ CHECK_EVERY = 10  # iterations between looks at the loss, each of which waits fo
 class Trainer:
     """Trains a network with a recipe; writes ``checkpoint.safetensors``, ``log.jsonl`` and TensorBoard events.
 
-    The log has the loss and its terms every 10 iterations. The terms are as they are before they are weighed: total =
-    discriminative + loss.alpha_snippet * snippet + loss.alpha_video * video + loss.um_weight * uncertainty, with 0 for
-    a term that is off in that iteration.
+    The log has the loss and its terms every 10 iterations, as means over the iterations since the line before. The
+    terms are as they are before they are weighed: total = discriminative + loss.alpha_snippet * snippet +
+    loss.alpha_video * video + loss.um_weight * uncertainty, and 0 in an iteration in which they are off.
 
     On a CPU, small networks are trained in fewer threads than PyTorch would take; ``with d2net.threads.threads(n):``
     around :meth:`run` decides otherwise.
