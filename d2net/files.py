@@ -50,7 +50,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def one_component(name: str, where: str) -> str:
     """``name`` itself where it can be the name of a file, of any kind. Raises InputError that names ``where``."""
-    if name in ("", ".", "..") or any(c in name for c in "/\0\n\r") or len(name.encode()) > 240:
+    if not name.strip() or name in (".", "..") or any(c in name for c in "/\0\n\r") or len(name.encode()) > 240:
         raise InputError(f"{where}: {name[:80]!r} cannot be the name of a file and a line of a split; rename it")
     return name
 

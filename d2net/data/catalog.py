@@ -133,7 +133,7 @@ class Catalog:
         Recordings without features, whose features are all 0, or without any snippet are left out.
 
         Args:
-            subsets: Only these must exist.
+            subsets: Only these must exist. Where all are opened, one of them may have no usable recording.
             times: What is known better than the data says.
             streams: Widths of the streams of features that lie in one array.
             like: The widths that a model was trained on: those of features in one array where nothing says otherwise.
@@ -155,9 +155,11 @@ class Catalog:
             except MissingFeatures as error:
                 if strict:
                     raise InputError(f"{error} (--strict)") from None
-                left_out.append(LeftOut(each.name, str(error), each.entry))
+                left_out.append(LeftOut(each.name, str(error), replace(each.entry, times=opening.known(each.entry))))
+        there = {r.subset for r in recordings}
         for subset in chosen:
-            if not any(r.subset == subset for r in recordings):
+            # Of all subsets one may be without features: nobody asked for it.
+            if subset not in there and (subsets is not None or not there):
                 reasons = [r for r in left_out if r.subset == subset]
                 raise InputError(
                     f"{self.source}: none of the {len(reasons)} recordings of subset '{subset}' has usable features; "

@@ -114,7 +114,8 @@ def _write(dataset: Dataset, out: Path, progress: Callable[[int, int], None] | N
     for r in dataset.recordings:
         database[r.name] = _times(r) | _annotations(r, rename.get(r.subset, r.subset))
     for x in dataset.left_out:  # what has no features here keeps its annotations: an evaluation must miss it
-        database[x.name] = _said(x.entry.times) | _annotations(x.entry, rename.get(x.subset, x.subset))
+        frames = {} if x.entry.num_frames is None else {"num_frames": x.entry.num_frames}
+        database[x.name] = _said(x.entry.times) | frames | _annotations(x.entry, rename.get(x.subset, x.subset))
     for name, entry in database.items():
         splits.setdefault(entry["subset"], []).append(name)
     for done, recording in enumerate(dataset.recordings, start=1):

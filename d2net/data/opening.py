@@ -48,7 +48,7 @@ class Opening:
         self.streams = streams or catalog.streams
         self.widths: tuple[int, ...] | None = None
         self._opened: dict[str, str] = {}  # name by source
-        self._divided = self._crops = self._conventional = 0
+        self._divided = self._crops = self._conventional = self._replaced = 0
 
     def recording(self, listing: Listing) -> Recording:
         """A recording: found, measured and checked.
@@ -100,10 +100,17 @@ class Opening:
         """What was taken for granted or done to the features so far, in sentences."""
         notes = list(self.catalog.remarks)
         if self._conventional:
-            usual = self.catalog.convention
+            usual, given = self.catalog.convention, self.times
+            taken = [f"a stride of {usual.stride:g} frames"] if given.stride is None else []
+            taken += [f"{usual.fps:g} fps"] if given.fps is None else []
             notes.append(
-                f"a snippet of {self._conventional} recordings, of which nothing says it, is taken as {usual.stride:g} "
-                f"frames at {usual.fps:g} fps, as is usual in this layout; --stride, --fps say otherwise"
+                f"{self._conventional} recordings, of which nothing says it, are taken to have {' and '.join(taken)}, "
+                "as is usual in this layout; --stride, --fps say otherwise"
+            )
+        if self._replaced:
+            notes.append(
+                f"the data say when the first snippet of {self._replaced} recordings begins, in seconds: not used, "
+                "since another time is given; give --window and --offset too, where windows overlap"
             )
         if self._divided and self.widths is not None:
             two = len(self.widths) > 1
@@ -143,35 +150,53 @@ class Opening:
         """What is given, over what the data says, over what is usual where it says nothing."""
         said = entry.times
         if entry.covered is not None and said.stride is None and said.seconds_per_snippet is None:
-            said = replace(said, fps=None, seconds_per_snippet=entry.covered / snippets)
+            said = replace(said, seconds_per_snippet=entry.covered / snippets)
         if not said.has_rate:
             said = said.over(self.catalog.convention)
             given = self.times
             complete = given.seconds_per_snippet or (given.stride and given.fps)
             self._conventional += said.has_rate and not complete
+        if entry.num_frames is not None:
+            said = _with_num_frames(said, self.times.instead_of(said), entry, snippets)
         times = self.times.instead_of(said)
-        if entry.num_frames is not None and times.window is None and times.stride is not None:
-            if _is_window(entry.num_frames, times.stride, snippets):
-                times = replace(times, window=entry.num_frames)
+        self._replaced += said.first_snippet is not None and times.first_snippet is None
         return times
 
+    def known(self, entry: Entry) -> Times:
+        """What is given and said of a recording whose features are not there."""
+        return self.times.instead_of(entry.times if entry.times.has_rate else entry.times.over(self.catalog.convention))
 
-def _is_window(num_frames: float, stride: float, snippets: int) -> bool:
-    """Whether a video's ``num_frames`` counts the frames of a window, as in some files, and not its own, as in others.
+
+def _with_num_frames(said: Times, times: Times, entry: Entry, snippets: int) -> Times:
+    """``said``, with what a video's ``num_frames`` says: in some files its window, in others the frames that it has.
+
+    Args:
+        times: All that is known of its time without that.
 
     Raises:
         InputError: it could be either, or can be neither.
     """
-    if num_frames == stride:  # either way a window is a stride
-        return True
-    video = num_frames / (stride * snippets)  # about 1 where it counts those of the video; 1.2 at 25 of 30 fps
-    if video < 0.25:
-        return True
-    if video <= 4 and num_frames > 4 * stride:
-        return False
+    frames, stride, rate = entry.num_frames, times.stride, None
+    assert frames is not None
+    if entry.duration is not None:
+        rate = frames / entry.duration
+    if stride is None and times.seconds_per_snippet is not None and times.fps is not None:
+        stride = times.seconds_per_snippet * times.fps
+    as_window = replace(said, window=frames, middle=None, first_snippet=None)
+    if rate is not None and times.fps is not None and abs(rate / times.fps - 1) < 0.1:
+        return said  # the frames of the video
+    if stride is None:  # without fps a window cannot be used, and is asked about
+        return said if rate is not None and 5 <= rate <= 130 else as_window
+    if frames == stride:  # either way a window is a stride
+        return as_window
+    of_video = frames / (stride * snippets)  # about 1 where it counts those of the video; 1.2 at 25 of 30 fps
+    if of_video < 0.25:
+        return as_window
+    if of_video <= 4 and frames > 4 * stride:
+        return replace(said, fps=rate) if times.fps is None and times.seconds_per_snippet is None else said
     raise InputError(
-        f'"num_frames" is {num_frames:g}, with {snippets} snippets of {stride:g} frames: call it "window" where it is '
-        'the frames that a snippet is computed from, "frame" where it is those of the video'
+        f'"num_frames" is {frames:g}, with {snippets} snippets of {stride:g} frames: call it "window" where it is the '
+        'frames that a snippet is computed from, "frame" where it is those of the video'
     )
 
 
@@ -193,12 +218,13 @@ def duration_problems(recordings: Sequence[Recording], widths: tuple[int, ...]) 
         off = max(low - r.snippets, r.snippets - high)
         if off > _FEW + 0.01 * r.snippets:
             found.append((off / r.snippets, r.name, _does_not_fit(r, widths)))
-    if not found and len(known) >= _MANY and not least / 1.1 <= snippets <= most * 1.1:
+    n = len(known)  # a part of a snippet may be left over in each
+    if not found and n >= _MANY and not (least - n) / 1.1 <= snippets <= (most + n) * 1.1:
         # Each is within the few snippets that are allowed, and all are off the same way.
         text = (
-            f"{known[0].source} and the others: their {len(known)} recordings have {snippets:g} snippets together, and "
-            f"by their durations {(least + most) / 2:.0f}: stride or fps are probably not those of these features "
-            "(--stride, --fps)"
+            f"{known[0].source} and the others: their {n} recordings have {snippets:g} snippets together, and by their "
+            f"durations {least:.0f} to {most:.0f}: stride or fps are probably not those of these features (--stride, "
+            "--fps)"
         )
         return dict.fromkeys((r.name for r in known), text)
     return {name: text for _, name, text in sorted(found, key=lambda each: -each[0])}
@@ -219,7 +245,8 @@ def _cause(r: Recording, widths: tuple[int, ...]) -> str:
     expected = r.duration / r.seconds_per_snippet
     if 900 < expected / r.snippets < 1100:
         return "the duration may be in milliseconds"
-    if any(abs(width - expected) <= _FEW + 0.01 * expected for width in (*widths, sum(widths))):
+    far = not 0.5 < expected / r.snippets < 2
+    if far and any(abs(width - expected) <= _FEW + 0.01 * expected for width in (*widths, sum(widths))):
         return "the array's axes may be swapped (save its transpose)"
     if r.first_snippet > 2 * r.seconds_per_snippet:
         return "window or offset are probably not those of these features (--window, --offset)"

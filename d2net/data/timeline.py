@@ -22,7 +22,6 @@ AMBIGUOUS = "ambiguous"  # THUMOS14's mark of a doubtful segment, whatever its c
 AMBIGUOUS_LIST = "Ambiguous_test.txt"  # THUMOS14's own list of such segments
 # What the names of BMN's files end in, and ActivityNet's names of these subsets.
 _BMN_SUBSETS = {"train": "training", "val": "validation", "test": "testing"}
-_PLAUSIBLE_FPS = (5, 130)
 
 
 @dataclass(frozen=True)
@@ -240,12 +239,11 @@ def _entry(value: dict[str, Any], ids: dict[str, int], top: Times, subset: str |
     duration = _positive(value, "duration", "duration_second")
     frames = _positive(value, "frame", "duration_frame")
     part = _positive(value, "feature_frame")
-    total = _positive(value, "num_frames")
-    times = Times.read({key: x for key, x in value.items() if key != "num_frames"}).over(top)
-    if times.fps is None and duration:
-        rate = (frames or total or 0) / duration
-        if frames or _PLAUSIBLE_FPS[0] <= rate <= _PLAUSIBLE_FPS[1]:
-            times = replace(times, fps=rate)
+    own = Times.read({key: x for key, x in value.items() if key != "num_frames"})
+    times = own.over(top)
+    known = times.stride is not None and times.seconds_per_snippet is not None  # which fps would contradict
+    if times.fps is None and frames and duration and not known:
+        times = replace(times, fps=frames / duration)
     return Entry(
         subset=_name(subset if value.get("subset") is None else value["subset"], "subset"),
         labels=tuple(labels),
@@ -253,7 +251,7 @@ def _entry(value: dict[str, Any], ids: dict[str, int], top: Times, subset: str |
         ambiguous=tuple(dict.fromkeys(ambiguous)),
         duration=duration,
         times=times,
-        num_frames=total,
+        num_frames=None if own.window is not None else _positive(value, "num_frames"),
         covered=part / frames * duration if part and frames and duration else None,
         withdrawn=value.get("withdrawn") is True,
         without_segment=without_segment,

@@ -34,7 +34,9 @@ _KEYS = {
     "seconds_per_snippet": ("seconds_per_snippet",),
     "first_snippet": ("first_snippet",),
 }
-_MAY_BE_ZERO = ("offset", "middle")
+_MAY_BE_ZERO = ("middle",)
+# The first window may begin before the recording, where it is padded; and a window may be shorter than the stride.
+_MAY_BE_NEGATIVE = ("offset", "first_snippet")
 
 
 class UnknownTime(InputError):
@@ -71,7 +73,7 @@ class Times:
             name = "offset_frames" if field.name == "middle" else field.name
             value = number(value, name)
             object.__setattr__(self, field.name, value)
-            if field.name == "first_snippet":  # negative where the window is shorter than the stride
+            if field.name in _MAY_BE_NEGATIVE:
                 continue
             if value < 0 or (value == 0 and field.name not in _MAY_BE_ZERO):
                 least = "at least 0" if field.name in _MAY_BE_ZERO else "above 0"
@@ -114,6 +116,8 @@ class Times:
             other = replace(other, first_snippet=None)
         if any(x is not None for x in (self.window, self.offset, self.middle, self.first_snippet)):
             other = replace(other, middle=None)
+        if self.middle is not None:
+            other = replace(other, window=None, offset=None)
         values = {f.name: getattr(other if getattr(self, f.name) is None else self, f.name) for f in fields(self)}
         return Times(**values)
 

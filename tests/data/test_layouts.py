@@ -285,6 +285,37 @@ def test_convert_keeps_the_annotations_of_what_has_no_features(actionformer, tmp
     assert [r.name for r in result.left_out] == ["t1"] and len(result) == 3
     assert len(read_annotations(tmp_path / "out")) == len(read_annotations(actionformer)) == 5
     assert read_annotations(tmp_path / "out", subset="test").videos == ("t2", "t1")
+    save(tmp_path / "out/features/test/rgb/t1.npy", features("t1")[:, :2])
+    save(tmp_path / "out/features/test/flow/t1.npy", features("t1")[:, 2:])
+    assert {r.seconds_per_snippet for r in open_dataset(tmp_path / "out").recordings} == {4 / 30}
+
+
+def test_convert_keeps_the_given_time_of_what_has_no_features(actionformer, tmp_path):
+    write_json(actionformer / "tiny.json", streams=[2, 2], database=database())
+    (actionformer / "i3d" / "v2.npy").unlink()
+    with pytest.warns(UserWarning):
+        convert(open_dataset(actionformer, times=Times(fps=30, stride=4, window=8)), tmp_path / "out")
+    for stream in ("rgb", "flow"):
+        save(tmp_path / f"out/features/train/{stream}/v2.npy", features("v2")[:, :2])
+    found = open_dataset(tmp_path / "out").recordings
+    assert {(round(r.seconds_per_snippet, 9), round(r.first_snippet, 9)) for r in found} == {
+        (round(4 / 30, 9), round(2 / 30, 9))
+    }
+
+
+def test_another_time_for_a_converted_dataset_is_said(actionformer, tmp_path):
+    write_json(actionformer / "tiny.json", stride=4, window=8, streams=[2, 2], database=database(fps=30))
+    convert(actionformer, tmp_path / "out")
+    dataset = open_dataset(tmp_path / "out", times=Times(fps=25, stride=4))
+    assert any("the first snippet of 3 recordings begins, in seconds: not used" in note for note in dataset.notes)
+    assert not open_dataset(tmp_path / "out").notes
+
+
+def test_a_part_of_the_convention_is_said_alone(cola):
+    assert "taken to have a stride of 16 frames and 25 fps" in open_dataset(cola).notes[0]
+    assert "taken to have a stride of 16 frames, as" in open_dataset(cola, times=Times(fps=30)).notes[0]
+    assert "taken to have 25 fps, as" in open_dataset(cola, times=Times(stride=8)).notes[0]
+    assert not open_dataset(cola, times=Times(fps=30, stride=8)).notes
 
 
 def test_convert_refuses_the_folder_of_another_dataset(actionformer, tmp_path):
@@ -375,10 +406,12 @@ def test_convert_refuses_names_that_leave_the_folder(cola, tmp_path):
 
 def test_missing_feature_file(cola):
     (cola / "features/test/flow/t1.npy").unlink()
-    fails(
-        r"none of the 1 recordings of subset 'test' has usable features; the first: .*flow/t1\.npy: no such feature",
-        cola,
+    pattern = (
+        r"none of the 1 recordings of subset 'test' has usable features; the first: .*flow/t1\.npy: no such feature"
     )
+    fails(pattern, cola, subsets=["test"])
+    with pytest.warns(UserWarning, match="1 of 3 recordings are left out"):
+        assert open_dataset(cola).subsets == ("train",)  # nobody asked for the other by name
     assert len(open_dataset(cola, subsets=["train"])) == 2
     (cola / "features/train/flow/v1.npy").unlink()
     with pytest.warns(UserWarning, match="1 of 2 recordings are left out .'v1'.; the first: .*v1.npy: no such feature"):
@@ -732,7 +765,7 @@ def test_real_thumos14_annotations(shared, tmp_path):
     by_name = {r.name: r for r in first.recordings}
     train = second.subset("train")
     # The JSON has no durations, and nothing contradicts the layout's 16 frames at 25 fps.
-    assert any("16 frames at 25 fps" in note for note in second.notes)
+    assert any("a stride of 16 frames and 25 fps" in note for note in second.notes)
     for i, r in enumerate(train.recordings):
         assert sorted(r.segments) == sorted(by_name[r.name].segments)
         np.testing.assert_array_equal(train.features(i), arrays[r.name])

@@ -23,6 +23,7 @@ from d2net.errors import InputError
         ({"fps": 30, "stride": 16, "window": 32, "offset": 0}, (16 / 30, 8 / 30)),
         ({"fps": 30, "stride": 16, "window": 32, "offset": 4}, (16 / 30, 12 / 30)),
         ({"fps": 30, "stride": 16, "offset": 4}, (16 / 30, 4 / 30)),
+        ({"fps": 30, "stride": 16, "window": 32, "offset": -8}, (16 / 30, 0)),  # padded on both sides
         # OpenTAD's THUMOS14: features every 4 frames from windows of 16, offset_frames 8
         ({"fps": 30, "feature_stride": 4, "offset_frames": 8, "num_frames": 16}, (4 / 30, 6 / 30)),
         ({"fps": 30, "stride": 16, "window": 8}, (16 / 30, -4 / 30)),
@@ -51,7 +52,7 @@ def test_resolve(table, expected):
         ({"fps": float("nan")}, '"fps" is nan, not a finite number'),
         ({"stride": "often"}, "\"stride\" is 'often', not a finite number"),
         ({"stride": True}, '"stride" is True'),
-        ({"offset": -1}, "offset is -1; it must be a number at least 0"),
+        ({"offset_frames": -1}, "offset_frames is -1; it must be a number at least 0"),
         ({"stride": 16, "fps": 30, "first_snippet": "later"}, "\"first_snippet\" is 'later'"),
     ],
 )
@@ -104,11 +105,32 @@ def dataset(tmp_path, entry: dict, top: dict, snippets: int = 60):
         ({"fps": 30}, {"seconds_per_snippet": 0.5}, (0.5, 0)),
         ({"duration": 30.0, "frame": 900}, {"seconds_per_snippet": 0.5}, (0.5, 0)),
         ({"stride": 15, "num_frames": 45}, {"fps": 30}, (0.5, 0.5)),
+        # a video's window wins over the top's, under whatever name
+        ({"num_frames": 32}, {"fps": 30, "feat_stride": 16, "num_frames": 16}, (16 / 30, 8 / 30)),
+        ({"num_frames": 16}, {"fps": 30, "feat_stride": 16, "num_frames": 32}, (16 / 30, 0)),
+        ({"num_frames": 32}, {"fps": 30, "feat_stride": 16, "offset_frames": 8}, (16 / 30, 8 / 30)),
+        ({"offset_frames": 16}, {"fps": 30, "feat_stride": 16, "num_frames": 16}, (16 / 30, 8 / 30)),
+        ({"num_frames": 32}, {"fps": 30, "seconds_per_snippet": 16 / 30}, (16 / 30, 8 / 30)),
+        ({"frame": 638, "duration": 21.34}, {"seconds_per_snippet": 0.35, "feat_stride": 10.5}, (0.35, 0)),
     ],
 )
 def test_times_of_a_json(tmp_path, entry, top, expected):
     recording = open_dataset(dataset(tmp_path, entry, top)).recordings[0]
     assert (recording.seconds_per_snippet, recording.first_snippet) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("snippets", [1, 2, 3, 4, 5])
+def test_num_frames_of_very_short_videos_are_their_frames(tmp_path, snippets):
+    frames = 16 * snippets + 5
+    entry = {"fps": 30, "num_frames": frames, "duration": frames / 30}
+    recording = open_dataset(dataset(tmp_path, entry, {"stride": 16}, snippets)).recordings[0]
+    assert (recording.seconds_per_snippet, recording.first_snippet) == (16 / 30, 0)
+
+
+def test_no_fps_comes_from_a_window(tmp_path):
+    """16 frames in 2 s would be 8 fps."""
+    with pytest.raises(InputError, match='the fps of the features is not known|"num_frames" is'):
+        open_dataset(dataset(tmp_path, {"num_frames": 16, "duration": 2.0}, {"feat_stride": 16}, 3))
 
 
 def test_num_frames_that_could_be_either_is_asked_for(tmp_path):
@@ -173,9 +195,24 @@ def test_short_recordings_that_are_all_off_the_same_way(tmp_path):
         table["database"][f"a{i}"] = video
         np.save(folder / "features" / f"a{i}.npy", np.ones((4, 4), np.float32) * i + 1)
     (folder / "gt.json").write_text(json.dumps(table))
-    with pytest.raises(InputError, match="their 10 recordings have 40 snippets together, and by their durations 80"):
+    with pytest.raises(InputError, match="10 recordings have 40 snippets together, and by their durations 80 to 80"):
         open_dataset(folder)
     assert len(open_dataset(folder, times=Times(stride=16))) == 11
+
+
+@pytest.mark.parametrize("rounded", [np.floor, np.ceil])
+@pytest.mark.parametrize("window", [16, 64])
+def test_short_recordings_that_are_only_rounded(tmp_path, rounded, window):
+    folder = dataset(tmp_path, {"duration": 2.0}, {"fps": 30, "stride": 16, "window": window}, 3)
+    table = json.loads((folder / "gt.json").read_text())
+    video = table["database"].pop("a")
+    for i in range(40):
+        frames = window + 7 * i % 97 + 1
+        snippets = max(1, int(rounded((frames - window) / 16 + 1))) if window > 16 else int(rounded(frames / 16))
+        table["database"][f"a{i}"] = {**video, "duration": frames / 30}
+        np.save(folder / "features" / f"a{i}.npy", np.ones((snippets, 4), np.float32) * i + 1)
+    (folder / "gt.json").write_text(json.dumps(table))
+    assert len(open_dataset(folder)) == 40
 
 
 def test_durations_are_checked_in_every_layout(tmp_path):
