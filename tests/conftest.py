@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
+import torch
 
 if importlib.util.find_spec("hypothesis") is None:
     # A GPU machine may lack it and have no package registry: only the tests of properties are skipped then.
@@ -25,3 +27,13 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"no folder {path}: set D2NET_SHARED to the folder with the oracles and annotations")
     return path
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The networks of tests are so small that more threads only wait for each other; subprocesses see the variable."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
