@@ -317,7 +317,7 @@ def test_the_prefix_of_activitynets_files(have, want, unknown_videos):
     result = evaluate(found, truth, tiou=[0.5], unknown_videos=unknown_videos)
     assert result.map == pytest.approx([50]) and result.coverage.unlisted == ()
     assert result.coverage.renamed == f"with{'' if want else 'out'} the prefix 'v_'"
-    assert any(f"are with{'' if want else 'out'} the prefix 'v_'" in line for line in result.coverage.lines())
+    assert any(f"known only with{'' if want else 'out'} the prefix 'v_'" in line for line in result.coverage.lines())
 
 
 def test_exact_names_win_over_the_prefix():
