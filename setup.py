@@ -14,6 +14,13 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 
 
+def is_stale(cache: Path) -> bool:
+    """Whether an earlier build was configured in an environment of pip's that is gone, and with it ninja."""
+    lines = cache.read_text(encoding="utf-8").splitlines() if cache.exists() else []
+    programs = [line.partition("=")[2] for line in lines if line.startswith("CMAKE_MAKE_PROGRAM:")]
+    return any(not Path(program).exists() for program in programs)
+
+
 class CMakeBuild(build_ext):
     """Configures and builds CMakeLists.txt so that the module lands where setuptools expects it.
 
@@ -41,6 +48,8 @@ class CMakeBuild(build_ext):
         ]
         if shutil.which("ninja"):
             configure += ["-G", "Ninja"]
+        if is_stale(build / "CMakeCache.txt"):
+            configure.append("--fresh")
         for name in ("D2NET_CUDA", "CMAKE_CUDA_ARCHITECTURES"):
             if os.environ.get(name):
                 configure.append(f"-D{name}={os.environ[name]}")

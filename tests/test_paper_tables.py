@@ -130,6 +130,7 @@ def test_other_data_and_unknown_features_are_noted() -> None:
         ("thumos14", 20, 210, 0, "r", []),
         ("thumos14", 20, 213, 0, "r", []),
         ("thumos14", 20, 213, 93, "r (120 of 213 recordings)", ["the detections list 120 of the 213 recordings"]),
+        ("thumos14", 20, 410, 0, "r (410 recordings)", ["410 recordings that count, more than the test set"]),
         ("thumos14", 20, 201, 0, "r (201 of 210 recordings)", ["the annotations have 201 recordings that count"]),
         ("activitynet12", 100, 2383, 0, "r", []),
         (

@@ -180,3 +180,19 @@ def test_wrong_shapes_name_the_loss(make_batch):
         CoActivitySimilarity()(embeddings, tcam, lengths, labels[:, :2])
     with pytest.raises(InputError, match="SnippetContrast: actionness"):
         SnippetContrast()(embeddings, tcam, lengths)
+
+
+@pytest.mark.parametrize("wide", ["embeddings", "logits"])
+def test_co_activity_takes_two_precisions(wide):
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(4, 6, 5, dtype=torch.float64, generator=generator)
+    logits = torch.randn(4, 6, 3, dtype=torch.float64, generator=generator)
+    labels = torch.ones(4, 3)
+    expected = CoActivitySimilarity()(embeddings, logits, None, labels)
+    found = CoActivitySimilarity()(
+        embeddings if wide == "embeddings" else embeddings.float(),
+        logits if wide == "logits" else logits.float(),
+        None,
+        labels,
+    )
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
