@@ -34,7 +34,7 @@ def convert(
 
     The folder appears whole or not at all: it is built beside ``out`` and moved there at the end, so that nothing of an
     earlier conversion stays in it. The training subset becomes ``train`` and the test subset ``test``, as the readers
-    of that layout expect; others keep their names. Ambiguous segments are kept in ``gt.json``.
+    of that layout expect, unless another has that name; others keep theirs. Ambiguous segments are kept in ``gt.json``.
 
     Args:
         source: An open dataset, or what :func:`d2net.data.find_dataset` takes.
