@@ -228,9 +228,9 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def notes() -> Iterator[None]:
-    """Each warning within as one line on stderr."""
+    """Each warning within, once, as one line on stderr."""
     with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
+        warnings.simplefilter("default", UserWarning)
         warnings.showwarning = lambda message, *_, **__: typer.echo(f"note: {' '.join(str(message).split())}", err=True)
         yield
 

@@ -70,7 +70,7 @@ def check_fields(of: Any, prefix: str = "") -> None:
 
 
 @functools.cache
-def _types(of: type) -> dict[str, Any]:
+def _types(of: Any) -> dict[str, Any]:
     return get_type_hints(of, include_extras=True)
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from d2net.checkpoint import load_checkpoint, load_model, save_checkpoint
+from d2net.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
 from d2net.data.batches import BatchSampler
 from d2net.data.dataset import Dataset, Recording
 from d2net.data.resident import ResidentFeatures
@@ -25,6 +26,7 @@ from d2net.model import D2Net
 from d2net.recipes import Recipe, TrainingRecipe, load_recipe
 from d2net.threads import threads
 from d2net.training import Trainer, denoising_is_on
+from d2net.training_log import read_log
 
 CLASSES = ("jump", "throw")
 
@@ -67,7 +69,15 @@ def make_trainer(out: Path, iterations: int = 20, dataset: Dataset | None = None
 
 
 def log_of(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return read_log(out)
+
+
+def write_format_1(path: Path, checkpoint: Checkpoint) -> None:
+    """As an older d2net did."""
+    metadata = {**checkpoint.metadata(), "format": 1}
+    tensors = {key: t for key, t in checkpoint.tensors.items() if not key.startswith("recordings.")}
+    del metadata["precision"]
+    save_file(tensors, path, {"d2net": json.dumps(metadata)})
 
 
 def assert_same_checkpoint(a: Path, b: Path) -> None:
@@ -133,9 +143,10 @@ def test_an_older_average_goes_on_as_it_was(tmp_path: Path) -> None:
     trainer = Trainer(make_dataset(), make_recipe(3, ema_decay=decay), out=tmp_path, tensorboard=False)
     old = load_checkpoint(trainer.run())
     tensors = {key: t for key, t in old.tensors.items() if not key.startswith("average.")}
-    save_checkpoint(trainer.path, replace(old, tensors=tensors))
+    write_format_1(trainer.path, replace(old, tensors=tensors))
     new = Trainer(make_dataset(), make_recipe(4, ema_decay=decay), out=tmp_path, tensorboard=False)
-    saved = load_checkpoint(new.run(resume=True))
+    with pytest.warns(UserWarning, match="an older checkpoint, without a checksum"):
+        saved = load_checkpoint(new.run(resume=True))
     for key, t in saved.group("model").items():
         expected = decay * old.group("model")[key] + (1 - decay) * saved.group("weights")[key]
         torch.testing.assert_close(t, expected)
@@ -366,7 +377,10 @@ def test_resume_refuses_what_does_not_fit(tmp_path: Path) -> None:
     for change, message in (
         ({"classes": ("jump", "throw", "run")}, "jump, throw, run"),
         ({"stream_widths": (4, 8)}, "4, 8"),
-        ({"recordings": make_dataset().recordings[:4]}, "trained on 6 recordings"),
+        (
+            {"recordings": make_dataset().recordings[:4]},
+            r"trained on other recordings .6 then and 4 now; 2 of them are gone",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             make_trainer(tmp_path, 9, dataset=replace(make_dataset(), **change)).run(resume=True)

@@ -141,8 +141,8 @@ class LocalizationRecipe(_Section):
         allowed = Range(0, below=1)
         if self.class_rule == "relative" and self.class_threshold not in allowed:
             raise InputError(
-                f"localization.class_threshold is {self.class_threshold:g}; it must be {allowed}, a share of the best p, "
-                "where localization.class_rule is relative"
+                f"localization.class_threshold is {self.class_threshold:g}; it must be {allowed}, a share of the best "
+                "p, where localization.class_rule is relative"
             )
 
 
