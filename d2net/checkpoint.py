@@ -200,7 +200,7 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256(f"{len(text)} {text}\n".encode("utf-8", "surrogatepass"))
     for name, t in sorted(tensors.items()):
         total.update(f"{name!r} {t.dtype} {tuple(t.shape)}\n".encode())
-        total.update(memoryview(t.reshape(-1).view(torch.uint8).numpy()))
+        total.update(t.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

@@ -65,13 +65,14 @@ def check_fields(of: Any, prefix: str = "") -> None:
     Raises:
         InputError: ``prefix`` and the field's name, its value, and what it must be.
     """
-    for name, wanted in _types(type(of)).items():
+    made: Any = type(of)
+    for name, wanted in _types(made).items():
         object.__setattr__(of, name, checked(getattr(of, name), wanted, f"{prefix}{name}"))
 
 
 @functools.cache
-def _types(of: Any) -> dict[str, Any]:
-    return get_type_hints(of, include_extras=True)
+def _types(made: Any) -> dict[str, Any]:
+    return get_type_hints(made, include_extras=True)
 
 
 def checked(value: object, wanted: Any, name: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import tempfile
 import warnings
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from d2net import __version__
 from d2net.checkpoint import CHECKPOINT_NAME, Checkpoint, Precision, Seed, load_checkpoint, save_checkpoint
-from d2net.data.batches import Batch, BatchSampler
+from d2net.data.batches import Batch
 from d2net.data.dataset import Dataset
 from d2net.data.resident import ResidentFeatures
 from d2net.errors import D2NetError, InputError
@@ -25,14 +24,13 @@ from d2net.fields import checked, shown
 from d2net.files import locked
 from d2net.interruption import Stop
 from d2net.localization import localize
-from d2net.losses import D2NetLoss
-from d2net.model import D2Net
 from d2net.recipes import Recipe, TrainingRecipe
-from d2net.resume import OTHERWISE, check_same, check_same_recipe, check_same_recordings, check_tensors, digests
+from d2net.resume import OTHERWISE, check_same, check_same_recipe, check_same_recordings
 from d2net.step_graph import StepGraph
 from d2net.threads import computing, given, multiply_adds, threads_for
 from d2net.training_bar import TrainingBar
 from d2net.training_log import TrainingLog
+from d2net.training_state import TrainingState
 
 # The loss and its terms, each before its weight (D2NetLossResult says how they add up), and their names in the bar.
 TERMS = {"total": "loss", "discriminative": "dis", "snippet": "snip", "video": "vid", "uncertainty": "um"}
@@ -131,47 +129,20 @@ class Trainer:
         self.progress = progress
 
         _check_writable(self.out)
-        settings = recipe.training
-        self.sampler = BatchSampler(
-            dataset,
-            batch_size=settings.batch_size,
-            max_snippets=settings.max_snippets,
-            seed=self.seed,
-            allow_unlabelled=recipe.loss.skip_unlabelled,
-        )
-        with self._own_rng():
-            torch.manual_seed(self.seed)
-            self.model = D2Net.from_recipe(
-                recipe.model, num_classes=len(dataset.classes), stream_widths=dataset.stream_widths
-            ).to(self.device)
-            self._rng = self._rng_state()  # dropout goes on from here
-        # What is evaluated and saved as the network: the average of the weights, or the trained network itself.
-        self.result = copy.deepcopy(self.model) if settings.ema_decay > 0 else self.model
-        # How many steps the average is worth, 1 + decay + decay^2 ...; on the device, so that a CUDA graph can count.
-        self._average_size = torch.zeros((), device=self.device)
-        self.loss = D2NetLoss.from_recipe(
-            recipe.loss, num_classes=len(dataset.classes), embedding_dim=self.model.embedding_dim
-        ).to(self.device)
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(),
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            fused=on_gpu or None,
-            capturable=on_gpu,
-        )
-        self.pairing = torch.Generator(self.device).manual_seed(self.seed)
+        self.state = TrainingState(dataset, recipe, self.seed, self.device)
+        self.sampler, self.loss = self.state.sampler, self.state.loss
+        self.model, self.result = self.state.model, self.state.result
         self.resident: ResidentFeatures | None = None
         if resident or (resident is None and on_gpu):
             budget = math.inf if resident else RESIDENT_SHARE * torch.cuda.mem_get_info(self.device)[0]
             self.resident = ResidentFeatures.load(
-                dataset, self.device, max_snippets=settings.max_snippets, budget=budget
+                dataset, self.device, max_snippets=recipe.training.max_snippets, budget=budget
             )
         if graph and self.resident is None:
             raise InputError("a CUDA graph needs resident features, which do not fit on the device; use --no-graph")
         self.iteration = 0
         self.interrupted = False
         self._threads_before = 0  # of a run that is resumed
-        self._digests = digests(dataset)
         self._checkpoint()  # what one cannot hold is said now, not at the first save
 
     def run(self, resume: bool = False) -> Path:
@@ -219,14 +190,13 @@ class Trainer:
         self._looked = self.iteration
         graph = self._step_graph()
         with (
-            Stop() as stop,  # the outermost: nothing here ends without having saved
+            Stop() as stop,  # the outermost, so that no signal comes between the last save and the end
             self._own_threads(),
-            self._own_rng(),
+            self.state.generators(),
             _convolutions_in(self.precision),
             TrainingLog(self.out, self.iteration, self.tensorboard) as log,
             TrainingBar(self.iteration, iterations, self.progress, self._shown_terms()) as bar,
         ):
-            self._set_rng_state(self._rng)
             while self.iteration < iterations:
                 denoise = denoising_is_on(self.recipe.training, self.iteration)
                 if self.resident is None:
@@ -238,9 +208,10 @@ class Trainer:
                 history[self.iteration % CHECK_EVERY] = terms_now
                 self.iteration += 1
                 last = self.iteration == iterations
-                stopping = stop.requested and not last  # read once: a signal may come at any line
+                asked = stop.requested  # read once: a signal may come at any line
+                stopping = asked and not last
                 save = stopping or last or _due(self.iteration, self.save_every)
-                evaluation = not stopping and _due(self.iteration, self.eval_every)
+                evaluation = not asked and _due(self.iteration, self.eval_every)
                 if save or evaluation or _due(self.iteration, CHECK_EVERY):
                     terms = self._check(history)
                     log.write(self.iteration, terms)
@@ -266,26 +237,14 @@ class Trainer:
             output.embeddings,
             batch.lengths,
             batch.labels,
-            generator=self.pairing,
+            generator=self.state.pairing,
             denoise=denoise,
         )
-        self.optimizer.zero_grad(set_to_none=True)
+        self.state.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
-        self.optimizer.step()
-        if self.result is not self.model:
-            self._average()
+        self.state.optimizer.step()
+        self.state.average()
         return torch.stack([getattr(loss, term).detach() for term in TERMS])
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        """Take the weights into their average: after n steps the new ones count (1 - decay) / (1 - decay^n).
-
-        So the first average is the weights after the first step, and what the network began with has no share.
-        """
-        self._average_size.mul_(self.recipe.training.ema_decay).add_(1)
-        weight = self._average_size.reciprocal()
-        for average, new in zip(self.result.parameters(), self.model.parameters(), strict=True):
-            average.lerp_(new, weight)
 
     def _update_resident(self, rows: Tensor, denoise: bool) -> Tensor:
         """:meth:`update` with a batch of resident features."""
@@ -296,7 +255,7 @@ class Trainer:
         if self.resident is None or self.device.type != "cuda" or self.graph is False:
             return None
         rows = torch.zeros(3, self.sampler.batch_size, dtype=torch.int64, device=self.device)
-        return StepGraph(self._update_resident, rows, [self.pairing], required=bool(self.graph))
+        return StepGraph(self._update_resident, rows, [self.state.pairing], required=bool(self.graph))
 
     def _check(self, history: Tensor) -> dict[str, float]:
         """Means of the terms since the last look, so that L_D shows where it is on in some iterations only.
@@ -337,25 +296,6 @@ class Trainer:
         result = found.to_json()
         return {**{key: result[key] for key in ("map", "average", "f1")}, "judged": found.coverage.lines()}
 
-    def _groups(self) -> dict[str, Mapping[str, Tensor]]:
-        """All that a run goes on from, by group and name."""
-        groups: dict[str, Mapping[str, Tensor]] = {
-            "model": self.result.state_dict(),
-            "loss": self.loss.state_dict(),
-            "optimizer": {
-                f"{index}.{key}": value
-                for index, state in self.optimizer.state_dict()["state"].items()
-                for key, value in state.items()
-            },
-            "sampler": self.sampler.state(),
-            "rng": {self._pairing_key: self.pairing.get_state(), **self._rng_state()},
-            "recordings": {"digests": self._digests},
-        }
-        if self.result is not self.model:
-            groups["weights"] = self.model.state_dict()
-            groups["average"] = {"size": self._average_size}
-        return groups
-
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(
             recipe=self.recipe,
@@ -365,7 +305,7 @@ class Trainer:
             dataset=self.dataset.name,
             seed=self.seed,
             version=__version__,
-            tensors=_named(self._groups()),
+            tensors=self.state.tensors(),
             threads=torch.get_num_threads() if self.device.type == "cpu" else 0,
             precision=self.precision,
         )
@@ -376,13 +316,24 @@ class Trainer:
         saved = load_checkpoint(self.path)
         try:
             self._check_same_run(saved)
-            check_tensors(saved.tensors, _named(self._needed(saved)))
-            self._take(saved)
+            self.state.restore(saved)
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from error
         except (RuntimeError, KeyError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{self.path}: its tensors do not fit this recipe ({reason}); train anew") from error
+        self.seed = saved.seed
+        self.iteration = saved.iteration
+        self._threads_before = saved.threads
+        if self._asked[1] is None and saved.precision is not None:
+            if saved.precision in self._precisions:
+                self.precision = saved.precision
+            else:
+                warnings.warn(
+                    f"{self.path}: was trained in {saved.precision}, which {self.device} has not, and goes on in "
+                    f"{self.precision}",
+                    stacklevel=4,
+                )
 
     def _check_same_run(self, saved: Checkpoint) -> None:
         check_same("classes", saved.classes, self.dataset.classes, "the dataset to resume with")
@@ -404,64 +355,8 @@ class Trainer:
         if unknown:
             warnings.warn(
                 f"{self.path}: is older and does not say its {' and '.join(unknown)}; see that they are the same now",
-                stacklevel=5,
+                stacklevel=4,
             )
-
-    def _needed(self, saved: Checkpoint) -> dict[str, Mapping[str, Tensor]]:
-        """Tensors as ``saved`` must have them for a run to go on."""
-        groups = self._groups()
-        if saved.iteration > 0:  # what Adam has from its first step on
-            groups["optimizer"] = {
-                f"{index}.{name}": like
-                for index, weight in enumerate(self.model.parameters())
-                for name, like in (("step", torch.zeros(())), ("exp_avg", weight), ("exp_avg_sq", weight))
-            }
-        if self._began_elsewhere(saved):
-            groups["rng"] = {"cpu": groups["rng"]["cpu"]}
-        if saved.format == 1:
-            del groups["recordings"]
-            if not saved.group("average"):
-                groups.pop("average", None)
-        return groups
-
-    def _began_elsewhere(self, saved: Checkpoint) -> bool:
-        """Whether on a GPU and now on a CPU, or the other way round: their generators have states of their own."""
-        pairings = {key for key in saved.group("rng") if key.startswith("pairing")}
-        return bool(pairings) and self._pairing_key not in pairings
-
-    def _take(self, saved: Checkpoint) -> None:
-        """Go on from there."""
-        self.result.load_state_dict(saved.group("model"))
-        if self.result is not self.model:
-            self.model.load_state_dict(saved.group("weights"))
-            # Older files have none: their averages began with the initial weights, as after endlessly many steps.
-            endless = torch.tensor(1 / (1 - self.recipe.training.ema_decay))
-            self._average_size.copy_(saved.group("average").get("size", endless))
-        self.loss.load_state_dict(saved.group("loss"))
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, t in saved.group("optimizer").items():
-            index, _, name = key.partition(".")
-            state.setdefault(int(index), {})[name] = t
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        self.sampler.restore(saved.group("sampler"))
-        self._rng = saved.group("rng")
-        torch.Generator().set_state(self._rng["cpu"])  # fails now, not when training begins
-        if self._began_elsewhere(saved):
-            self.pairing.manual_seed(saved.seed)
-        else:
-            self.pairing.set_state(self._rng[self._pairing_key])
-        self.seed = saved.seed
-        self.iteration = saved.iteration
-        self._threads_before = saved.threads
-        if self._asked[1] is None and saved.precision is not None:
-            if saved.precision in self._precisions:
-                self.precision = saved.precision
-            else:
-                warnings.warn(
-                    f"{self.path}: was trained in {saved.precision}, which {self.device} has not, and goes on in "
-                    f"{self.precision}",
-                    stacklevel=5,
-                )
 
     def _own_threads(self) -> AbstractContextManager[None]:
         """As many threads of a CPU as a batch is worth, or as this run has had so far: they decide the last bits."""
@@ -484,26 +379,6 @@ class Trainer:
         loss = self.recipe.loss
         weights = {"snippet": loss.alpha_snippet, "video": loss.alpha_video, "uncertainty": loss.um_weight}
         return {term: name for term, name in TERMS.items() if weights.get(term, 1) != 0}
-
-    @property
-    def _pairing_key(self) -> str:
-        """Generators of a CPU and a GPU cannot take each other's state."""
-        return "pairing_cuda" if self.device.type == "cuda" else "pairing"
-
-    def _own_rng(self) -> AbstractContextManager[None]:
-        """The global generators, which dropout draws from, are the caller's again afterwards."""
-        return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
-
-    def _rng_state(self) -> dict[str, Tensor]:
-        state = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
-
-    def _set_rng_state(self, state: Mapping[str, Tensor]) -> None:
-        torch.set_rng_state(state["cpu"])
-        if self.device.type == "cuda" and "cuda" in state:  # not there when the run began on a CPU
-            torch.cuda.set_rng_state(state["cuda"], self.device)
 
 
 def _in_words(found: Mapping[str, Any]) -> str:
@@ -532,11 +407,6 @@ def _convolutions_in(precision: str) -> Iterator[None]:
 
 def _due(iteration: int, every: int) -> bool:
     return every > 0 and iteration % every == 0
-
-
-def _named(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, by dotted name."""
-    return {f"{name}.{key}": t for name, group in groups.items() for key, t in group.items()}
 
 
 def _check_writable(out: Path) -> None:

@@ -171,7 +171,7 @@ def test_averaging_is_the_same_in_every_step(tmp_path: Path) -> None:
     steps = []
     for _ in range(2):
         with Calls() as calls:
-            trainer._average()
+            trainer.state.average()
         steps.append(calls.seen)
     assert steps[0] == steps[1] and not any("_local_scalar_dense" in name for name, _ in steps[0])
 
