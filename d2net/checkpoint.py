@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file, written atomically; its header says what it is. Never a pickle.
 
-A file carries the SHA-256 of all that is in it, in :func:`_digest`'s order, so that none is taken in which a bit has
-changed. It is no signature: who can write the file can write the sum.
+A file carries the SHA-256 of all that is in it, so that none is taken in which a bit has changed. It is no signature:
+who can write the file can write the sum.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from d2net.recipes import Recipe, Width
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 FORMAT = 2  # raise when an older d2net could not read a new file
-_KEY = "d2net"  # of the header's entry with the metadata, in JSON
-_DIGEST = "sha256"  # of its other entry, which files of format 1 have not
+_KEY = "d2net"  # of the header's one entry, the metadata in JSON
+_DIGEST = "sha256"  # of the checksum among them, which files of format 1 have not
 _TYPES = (
     torch.float64,
     torch.float32,
@@ -124,8 +124,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             "lower training.learning_rate or look at the features"
         )
     metadata = checkpoint.metadata()
-    text = json.dumps(metadata)
-    write_whole(path, save(tensors, {_KEY: text, _DIGEST: _digest(text, tensors)}))
+    header = json.dumps({**metadata, _DIGEST: _digest(metadata, tensors)})
+    write_whole(path, save(tensors, {_KEY: header}))
     # Half a pair of surrogates in a name stays an escape, which JSON knows too.
     readable = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
     write_whole(path.with_suffix(".json"), readable.encode("utf-8", "backslashreplace"))
@@ -163,11 +163,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
     why = _unusable(tensors)
     if why:
         raise InputError(f"{path}: damaged, {why}; use another copy or train again")
-    text, digest = header[_KEY], header.get(_DIGEST)
-    # Where there is a sum it must be right, whatever the metadata say: so no changed bit can turn this off.
-    if digest is not None and digest != _digest(text, tensors):
+    try:
+        metadata = json.loads(header[_KEY])
+        digest = metadata.pop(_DIGEST, None)
+        # Where there is a sum it must be right, whatever the format is said to be: no changed bit turns this off.
+        wrong = digest is not None and digest != _digest(metadata, tensors)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: damaged header ({shown(error)}); use another copy or train again") from error
+    if wrong:
         raise InputError(f"{path}: damaged, its checksum is wrong; use another copy or train again")
-    checkpoint = _from_metadata(text, tensors, path)
+    checkpoint = _from_metadata(metadata, tensors, path)
     if digest is None:
         if checkpoint.format > 1:
             raise InputError(f"{path}: damaged, its checksum is missing; use another copy or train again")
@@ -175,15 +180,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _from_metadata(text: str, tensors: dict[str, Tensor], path: Path) -> Checkpoint:
+def _from_metadata(metadata: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Checkpoint:
     try:
-        metadata = json.loads(text)
         if not metadata["format"] > FORMAT:
             known = {f.name: metadata[f.name] for f in fields(Checkpoint) if f.name in metadata}
             recipe = Recipe.from_dict(metadata["recipe"], source="recipe")
             return Checkpoint(**{**known, "recipe": recipe, "tensors": tensors})
         newer = f"{shown(metadata['format'])}, written by d2net {shown(metadata['version'])}"
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         reason = error if isinstance(error, InputError) else shown(error)
         raise InputError(f"{path}: damaged header ({reason}); use another copy or train again") from error
     raise InputError(f"{path}: has checkpoint format {newer}; this d2net reads up to {FORMAT}: upgrade it")
@@ -195,9 +199,9 @@ def _header(content: bytes) -> dict[str, str]:
     return json.loads(content[8 : 8 + length]).get("__metadata__") or {}
 
 
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the metadata as they are written, and of the tensors: names, types, shapes, bytes."""
-    total = hashlib.sha256(f"{len(text)} {text}\n".encode("utf-8", "surrogatepass"))
+def _digest(metadata: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the metadata, and of the names, types, shapes and bytes of the tensors."""
+    total = hashlib.sha256(f"{json.dumps(metadata)}\n".encode())
     for name, t in sorted(tensors.items()):
         total.update(f"{name!r} {t.dtype} {tuple(t.shape)}\n".encode())
         total.update(t.reshape(-1).view(torch.uint8).numpy().data)
