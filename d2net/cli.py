@@ -505,13 +505,13 @@ def convert(
       d2net convert THUMOS14-I3D-JOINTFeatures.npy thumos14/ --trust-pickle
       d2net convert watch watch-as-files/
     """
-    from d2net.data.convert import check_place
     from d2net.data.convert import convert as convert_dataset
+    from d2net.data.convert import writing
 
-    check_place(out, None)
-    dataset = options.open(options.find(source), None)
-    with progress_bar("converting") as progress:
-        written = convert_dataset(dataset, out, progress=progress)
+    with writing(out):
+        dataset = options.open(options.find(source), None)
+        with progress_bar("converting") as progress:
+            written = convert_dataset(dataset, out, progress=progress)
     typer.echo(f"wrote {len(written)} recordings ({', '.join(written.subsets)}) to {out}")
 
 

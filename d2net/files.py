@@ -21,7 +21,7 @@ except ImportError:  # not on Windows: there what a dead run left is not told fr
     fcntl = None  # type: ignore[assignment]
 
 LOCK_NAME = ".d2net.lock"
-_TEMPORARY = ".d2net-"  # how the name of a file begins that is being written
+TEMPORARY = ".d2net-"  # how the name of a file begins that is being written
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of a file system that has none
 
 
@@ -114,7 +114,7 @@ def write_whole(path: Path, content: str | bytes | bytearray | memoryview) -> No
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({error.strerror or error}); make space, or give another path; what was there "
@@ -125,7 +125,7 @@ def write_whole(path: Path, content: str | bytes | bytearray | memoryview) -> No
 def _create(folder: Path) -> tuple[int, Path]:
     """A new file of a name that nobody can foresee, and the rights that new files get; locked as long as it is open."""
     while True:
-        path = folder / f"{_TEMPORARY}{secrets.token_hex(8)}"
+        path = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
         if fcntl is None:
             return handle, path
@@ -144,7 +144,7 @@ def sweep(folder: Path) -> None:
         return
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(_TEMPORARY) and entry.is_file(follow_symlinks=False):
+            if entry.name.startswith(TEMPORARY) and entry.is_file(follow_symlinks=False):
                 with suppress(OSError):  # another's, or gone meanwhile, or alive
                     _remove_unlocked(Path(entry.path))
 
@@ -158,15 +158,16 @@ def _remove_unlocked(path: Path) -> None:
         os.close(handle)
 
 
-def sync_folder(folder: Path) -> None:
-    """Bring the entries of a folder to the disk, where the platform can: only then a new name outlives a power cut.
+def sync(path: Path) -> None:
+    """Bring a file, or the entries of a folder, to the disk, where the platform can: a new name, too, must outlive a
+    power cut.
 
     Raises:
         OSError: the disk fails.
     """
     try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows; a folder that may be written to but not read
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # a folder on Windows; one that may be written to but not read
         return
     try:
         os.fsync(handle)
@@ -175,6 +176,20 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def inside(folder: Path, *names: str) -> Path:
+    """A folder of ours in ``folder``, which need not be there yet.
+
+    Raises:
+        InputError: a name that is no :func:`one_component`, or a symbolic link in the way: it is not followed.
+    """
+    path = folder
+    for name in names:
+        path = path / one_component(name, str(folder))
+        if path.is_symlink():
+            raise InputError(f"{path}: a symbolic link, which is not followed; remove it or choose another --out")
+    return path
 
 
 @contextmanager

@@ -25,7 +25,7 @@ class Recording:
         segments: (start s, end s, class name) rows; used by evaluation and pictures alone.
         seconds_per_snippet: Seconds from one snippet to the next (16 / 25 for I3D at 25 fps).
         source: Where the features come from, for messages (a path).
-        read: Returns the features, (T, width) float32, memory-mapped where a file holds them.
+        read: Returns the features, (T, width), read anew each time where a file holds them.
         duration: Length in seconds, or None where the dataset does not say.
         first_snippet: Second at which snippet 0 begins (:mod:`d2net.data.times`).
         snippets: T, or None where only reading tells.
@@ -50,7 +50,7 @@ class Recording:
         """(T, width) float32 features, checked.
 
         Raises:
-            InputError: wrong shape or width, no snippet, NaN or Inf.
+            InputError: wrong shape or width, no snippet, NaN or Inf; not as many snippets as when it was opened.
         """
         x = self.read()
         if x.ndim != 2 or x.shape[1] != width:
@@ -60,6 +60,11 @@ class Recording:
             )
         if len(x) == 0:
             raise InputError(f"{self.source}: '{self.name}' has no snippet; extract its features again")
+        if self.snippets not in (None, len(x)):
+            raise InputError(
+                f"{self.source}: '{self.name}' has {len(x)} snippets and had {self.snippets} when it was opened; leave "
+                "the files alone while they are in use, and start again"
+            )
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf, which is found below
             x = np.asarray(x, dtype=np.float32)
         if not np.isfinite(x).all():
