@@ -31,6 +31,7 @@ from d2net.cli_options import (
     check_output,
     choose_device,
     choose_subsets,
+    claim_folder,
     data_options,
     make_console,
     notes,
@@ -132,6 +133,7 @@ def options(
 
 @app.command()
 def demo(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write; replaces an earlier demo.")] = Path(
         "runs/demo"
     ),
@@ -152,13 +154,14 @@ def demo(
     """
     from d2net.demo import run_demo
 
-    check_output(out / "metrics.json")
+    claim_folder(context, out, "metrics.json")
     run_demo(out, seed, iterations=iterations, console=make_console())
 
 
 @app.command()
 @data_options
 def train(
+    context: typer.Context,
     data: Data,
     recipe: Annotated[str, typer.Option(metavar="NAME", help="Name of a recipe; d2net recipes lists them.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where checkpoint and log go.")],
@@ -208,7 +211,7 @@ def train(
         raise InputError("--resume goes on with a run and --overwrite replaces it; give one of them")
     chosen = load_recipe(recipe).override(settings or [])
     where = choose_device(device)
-    check_output(out / "checkpoint.safetensors")
+    claim_folder(context, out, "checkpoint.safetensors")
     catalog = options.find(data)
     training = choose_subsets(catalog, subset, 0, "--subset")
     if eval_subset and not eval_every:

@@ -16,6 +16,7 @@ from d2net.data.locate import FeatureFolder, visible
 from d2net.data.timeline import Entry, Timeline, read_timeline
 from d2net.data.times import Times
 from d2net.errors import InputError
+from d2net.files import one_component
 from d2net.words import listed
 
 CONVENTION = Times(fps=25, stride=16)  # how these features are extracted
@@ -42,7 +43,7 @@ def list_cola(folder: Path, *, annotations: Path | None = None) -> Catalog:
         raise InputError(f"{folder}: no split_train.txt or split_test.txt; write one video name per line")
     listings: list[Listing] = []
     place: dict[str, Path] = {}
-    finders = {subset: FeatureFolder(folder / "features" / subset) for subset in splits}
+    finders = {s: FeatureFolder(folder / "features" / one_component(s, str(path))) for s, path in splits.items()}
     for subset, path in splits.items():
         for name in read_split(path, timeline):
             if name in place:

@@ -66,7 +66,7 @@ def _one_of(load: Callable[[Path, str | None], dict[str, np.ndarray]], path: Pat
     return load(path, stream)[stream]
 
 
-def feature_array(array: np.ndarray, source: str, read: Callable[[], np.ndarray] | None = None) -> FeatureArray:
+def feature_array(array: Any, source: str, read: Callable[[], np.ndarray] | None = None) -> FeatureArray:
     """An array as features: (T, width); or with crops, (T, crops, width) or (crops, T, width), whose mean is taken.
 
     Args:

@@ -215,4 +215,3 @@ def _annotations(recording: Recording | Entry, subset: str) -> dict[str, Any]:
     if recording.duration is not None:
         entry["duration"] = recording.duration
     return entry
-

@@ -21,9 +21,9 @@ from d2net.cli_options import (
     Device,
     Settings,
     Threads,
-    check_output,
     choose_device,
     choose_subsets,
+    claim_folder,
     data_options,
     make_console,
     notes,
@@ -45,6 +45,7 @@ def studies() -> None:
 @study.command("condition-number")
 @data_options
 def condition_number(
+    context: typer.Context,
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where figure, points, summary go; replaces earlier ones.")
     ],
@@ -80,12 +81,13 @@ def condition_number(
     """
     from d2net.checkpoint import load_checkpoint
     from d2net.data.describe import describe
+    from d2net.files import inside
     from d2net.recipes import load_recipe
     from d2net.studies.condition_number import check_sampling, sample_points, summarise, training_points, write_study
     from d2net.training import Trainer
 
     check_sampling(samples, classes)
-    check_output(out / "summary.json")
+    claim_folder(context, out, "summary.json")
     facts: dict[str, Any] = {
         "random": "entries >= 0 that sum to 1, uniformly distributed",
         "samples": samples,
@@ -102,7 +104,9 @@ def condition_number(
         name = train.name
         for line in describe(train):
             typer.echo(line)
-        trainer = Trainer(train, values, out=out / "training", seed=seed, device=where, save_every=0, overwrite=True)
+        trainer = Trainer(
+            train, values, out=inside(out, "training"), seed=seed, device=where, save_every=0, overwrite=True
+        )
         facts |= {"dataset": name, "recipe": values.name, "iterations": iterations}
     elif checkpoint_run or settings:
         raise InputError("--iterations 0 trains nothing; leave --checkpoint-run and --set out")
@@ -129,6 +133,7 @@ def condition_number(
 @study.command()
 @data_options
 def ablation(
+    context: typer.Context,
     data: Data,
     options: DataOptions,
     out: Annotated[
@@ -201,7 +206,7 @@ def ablation(
         write_tables,
     )
 
-    check_output(out / "study.json")
+    claim_folder(context, out, "study.json")
     variants = choose_losses(losses) if losses is not None else [] if variant else list(LOSSES.values())
     if complement is not None:
         if complement not in COMPLEMENTS:
