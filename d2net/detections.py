@@ -60,10 +60,13 @@ class Annotations(Segments):
         withdrawn: Videos whose segments are no longer ground truth (``video_test_0000270`` and ``video_test_0001496``
             of THUMOS14 in the W-TALC folder, which has segments of them in ``segments.npy`` and none in
             ``test_gt_segments.npy``). The ``wtalc`` protocol leaves out videos without segments, but not these.
+        rank: (N,) int64, in which order the ``wtalc`` protocol offers the segments of a video to a detection: that of
+            the files of the W-TALC folder, on which the published numbers depend; None: by time.
     """
 
     ambiguous: np.ndarray
     withdrawn: tuple[str, ...] = ()
+    rank: np.ndarray | None = None
 
 
 def read_detections(path: str | os.PathLike[str]) -> Detections:

@@ -31,7 +31,7 @@ class Entry:
     Attributes:
         subset: As the file spells it.
         labels: Names of its classes.
-        segments: (start s, end s, class name) rows.
+        segments: (start s, end s, class name) rows, by time, whatever the order of the file.
         ambiguous: (start s, end s) rows: doubtful segments, of no class.
         duration: In seconds, or None.
         times: What the file says of its snippets' times.
@@ -247,7 +247,7 @@ def _entry(value: dict[str, Any], ids: dict[str, int], top: Times, subset: str |
     return Entry(
         subset=_name(subset if value.get("subset") is None else value["subset"], "subset"),
         labels=tuple(labels),
-        segments=tuple(segments),
+        segments=tuple(sorted(segments)),
         ambiguous=tuple(dict.fromkeys(ambiguous)),
         duration=duration,
         times=times,
