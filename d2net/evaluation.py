@@ -224,8 +224,8 @@ def evaluate(
     video, label = _join(names, detections, annotations, unknown_videos)
     start, end = detections.start, detections.end
     # Which of several ground truths a detection takes depends on their order.
-    ranked = protocol == "wtalc" and annotations.rank is not None
-    offered = np.lexsort((annotations.end, annotations.start, *([annotations.rank] if ranked else [])))
+    by_time, rank = (annotations.end, annotations.start), annotations.rank if protocol == "wtalc" else None
+    offered = np.lexsort(by_time if rank is None else (*by_time, rank))
     gt_video, gt_label = annotations.video[offered], annotations.label[offered]
     gt_start, gt_end = annotations.start[offered], annotations.end[offered]
 

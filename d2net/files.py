@@ -1,51 +1,12 @@
-"""Reading JSON, and writing files whole, with errors a user can act on."""
+"""Writing files whole, with errors a user can act on."""
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from d2net.errors import InputError
-
-
-def load_json(path: Path, content: bytes | None = None) -> Any:
-    """What a JSON file holds; some editors begin it with a mark, which is no JSON.
-
-    Args:
-        content: Of the file, where it has been read already.
-
-    Raises:
-        InputError: a missing or malformed file, or an object in which a key stands twice.
-    """
-    try:
-        return json.loads(path.read_bytes() if content is None else content, object_pairs_hook=_once)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); truncated perhaps: write or download it again") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError for a missing or malformed file, or another JSON type."""
-    value = load_json(path)
-    if not isinstance(value, dict):
-        raise InputError(f'{path}: holds a JSON {type(value).__name__}, expected an object with the key "database"')
-    return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, of which Python would keep the last of two values under one key."""
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(k for k in keys if keys.count(k) > 1)
-        raise InputError(f"'{twice}' comes twice in one object; merge or drop one of them")
-    return table
 
 
 def one_component(name: str, where: str) -> str:

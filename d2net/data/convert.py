@@ -20,7 +20,8 @@ from d2net.data.locate import STREAMS
 from d2net.data.timeline import Entry
 from d2net.data.times import Times
 from d2net.errors import InputError
-from d2net.files import one_component, read_json
+from d2net.files import one_component
+from d2net.reading import read_json
 
 
 def convert(
