@@ -1,9 +1,8 @@
-"""Reading JSON, and writing files whole, with errors a user can act on."""
+"""Writing files whole, in folders that nobody else writes in, with errors a user can act on."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import secrets
 import unicodedata
@@ -11,9 +10,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from d2net.errors import InputError
+from d2net.words import quoted
 
 try:
     import fcntl
@@ -23,43 +22,6 @@ except ImportError:  # not on Windows: there what a dead run left is not told fr
 LOCK_NAME = ".d2net.lock"
 TEMPORARY = ".d2net-"  # how the name of a file begins that is being written
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of a file system that has none
-
-
-def load_json(path: Path, content: bytes | None = None) -> Any:
-    """What a JSON file holds; some editors begin it with a mark, which is no JSON.
-
-    Args:
-        content: Of the file, where it has been read already.
-
-    Raises:
-        InputError: a missing or malformed file, or an object in which a key stands twice.
-    """
-    try:
-        return json.loads(path.read_bytes() if content is None else content, object_pairs_hook=_once)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); truncated perhaps: write or download it again") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError for a missing or malformed file, or another JSON type."""
-    value = load_json(path)
-    if not isinstance(value, dict):
-        raise InputError(f'{path}: holds a JSON {type(value).__name__}, expected an object with the key "database"')
-    return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, of which Python would keep the last of two values under one key."""
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(k for k in keys if keys.count(k) > 1)
-        raise InputError(f"'{twice}' comes twice in one object; merge or drop one of them")
-    return table
 
 
 def one_component(name: str, where: str) -> str:
@@ -76,7 +38,7 @@ def one_component(name: str, where: str) -> str:
     """
     bad = not name.strip() or name in (".", "..") or any(c in "/\\" or _unprintable(c) for c in name)
     if bad or len(name.encode()) > 240:
-        raise InputError(f"{where}: {name[:80]!a} cannot be the name of a file; rename it")
+        raise InputError(f"{where}: {quoted(name)} cannot be the name of a file; rename it")
     return name
 
 
@@ -97,8 +59,8 @@ def write_whole(path: Path, content: str | bytes | bytearray | memoryview) -> No
         try:
             content = content.encode()
         except UnicodeEncodeError as error:
-            near = content[max(error.start - 20, 0) : error.end + 20]
-            raise InputError(f"{path}: cannot be written: {near!a} is not all characters; rename it") from None
+            near = quoted(content[max(error.start - 20, 0) : error.end + 20])
+            raise InputError(f"{path}: cannot be written: {near} holds half of a letter; rename it") from None
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: not an ordinary file; give the path of a file to write")
     try:

@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from d2net.errors import InputError
+from d2net.reading import check_ordinary
+from d2net.words import reason
 
 SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".h5", ".hdf5")
 NAMES = ("feats", "features", "feature", "feat")  # what the one array of a container is called
@@ -208,9 +210,8 @@ def _check_real(array: Any, source: str) -> None:
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """A file of numpy's to read; whatever is raised within, for what is wrong with it, becomes an InputError."""
     kind = path.suffix.lower()
+    check_ordinary(path)
     try:
-        if path.stat().st_size == 0:  # a pipe too, which would not open
-            raise InputError(f"{path}: the file is empty (0 bytes); extract or download it again")
         with open(path, "rb") as file:
             yield file
     except InputError:
@@ -220,14 +221,15 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     except Exception as error:  # numpy lets what a damaged header or zip raises through
         with open(path, "rb") as file:
             begin = file.read(6)
+        if not begin:
+            raise InputError(f"{path}: the file is empty (0 bytes); extract or download it again") from None
         if not begin.startswith((b"\x93NUMPY"[: len(begin)], b"PK")):
             raise InputError(
                 f"{path}: not a readable {kind} file: does not begin as one; a web page or a pointer of git-lfs "
                 "perhaps, download the file itself"
             ) from None
-        reason = str(error).partition("\n")[0]
         raise InputError(
-            f"{path}: not a readable {kind} file, truncated perhaps ({reason}); extract or download it again"
+            f"{path}: not a readable {kind} file, truncated perhaps ({reason(error)}); extract or download it again"
         ) from None
 
 
@@ -240,24 +242,21 @@ def _load_npz(path: Path, only: str | None) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as archive:
             keys = _keys(dict.fromkeys(archive.files), str(path))
             try:
-                return {stream: archive[key] for stream, key in keys.items() if only in (None, stream)}
+                # Of a member that is no .npy numpy gives the bytes.
+                return {s: archive[key].view(np.ndarray) for s, key in keys.items() if only in (None, s)}
             except Exception as error:
-                reason = str(error).partition("\n")[0]
-                if "Object arrays" in reason:
+                if "Object arrays" in str(error):
                     raise InputError(f"{path}: holds pickled Python objects; save plain float32 arrays") from None
-                raise InputError(f"{path}: damaged ({reason}); extract or download it again") from None
+                raise InputError(f"{path}: damaged ({reason(error)}); extract or download it again") from None
 
 
 def _load_torch(path: Path, only: str | None) -> dict[str, np.ndarray]:
     """The streams of a file of PyTorch, or only one of them."""
     import torch
 
+    check_ordinary(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such feature file; add it, or take the recording out of the annotations"
-        ) from None
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: holds more than tensors, which could run code when read, so it is not opened; save the tensor "
@@ -266,18 +265,19 @@ def _load_torch(path: Path, only: str | None) -> dict[str, np.ndarray]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); give a readable file") from None
     except Exception as error:  # a damaged file can raise anything
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path}: not a readable PyTorch file, truncated perhaps ({reason}); save it again") from None
+        raise InputError(
+            f"{path}: not a readable PyTorch file, truncated perhaps ({reason(error)}); save it again"
+        ) from None
     if isinstance(content, torch.Tensor):
         content = {"": content}
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: holds a {type(content).__name__}; save one tensor of shape (T, width)")
     tensors = {str(name): x.detach() for name, x in content.items() if isinstance(x, torch.Tensor)}
-    return {
-        stream: (tensors[key].float() if tensors[key].is_floating_point() else tensors[key]).numpy()
-        for stream, key in _keys(tensors, str(path)).items()
-        if only in (None, stream)
-    }
+    chosen = {s: tensors[key] for s, key in _keys(tensors, str(path)).items() if only in (None, s)}
+    try:
+        return {s: (x.float() if x.is_floating_point() else x).numpy() for s, x in chosen.items()}
+    except Exception as error:  # sparse, quantized, on no device
+        raise InputError(f"{path}: holds no plain tensor ({reason(error)}); save a dense one") from None
 
 
 def open_h5(path: Path, name: str | None = None) -> dict[str, FeatureArray]:
@@ -314,6 +314,7 @@ def _h5(path: Path) -> Iterator[Any]:
         import h5py
     except ImportError:
         raise InputError(f"{path}: reading HDF5 needs the package h5py: pip install 'd2net[h5]'") from None
+    check_ordinary(path)
     try:
         before = path.stat().st_size
         with h5py.File(path, "r") as file:
@@ -322,8 +323,7 @@ def _h5(path: Path) -> Iterator[Any]:
     except InputError:
         raise
     except Exception as error:  # a damaged file can raise anything
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path}: cannot be read as HDF5 ({reason}); extract or download it again") from None
+        raise InputError(f"{path}: cannot be read as HDF5 ({reason(error)}); extract or download it again") from None
     if after < before:  # HDF5 gives zeros for what has gone
         raise InputError(f"{path}: shrank while it was read (expected {before} bytes, found {after}); write it again")
 

@@ -23,7 +23,8 @@ from d2net.data.locate import STREAMS
 from d2net.data.timeline import Entry
 from d2net.data.times import Times
 from d2net.errors import InputError
-from d2net.files import TEMPORARY, locked, one_component, read_json, sync
+from d2net.files import TEMPORARY, locked, one_component, sync
+from d2net.reading import read_json
 
 _PART, _EARLIER = f"{TEMPORARY}convert-", f"{TEMPORARY}earlier-"  # folders beside OUT: being built, being replaced
 

@@ -22,7 +22,8 @@ class Recording:
         name: Unique name (a video's id, for example).
         subset: The split it belongs to, as the dataset spells it (``train``, ``test`` …).
         labels: Names of the classes that occur in it; the only supervision of training.
-        segments: (start s, end s, class name) rows; used by evaluation and pictures alone.
+        segments: (start s, end s, class name) rows, by time or as W-TALC's files have them; used by evaluation and
+            pictures alone.
         seconds_per_snippet: Seconds from one snippet to the next (16 / 25 for I3D at 25 fps).
         source: Where the features come from, for messages (a path).
         read: Returns the features, (T, width), read anew each time where a file holds them.
@@ -180,7 +181,7 @@ class Dataset:
 
 
 def annotations_of(entries: Sequence[tuple[str, Recording | Entry]], classes: tuple[str, ...]) -> Annotations:
-    """The segments, and the marks of ambiguous ones, of named recordings, in their order."""
+    """The segments, and the marks of ambiguous ones, of named recordings, in their order, each recording's too."""
     column = {c: i for i, c in enumerate(classes)}
     rows = [(v, column[label], start, end) for v, (_, r) in enumerate(entries) for start, end, label in r.segments]
     table = np.array(rows, np.float64).reshape(-1, 4)
@@ -194,4 +195,5 @@ def annotations_of(entries: Sequence[tuple[str, Recording | Entry]], classes: tu
         end=table[:, 3],
         ambiguous=np.array(doubtful, np.float64).reshape(-1, 3),
         withdrawn=tuple(name for name, r in entries if r.withdrawn),
+        rank=np.arange(len(table)),
     )

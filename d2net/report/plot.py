@@ -221,10 +221,10 @@ def _duration(dataset: Dataset, recording: Recording, index: int) -> float:
 
 
 def _of(detections: Detections, name: str) -> list[tuple[float, float, str, float]]:
-    """(start s, end s, class, score) of one recording."""
+    """(start s, end s, class, score) of one recording, sorted: drawn over each other whatever the order of the file."""
     if name not in detections.videos:
         return []
-    return [
+    return sorted(
         (
             float(detections.start[i]),
             float(detections.end[i]),
@@ -232,4 +232,4 @@ def _of(detections: Detections, name: str) -> list[tuple[float, float, str, floa
             float(detections.score[i]),
         )
         for i in (detections.video == detections.videos.index(name)).nonzero()[0]
-    ]
+    )

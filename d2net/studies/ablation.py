@@ -27,6 +27,7 @@ from d2net.errors import D2NetError, InputError
 from d2net.evaluation import evaluate
 from d2net.files import LOCK_NAME, inside, locked, one_component, write_whole
 from d2net.localization import localize
+from d2net.reading import load_json, number, typed
 from d2net.recipes import LossRecipe, Recipe
 from d2net.report.names import fit, fonts_for
 from d2net.report.timeline import save_figure
@@ -300,14 +301,17 @@ class Ablation:
         path = inside(self.out, *run.folder.parts) / RESULT_NAME
         if not path.exists():
             return None
-        result = _read_json(path)
+        result = _read(path)
         different = _difference(result, self._identity(run))
         if different:
             raise InputError(
                 f"{path}: variant '{run.variant.name}' was trained with other settings ({different}); rename the "
                 "variant, choose another --out, or remove that folder"
             )
-        return result
+        try:
+            return result | _numbers(result, [f"{t:g}" for t in run.recipe.evaluation.tiou])
+        except InputError as error:
+            raise InputError(f"{path}: {error}; remove it, and what it holds is computed again") from None
 
     def _split(self, run: Run) -> tuple[Dataset, Dataset]:
         """Recordings to train on and to judge on."""
@@ -349,7 +353,7 @@ class Ablation:
         }
         try:
             if path.exists():
-                different = _difference(_read_json(path), mine)
+                different = _difference(_read(path), mine)
                 if different:
                     raise InputError(
                         f"{self.out}: holds another study ({different}); choose another --out, or repeat that one's "
@@ -438,7 +442,7 @@ def write_tables(study: Ablation, rows: Sequence[Row]) -> list[Path]:
     }
     paths = [study.out / f"ablation.{suffix}" for suffix in ("csv", "json", "png")]
     with locked(study.out), fonts_for([study.dataset.name, *(row.variant.label for row in rows)]):
-        write_whole(paths[0], text.getvalue())
+        write_whole(paths[0], text.getvalue().encode(errors="backslashreplace"))  # a name may hold halves of letters
         _write_json(paths[1], table)
         save_figure(paths[2], draw(rows, study.dataset.name, study.over), 200)
     return paths
@@ -459,8 +463,8 @@ def draw(rows: Sequence[Row], name: str, over: str) -> Figure:
                 values = row.values(measure)
                 ax.plot(values, [y] * len(values), "o", ms=2.6, color="#222222", alpha=0.55, mew=0, zorder=4)
             # Beyond the axes, where neither bar nor line can run through it.
-            number = plus_minus((mean, deviation))
-            ax.text(1.01, y, number, va="center", fontsize=7.5, transform=ax.get_yaxis_transform())
+            beside = plus_minus((mean, deviation))
+            ax.text(1.01, y, beside, va="center", fontsize=7.5, transform=ax.get_yaxis_transform())
         ax.set_xlabel("F1 at IoU 0.5, percent" if measure == "f1" else "mAP at IoU 0.5, percent", fontsize=8.5)
         ax.set_xlim(left=0)
         ax.tick_params(labelsize=7.5, length=2.5, width=0.6)
@@ -545,17 +549,21 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return ""
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); remove it, and what it holds is computed again") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a file of this study; remove it or choose another --out")
-    return value
+def _read(path: Path) -> dict[str, Any]:
+    return typed(load_json(path), dict, f"{path}: not a file of this study: its content")
+
+
+def _numbers(result: dict[str, Any], levels: Sequence[str]) -> dict[str, Any]:
+    """What the tables need of a result file, checked."""
+    maps = typed(result.get("map"), dict, '"map"')
+    lines = typed(result.get("said", []), list, '"said"')
+    return {
+        "protocol": typed(result.get("protocol"), str, '"protocol"'),
+        "map": {level: number(maps.get(level), f'"map" at IoU {level}') for level in levels},
+        **{key: number(result.get(key), f'"{key}"') for key in ("average", "f1")},
+        "said": [typed(line, str, 'a line of "said"') for line in lines],
+    }
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(value, indent=1) + "\n")
