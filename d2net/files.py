@@ -23,7 +23,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
         InputError: it cannot be written; an earlier file is as it was.
     """
     if isinstance(content, str):
-        content = content.encode()
+        content = content.encode(errors="backslashreplace")  # of half a surrogate pair, which JSON writes like that too
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: not an ordinary file; give the path of a file to write")
     try:

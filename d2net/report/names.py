@@ -76,7 +76,7 @@ def fit(text: str, inches: float, size: float, *, lines: int = 1, bold: bool = F
 
     Where it is longer, its middle gives way to "…": names often differ in their ends.
     """
-    text = plain(text)
+    text = cut(plain(text), 8 + int(lines * 5 * inches * 72 / size))  # no letter is narrower than a fifth of its height
 
     def wrapped(kept: int) -> list[str]:
         short = text if kept >= len(text) else f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}"
