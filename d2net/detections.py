@@ -16,7 +16,7 @@ import numpy as np
 from d2net.errors import InputError
 from d2net.files import write_whole
 from d2net.reading import load_json, number, read_bytes, read_text
-from d2net.words import NAME, quoted, shown
+from d2net.words import NAME, escaped, quoted
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _read_results(path: Path) -> tuple[tuple[str, ...], _Scored]:
         raise InputError(f"{path}: no object under the key 'results'; expected {{\"results\": {{VIDEO: …}}}}")
     rows: _Scored = []
     for name, entries in data["results"].items():
-        where = f"{path}: video '{shown(name, NAME)}'"
+        where = f"{path}: video '{escaped(name, NAME)}'"
         if not isinstance(entries, list | None):
             raise InputError(f"{where}: expected a list of segments, got {type(entries).__name__}")
         for i, entry in enumerate(entries or []):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from d2net.words import shown
+from d2net.words import escaped
 
 
 class D2NetError(Exception):
     """Something the user can mend: one line that names the thing and the way out.
 
     The command line prints the message and exits with code 2; ``--debug`` adds the traceback. Names in it are shown as
-    :func:`d2net.words.shown` makes them, whatever they hold.
+    :func:`d2net.words.escaped` makes them, whatever they hold.
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(shown(str(message)))
+        super().__init__(escaped(str(message)))
 
 
 class InputError(D2NetError, ValueError):

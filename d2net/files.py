@@ -56,11 +56,7 @@ def write_whole(path: Path, content: str | bytes | bytearray | memoryview) -> No
         InputError: it cannot be written; an earlier file is as it was.
     """
     if isinstance(content, str):
-        try:
-            content = content.encode()
-        except UnicodeEncodeError as error:
-            near = quoted(content[max(error.start - 20, 0) : error.end + 20])
-            raise InputError(f"{path}: cannot be written: {near} holds half of a letter; rename it") from None
+        content = content.encode(errors="backslashreplace")  # of half a surrogate pair, which JSON writes like that too
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: not an ordinary file; give the path of a file to write")
     try:

@@ -1,7 +1,7 @@
 """Names and values in messages: as they can be shown, a few of many, what may be meant by an unknown one.
 
 A name may hold anything: line ends, what a terminal obeys, letters that are not seen or turn the line around, or five
-thousand letters. :func:`shown` makes a line of it. Every error is passed through it (:mod:`d2net.errors`), and every
+thousand letters. :func:`escaped` makes a line of it. Every error is passed through it (:mod:`d2net.errors`), and every
 line that the commands print (``d2net.cli_options.say`` and ``make_console``): no message has to think of it.
 """
 
@@ -17,19 +17,19 @@ from typing import Any
 LINE, NAME = 2000, 80  # letters of a whole message, and of a name or value of many in it
 
 
-def shown(text: str, most: int = LINE) -> str:
+def escaped(text: str, most: int = LINE) -> str:
     r"""``text`` in one line, with what is no visible letter escaped as ``\x1b``, and the middle of a long one left out.
 
     What is escaped is what Python's ``repr`` escapes: control characters, marks of direction, letters without width,
     halves of surrogate pairs, letters of private use, blanks other than the usual one. A backslash stays as it is.
     """
-    text = _cut(text, most)
+    text = cut(text, most)
     if text.isprintable():
         return text
-    return _cut("".join(c if c.isprintable() else repr(c)[1:-1] for c in text), most)
+    return cut("".join(c if c.isprintable() else repr(c)[1:-1] for c in text), most)
 
 
-def _cut(text: str, most: int) -> str:
+def cut(text: str, most: int) -> str:
     """Both ends: a message begins with the thing and ends with the way out, and names often differ in their ends."""
     return text if len(text) <= most else f"{text[: most // 2]}…{text[len(text) - (most - 1) // 2 :]}"
 
@@ -50,18 +50,18 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = NAME
 
 def quoted(value: Any) -> str:
     """A value as Python writes it, cut where it is long."""
-    return shown(_SHORT.repr(value), 4 * NAME)
+    return escaped(_SHORT.repr(value), 4 * NAME)
 
 
 def reason(error: BaseException) -> str:
     """Why another library could not do something: the first line of what it says."""
-    return shown(str(error).strip().partition("\n")[0] or type(error).__name__, 4 * NAME)
+    return escaped(str(error).strip().partition("\n")[0] or type(error).__name__, 4 * NAME)
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:
     """The first of the names, and how many more there are."""
     names = list(names)
-    text = ", ".join(f"'{shown(name, NAME)}'" for name in names[:most])
+    text = ", ".join(f"'{escaped(name, NAME)}'" for name in names[:most])
     return f"{text} and {len(names) - most} more" if len(names) > most else text
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from d2net.data.times import Times
 from d2net.errors import InputError
 from d2net.reading import number, read_json, read_text, typed
-from d2net.words import NAME, listed, quoted, shown
+from d2net.words import NAME, escaped, listed, quoted
 
 AMBIGUOUS = "ambiguous"  # THUMOS14's mark of a doubtful segment, whatever its case; it is no class
 AMBIGUOUS_LIST = "Ambiguous_test.txt"  # THUMOS14's own list of such segments
@@ -110,7 +110,7 @@ def read_timeline(path: Path, content: Any = None) -> Timeline:
             videos[name] = _entry(value, ids, times, top.get("subset"))
         except InputError as error:
             raise InputError(
-                f"{path}: video '{shown(name, NAME)}': malformed entry ({error}); expected \"subset\" and "
+                f"{path}: video '{escaped(name, NAME)}': malformed entry ({error}); expected \"subset\" and "
                 '"annotations": [{"segment": [start, end], "label": name}, …]'
             ) from None
     for name, rows in read_ambiguous(path.parent / AMBIGUOUS_LIST).items():
@@ -169,7 +169,7 @@ def read_ambiguous(path: Path) -> dict[str, list[tuple[float, float]]]:
                 raise InputError("a name, a start and an end in seconds")
             found.setdefault(words[0].strip(), []).append(segment(words[1:]))
         except InputError as error:
-            said = f"{path}: line {i}: '{shown(line.strip(), NAME)}'"
+            said = f"{path}: line {i}: '{escaped(line.strip(), NAME)}'"
             raise InputError(f"{said} is not VIDEO START END ({error}); mend it") from None
     return found
 

@@ -19,7 +19,7 @@ from d2net.data.timeline import AMBIGUOUS_LIST, Entry, is_ambiguous, read_ambigu
 from d2net.data.times import Times
 from d2net.errors import InputError
 from d2net.reading import check_ordinary, number
-from d2net.words import NAME, quoted, reason, shown
+from d2net.words import NAME, escaped, quoted, reason
 
 CONVENTION = Times(fps=25, stride=16)  # how these features are extracted
 
@@ -145,7 +145,7 @@ def _test_segments(
         )
     found: dict[str, list[tuple[float, float, str]]] = {}
     for label, rows in zip(classes, _load(path, len(classes)), strict=True):
-        of_class = f"{path}: class '{shown(label, NAME)}'"
+        of_class = f"{path}: class '{escaped(label, NAME)}'"
         for row in _each(rows, of_class):
             row = _each(row, of_class)
             if len(row) != 3:

@@ -442,7 +442,7 @@ def write_tables(study: Ablation, rows: Sequence[Row]) -> list[Path]:
     }
     paths = [study.out / f"ablation.{suffix}" for suffix in ("csv", "json", "png")]
     with locked(study.out), fonts_for([study.dataset.name, *(row.variant.label for row in rows)]):
-        write_whole(paths[0], text.getvalue().encode(errors="backslashreplace"))  # a name may hold halves of letters
+        write_whole(paths[0], text.getvalue())
         _write_json(paths[1], table)
         save_figure(paths[2], draw(rows, study.dataset.name, study.over), 200)
     return paths
@@ -566,4 +566,4 @@ def _numbers(result: dict[str, Any], levels: Sequence[str]) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_whole(path, json.dumps(value, indent=1) + "\n")
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
