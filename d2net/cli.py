@@ -67,7 +67,7 @@ class _Commands(TyperGroup):
             raise
         except KeyboardInterrupt as error:
             code, message = 130, f"interrupted; {error}".rstrip("; ")
-            if ctx.invoked_subcommand == "train":
+            if ctx.invoked_subcommand == "train" and error.args:  # then something is saved
                 again = [a for a in ctx.meta["d2net.arguments"] if a not in ("--resume", "--overwrite")]
                 message += f"; go on with: {shlex.join(['d2net', *again, '--resume'])}"
             _report(error, message, ctx.params["debug"])
@@ -196,12 +196,18 @@ def train(
         ),
     ] = None,
     settings: Settings = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of initialisation and sampling.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of initialisation and sampling; default: 0, or that of the run to --resume."),
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     precision: Annotated[
         str | None,
-        typer.Option(metavar="fp32|tf32|bf16", help="Of the network; default: tf32 on a GPU, fp32 on a CPU."),
+        typer.Option(
+            metavar="fp32|tf32|bf16",
+            help="Of the network; default: tf32 on a GPU, fp32 on a CPU, or that of the run to --resume.",
+        ),
     ] = None,
     graph: Annotated[
         bool | None,
@@ -258,7 +264,8 @@ def train(
         save_every=save_every,
         overwrite=overwrite,
     )
-    checkpoint = trainer.run(resume=resume)
+    with notes():
+        checkpoint = trainer.run(resume=resume)
     say(f"wrote {checkpoint}")
     command = ["d2net", "localize", str(checkpoint), "--data", data, "--out", str(out / "detections.json")]
     say(f"next: {shlex.join(command + options.again())}")
@@ -300,7 +307,8 @@ def localize(
                 f"--set {setting}: a trained model takes only localization.KEY=VALUE; train again for others"
             )
     check_output(out)
-    model, reference, saved = load_model(checkpoint, where)
+    with notes():
+        model, reference, saved = load_model(checkpoint, where)
     recipe = saved.recipe.override(settings or [])
     catalog = options.find(data)
     dataset = options.open(catalog, choose_subsets(catalog, subset, 1, "--subset"), like=saved.stream_widths)
@@ -491,7 +499,8 @@ def plot(
         subsets = list(dict.fromkeys(r.subset for r in catalog.listings if r.name in video)) or None
     else:
         subsets = choose_subsets(catalog, subset, 1, "--subset")
-    like = load_checkpoint(checkpoints[0]).stream_widths if checkpoints else None
+    with notes():
+        like = load_checkpoint(checkpoints[0]).stream_widths if checkpoints else None
     dataset = options.open(catalog, subsets, like=like)
     chosen = (
         find_recordings(dataset, video)

@@ -242,9 +242,9 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def notes() -> Iterator[None]:
-    """Each warning within as one line on stderr."""
+    """Each warning within, once, as one line on stderr."""
     with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
+        warnings.simplefilter("default", UserWarning)
         warnings.showwarning = lambda message, *_, **__: say(f"note: {' '.join(str(message).split())}", err=True)
         yield
 
@@ -296,7 +296,8 @@ def claim_folder(context: typer.Context, folder: Path, file_name: str) -> None:
     from d2net.files import locked
 
     check_output(folder / file_name)
-    context.with_resource(locked(folder))
+    with notes():
+        context.with_resource(locked(folder))
 
 
 def choose_device(name: str) -> str:

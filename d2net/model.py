@@ -98,8 +98,7 @@ class D2Net(nn.Module):
         recipe: kernel size, dilation, residuals, dropout, embedding width; default THUMOS14's.
 
     Raises:
-        InputError: no class, widths that are none, an even kernel size, or residuals with an embedding width other
-            than the streams'.
+        InputError: no class, widths that are none, or residuals with an embedding width other than the streams'.
     """
 
     def __init__(
@@ -116,12 +115,6 @@ class D2Net(nn.Module):
             raise InputError(f"model: num_classes is {num_classes!r}; expected a whole number of at least 1")
         self.num_classes = num_classes
         self.embedding_dim = recipe.embedding_dim or self.stream_widths[0]
-        for kernel_size in (recipe.kernel_size, recipe.classifier_kernel_size or recipe.kernel_size):
-            if kernel_size % 2 == 0 or kernel_size < 1 or recipe.dilation < 1:
-                raise InputError(
-                    f"model: kernel size {kernel_size} and dilation {recipe.dilation}; expected an odd kernel "
-                    "size and a dilation of at least 1, so that time stays aligned"
-                )
         if recipe.residual and {self.embedding_dim} != set(self.stream_widths):
             raise InputError(
                 f"model: residual layers need streams as wide as the embedding ({self.embedding_dim}), "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from d2net.errors import InputError
-from d2net.losses._common import check_choice, take_batch
+from d2net.losses._common import take_batch
 from d2net.losses.comparison import SnippetBCE, SnippetDMI, SnippetL1, VideoBCE, VideoDMI, VideoL1
 from d2net.losses.complementary import UncertaintyModeling
 from d2net.losses.denoising import SnippetDenoising, SnippetTerm, VideoDenoising, VideoTerm
@@ -57,7 +57,7 @@ class D2NetLoss(nn.Module):
             forward in training mode, before L_DS uses it.
 
     Raises:
-        InputError: a recipe with an unknown choice.
+        InputError: a recipe whose snippets could be foreground and background at once.
     """
 
     reference: Tensor
@@ -82,8 +82,6 @@ class D2NetLoss(nn.Module):
         )
         self.snippet, self.video = _denoising(recipe)
         self.uncertainty = UncertaintyModeling(magnitude=recipe.um_magnitude, margin=recipe.um_margin)
-        check_choice("loss.classification", recipe.classification, "discriminative", "focal", "cross_entropy")
-        check_choice("loss.reference_update", recipe.reference_update, "background", "lowest_attention")
         self.register_buffer("reference", torch.zeros(embedding_dim))
 
     @classmethod
@@ -196,7 +194,6 @@ class D2NetLoss(nn.Module):
 
 def _denoising(recipe: LossRecipe) -> tuple[SnippetTerm, VideoTerm]:
     """The two terms of L_D that a recipe names."""
-    check_choice("loss.denoising", recipe.denoising, "pdmi", "dmi", "l1", "bce")
     selection: dict[str, Any] = {
         "fg_threshold": recipe.snippet_fg_threshold,
         "bg_threshold": recipe.snippet_bg_threshold,

@@ -264,6 +264,8 @@ class Ablation:
         if checkpoint is None:
             trainer = Trainer(dataset, run.recipe, out=folder, seed=run.seed, device=self.device, progress=progress)
             checkpoint = trainer.run(resume=(folder / CHECKPOINT_NAME).exists())
+            if trainer.interrupted:  # too late to stop it, and in time for the next
+                raise KeyboardInterrupt
         model, reference, _ = load_model(checkpoint, self.device)
         detections = localize(model, reference, test, run.recipe.localization, device=self.device)
         settings = run.recipe.evaluation

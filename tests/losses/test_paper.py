@@ -216,8 +216,8 @@ def test_half_precision(make_batch):
 
 def test_unknown_choices_are_refused():
     for change, message in [
-        ({"classification": "softmax"}, "loss.classification is 'softmax', expected discriminative or focal"),
-        ({"denoising": "l2"}, "loss.denoising is 'l2', expected pdmi"),
+        ({"classification": "softmax"}, "loss.classification is 'softmax'; it must be discriminative or focal"),
+        ({"denoising": "l2"}, "loss.denoising is 'l2'; it must be pdmi"),
         ({"pairing": "same"}, "pairing is 'same'"),
         ({"embedding_pooling": "max"}, "embedding_pooling is 'max'"),
         ({"video_normalization": "row"}, "normalization is 'row'"),
