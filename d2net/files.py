@@ -1,9 +1,8 @@
-"""Reading JSON, and writing files whole, with errors a user can act on."""
+"""Writing files whole, in folders that nobody else writes in, with errors a user can act on."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import secrets
 import unicodedata
@@ -11,9 +10,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from d2net.errors import InputError
+from d2net.words import quoted
 
 try:
     import fcntl
@@ -21,45 +20,8 @@ except ImportError:  # not on Windows: there what a dead run left is not told fr
     fcntl = None  # type: ignore[assignment]
 
 LOCK_NAME = ".d2net.lock"
-_TEMPORARY = ".d2net-"  # how the name of a file begins that is being written
+TEMPORARY = ".d2net-"  # how the name of a file begins that is being written
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of a file system that has none
-
-
-def load_json(path: Path, content: bytes | None = None) -> Any:
-    """What a JSON file holds; some editors begin it with a mark, which is no JSON.
-
-    Args:
-        content: Of the file, where it has been read already.
-
-    Raises:
-        InputError: a missing or malformed file, or an object in which a key stands twice.
-    """
-    try:
-        return json.loads(path.read_bytes() if content is None else content, object_pairs_hook=_once)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); truncated perhaps: write or download it again") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError for a missing or malformed file, or another JSON type."""
-    value = load_json(path)
-    if not isinstance(value, dict):
-        raise InputError(f'{path}: holds a JSON {type(value).__name__}, expected an object with the key "database"')
-    return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, of which Python would keep the last of two values under one key."""
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(k for k in keys if keys.count(k) > 1)
-        raise InputError(f"'{twice}' comes twice in one object; merge or drop one of them")
-    return table
 
 
 def one_component(name: str, where: str) -> str:
@@ -76,7 +38,7 @@ def one_component(name: str, where: str) -> str:
     """
     bad = not name.strip() or name in (".", "..") or any(c in "/\\" or _unprintable(c) for c in name)
     if bad or len(name.encode()) > 240:
-        raise InputError(f"{where}: {name[:80]!a} cannot be the name of a file; rename it")
+        raise InputError(f"{where}: {quoted(name)} cannot be the name of a file; rename it")
     return name
 
 
@@ -94,11 +56,7 @@ def write_whole(path: Path, content: str | bytes | bytearray | memoryview) -> No
         InputError: it cannot be written; an earlier file is as it was.
     """
     if isinstance(content, str):
-        try:
-            content = content.encode()
-        except UnicodeEncodeError as error:
-            near = content[max(error.start - 20, 0) : error.end + 20]
-            raise InputError(f"{path}: cannot be written: {near!a} is not all characters; rename it") from None
+        content = content.encode(errors="backslashreplace")  # of half a surrogate pair, which JSON writes like that too
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: not an ordinary file; give the path of a file to write")
     try:
@@ -114,7 +72,7 @@ def write_whole(path: Path, content: str | bytes | bytearray | memoryview) -> No
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({error.strerror or error}); make space, or give another path; what was there "
@@ -125,7 +83,7 @@ def write_whole(path: Path, content: str | bytes | bytearray | memoryview) -> No
 def _create(folder: Path) -> tuple[int, Path]:
     """A new file of a name that nobody can foresee, and the rights that new files get; locked as long as it is open."""
     while True:
-        path = folder / f"{_TEMPORARY}{secrets.token_hex(8)}"
+        path = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
         if fcntl is None:
             return handle, path
@@ -144,7 +102,7 @@ def sweep(folder: Path) -> None:
         return
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(_TEMPORARY) and entry.is_file(follow_symlinks=False):
+            if entry.name.startswith(TEMPORARY) and entry.is_file(follow_symlinks=False):
                 with suppress(OSError):  # another's, or gone meanwhile, or alive
                     _remove_unlocked(Path(entry.path))
 
@@ -158,15 +116,16 @@ def _remove_unlocked(path: Path) -> None:
         os.close(handle)
 
 
-def sync_folder(folder: Path) -> None:
-    """Bring the entries of a folder to the disk, where the platform can: only then a new name outlives a power cut.
+def sync(path: Path) -> None:
+    """Bring a file, or the entries of a folder, to the disk, where the platform can: a new name, too, must outlive a
+    power cut.
 
     Raises:
         OSError: the disk fails.
     """
     try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows; a folder that may be written to but not read
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # a folder on Windows; one that may be written to but not read
         return
     try:
         os.fsync(handle)
@@ -175,6 +134,20 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def inside(folder: Path, *names: str) -> Path:
+    """A folder of ours in ``folder``, which need not be there yet.
+
+    Raises:
+        InputError: a name that is no :func:`one_component`, or a symbolic link in the way: it is not followed.
+    """
+    path = folder
+    for name in names:
+        path = path / one_component(name, str(folder))
+        if path.is_symlink():
+            raise InputError(f"{path}: a symbolic link, which is not followed; remove it or choose another --out")
+    return path
 
 
 @contextmanager

@@ -216,7 +216,7 @@ def predict(model: nn.Module, reference: Tensor, features: np.ndarray | Tensor) 
     Returns:
         The TCAM (T, C) and lambda' (T,) of Eq. 8, on the model's device.
     """
-    # A memory-mapped array is read-only, which tensors cannot be: copied.
+    # An array may be read-only, which tensors cannot be: copied.
     x = (features if isinstance(features, Tensor) else torch.tensor(features)).to(reference.device, torch.float32)
     lengths = torch.tensor([len(x)], device=x.device)
     training = model.training

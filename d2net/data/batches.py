@@ -85,7 +85,8 @@ class BatchSampler:
             x = self.dataset.features(i)
             window = self._window(i, len(x))
             windows.append(window)
-            features.append(x[window.start : window.start + window.length])
+            cut = x[window.start : window.start + window.length]
+            features.append(cut if window.length == len(x) else cut.copy())  # a batch of whole ones may not fit
         lengths = torch.tensor([w.length for w in windows])
         padded = torch.zeros(len(features), int(lengths.max()), self.dataset.width)
         for row, x in zip(padded.numpy(), features, strict=True):

@@ -86,13 +86,13 @@ class TimelineRow:
         """The classes to draw, in the order of ``classes``, and how many others there are.
 
         Those of the ground truth come first, then the detected ones by falling score (as a share of the track's best
-        one), up to ``MAX_CLASSES``.
+        one; of equal ones by name), up to ``MAX_CLASSES``.
         """
         detected = []
         for track in self.tracks:
             best = max((d[3] for d in track.detections), default=0.0)
             detected += [(d[3] / best if best > 0 else 0.0, d[2]) for d in track.detections]
-        detected.sort(key=lambda d: -d[0])
+        detected.sort(key=lambda d: (-d[0], d[1]))
         truth = {g[2] for g in self.ground_truth}
         relevant = list(dict.fromkeys([c for c in self.classes if c in truth] + [d[1] for d in detected]))
         shown = set(relevant[:MAX_CLASSES])
