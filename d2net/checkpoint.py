@@ -20,10 +20,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from d2net.errors import D2NetError, InputError
-from d2net.fields import LARGEST_COUNT, Range, check_fields, shown
+from d2net.fields import LARGEST_COUNT, Range, check_fields
 from d2net.files import write_whole
 from d2net.model import D2Net
+from d2net.reading import read_bytes
 from d2net.recipes import Recipe, Width
+from d2net.words import quoted, reason
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 FORMAT = 2  # raise when an older d2net could not read a new file
@@ -83,9 +85,9 @@ class Checkpoint:
     def __post_init__(self) -> None:
         check_fields(self)
         if len(self.stream_widths) > 2:
-            raise InputError(f"stream_widths is {shown(self.stream_widths)}; it must be one width or two")
+            raise InputError(f"stream_widths is {quoted(self.stream_widths)}; it must be one width or two")
         if "" in self.classes or len(set(self.classes)) < len(self.classes):
-            raise InputError(f"classes is {shown(self.classes)}; it must be names that differ, none of them empty")
+            raise InputError(f"classes is {quoted(self.classes)}; it must be names that differ, none of them empty")
 
     def group(self, name: str) -> dict[str, Tensor]:
         """The tensors below ``name``, without that prefix."""
@@ -143,18 +145,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
     path = Path(path)
     if path.is_dir():
         path = path / CHECKPOINT_NAME
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: there is no such checkpoint; train one or correct the path")
+    content = read_bytes(path)  # not mapped: what is checked is what is used, whatever happens to the file meanwhile
     try:
-        # Read, not mapped: what is checked is what is used, whatever happens to the file meanwhile.
-        content = path.read_bytes()
         tensors = load(content)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
     # The others: of types that torch does not have, or not in such sizes.
     except (SafetensorError, KeyError, ValueError, RuntimeError, AssertionError) as error:
         raise InputError(
-            f"{path}: truncated or not a d2net checkpoint ({shown(error)}); a d2net checkpoint is a safetensors file, "
+            f"{path}: truncated or not a d2net checkpoint ({reason(error)}); a d2net checkpoint is a safetensors file, "
             "pickles (.pt, .pth, .pkl) are never loaded; use another copy or train again"
         ) from error
     header = _header(content)
@@ -169,7 +168,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         # Where there is a sum it must be right, whatever the format is said to be: no changed bit turns this off.
         wrong = digest is not None and digest != _digest(metadata, tensors)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: damaged header ({shown(error)}); use another copy or train again") from error
+        raise InputError(f"{path}: damaged header ({quoted(error)}); use another copy or train again") from error
     if wrong:
         raise InputError(f"{path}: damaged, its checksum is wrong; use another copy or train again")
     checkpoint = _from_metadata(metadata, tensors, path)
@@ -186,10 +185,10 @@ def _from_metadata(metadata: dict[str, Any], tensors: dict[str, Tensor], path: P
             known = {f.name: metadata[f.name] for f in fields(Checkpoint) if f.name in metadata}
             recipe = Recipe.from_dict(metadata["recipe"], source="recipe")
             return Checkpoint(**{**known, "recipe": recipe, "tensors": tensors})
-        newer = f"{shown(metadata['format'])}, written by d2net {shown(metadata['version'])}"
+        newer = f"{quoted(metadata['format'])}, written by d2net {quoted(metadata['version'])}"
     except (ValueError, KeyError, TypeError) as error:
-        reason = error if isinstance(error, InputError) else shown(error)
-        raise InputError(f"{path}: damaged header ({reason}); use another copy or train again") from error
+        why = error if isinstance(error, InputError) else quoted(error)
+        raise InputError(f"{path}: damaged header ({why}); use another copy or train again") from error
     raise InputError(f"{path}: has checkpoint format {newer}; this d2net reads up to {FORMAT}: upgrade it")
 
 
@@ -212,12 +211,12 @@ def _unusable(tensors: Mapping[str, Tensor]) -> str | None:
     """Which tensor holds NaN or Inf, or numbers of an unknown type; None where all is well."""
     for name, t in tensors.items():
         if t.dtype not in _TYPES:
-            return f"{shown(name)} is of type {t.dtype}"
+            return f"{quoted(name)} is of type {t.dtype}"
         if t.is_floating_point() and t.numel():
             # The extremes show it, fifty times as fast as isfinite of all.
             extremes = torch.stack((t if t.itemsize >= 4 else t.float()).aminmax())
             if not extremes.isfinite().all():
-                return f"{shown(name)} holds NaN or Inf"
+                return f"{quoted(name)} holds NaN or Inf"
     return None
 
 
@@ -238,6 +237,6 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[D2Net, T
         if reference.shape != (model.embedding_dim,):
             raise InputError(f"loss.reference has shape {tuple(reference.shape)}, expected ({model.embedding_dim},)")
     except (RuntimeError, KeyError, InputError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"{path}: its tensors do not fit its recipe ({reason}); train again") from error
+        why = error if isinstance(error, InputError) else reason(error)
+        raise InputError(f"{path}: its tensors do not fit its recipe ({why}); train again") from error
     return model.to(device).eval(), reference.to(device), checkpoint
