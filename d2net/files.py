@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import unicodedata
@@ -13,11 +14,6 @@ from pathlib import Path
 
 from d2net.errors import InputError
 from d2net.words import quoted
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: there what a dead run left is not told from what a live one writes, and stays
-    fcntl = None  # type: ignore[assignment]
 
 LOCK_NAME = ".d2net.lock"
 TEMPORARY = ".d2net-"  # how the name of a file begins that is being written
@@ -84,9 +80,7 @@ def _create(folder: Path) -> tuple[int, Path]:
     """A new file of a name that nobody can foresee, and the rights that new files get; locked as long as it is open."""
     while True:
         path = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
-        if fcntl is None:
-            return handle, path
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError:  # a file system without locks, on which nothing is swept
@@ -97,9 +91,10 @@ def _create(folder: Path) -> tuple[int, Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what runs that were killed have left of files half written in ``folder``; live ones hold theirs locked."""
-    if fcntl is None:
-        return
+    """Remove what runs that were killed have left of files half written in ``folder``; live ones hold theirs locked.
+
+    On a network file system other machines see these locks too, unless it is mounted without.
+    """
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(TEMPORARY) and entry.is_file(follow_symlinks=False):
@@ -108,7 +103,7 @@ def sweep(folder: Path) -> None:
 
 
 def _remove_unlocked(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink()
@@ -125,7 +120,7 @@ def sync(path: Path) -> None:
     """
     try:
         handle = os.open(path, os.O_RDONLY)
-    except OSError:  # a folder on Windows; one that may be written to but not read
+    except OSError:  # a folder that may be written to but not read
         return
     try:
         os.fsync(handle)
@@ -196,14 +191,14 @@ def locked(folder: Path, lock: Path | None = None) -> Iterator[None]:
 
 def _sign(path: Path) -> None:
     with suppress(OSError):  # the number is for a message alone
-        handle = os.open(path, os.O_WRONLY | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0))
+        handle = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW)
         with os.fdopen(handle, "w") as file:
             file.write(f"{os.getpid()}\n")
 
 
 def _holder(path: Path) -> str:
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         with os.fdopen(handle, "rb") as file:
             return f" (pid {int(file.read(20))})"
     except (OSError, ValueError):
