@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file, written atomically; its header says what it is. Never a pickle.
 
-A file carries the SHA-256 of all that is in it, in :func:`_digest`'s order, so that none is taken in which a bit has
-changed. It is no signature: who can write the file can write the sum.
+A file carries the SHA-256 of all that is in it, so that none is taken in which a bit has changed. It is no signature:
+who can write the file can write the sum.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from d2net.errors import D2NetError, InputError
-from d2net.fields import LARGEST_COUNT, Range, check_fields, shown
+from d2net.fields import LARGEST_COUNT, Range, check_fields
 from d2net.files import write_whole
 from d2net.model import D2Net
+from d2net.reading import read_bytes
 from d2net.recipes import Recipe, Width
+from d2net.words import quoted, reason
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 FORMAT = 2  # raise when an older d2net could not read a new file
-_KEY = "d2net"  # of the header's entry with the metadata, in JSON
-_DIGEST = "sha256"  # of its other entry, which files of format 1 have not
+_KEY = "d2net"  # of the header's one entry, the metadata in JSON
+_DIGEST = "sha256"  # of the checksum among them, which files of format 1 have not
 _TYPES = (
     torch.float64,
     torch.float32,
@@ -83,9 +85,9 @@ class Checkpoint:
     def __post_init__(self) -> None:
         check_fields(self)
         if len(self.stream_widths) > 2:
-            raise InputError(f"stream_widths is {shown(self.stream_widths)}; it must be one width or two")
+            raise InputError(f"stream_widths is {quoted(self.stream_widths)}; it must be one width or two")
         if "" in self.classes or len(set(self.classes)) < len(self.classes):
-            raise InputError(f"classes is {shown(self.classes)}; it must be names that differ, none of them empty")
+            raise InputError(f"classes is {quoted(self.classes)}; it must be names that differ, none of them empty")
 
     def group(self, name: str) -> dict[str, Tensor]:
         """The tensors below ``name``, without that prefix."""
@@ -124,8 +126,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             "lower training.learning_rate or look at the features"
         )
     metadata = checkpoint.metadata()
-    text = json.dumps(metadata)
-    write_whole(path, save(tensors, {_KEY: text, _DIGEST: _digest(text, tensors)}))
+    header = json.dumps({**metadata, _DIGEST: _digest(metadata, tensors)})
+    write_whole(path, save(tensors, {_KEY: header}))
     # Half a pair of surrogates in a name stays an escape, which JSON knows too.
     readable = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
     write_whole(path.with_suffix(".json"), readable.encode("utf-8", "backslashreplace"))
@@ -143,18 +145,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
     path = Path(path)
     if path.is_dir():
         path = path / CHECKPOINT_NAME
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: there is no such checkpoint; train one or correct the path")
+    content = read_bytes(path)  # not mapped: what is checked is what is used, whatever happens to the file meanwhile
     try:
-        # Read, not mapped: what is checked is what is used, whatever happens to the file meanwhile.
-        content = path.read_bytes()
         tensors = load(content)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
     # The others: of types that torch does not have, or not in such sizes.
     except (SafetensorError, KeyError, ValueError, RuntimeError, AssertionError) as error:
         raise InputError(
-            f"{path}: truncated or not a d2net checkpoint ({shown(error)}); a d2net checkpoint is a safetensors file, "
+            f"{path}: truncated or not a d2net checkpoint ({reason(error)}); a d2net checkpoint is a safetensors file, "
             "pickles (.pt, .pth, .pkl) are never loaded; use another copy or train again"
         ) from error
     header = _header(content)
@@ -163,11 +162,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
     why = _unusable(tensors)
     if why:
         raise InputError(f"{path}: damaged, {why}; use another copy or train again")
-    text, digest = header[_KEY], header.get(_DIGEST)
-    # Where there is a sum it must be right, whatever the metadata say: so no changed bit can turn this off.
-    if digest is not None and digest != _digest(text, tensors):
+    try:
+        metadata = json.loads(header[_KEY])
+        digest = metadata.pop(_DIGEST, None)
+        # Where there is a sum it must be right, whatever the format is said to be: no changed bit turns this off.
+        wrong = digest is not None and digest != _digest(metadata, tensors)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: damaged header ({quoted(error)}); use another copy or train again") from error
+    if wrong:
         raise InputError(f"{path}: damaged, its checksum is wrong; use another copy or train again")
-    checkpoint = _from_metadata(text, tensors, path)
+    checkpoint = _from_metadata(metadata, tensors, path)
     if digest is None:
         if checkpoint.format > 1:
             raise InputError(f"{path}: damaged, its checksum is missing; use another copy or train again")
@@ -175,17 +179,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _from_metadata(text: str, tensors: dict[str, Tensor], path: Path) -> Checkpoint:
+def _from_metadata(metadata: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Checkpoint:
     try:
-        metadata = json.loads(text)
         if not metadata["format"] > FORMAT:
             known = {f.name: metadata[f.name] for f in fields(Checkpoint) if f.name in metadata}
             recipe = Recipe.from_dict(metadata["recipe"], source="recipe")
             return Checkpoint(**{**known, "recipe": recipe, "tensors": tensors})
-        newer = f"{shown(metadata['format'])}, written by d2net {shown(metadata['version'])}"
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = error if isinstance(error, InputError) else shown(error)
-        raise InputError(f"{path}: damaged header ({reason}); use another copy or train again") from error
+        newer = f"{quoted(metadata['format'])}, written by d2net {quoted(metadata['version'])}"
+    except (ValueError, KeyError, TypeError) as error:
+        why = error if isinstance(error, InputError) else quoted(error)
+        raise InputError(f"{path}: damaged header ({why}); use another copy or train again") from error
     raise InputError(f"{path}: has checkpoint format {newer}; this d2net reads up to {FORMAT}: upgrade it")
 
 
@@ -195,9 +198,9 @@ def _header(content: bytes) -> dict[str, str]:
     return json.loads(content[8 : 8 + length]).get("__metadata__") or {}
 
 
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the metadata as they are written, and of the tensors: names, types, shapes, bytes."""
-    total = hashlib.sha256(f"{len(text)} {text}\n".encode("utf-8", "surrogatepass"))
+def _digest(metadata: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the metadata, and of the names, types, shapes and bytes of the tensors."""
+    total = hashlib.sha256(f"{json.dumps(metadata)}\n".encode())
     for name, t in sorted(tensors.items()):
         total.update(f"{name!r} {t.dtype} {tuple(t.shape)}\n".encode())
         total.update(t.reshape(-1).view(torch.uint8).numpy().data)
@@ -208,12 +211,12 @@ def _unusable(tensors: Mapping[str, Tensor]) -> str | None:
     """Which tensor holds NaN or Inf, or numbers of an unknown type; None where all is well."""
     for name, t in tensors.items():
         if t.dtype not in _TYPES:
-            return f"{shown(name)} is of type {t.dtype}"
+            return f"{quoted(name)} is of type {t.dtype}"
         if t.is_floating_point() and t.numel():
             # The extremes show it, fifty times as fast as isfinite of all.
             extremes = torch.stack((t if t.itemsize >= 4 else t.float()).aminmax())
             if not extremes.isfinite().all():
-                return f"{shown(name)} holds NaN or Inf"
+                return f"{quoted(name)} holds NaN or Inf"
     return None
 
 
@@ -234,6 +237,6 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[D2Net, T
         if reference.shape != (model.embedding_dim,):
             raise InputError(f"loss.reference has shape {tuple(reference.shape)}, expected ({model.embedding_dim},)")
     except (RuntimeError, KeyError, InputError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"{path}: its tensors do not fit its recipe ({reason}); train again") from error
+        why = error if isinstance(error, InputError) else reason(error)
+        raise InputError(f"{path}: its tensors do not fit its recipe ({why}); train again") from error
     return model.to(device).eval(), reference.to(device), checkpoint

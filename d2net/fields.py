@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from d2net.errors import InputError
-from d2net.words import did_you_mean
+from d2net.words import did_you_mean, quoted
 
 LARGEST_COUNT = 10**9
 _FLOAT32_MAX = 3.4e38  # computations are in float32, where more is Inf
@@ -96,7 +96,7 @@ def _checked(value: object, wanted: Any, name: str, or_null: str) -> Any:
         choices = get_args(wanted)
         if isinstance(value, str) and value in choices:
             return value
-        near = did_you_mean(value[:100], choices) if isinstance(value, str) else ""
+        near = did_you_mean(value, choices) if isinstance(value, str) else ""
         raise _refused(name, value, f"{' or '.join(choices)}{or_null}{near}")
     wanted = get_origin(wanted) or wanted
     kind, convert = _KINDS.get(wanted, (f"a {wanted.__name__}", functools.partial(_instance, wanted)))
@@ -109,16 +109,7 @@ def _checked(value: object, wanted: Any, name: str, or_null: str) -> Any:
 
 
 def _refused(name: str, value: object, expected: str) -> InputError:
-    return InputError(f"{name} is {shown(value)}; it must be {expected}")
-
-
-def shown(value: object) -> str:
-    """A value of any kind for a message: short, and in one line of printable characters."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # a number of more digits than Python writes, lists within lists
-        text = f"a giant {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}…"
+    return InputError(f"{name} is {quoted(value)}; it must be {expected}")
 
 
 def _instance(wanted: type, value: object) -> object | None:

@@ -20,7 +20,7 @@ from d2net.data.dataset import Dataset
 from d2net.data.resident import ResidentFeatures
 from d2net.errors import D2NetError, InputError
 from d2net.evaluation import evaluate
-from d2net.fields import checked, shown
+from d2net.fields import checked
 from d2net.files import locked
 from d2net.interruption import Stop
 from d2net.localization import localize
@@ -31,6 +31,7 @@ from d2net.threads import computing, given, multiply_adds, threads_for
 from d2net.training_bar import TrainingBar
 from d2net.training_log import TrainingLog
 from d2net.training_state import TrainingState
+from d2net.words import quoted, reason
 
 # The loss and its terms, each before its weight (D2NetLossResult says how they add up), and their names in the bar.
 TERMS = {"total": "loss", "discriminative": "dis", "snippet": "snip", "video": "vid", "uncertainty": "um"}
@@ -116,7 +117,7 @@ class Trainer:
         self._precisions = PRECISIONS if on_gpu else ("fp32", "bf16")
         if precision is not None and precision not in self._precisions:
             known = ", ".join(self._precisions)
-            raise InputError(f"precision {shown(precision)} on {self.device}: expected one of {known}")
+            raise InputError(f"precision {quoted(precision)} on {self.device}: expected one of {known}")
         self.precision: Any = precision or ("tf32" if on_gpu else "fp32")
         if graph and (resident is False or not on_gpu):
             raise InputError("a CUDA graph needs a GPU and resident features; leave graph=True (--graph) out")
@@ -320,8 +321,8 @@ class Trainer:
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from error
         except (RuntimeError, KeyError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{self.path}: its tensors do not fit this recipe ({reason}); train anew") from error
+            why = reason(error)
+            raise InputError(f"{self.path}: its tensors do not fit this recipe ({why}); train anew") from error
         self.seed = saved.seed
         self.iteration = saved.iteration
         self._threads_before = saved.threads

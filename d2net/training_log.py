@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from d2net.errors import InputError
+from d2net.reading import read_bytes
 
 LOG_NAME = "log.jsonl"
 _RESUMED = "resumed_at"
@@ -39,14 +40,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     path = Path(path)
     if path.is_dir():
         path = path / LOG_NAME
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such log; give that of a training")
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     entries: list[dict[str, Any]] = []
-    for line in lines:
+    for line in read_bytes(path).split(b"\n"):
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):

@@ -70,7 +70,7 @@ def test_override():
         ("training.iterations=-3", "is -3; it must be at least 1 and at most 1,000,000,000"),
         ("training.iterations=2.5", "is 2.5; it must be a whole number"),
         ("training.batch_size=true", "is True; it must be a whole number"),
-        ("training.batch_size=" + "9" * 1900, "9…; it must be at least 1"),
+        ("training.batch_size=" + "9" * 1900, r"9\.\.\.9+; it must be at least 1"),
         ("model.kernel_size=4", "is 4; it must be odd and at least 1"),
         ("localization.thresholds=[0.1, .nan]", r"thresholds\[1\] is nan; it must be finite"),
         ("localization.thresholds=[]", "a list of at least one value"),
@@ -84,15 +84,15 @@ def test_override():
         ("loss.beta=2001-99-99", "not a YAML value .month"),
         ("loss.beta=\udcff", "not a YAML value"),
         ("loss.beta=\x1b[2J", r"'loss.beta=.x1b\[2J': not a YAML value"),
-        ("loss." + "x" * 10**6 + "=1", "unknown key 'x+…; known are"),
-        ("x" * 10**6, "…? is not of the form section.key=value"),
+        ("loss." + "x" * 10**6 + "=1", r"unknown key 'x+\.\.\.x+'; known are"),
+        ("x" * 10**6, r"x\.\.\.x+' is not of the form section.key=value"),
     ],
     ids=lambda text: text[:40].encode("ascii", "backslashreplace").decode(),
 )
 def test_bad_settings(assignment, message):
     with pytest.raises(InputError, match=message) as error:
         load_recipe("watch").override([assignment])
-    assert len(str(error.value)) < 1000 and str(error.value).isprintable()
+    assert len(str(error.value)) < 2001 and str(error.value).isprintable()
 
 
 def test_settings_are_checked_in_python_too():

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from d2net.errors import InputError
-from d2net.fields import LARGEST_COUNT, Count, Number, Positive, Range, Share, Weight, check_fields, shown
-from d2net.words import did_you_mean
+from d2net.fields import LARGEST_COUNT, Count, Number, Positive, Range, Share, Weight, check_fields
+from d2net.words import did_you_mean, quoted, reason
 
 LONGEST_SETTING = 2000  # characters of a setting on the command line
 
@@ -181,14 +181,14 @@ class Recipe:
             path, sign, text = assignment.partition("=")
             section, _, key = path.partition(".")
             if not sign or section not in _SECTIONS or not key:
-                near = "" if section in _SECTIONS else did_you_mean(section[:100], _SECTIONS)
+                near = "" if section in _SECTIONS else did_you_mean(section, _SECTIONS)
                 raise InputError(
-                    f"{shown(assignment)} is not of the form section.key=value{near}; sections are "
+                    f"{quoted(assignment)} is not of the form section.key=value{near}; sections are "
                     f"{', '.join(_SECTIONS)}"
                 )
             if len(text) > LONGEST_SETTING:
-                raise InputError(f"{shown(assignment)} has more than {LONGEST_SETTING} characters; shorten it")
-            table[section][key] = _read_yaml(text, shown(assignment))
+                raise InputError(f"{quoted(assignment)} has more than {LONGEST_SETTING} characters; shorten it")
+            table[section][key] = _read_yaml(text, quoted(assignment))
         return Recipe.from_dict(table, source="--set")
 
     def to_dict(self) -> dict[str, Any]:
@@ -243,7 +243,7 @@ def load_recipe(name: str) -> Recipe:
     """
     names = recipe_names()
     if name not in names:
-        raise InputError(f"unknown recipe {shown(name)}{did_you_mean(name[:100], names)}; there are {', '.join(names)}")
+        raise InputError(f"unknown recipe {quoted(name)}{did_you_mean(name, names)}; there are {', '.join(names)}")
     text = (resources.files(__package__) / f"{name}.yaml").read_text(encoding="utf-8")
     return Recipe.from_dict({"name": name, **_read_yaml(text, f"recipe {name}")}, source=f"recipe {name}")
 
@@ -275,8 +275,8 @@ def _read_yaml(text: str, where: str) -> Any:
         return yaml.load(text, _PlainLoader)  # noqa: S506 (it is a SafeLoader)
     # ValueError: 5,000 digits, or a day that is none; OverflowError: 1:2:3: ... of a hundred parts, in base 60.
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        raise InputError(f"{where}: not a YAML value ({reason}); write a plain one") from None
+        why = getattr(error, "problem", None) or reason(error)
+        raise InputError(f"{where}: not a YAML value ({why}); write a plain one") from None
 
 
 def _check_keys(table: object, known: list[str], source: str) -> None:
@@ -284,5 +284,5 @@ def _check_keys(table: object, known: list[str], source: str) -> None:
         raise InputError(f"{source}: expected keys and values, found {type(table).__name__}")
     for key in table:
         if key not in known:
-            near = did_you_mean(str(key)[:100], known)
-            raise InputError(f"{source}: unknown key {shown(key)}{near}; known are {', '.join(known)}")
+            near = did_you_mean(str(key), known)
+            raise InputError(f"{source}: unknown key {quoted(key)}{near}; known are {', '.join(known)}")
