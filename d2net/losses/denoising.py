@@ -76,6 +76,7 @@ class SnippetTerm(nn.Module, ABC):
             check_labels(name, tcam, labels)
         lengths = as_lengths(name, lengths, tcam)
         check_activations(name, "tcam", tcam, lengths)
+        tcam = at_least_float32(tcam)
         # Unlike amax, max sends the gradient of a padded NaN, which is 0, to one place and leaves it 0.
         return mean_of(*self.terms(tcam.max(2).values, tcam, embeddings, lengths, reference, labels))
 
