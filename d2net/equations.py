@@ -180,7 +180,7 @@ def snippet_joint(tcam: Tensor, scores: Tensor) -> Tensor | None:
 
 
 def video_joint(p: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
-    """Eq. 10: U_2 = P_2 Y_2 (C, C), P_2 = [p_1 ... p_n], Y_2 = 1/n [y_1 ... y_n]^T, from predictions p and labels y (C,)."""
+    """Eq. 10: U_2 = P_2 Y_2 (C, C), P_2 = [p_1 ... p_n], Y_2 = 1/n [y_1 ... y_n]^T, p_i and y_i (C,)."""
     return torch.stack(tuple(p), 1) @ torch.stack(tuple(y)) / len(p)
 
 
