@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from d2net.errors import InputError
 from d2net.ops import _native
 
 # `Library.define` with `register_autograd` costs least a call of what torch offers: about 5 us without gradient and
@@ -91,23 +92,26 @@ def _checked(
     name: str, check: Callable[..., None], kernel: Callable[..., Any], backward: Callable[..., Any] | None
 ) -> Callable[..., Any]:
     """``kernel`` behind ``check``."""
-    if backward is None:
 
-        def checked(*args: Any) -> Any:
-            check(*args)
-            return kernel(*args)
-
-        return checked
-
-    def differentiable(*args: Any) -> Any:
-        if forward_ad._current_level >= 0:  # within a dual level, also that of jvp: tangents do not get here
+    def checked(*args: Any) -> Any:
+        if backward is not None and forward_ad._current_level >= 0:  # of jvp too; tangents do not get here
             raise RuntimeError(
                 f"d2net::{name} has no forward-mode derivative; the functions of d2net.ops and d2net.losses have one"
             )
-        check(*args)
+        try:
+            check(*args)
+        except AttributeError:  # an undefined tensor, which torch takes for a tensor and hands on as None
+            _refuse_missing(name, args)
+            raise
         return kernel(*args)
 
-    return differentiable
+    return checked
+
+
+def _refuse_missing(name: str, args: tuple[Any, ...]) -> None:
+    for argument, x in zip(getattr(torch.ops.d2net, name).default._schema.arguments, args, strict=True):
+        if x is None and str(argument.type) == "Tensor":
+            raise InputError(f"d2net::{name}: {argument.name} is missing, expected a tensor") from None
 
 
 def has_kernel(name: str, x: Tensor) -> bool:
@@ -141,7 +145,7 @@ class _Once(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         pass
 
-    backward = staticmethod(refuse_double_backward)
+    backward = jvp = staticmethod(refuse_double_backward)
 
 
 def differentiable_once(gradient: Tensor, *inputs: Tensor) -> Tensor:

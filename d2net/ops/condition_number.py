@@ -96,8 +96,6 @@ class _Reference(torch.autograd.Function):
     """Autograd through ``svd`` divides by differences of singular values, infinite for repeated ones; only the
     two extreme triplets matter here. Returns the value and its gradient."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor]:
         broken = ~torch.isfinite(u).all(2).all(1)  # svd refuses NaN; here it propagates, without a wait
@@ -134,6 +132,12 @@ class _Reference(torch.autograd.Function):
     def jvp(ctx, tangent: Tensor, _: None) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return (gradient * tangent).sum((1, 2)), None
+
+    @staticmethod
+    def vmap(info, in_dims, u: Tensor, rank_tol: float) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        u = u.movedim(in_dims[0], 0)
+        value, gradient = _Reference.apply(u.flatten(0, 1), rank_tol)
+        return (value.unflatten(0, u.shape[:2]), gradient.unflatten(0, u.shape[:2])), (0, 0)
 
 
 def check_rank_tol(operator: str, rank_tol: float) -> None:

@@ -59,8 +59,8 @@ def different_partners_reference(keys: Tensor, valid_fg: Tensor, valid_bg: Tenso
     count = takes_part.sum(1, keepdim=True)
     following = torch.where(place < count, (place + 1) % count.clamp(min=1), place)
     partner = torch.empty_like(order).scatter_(1, order, order.gather(1, following))
-    usable = takes_part & (partner != place)
-    usable[0] &= valid_fg & valid_bg[partner[0]]
+    has_x, has_other = torch.stack((valid_fg, valid_fg, valid_bg)), torch.stack((valid_bg, valid_fg, valid_bg))
+    usable = takes_part & (partner != place) & has_x & has_other.gather(1, partner)
     return torch.where(usable, partner, -1)
 
 
