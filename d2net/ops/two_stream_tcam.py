@@ -104,9 +104,14 @@ def tcam_pool(tcam: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) 
 def tcam_pool_reference(tcam: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> TCAMPool:
     """:func:`tcam_pool` in plain PyTorch, on any device, without checks."""
     inside = tcam.masked_fill(~within(tcam, lengths)[:, :, None], 0)
-    # `max` over one dimension gives the gradient to the first maximum, where `amax` shares it among equals.
-    attention = inside.max(2).values if tcam.shape[2] else inside.sum(2)
-    return TCAMPool(attention, topk_pool_reference(inside, lengths, divisor=divisor))
+    return TCAMPool(class_max(inside), topk_pool_reference(inside, lengths, divisor=divisor))
+
+
+def class_max(x: Tensor) -> Tensor:
+    """(B, T) maxima over the classes of (B, T, C), in plain PyTorch; 0 where there are none."""
+    # `max` over one dimension gives the gradient to the first maximum, where `amax` shares it among equals, and so
+    # leaves that of a padded NaN, which is 0, in one place.
+    return x.max(2).values if x.shape[2] else x.sum(2)
 
 
 # Both operators also return what their backward needs: peak (B, T), the class of the maximum (-1 past a length), and
