@@ -36,6 +36,7 @@ Reason = Literal["unknown_video", "ambiguous_label", "video_without_segments", "
 THUMOS14_TIOU = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 ACTIVITYNET_TIOU = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 _SNIPPETS_PER_SECOND = 25 / 16
+_LARGEST_TIME = 1e300  # seconds: no sum of a few overflows
 _PREFIX = "v_"  # ActivityNet's video files have it, its annotations do not
 _CLASS = ("class", "classes")
 
@@ -319,11 +320,13 @@ def _chosen(names: tuple[str, ...], mask: np.ndarray) -> tuple[str, ...]:
 def _check(segments: Segments, kind: str) -> None:
     numbers = [segments.start, segments.end, *([segments.score] if isinstance(segments, Detections) else [])]
     bad = ~np.isfinite(numbers).all(axis=0) | (segments.end < segments.start)
+    bad |= (np.abs(numbers[:2]) > _LARGEST_TIME).any(axis=0)
     if bad.any():
         i = int(np.nonzero(bad)[0][0])
         raise InputError(
             f"{kind} {i}, in '{segments.videos[segments.video[i]]}', has start, end (and score) "
-            f"{[float(x[i]) for x in numbers]}; all must be finite and the end not before the start: mend or drop it"
+            f"{[float(x[i]) for x in numbers]}; all must be finite, times within {_LARGEST_TIME:g}, and the end not "
+            "before the start: mend or drop it"
         )
 
 

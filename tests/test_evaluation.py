@@ -378,6 +378,7 @@ def test_nothing_left(found, protocol, reason):
         ([(0, 0, 0, 1, np.nan)], [(0, 0, 0, 1)], {}, "detection 0, in 'v'.*finite"),
         ([(0, 0, 2, 1, 1)], [(0, 0, 0, 1)], {}, "end not before the start"),
         ([], [(0, 0, 0, np.inf)], {}, "annotation 0, in 'v'.*finite"),
+        ([(0, 0, -1e308, 1e308, 1)], [(0, 0, 0, 1)], {}, "detection 0, in 'v'.*times within 1e\\+300"),
         ([], [], {}, "no segment"),
         ([], [(0, 0, 0, 1)], {"protocol": "thumos"}, "choose activitynet or wtalc"),
         ([], [(0, 0, 0, 1)], {"tiou": []}, "at least one"),

@@ -63,15 +63,14 @@ void discriminative_terms(const T* pooled, const T* labels, const int64_t* count
                           double gamma, double floor, bool mean, bool balanced, T* terms, T* to_pooled, T* saved,
                           int threads) {
   const int64_t row = partner == nullptr ? 0 : b;  // of saved
-  T *to_cosine = saved + kToCosine * row, *cosine = saved + kCosine * row, *inverse_norm = saved + kInverseNorm * row;
+  T *to_cosine = saved + kToCosine * row, *cosine = saved + kCosine * row, *saved_norm = saved + kInverseNorm * row;
   std::vector<double> norm(2 * row);  // 1 / |x|
   if (partner != nullptr) {
     parallel_for(2 * b, 2 * grain(0, d), threads, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const T* x = i < b ? x_fg + i * d : x_bg + (i - b) * d;
-        // The epsilon makes the cosine of a zero vector 0 and keeps its gradient finite.
-        norm[i] = 1 / std::sqrt(dot(x, x, d) + 1e-12);
-        inverse_norm[i] = T(norm[i]);
+        norm[i] = inverse_norm(dot(x, x, d));
+        saved_norm[i] = T(norm[i]);
       }
     });
   }
@@ -119,7 +118,7 @@ void discriminative_terms_backward(const T* grad, const T* to_pooled, const T* s
     for (int64_t k = i * c; k < (i + 1) * c; ++k) grad_pooled[k] = grad[i] * to_pooled[k];
   }
   if (partner == nullptr) return;
-  const T *to_cosine = saved + kToCosine * b, *cosine = saved + kCosine * b, *inverse_norm = saved + kInverseNorm * b;
+  const T *to_cosine = saved + kToCosine * b, *cosine = saved + kCosine * b, *norm = saved + kInverseNorm * b;
   // Every row of a gradient has one owner, which looks for the pairs that its embedding is in.
   parallel_for(2 * b, 2 * grain(0, d), threads, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -134,8 +133,8 @@ void discriminative_terms_backward(const T* grad, const T* to_pooled, const T* s
           if (pair.x < 0) continue;
           const bool x_fore = x_is_foreground(kind), other_fore = other_is_foreground(kind);
           const double by = double(grad[i]) * to_cosine[kind * b + i], of_pair = cosine[kind * b + i];
-          const double x_norm = inverse_norm[(x_fore ? 0 : b) + pair.x];
-          const double other_norm = inverse_norm[(other_fore ? 0 : b) + pair.other];
+          const double x_norm = norm[(x_fore ? 0 : b) + pair.x];
+          const double other_norm = norm[(other_fore ? 0 : b) + pair.other];
           if (pair.x == r && x_fore == foreground) {
             const Share share = cosine_gradient(by, of_pair, x_norm, other_norm);
             add((other_fore ? x_fg : x_bg) + pair.other * d, T(share.other), d, sum);

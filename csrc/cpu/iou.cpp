@@ -1,5 +1,7 @@
 #include "iou.h"
 
+#include <cmath>
+
 #include "parallel.h"
 #include "simd.h"
 
@@ -16,14 +18,21 @@ template <typename T>
   return x < y || x != x ? x : y;
 }
 
+// Asks before it subtracts: infinity less infinity would be NaN.
+template <typename T>
+[[gnu::always_inline]] inline T length_of(T start, T end) {
+  return end <= start ? T(0) : end - start;
+}
+
 template <typename T>
 [[gnu::always_inline]] inline void row(T start, T end, const T* b, int64_t m, T* iou) {
-  const T length = larger(end - start, T(0));
+  const T length = length_of(start, end);
   for (int64_t j = 0; j < m; ++j) {
     const T from = b[2 * j], to = b[2 * j + 1];
-    const T overlap = larger(smaller(end, to) - larger(start, from), T(0));
-    const T together = length + larger(to - from, T(0)) - overlap;
-    iou[j] = overlap / (together == 0 ? T(1) : together);
+    const T both = length + length_of(from, to);
+    const bool nothing = both == 0 || both == T(INFINITY);
+    const T overlap = nothing ? T(0) : larger(smaller(end, to) - larger(start, from), T(0));
+    iou[j] = overlap / (both == 0 ? T(1) : both - overlap);  // which is not 0: no overlap is longer than its segments
   }
 }
 

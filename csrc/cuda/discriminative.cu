@@ -35,9 +35,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   partner[n] = usable ? next : -1;
 }
 
-// The epsilon makes the cosine of a zero vector 0 and keeps its gradient finite.
-__device__ __forceinline__ double inverse_norm(double squares) { return 1 / sqrt(squares + 1e-12); }
-
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
     discriminative_terms_kernel(const T* __restrict__ pooled, const T* __restrict__ labels,

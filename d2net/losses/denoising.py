@@ -77,6 +77,7 @@ class SnippetTerm(nn.Module, ABC):
             check_labels(name, tcam, labels)
         lengths = as_lengths(name, lengths, tcam)
         check_activations(name, "tcam", tcam, lengths)
+        tcam = at_least_float32(tcam)
         return mean_of(*self.terms(class_max(tcam), tcam, embeddings, lengths, reference, labels))
 
     def terms(

@@ -55,8 +55,9 @@ def attention_pool(
         reduction: "sum" as in the paper, or "mean": divided by the sum of the weights.
 
     Returns:
-        Pooled(x_fg (B, D), x_bg (B, D), valid_fg (B,), valid_bg (B,)) with embeddings in the type of x; zeros where
-        not valid. Differentiable once, in x and attention.
+        Pooled(x_fg (B, D), x_bg (B, D), valid_fg (B,), valid_bg (B,)) with embeddings in the type that they are summed
+        in, float32 for half precision, whose largest number a sum over time soon exceeds; zeros where not valid.
+        Differentiable once, in x and attention.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit, or an unknown reduction.
@@ -90,10 +91,10 @@ def attention_pool_reference(
         weights = torch.where(selected, lam, 0)
         rows = x.to(lam.dtype).masked_fill(~selected[:, :, None], 0)  # NaN times a weight of 0 would be NaN
         total = weights.sum(1)
-        vector = (weights[:, None] @ rows)[:, 0]
+        vector = _native.product(weights[:, None], rows)[:, 0]
         if mean:
             vector = vector / torch.where(total > 0, total, 1)[:, None]
-        pooled.append(vector.to(x.dtype))
+        pooled.append(vector)
         valid.append(total > 0)
     return pooled[0], pooled[1], valid[0], valid[1]
 
@@ -146,7 +147,7 @@ def _cpu(
         valid_fg,
         valid_bg,
     )
-    return fg.to(x.dtype), bg.to(x.dtype), valid_fg, valid_bg
+    return fg, bg, valid_fg, valid_bg
 
 
 def _cuda(
@@ -159,7 +160,7 @@ def _cuda(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     b, t, d = x.shape
     lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
-    fg, bg = x.new_empty(b, d), x.new_empty(b, d)
+    fg, bg = attention.new_empty(b, d), attention.new_empty(b, d)
     valid_fg, valid_bg = x.new_empty(b, dtype=torch.bool), x.new_empty(b, dtype=torch.bool)
     chunks = -(-t // _CHUNK)
     _native.cuda(
@@ -187,7 +188,7 @@ def _cuda(
 
 def _fake(x, attention, lengths, threshold, background_threshold, mean) -> tuple[Tensor, ...]:
     b, _, d = x.shape
-    vectors = [x.new_empty(b, d) for _ in range(2)]
+    vectors = [attention.new_empty(b, d) for _ in range(2)]
     return *vectors, *(x.new_empty(b, dtype=torch.bool) for _ in range(2))
 
 
@@ -233,7 +234,7 @@ def _check_backward(
 ) -> None:
     where = "attention_pool_backward"
     _check(x, attention, lengths, threshold, background_threshold, mean, where)
-    like = (x.shape[0], x.shape[2]), x.dtype, x.device
+    like = (x.shape[0], x.shape[2]), attention.dtype, x.device
     check_like(where, "grad_fg", grad_fg, *like)
     check_like(where, "grad_bg", grad_bg, *like)
     if mean:
@@ -258,7 +259,7 @@ def _backward_cpu(
     b, t, d = x.shape
     dtype = attention.dtype
     lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
-    fg, bg = (None if v is None or not mean else v.to(dtype).contiguous() for v in (fg, bg))
+    fg, bg = _native.contiguous(fg, bg) if mean else (None, None)
     grad_x = attention.new_empty(x.shape if need_x else 0)
     grad_attention = attention.new_empty((b, t) if need_attention else 0)
     _native.cpu(
@@ -269,8 +270,8 @@ def _backward_cpu(
         lengths,
         fg,
         bg,
-        grad_fg.to(dtype).contiguous(),
-        grad_bg.to(dtype).contiguous(),
+        grad_fg.contiguous(),
+        grad_bg.contiguous(),
         b,
         t,
         d,

@@ -64,7 +64,7 @@ def video_factors_reference(
     """:func:`video_factors` in plain PyTorch, on any device; ``peak_share`` below 0: none."""
     p = pooled.clamp(probability_floor, 1 - probability_floor)
     counted = counted > 0
-    y = labels * counted[:, None]
+    y = torch.where(counted[:, None], labels, 0)
     size = y.sum(0) if per_class else counted.sum()
     if peak_share >= 0 and p.shape[1]:
         p = torch.where(p > peak_share * p.amax(1, keepdim=True), p, 0)
@@ -100,7 +100,8 @@ def total_loss(
         discriminative: (B,) terms of L_Dis. counted: (B,), those that its mean is over.
         snippet: (B,) terms of L_DS, and valid: (B,) bool, those that its mean is over; None: 0.
         video: scalar, L_DV; None: 0. other: scalar, of another method; None: 0.
-        alpha_snippet, alpha_video, weight: what the last three are multiplied with.
+        alpha_snippet, alpha_video, weight: what the last three are multiplied with; 0 leaves one out of the total,
+            whatever it is.
 
     Returns:
         Total, of the type of ``discriminative``, float32 at least; a mean over nothing is 0. Differentiable once, to
@@ -133,7 +134,11 @@ def total_loss_reference(
     dis = mean_of(discriminative, counted)
     snip = zero if snippet is None or valid is None else mean_of(snippet, valid)
     video, other = zero if video is None else video, zero if other is None else other
-    return Total(dis + alpha_snippet * snip + alpha_video * video + weight * other, dis, snip, video, other)
+    total = dis
+    for factor, term in ((alpha_snippet, snip), (alpha_video, video), (weight, other)):
+        if factor != 0:  # NaN * 0 would be NaN
+            total = total + factor * term
+    return Total(total, dis, snip, video, other)
 
 
 def mean_of(values: Tensor, counted: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ def bottom_up_attention(embeddings: Tensor, reference: Tensor, lengths: Tensor |
         lengths: (B,) int64, or None (all T).
 
     Returns:
-        (B, T) in [0, 1], in the type of the embeddings: 0.5 where either vector is zero and past a length; NaN
-        propagates within its snippet. Differentiable once, in embeddings and reference, with gradient 0 where a
-        vector is zero.
+        (B, T) in [0, 1], in the type of the embeddings, at least float32: 0.5 where either vector is zero and past a
+        length; NaN propagates within its snippet. Differentiable once, in embeddings and reference, with gradient 0
+        where a vector is zero.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit.
@@ -48,8 +48,8 @@ def bottom_up_attention_reference(embeddings: Tensor, reference: Tensor, lengths
 
     x, reference = scaled(x), scaled(reference)
     norm = torch.linalg.vector_norm(x, dim=2) * torch.linalg.vector_norm(reference)
-    cosine = torch.where(norm == 0, 0, (x @ reference) / torch.where(norm == 0, 1, norm))
-    return (0.5 * (1 - cosine.clamp(-1, 1))).to(embeddings.dtype)
+    cosine = torch.where(norm == 0, 0, _native.product(x, reference) / torch.where(norm == 0, 1, norm))
+    return 0.5 * (1 - cosine.clamp(-1, 1))
 
 
 def _check(
@@ -89,13 +89,13 @@ def _cpu(x: Tensor, reference: Tensor, lengths: Tensor | None) -> tuple[Tensor, 
         attention,
         norms,
     )
-    return attention.to(x.dtype), norms
+    return attention, norms
 
 
 def _cuda(x: Tensor, reference: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     b, t, d = x.shape
     lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
-    attention, norms = x.new_empty(b, t), reference.new_empty(b, t)
+    attention, norms = reference.new_empty(b, t), reference.new_empty(b, t)
     _native.cuda(
         "bottom_up_attention",
         x.dtype,
@@ -113,7 +113,7 @@ def _cuda(x: Tensor, reference: Tensor, lengths: Tensor | None) -> tuple[Tensor,
 
 
 def _fake(x, reference, lengths) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape[:2]), reference.new_empty(x.shape[:2])
+    return reference.new_empty(x.shape[:2]), reference.new_empty(x.shape[:2])
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -151,14 +151,15 @@ def _gradients(
     d cos / dx = (r - cos u) / |x| and d cos / dreference = (u - cos r) / |reference|."""
     unused = norms == 0
     norms = norms.masked_fill(unused, 1)[:, :, None]
-    cosine = (1 - 2 * attention.to(reference.dtype))[:, :, None]
-    grad = (-0.5 * grad.to(reference.dtype)).masked_fill(unused, 0)[:, :, None]
+    cosine = (1 - 2 * attention)[:, :, None]
+    grad = (-0.5 * grad).masked_fill(unused, 0)[:, :, None]
     unit = x.to(reference.dtype).masked_fill(unused[:, :, None], 0).div_(norms)
     length = torch.linalg.vector_norm(reference, dtype=torch.float64)
     r = (reference / torch.where(length == 0, 1, length)).to(reference.dtype)
     grad_x, grad_reference = x.new_empty(0), reference.new_empty(0)
     if need_reference:
-        total = (grad * unit).sum((0, 1)) - (grad * cosine).sum() * r
+        # One sum a column: PyTorch cuts a sum to one number into as many parts as there are threads.
+        total = torch.addcmul(unit, cosine, r, value=-1).mul_(grad).sum((0, 1))
         grad_reference = (total / torch.where(length == 0, 1, length)).to(reference.dtype)
     if need_x:
         grad_x = (unit.mul_(-cosine).add_(r).mul_(grad / norms)).to(x.dtype)

@@ -88,8 +88,7 @@ def log_condition_number_reference(u: Tensor, *, rank_tol: float = 1e-5) -> Tens
 
 def joint_log_condition_number_reference(p: Tensor, y: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
     """:func:`joint_log_condition_number` in plain PyTorch, on any device, without checks."""
-    with torch.autocast(p.device.type, enabled=False):
-        return log_condition_number_reference(p @ y, rank_tol=rank_tol)
+    return log_condition_number_reference(_native.product(p, y), rank_tol=rank_tol)
 
 
 class _Reference(torch.autograd.Function):

@@ -144,9 +144,7 @@ def _weights(x_fg: Tensor, x_bg: Tensor, partner: Tensor, source: Tensor | None,
         in_range = (source >= 0) & (source < b)
         usable = torch.cat((usable[:1] & in_range, usable[1:]))
         source = torch.where(in_range, source, 0)
-    both = torch.stack((x_fg, x_bg))
-    # The epsilon makes the cosine of a zero vector 0 and keeps its gradient finite.
-    fg, bg = both * (both.square().sum(2, keepdim=True) + 1e-12).rsqrt()
+    fg, bg = unit_vectors(torch.stack((x_fg, x_bg)))
     others = torch.stack((bg, fg, bg)).gather(1, torch.where(usable, partner, 0)[:, :, None].expand(-1, -1, d))
     from_fg = fg if source is None else fg.gather(0, source[:, None].expand(-1, d))
     cosine = (torch.stack((from_fg, fg, bg)) * others).sum(2)
@@ -159,6 +157,12 @@ def _check_partners(keys: Tensor, valid_fg: Tensor, valid_bg: Tensor) -> None:
     check_like("different_partners", "keys", keys, (3, b), torch.float32, device)
     check_like("different_partners", "valid_fg", valid_fg, (b,), torch.bool, device)
     check_like("different_partners", "valid_bg", valid_bg, (b,), torch.bool, device)
+
+
+def unit_vectors(x: Tensor) -> Tensor:
+    """``x`` over its length in the last dimension; 0, without gradient, for a zero vector."""
+    squares = x.square().sum(-1, keepdim=True)
+    return x * torch.where(squares > 0, (squares + 1e-12).rsqrt(), 0)
 
 
 def _partners(native: Native, keys: Tensor, valid_fg: Tensor, valid_bg: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Non-maximum suppression of temporal segments: greedy, greedy per group, and soft.
 
-Segments are (start, end) in any one unit (seconds, snippets). Their IoU is overlap / union, and 0 where the union is 0;
-a segment with ``end <= start`` overlaps nothing. Equal scores are taken in order of index. Nothing here is
-differentiable.
+Segments are (start, end) in any one unit (seconds, snippets). Their IoU is overlap / union, and 0 where the union is 0
+or the lengths add up to infinity; a segment with ``end <= start`` overlaps nothing. Equal scores are taken in order of
+index. Nothing here is differentiable.
 
 Computed in float32, or in float64 where segments or scores are float64 or integers. Half precision is converted, which
 changes no value; but its numbers are few (between 512 and 1024, float16 has every half and bfloat16 every fourth), so
@@ -93,7 +93,7 @@ def soft_nms_1d(
         segments: (N, 2) floating point or integers, rows (start, end), finite.
         scores: (N,), on the same device, not NaN.
         iou_threshold: In [0, 1]; used by ``linear`` only.
-        sigma: > 0; used by ``gaussian`` only.
+        sigma: > 0, and not below the smallest normal number of the type; used by ``gaussian`` only.
         min_score: >= 0.
         method: ``"linear"`` or ``"gaussian"``.
 
@@ -199,8 +199,8 @@ def _check_soft(
     segments: Tensor, scores: Tensor, iou_threshold: float, sigma: float, min_score: float, gaussian: bool
 ) -> None:
     _check("soft_nms_1d", segments, scores, iou_threshold)
-    if not sigma > 0:
-        raise InputError(f"soft_nms_1d: sigma must be > 0, not {sigma}")
+    if not sigma >= torch.finfo(scores.dtype).tiny:
+        raise InputError(f"soft_nms_1d: sigma must be > 0 in {scores.dtype}, not {sigma}")
     if not min_score >= 0:
         raise InputError(f"soft_nms_1d: min_score must be >= 0, not {min_score}")
 

@@ -228,11 +228,16 @@ def test_partners_of_another_integer_type(make_batch):
         assert totals[0] == totals[1]
 
 
-def test_the_reference_in_half_precision_and_behind_autograds_back(make_batch):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_reference_of_a_loss_in_half_precision_and_behind_autograds_back(make_batch, dtype):
     tcam, embeddings, lengths, labels = make_batch(dtype=torch.float32)
-    loss = D2NetLoss(5, 8).to(torch.bfloat16)
-    loss(tcam.bfloat16(), embeddings.bfloat16(), lengths, labels)
-    assert loss.reference.dtype == torch.bfloat16 and loss.reference.abs().sum() > 0
+    loss = D2NetLoss(5, 8)
+    loss.reference.fill_(1e5)  # which float16 does not have
+    loss = torch.nn.Sequential(loss).to(dtype)[0]
+    assert loss.reference.dtype == torch.float32 and (loss.reference == 1e5).all()
+    loss(tcam.to(dtype), embeddings.to(dtype), lengths, labels)
+    assert loss.reference.isfinite().all() and (loss.reference != 1e5).all()
+    assert loss.to("meta").reference.device.type == "meta" and loss.double().reference.dtype == torch.float64
     loss = D2NetLoss(5, 8)
     weight = torch.ones(8, requires_grad=True)
     before = (loss.reference * weight).sum()
