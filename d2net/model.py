@@ -41,6 +41,8 @@ class TemporalConv(nn.Conv1d):
 
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:  # type: ignore[override]
         """x (B, T, width_in) -> (B, T, width_out); ``padding`` (B, T, 1) is True past a length."""
+        if x.shape[1] == 0:  # which PyTorch's convolutions refuse; no output, and gradients of 0
+            return F.linear(x, self.weight[:, :, 0], self.bias)
         y = self.channels_last(x) if x.is_cuda else super().forward(x.transpose(1, 2)).transpose(1, 2)
         return y.masked_fill(padding, 0)
 
@@ -137,7 +139,7 @@ class D2Net(nn.Module):
 
         Args:
             features: (B, T, sum of stream widths), of the network's type and device; arrays and lists are converted.
-                What lies past a length never matters.
+                What lies past a length never matters. B and T may be 0, and so are the results' then.
             lengths: (B,) int64 snippets of each recording, or None (all T).
 
         Raises:

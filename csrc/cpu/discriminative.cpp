@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "math/focal.h"
+#include "math/ordered_float.h"
 #include "math/pairs.h"
 #include "parallel.h"
 #include "simd.h"
@@ -38,15 +39,16 @@ int64_t grain(int64_t c, int64_t d) { return 1 + 32768 / (1 + 8 * c + 4 * d); }
 void different_partners(const float* keys, const bool* valid_fg, const bool* valid_bg, int64_t b, int64_t* partner,
                         int) {
   std::vector<int64_t> order(b);
+  std::vector<math::Ordered<float>::Key> key(b);
   for (int kind = 0; kind < 3; ++kind) {
     const bool* takes_part = kind == 1 ? valid_fg : valid_bg;  // in the cycle; of w_fb all do
-    const float* key = keys + kind * b;
     order.clear();
     for (int64_t i = 0; i < b; ++i) {
+      key[i] = math::ordered_key(keys[kind * b + i]);
       if (kind == 0 || takes_part[i]) order.push_back(i);
     }
     std::sort(order.begin(), order.end(),
-              [=](int64_t i, int64_t j) { return key[i] < key[j] || (key[i] == key[j] && i < j); });
+              [&](int64_t i, int64_t j) { return key[i] < key[j] || (key[i] == key[j] && i < j); });
     std::fill(partner + kind * b, partner + (kind + 1) * b, int64_t(-1));
     for (size_t k = 0; k < order.size(); ++k) {
       const int64_t i = order[k], next = order[(k + 1) % order.size()];

@@ -9,7 +9,17 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import as_lengths, as_tensors, check_floating, check_same, check_shape, valid_mask
+from d2net.ops._checks import (
+    as_tensor,
+    as_tensors,
+    check_floating,
+    check_lengths,
+    check_like,
+    check_numbers,
+    check_same,
+    check_shape,
+    within,
+)
 
 _CHUNK = 32  # kPoolChunk of csrc/attention_pool.h
 
@@ -53,17 +63,16 @@ def attention_pool(
         InputError: shapes, dtypes or devices that do not fit, or an unknown reduction.
     """
     x, attention = as_tensors("attention_pool", x=x, attention=attention)
-    check_shape("attention_pool", "x", x, "B, T, D")
-    check_shape("attention_pool", "attention", attention, "B, T")
-    check_floating("attention_pool", "x", x)
-    check_floating("attention_pool", "attention", attention)
-    check_same("attention_pool", "x", x, "attention", attention, 2)
-    lengths = as_lengths("attention_pool", lengths, x)
+    lengths = None if lengths is None else as_tensor("attention_pool", "lengths", lengths, x)
     if reduction not in ("sum", "mean"):
         raise InputError(f"attention_pool: reduction is '{reduction}', expected 'sum' or 'mean'")
-    attention = attention.to(torch.promote_types(x.dtype, torch.float32))
-    function = _attention_pool if _library.has_kernel("attention_pool", x) else attention_pool_reference
-    return Pooled(*function(x, attention, lengths, threshold, background_threshold, reduction == "mean"))
+    check_floating("attention_pool", "attention", attention)
+    attention = attention.to(_native.accumulator(x.dtype))
+    inputs = x, attention, lengths, threshold, background_threshold, reduction == "mean"
+    if _library.has_kernel("attention_pool", x):
+        return Pooled(*_attention_pool(*inputs))
+    _check(*inputs)
+    return Pooled(*attention_pool_reference(*inputs))
 
 
 def attention_pool_reference(
@@ -75,7 +84,7 @@ def attention_pool_reference(
     mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """:func:`attention_pool` in plain PyTorch, on any device, without checks; attention in float32 or float64."""
-    mask = valid_mask("attention_pool", x, lengths)
+    mask = within(x, lengths)
     pooled, valid = [], []
     for lam, above in ((attention, threshold), (1 - attention, background_threshold)):
         selected = mask & (lam > above)
@@ -88,6 +97,25 @@ def attention_pool_reference(
         pooled.append(vector)
         valid.append(total > 0)
     return pooled[0], pooled[1], valid[0], valid[1]
+
+
+def _check(
+    x: Tensor,
+    attention: Tensor,
+    lengths: Tensor | None,
+    threshold: float,
+    background_threshold: float,
+    mean: bool,
+    operator: str = "attention_pool",
+) -> None:
+    check_shape(operator, "x", x, "B, T, D")
+    check_shape(operator, "attention", attention, "B, T")
+    check_floating(operator, "x", x)
+    check_same(operator, "x", x, "attention", attention, 2)
+    if attention.dtype is not _native.accumulator(x.dtype):
+        raise InputError(f"{operator}: attention has dtype {attention.dtype}, which does not go with {x.dtype} of x")
+    check_lengths(operator, lengths, x)
+    check_numbers(operator, threshold=threshold, background_threshold=background_threshold)
 
 
 def _cpu(
@@ -190,6 +218,30 @@ def _backward(ctx, grad_fg: Tensor | None, grad_bg: Tensor | None, *_: None) -> 
     return grad_x if need_x else None, grad_attention if need_attention else None, None, None, None, None
 
 
+def _check_backward(
+    x: Tensor,
+    attention: Tensor,
+    lengths: Tensor | None,
+    fg: Tensor | None,
+    bg: Tensor | None,
+    grad_fg: Tensor,
+    grad_bg: Tensor,
+    threshold: float,
+    background_threshold: float,
+    mean: bool,
+    need_x: bool,
+    need_attention: bool,
+) -> None:
+    where = "attention_pool_backward"
+    _check(x, attention, lengths, threshold, background_threshold, mean, where)
+    like = (x.shape[0], x.shape[2]), attention.dtype, x.device
+    check_like(where, "grad_fg", grad_fg, *like)
+    check_like(where, "grad_bg", grad_bg, *like)
+    if mean:
+        check_like(where, "fg", fg, *like)
+        check_like(where, "bg", bg, *like)
+
+
 def _backward_cpu(
     x: Tensor,
     attention: Tensor,
@@ -207,7 +259,7 @@ def _backward_cpu(
     b, t, d = x.shape
     dtype = attention.dtype
     lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
-    fg, bg = _native.contiguous(fg, bg)
+    fg, bg = _native.contiguous(fg, bg) if mean else (None, None)
     grad_x = attention.new_empty(x.shape if need_x else 0)
     grad_attention = attention.new_empty((b, t) if need_attention else 0)
     _native.cpu(
@@ -248,7 +300,7 @@ def _backward_cuda(
 ) -> tuple[Tensor, Tensor]:
     b, t, d = x.shape
     lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
-    fg, bg = _native.contiguous(fg, bg)
+    fg, bg = _native.contiguous(fg, bg) if mean else (None, None)
     grad_x = x.new_empty(x.shape if need_x else 0)
     grad_attention = attention.new_empty((b, t) if need_attention else 0)
     _native.cuda(
@@ -284,6 +336,7 @@ def _backward_fake(
 _SETTINGS = "float threshold, float background_threshold, bool mean"
 _attention_pool = _library.register(
     f"attention_pool(Tensor x, Tensor attention, Tensor? lengths, {_SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    check=_check,
     cpu=_cpu,
     cuda=_cuda,
     fake=_fake,
@@ -293,6 +346,7 @@ _attention_pool = _library.register(
 _attention_pool_backward = _library.register(
     "attention_pool_backward(Tensor x, Tensor attention, Tensor? lengths, Tensor? fg, Tensor? bg, Tensor grad_fg, "
     f"Tensor grad_bg, {_SETTINGS}, bool need_x, bool need_attention) -> (Tensor, Tensor)",
+    check=_check_backward,
     cpu=_backward_cpu,
     cuda=_backward_cuda,
     fake=_backward_fake,

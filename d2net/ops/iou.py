@@ -7,7 +7,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import as_tensors, check_floating
+from d2net.ops._checks import as_tensors, check_computed, check_floating, check_like
 
 
 def iou_1d(a: Tensor, b: Tensor) -> Tensor:
@@ -28,17 +28,14 @@ def iou_1d(a: Tensor, b: Tensor) -> Tensor:
     """
     a, b = as_tensors("iou_1d", a=a, b=b)
     for name, x in (("a", a), ("b", b)):
-        if x.ndim != 2 or x.shape[1] != 2:
-            raise InputError(f"iou_1d: {name} has shape {tuple(x.shape)}, expected (N, 2) with start and end of each")
-        if x.is_floating_point():
+        if x.is_floating_point() or x.is_complex():
             check_floating("iou_1d", name, x)
-    if a.device != b.device:
-        raise InputError(f"iou_1d: a is on {a.device} but b on {b.device}; move one of them")
     dtype = torch.promote_types(a.dtype, b.dtype)
     dtype = torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float64
     a, b = a.to(dtype), b.to(dtype)
     if _library.has_kernel("iou_1d", a):
         return _iou_1d(a, b)
+    _check(a, b)
     return iou_1d_reference(a, b)
 
 
@@ -60,6 +57,19 @@ def _compared(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     overlap = torch.where((lengths == 0) | (lengths == torch.inf), 0, meets.clamp(min=0))
     union = lengths - overlap
     return meets, overlap, union, union < torch.finfo(union.dtype).tiny
+
+
+def _check(a: Tensor, b: Tensor, operator: str = "iou_1d") -> None:
+    for name, x in (("a", a), ("b", b)):
+        if x.ndim != 2 or x.shape[1] != 2:
+            raise InputError(
+                f"{operator}: {name} has shape {tuple(x.shape)}, expected (N, 2) with start and end of each"
+            )
+    check_computed(operator, "a", a)
+    if a.device != b.device or a.dtype is not b.dtype:
+        raise InputError(
+            f"{operator}: a is {a.dtype} on {a.device} but b {b.dtype} on {b.device}; convert or move one of them"
+        )
 
 
 def _cpu(a: Tensor, b: Tensor) -> Tensor:
@@ -84,6 +94,11 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
     return _iou_1d_backward(grad, *ctx.saved_tensors)
+
+
+def _check_backward(grad: Tensor, a: Tensor, b: Tensor) -> None:
+    _check(a, b, "iou_1d_backward")
+    check_like("iou_1d_backward", "grad", grad, (a.shape[0], b.shape[0]), a.dtype, a.device)
 
 
 def _gradients(grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,6 +126,7 @@ def _backward_fake(grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 _iou_1d = _library.register(
     "iou_1d(Tensor a, Tensor b) -> Tensor",
+    check=_check,
     cpu=_cpu,
     cuda=_cuda,
     fake=_fake,
@@ -119,6 +135,7 @@ _iou_1d = _library.register(
 )
 _iou_1d_backward = _library.register(
     "iou_1d_backward(Tensor grad, Tensor a, Tensor b) -> (Tensor, Tensor)",
+    check=_check_backward,
     cpu=_gradients,
     cuda=_gradients,
     fake=_backward_fake,
