@@ -126,7 +126,7 @@ def _cpu(
     mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     b, t, d = x.shape
-    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    lengths = _native.plain_lengths(lengths)
     fg, bg = attention.new_empty(b, d), attention.new_empty(b, d)
     valid_fg, valid_bg = x.new_empty(b, dtype=torch.bool), x.new_empty(b, dtype=torch.bool)
     _native.cpu(
@@ -158,7 +158,7 @@ def _cuda(
     mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     b, t, d = x.shape
-    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    lengths = _native.plain_lengths(lengths)
     fg, bg = x.new_empty(b, d), x.new_empty(b, d)
     valid_fg, valid_bg = x.new_empty(b, dtype=torch.bool), x.new_empty(b, dtype=torch.bool)
     chunks = -(-t // _CHUNK)
@@ -257,7 +257,7 @@ def _backward_cpu(
 ) -> tuple[Tensor, Tensor]:
     b, t, d = x.shape
     dtype = attention.dtype
-    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    lengths = _native.plain_lengths(lengths)
     fg, bg = (None if v is None or not mean else v.to(dtype).contiguous() for v in (fg, bg))
     grad_x = attention.new_empty(x.shape if need_x else 0)
     grad_attention = attention.new_empty((b, t) if need_attention else 0)
@@ -298,7 +298,7 @@ def _backward_cuda(
     need_attention: bool,
 ) -> tuple[Tensor, Tensor]:
     b, t, d = x.shape
-    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    lengths = _native.plain_lengths(lengths)
     fg, bg = _native.contiguous(fg, bg) if mean else (None, None)
     grad_x = x.new_empty(x.shape if need_x else 0)
     grad_attention = attention.new_empty((b, t) if need_attention else 0)
