@@ -46,7 +46,7 @@ def attention_pool(
 
     Foreground weights are lambda where lambda > threshold, background weights 1 - lambda where
     1 - lambda > background_threshold. All other snippets are left out, so that a NaN among them does no harm, and so is
-    a NaN lambda. The selection has no gradient, the weights do.
+    a NaN lambda; NaN in a snippet that is taken propagates. The selection has no gradient, the weights do.
 
     Args:
         x: (B, T, D) embeddings.
@@ -59,7 +59,7 @@ def attention_pool(
         not valid. Differentiable once, in x and attention.
 
     Raises:
-        InputError: shapes, dtypes or devices that do not fit, or an unknown reduction.
+        InputError: shapes, dtypes or devices that do not fit, a threshold that is NaN, or an unknown reduction.
     """
     x, attention = as_tensors("attention_pool", x=x, attention=attention)
     lengths = None if lengths is None else as_tensor("attention_pool", "lengths", lengths, x)

@@ -39,9 +39,9 @@ def log_condition_number(u: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
         rank_tol: singular values up to this count as zero.
 
     Returns:
-        (N,); 0 for rank <= 1, NaN where ``u`` holds NaN or Inf. Differentiable once: the gradient is
-        u1 v1^T / sigma_1 - ur vr^T / sigma_r, one of its finite choices for repeated singular values, 0 for
-        rank <= 1, and NaN where the value is.
+        (N,); 0 for rank <= 1 and for matrices without elements, NaN where ``u`` holds NaN or Inf. Differentiable once:
+        the gradient is u1 v1^T / sigma_1 - ur vr^T / sigma_r, one of its finite choices for repeated singular values, 0
+        for rank <= 1, and NaN where the value is.
 
     Raises:
         InputError: wrong shape or dtype, or rank_tol < 0.
