@@ -24,13 +24,12 @@ def as_tensor(operator: str, name: str, x: Any, like: Tensor | None = None) -> T
     ``like`` where it is wider.
 
     Raises:
-        InputError: anything else, sparse and nested tensors included.
+        InputError: anything else, sparse tensors included.
     """
     if isinstance(x, Tensor):
-        if x.layout is torch.strided and not x.is_nested:
+        if x.layout is torch.strided:
             return x
-        kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
-        raise InputError(f"{operator}: {name} is a {kind} tensor, expected a dense one: convert it")
+        raise InputError(f"{operator}: {name} has layout {x.layout}, expected a dense tensor: convert it")
     first = x
     while isinstance(first, (list, tuple)) and first:
         first = first[0]
@@ -131,11 +130,10 @@ def check_lengths(operator: str, lengths: Tensor | None, x: Tensor, name: str = 
     """Require None, or integers (B,) on the device of ``x`` (B, ...). Their values may be any: they are clamped."""
     if lengths is None:
         return
-    shape = x.shape[:1]
-    if lengths.shape != shape or lengths.dtype not in INTEGERS:
+    if lengths.shape != (x.shape[0],) or lengths.dtype not in INTEGERS:
         raise InputError(
             f"{operator}: {name} has shape {tuple(lengths.shape)} and dtype {lengths.dtype}, "
-            f"expected {tuple(shape)} int64"
+            f"expected ({x.shape[0]},) int64"
         )
     if lengths.device != x.device:
         raise InputError(f"{operator}: {name} is on {lengths.device} but the input on {x.device}; move one of them")
