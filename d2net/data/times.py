@@ -137,7 +137,9 @@ class Times:
         """
         seconds, first = self._resolved()
         if not (0 < seconds < math.inf and math.isfinite(first)):
-            raise InputError(f"a snippet would be {seconds:g} s and the first begin at {first:g} s; mend stride and fps")
+            raise InputError(
+                f"a snippet would be {seconds:g} s and the first begin at {first:g} s; mend stride and fps"
+            )
         return seconds, first
 
     def _resolved(self) -> tuple[float, float]:
