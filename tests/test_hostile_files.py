@@ -395,3 +395,29 @@ def test_numbers(value: object) -> None:
 
 def test_numbers_in_strings() -> None:
     assert [number(x, "x") for x in (" 1.5 ", "1e3", 7, np.float32(0.5), -0.0)] == [1.5, 1000, 7, 0.5, 0]
+
+
+def test_frames(tmp_path: Path, in_time: None) -> None:
+    """Damaged images, a pipe, and a recording whose name leads out of the folder of frames."""
+    from PIL import Image
+
+    from d2net.report.plot import find_frames
+    from d2net.report.timeline import TimelineRow, Track, draw_timeline
+
+    (tmp_path / "frames" / "v").mkdir(parents=True)
+    for name in ("..", "../frames", "/etc", "", "x" * 5000, "a\0b"):
+        with pytest.raises(InputError, match="cannot be the name of a file"):
+            find_frames(tmp_path / "frames", name)
+    path = tmp_path / "frames" / "v" / "1.png"
+    Image.effect_noise((40, 30), 50).save(path)
+
+    def draw() -> None:
+        frames = find_frames(tmp_path / "frames", "v")
+        row = TimelineRow("v", 1.0, ["a"], [(0, 1, "a")], [Track("", [])], 2.0, frames)
+        draw_timeline(tmp_path / "picture.png", [row], dpi=20)
+
+    all_end(path, [*flipped(path.read_bytes(), 12), *WHOLE[:5]], draw)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match="is a pipe or a device"):
+        draw()
