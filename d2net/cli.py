@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,6 +40,7 @@ from d2net.cli_options import (
     notes,
     progress_bar,
     say,
+    say_warning,
 )
 from d2net.errors import D2NetError, InputError
 from d2net.studies.cli import study
@@ -125,6 +127,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # where the terminal lacks a letter its number is better than an error
             stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = say_warning
     if not sys.stdout.isatty():
         os.environ.setdefault("COLUMNS", str(OFF_TERMINAL_WIDTH))
     app(prog_name="d2net")

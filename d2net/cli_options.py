@@ -245,8 +245,12 @@ def notes() -> Iterator[None]:
     """Each warning within, once, as one line on stderr."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = lambda message, *_, **__: say(f"note: {' '.join(str(message).split())}", err=True)
+        warnings.showwarning = say_warning
         yield
+
+
+def say_warning(message: Warning | str, *_: object, **__: object) -> None:
+    say(f"note: {' '.join(str(message).split())}", err=True)
 
 
 def choose_subsets(catalog: Catalog, names: str | None, which: int, option: str) -> list[str]:

@@ -133,8 +133,16 @@ class Times:
 
         Raises:
             UnknownTime: something is not known; says how to give it.
-            InputError: values that contradict each other.
+            InputError: values that contradict each other, or of which no time can be computed.
         """
+        seconds, first = self._resolved()
+        if not (0 < seconds < math.inf and math.isfinite(first)):
+            raise InputError(
+                f"a snippet would be {seconds:g} s and the first begin at {first:g} s; mend stride and fps"
+            )
+        return seconds, first
+
+    def _resolved(self) -> tuple[float, float]:
         seconds, stride, fps = self.seconds_per_snippet, self.stride, self.fps
         if seconds is None:
             missing = [name for name, value in (("stride", stride), ("fps", fps)) if value is None]

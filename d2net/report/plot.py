@@ -70,9 +70,9 @@ def find_frames(folder: Path, name: str) -> list[Path]:
     """The images in ``folder/name``, by name (numbers as numbers: 2.jpg before 10.jpg).
 
     Raises:
-        InputError: no such folder, or no image in it; a name that cannot be a folder's.
+        InputError: no such folder, no image in it, or a name that no folder can have.
     """
-    place = folder / one_component(name, str(folder))
+    place = folder / one_component(name, f"{folder}: frames of a recording")
     if not place.is_dir():
         raise InputError(
             f"{place}: no such folder; the frames of each recording pictured must lie in one of its name, as "

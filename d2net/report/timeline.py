@@ -20,6 +20,7 @@ from PIL import Image  # matplotlib needs it too
 
 from d2net.errors import InputError
 from d2net.files import write_whole
+from d2net.reading import check_ordinary
 from d2net.report.names import fit, fonts_for, plain, text_inches
 
 FORMATS = ("png", "pdf", "svg")
@@ -345,10 +346,11 @@ def _draw_frames(figure: Figure, ax: Axes, paths: Sequence[Path], end: float) ->
 
 
 def _open_image(path: Path) -> Image.Image:
+    check_ordinary(path)
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged image can raise anything
         raise InputError(f"{path}: not a readable image; extract it again or take it out of the folder") from error
 
 
