@@ -219,6 +219,22 @@ def kinds(place: Path) -> list[Kind]:
             resume,
             (damage.odd_safetensors,) * 8 + (damage.unlikely_numbers,),
         ),
+        Kind(
+            "checkpoint, made up and signed, localized with",
+            ("run/checkpoint.safetensors",),
+            (*localize, "HERE/cola"),
+            (damage.signed_again,) * 50,
+            documented.signed_checkpoint,
+            instead=False,
+        ),
+        Kind(
+            "checkpoint, made up and signed, resumed",
+            ("half/checkpoint.safetensors",),
+            resume,
+            (damage.signed_again,) * 50,
+            documented.signed_checkpoint,
+            instead=False,
+        ),
         Kind("log of a run, resumed", ("half/log.jsonl",), resume, (damage.odd_json_line,) * 6),
         Kind("files of a study", tuple(results), (*ablation[:-1], "OUT/study"), odd_json, documented.study),
         Kind(

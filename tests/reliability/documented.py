@@ -105,6 +105,27 @@ def detections_csv(path: Path) -> None:
         _number(score)
 
 
+def signed_checkpoint(path: Path) -> None:
+    """Metadata of the types that they must be; settings of a recipe are numbers, words, lists of numbers or null."""
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    (text,) = header["__metadata__"].values()
+    values = json.loads(text, object_pairs_hook=_unique)
+    for key in ("dataset", "version"):
+        _text(values[key])
+    _list_of(_text, values["classes"])
+    assert len(set(values["classes"])) == len(values["classes"]) == 2
+    for key in ("iteration", "seed", "threads"):
+        assert type(values[key]) is int and values[key] >= 0
+    for section in ("model", "loss", "training", "localization", "evaluation"):
+        for value in values["recipe"][section].values():
+            assert (
+                value is None
+                or isinstance(value, (str, bool))
+                or _list_of(_number, value if isinstance(value, list) else [value]) is None
+            )
+
+
 def lines(path: Path) -> None:
     """A name in each line."""
     text = path.read_bytes().decode("utf-8-sig")

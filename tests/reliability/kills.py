@@ -161,6 +161,17 @@ def log_lines(path: Path) -> list[bytes]:
     return path.read_bytes().splitlines(keepends=True) if path.exists() else []
 
 
+def entries(path: Path) -> list[dict]:
+    """Of a log: lines of numbers, not those that say where a run went on, nor one that a full disk has cut."""
+    found = []
+    for line in log_lines(path):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return [entry for entry in found if "iteration" in entry]
+
+
 def after_the_blow(attack: Attack, place: Path, full: bool) -> str:
     """What is wrong with what is left; empty where nothing is, "gone" where an earlier result is not at its place."""
     earlier, whole = (content(folder / attack.result) for folder in (attack.beginning, attack.end))
@@ -197,8 +208,12 @@ def after_the_blow(attack: Attack, place: Path, full: bool) -> str:
     return ""
 
 
-def compare(attack: Attack, place: Path) -> str:
-    """In what the folder differs from that after an undisturbed run; empty where in nothing."""
+def compare(attack: Attack, place: Path, full: bool = False) -> str:
+    """In what the folder differs from that after an undisturbed run; empty where in nothing.
+
+    Args:
+        full: The disk was full: the log then has a gap, which the command has said.
+    """
     if extra := names(place) - names(attack.end):
         return f"left over: {some(extra)}"
     if missing := names(attack.end) - names(place):
@@ -211,10 +226,10 @@ def compare(attack: Attack, place: Path) -> str:
     ):
         return "other tensors than undisturbed"
     logged, wanted = (
-        {json.loads(line)["iteration"] for line in log_lines(folder / attack.result / "log.jsonl")}
+        {entry["iteration"] for entry in entries(folder / attack.result / "log.jsonl")}
         for folder in (place, attack.end)
     )
-    return "" if logged >= wanted else f"the log lacks iterations {sorted(wanted - logged)}"
+    return "" if full or logged >= wanted else f"the log lacks iterations {sorted(wanted - logged)}"
 
 
 def strike(attack: Attack, folder: Path, found: Counter, say, **how) -> None:
@@ -242,7 +257,7 @@ def strike(attack: Attack, folder: Path, found: Counter, say, **how) -> None:
     if again.code != 0:
         problems.append(("no way on", f"cannot go on, exit code {again.code}: {again.stderr.strip()[-300:]}"))
     else:
-        different = compare(attack, place)
+        different = compare(attack, place, full)
         if different:
             problems.append(("litter" if different.startswith("left over") else "different", different))
     for kind, text in problems:
