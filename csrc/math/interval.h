@@ -11,6 +11,7 @@ namespace d2net {
 // NaN in either end is NaN in the length, and so in every IoU.
 template <typename T>
 struct Interval {
+  static constexpr T kLargest = std::numeric_limits<T>::max();
   T start, end, length;
 };
 
@@ -21,12 +22,11 @@ D2NET_HD inline Interval<T> interval_of(T start, T end) {
 }
 
 // In [0, 1], and the same with a and b exchanged. An overlap is never longer than one of the two, so that the union is
-// 0 only where both are empty; it is finite, so that lengths that add up to infinity give 0.
+// 0 only where both are empty. The overlap is kept finite, so that lengths that add up to infinity give 0.
 template <typename T>
 D2NET_HD inline T iou_of(const Interval<T>& a, const Interval<T>& b) {
-  constexpr T kLargest = std::numeric_limits<T>::max();
   const T end = a.end < b.end ? a.end : b.end, start = a.start > b.start ? a.start : b.start;
-  const T meets = end - start < kLargest ? end - start : kLargest;
+  const T meets = end - start < Interval<T>::kLargest ? end - start : Interval<T>::kLargest;
   const T overlap = meets > T(0) ? meets : T(0);
   const T together = a.length + b.length - overlap;
   return overlap / (together == T(0) ? T(1) : together);
