@@ -1,7 +1,6 @@
 #include "condition_number.h"
 
 #include <algorithm>
-#include <cfloat>
 #include <cmath>
 #include <limits>
 #include <vector>
