@@ -58,7 +58,7 @@ template <typename T>
 void nms_1d(const T* segments, const T* scores, const int64_t* groups, int64_t n, double iou_threshold, void* scratch,
             int64_t scratch_bytes, int32_t* keep, int64_t* result, int device, void* stream);
 
-// keep and new_scores have room for n, scratch (n) is overwritten.
+// keep and new_scores have room for n, scratch (4 n, aligned to 2 T) is overwritten.
 template <typename T>
 void soft_nms_1d(const T* segments, const T* scores, int64_t n, double iou_threshold, double sigma, double min_score,
                  bool gaussian, T* scratch, int64_t* keep, T* new_scores, int64_t* result, int device, void* stream);

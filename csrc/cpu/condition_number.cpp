@@ -1,14 +1,12 @@
 #include "condition_number.h"
 
 #include <algorithm>
-#include <cfloat>
 #include <cmath>
 #include <limits>
-#include <memory>
-#include <utility>
 #include <vector>
 
-#include "math/bidiagonal.h"
+#include "extreme_svd.h"
+#include "householder.h"
 #include "math/svd2x2.h"
 #include "parallel.h"
 #include "simd.h"
@@ -16,110 +14,6 @@
 // Everything is computed in double, so that float32 inputs lose nothing on the way.
 namespace d2net::cpu {
 namespace {
-
-constexpr int64_t kLanes = 8;  // rows are padded to whole vectors, so that no loop over columns has a remainder
-constexpr int kShifts = 32;    // enough for gcc not to unroll the loop over them, which would keep it from vectorising
-
-inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
-
-[[gnu::always_inline]] inline double dot(const double* a, const double* b, int64_t n) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
-  return sum;
-}
-
-// x -= by * y
-[[gnu::always_inline]] inline void subtract(double* x, const double* y, double by, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) x[i] -= by * y[i];
-}
-
-// Turns x[0..n) into the reflector's vector v and returns its beta and tau.
-[[gnu::always_inline]] inline Reflector reflect(double* x, int64_t n) {
-  const Reflector h = reflector(x[0], dot(x + 1, x + 1, n - 1));
-  for (int64_t i = 1; i < n; ++i) x[i] *= h.scale;
-  x[0] = 1;
-  return h;
-}
-
-// B = L^T A R of a (m, n), m >= n, whose rows are `stride` apart, with products L and R of Householder reflections.
-// b: the entries of B in their order d_0, e_0, d_1, ... Left reflectors come as rows of `left` (n, m), the right ones
-// as rows of `right` (n, stride), with their tau. `a` is destroyed; its padding must be 0.
-D2NET_SIMD void bidiagonalize(double* a, int64_t m, int64_t n, int64_t stride, double* b, double* left,
-                              double* left_tau, double* right, double* right_tau, double* w) {
-  for (int64_t k = 0; k < n; ++k) {
-    // Columns before k are 0 from row k on, so vectors may start where they are aligned.
-    const int64_t from = k / kLanes * kLanes, wide = stride - from;
-    double* u = left + k * m;
-    for (int64_t i = k; i < m; ++i) {
-      u[i] = a[i * stride + k];
-      a[i * stride + k] = 0;
-    }
-    const Reflector h = reflect(u + k, m - k);
-    b[2 * k] = h.beta;
-    left_tau[k] = h.tau;
-    double* v = right + k * stride;
-    right_tau[k] = 0;
-    if (k + 1 == n) return;
-
-    std::fill(w + from, w + stride, 0.0);
-    int64_t i = k;
-    for (; i + 4 <= m; i += 4) {  // four rows at a time: w is read and written less often
-      const double* row = a + i * stride;
-      const double u0 = u[i], u1 = u[i + 1], u2 = u[i + 2], u3 = u[i + 3];
-#pragma omp simd
-      for (int64_t j = from; j < stride; ++j) {
-        w[j] += u0 * row[j] + u1 * row[stride + j] + u2 * row[2 * stride + j] + u3 * row[3 * stride + j];
-      }
-    }
-    for (; i < m; ++i) subtract(w + from, a + i * stride + from, -u[i], wide);
-    for (int64_t j = from; j < stride; ++j) w[j] *= h.tau;
-    subtract(a + k * stride + from, w + from, 1, wide);
-
-    std::copy(a + k * stride + from, a + (k + 1) * stride, v + from);
-    const Reflector g = reflect(v + k + 1, n - k - 1);
-    b[2 * k + 1] = g.beta;
-    right_tau[k] = g.tau;
-    const double wv = dot(w + from, v + from, wide);
-    for (i = k + 1; i < m; ++i) {
-      double* row = a + i * stride;
-      const double by_w = u[i], by_v = g.tau * (dot(row + from, v + from, wide) - u[i] * wv);
-#pragma omp simd
-      for (int64_t j = from; j < stride; ++j) row[j] -= by_w * w[j] + by_v * v[j];
-    }
-  }
-}
-
-// Singular values of the bidiagonal matrix b (of order n): the largest and the smallest above rank_tol.
-// False for rank <= 1. precision: their relative error. squares: 2 n of scratch.
-D2NET_SIMD bool extreme_values(const double* b, int64_t n, double rank_tol, double precision, double* squares,
-                               double sigma[2]) {
-  double high = 0;  // every singular value is below it (Gershgorin)
-  for (int64_t i = 0; i < 2 * n - 1; ++i) {
-    squares[i] = b[i] * b[i];
-    high = std::max(high, std::fabs(b[i]) + (i > 0 ? std::fabs(b[i - 1]) : 0));
-  }
-  high *= 1.001;
-  const double low = std::max(rank_tol, kNegligible);
-  if (!(low < high)) return false;
-  int rank;
-  count_at_least<1>(squares, int(n), &low, &rank);
-  if (rank < 2) return false;
-  largest_and_smallest<kShifts>(squares, int(n), rank, low, high, precision, sigma);
-  return true;
-}
-
-// x = H_0 H_1 ... H_{n-1} x for reflectors in rows of `v`, `stride` apart; that of H_k begins at element k + offset.
-D2NET_SIMD void apply_reflectors(const double* v, const double* tau, int64_t n, int64_t stride, int64_t offset,
-                                 int64_t length, double* x) {
-  for (int64_t k = n - 1; k >= 0; --k) {
-    const int64_t from = k + offset;
-    if (tau[k] == 0) continue;
-    const double* y = v + k * stride + from;
-    subtract(x + from, y, tau[k] * dot(y, x + from, length - from), length - from);
-  }
-}
 
 // QR of the (m, n) matrix, m >= n, that is given by columns, one after the other: R goes to r (n, n), by columns too,
 // and the columns become the reflectors of Q.
@@ -138,11 +32,11 @@ D2NET_SIMD void factor(double* columns, int64_t m, int64_t n, double* tau, doubl
   }
 }
 
-// c (n, n; rows `stride` apart) = a b^T of matrices (n, k) that are given by columns.
-D2NET_SIMD void multiply(const double* a, const double* b, int64_t n, int64_t k, double* c, int64_t stride) {
-  std::fill(c, c + n * stride, 0.0);
+// c (n, n) = a b^T of matrices (n, k) that are given by columns.
+D2NET_SIMD void multiply(const double* a, const double* b, int64_t n, int64_t k, double* c) {
+  std::fill(c, c + n * n, 0.0);
   for (int64_t l = 0; l < k; ++l) {
-    for (int64_t i = 0; i < n; ++i) subtract(c + i * stride, b + l * n, -a[l * n + i], n);
+    for (int64_t i = 0; i < n; ++i) subtract(c + i * n, b + l * n, -a[l * n + i], n);
   }
 }
 
@@ -163,85 +57,16 @@ D2NET_SIMD bool normalize(double* x, int64_t n, int* exponent) {
   return true;
 }
 
-// Extreme singular triplets of one (m, n) matrix after the other, m >= n.
-class Decomposition {
- public:
-  // precision: largest relative error of the singular values.
-  Decomposition(int64_t m, int64_t n, double precision) : stride(padded(n)), m_(m), n_(n), precision_(precision) {
-    struct {
-      double** pointer;
-      int64_t size;
-    } const parts[] = {{&a, m * stride},
-                       {&left_reflectors_, n * m},
-                       {&right_reflectors_, n * stride},
-                       {&left_tau_, n},
-                       {&right_tau_, n},
-                       {&b_, 2 * n},
-                       {&squares_, 2 * n},
-                       {&work_, 12 * n},
-                       {&w_, stride},
-                       {&left, 2 * m},
-                       {&right, 2 * n}};
-    int64_t size = kLanes;
-    for (const auto& part : parts) size += padded(part.size);
-    memory_.resize(size);
-    // Vectors that cross a cache line are slow.
-    void* next = memory_.data();
-    size_t space = size * sizeof(double);
-    double* aligned = static_cast<double*>(std::align(kLanes * sizeof(double), sizeof(double), next, space));
-    for (const auto& part : parts) *part.pointer = std::exchange(aligned, aligned + padded(part.size));
-  }
-
-  // False for rank <= 1: nothing is set then. False in `finite` if the matrix is not.
-  bool run(double rank_tol) {
-    int exponent = 0;
-    finite = normalize(a, m_ * stride, &exponent);
-    if (!finite) return false;
-    bidiagonalize(a, m_, n_, stride, b_, left_reflectors_, left_tau_, right_reflectors_, right_tau_, w_);
-    double sigma[2];
-    if (!extreme_values(b_, n_, std::ldexp(rank_tol, -exponent), precision_, squares_, sigma)) return false;
-    log_condition = std::max(0.0, std::log(sigma[0] / sigma[1]));  // equal ones may differ in their last bit
-    for (int s = 0; s < 2; ++s) {
-      double *u = left + s * m_, *v = right + s * n_;
-      singular_vectors(b_, int(n_), sigma[s], work_, u, v);
-      std::fill(u + n_, u + m_, 0.0);
-      apply_reflectors(left_reflectors_, left_tau_, n_, m_, 0, m_, u);
-      apply_reflectors(right_reflectors_, right_tau_, n_ - 1, stride, 1, n_, v);
-      inverse[s] = std::ldexp(1 / sigma[s], -exponent);
-    }
-    return true;
-  }
-
-  double* a;  // the matrix, destroyed by run(): rows `stride` apart, the rest of each row 0
-  const int64_t stride;
-  bool finite;
-  double log_condition;  // log(sigma_1 / sigma_r)
-  double inverse[2];     // 1 / sigma_1, 1 / sigma_r
-  double *left, *right;  // (2, m) and (2, n) their vectors
-
- private:
-  const int64_t m_, n_;
-  const double precision_;
-  std::vector<double> memory_;
-  double *left_reflectors_, *right_reflectors_, *left_tau_, *right_tau_, *b_, *squares_, *work_, *w_;
-};
+constexpr int64_t kFewest = 3, kLargest = 48 * 48;  // see in_groups()
 
 // Relative error of singular values that results of type T do not show.
 template <typename T>
 constexpr double kPrecision = sizeof(T) == 4 ? 2e-10 : 4.5e-16;
 
-// x (classes) = Q u, u (order): Q of reflectors, or the identity where there was no need to factor.
-void expand(const double* u, int64_t order, const double* reflectors, const double* tau, bool factored, int64_t classes,
-            double* x) {
-  std::copy(u, u + order, x);
-  std::fill(x + order, x + classes, 0.0);
-  if (factored) apply_reflectors(reflectors, tau, order, classes, 0, classes, x);
-}
-
-// x (n) = by * y
+// x (n) = by * y, whose elements are `stride` apart.
 template <typename T>
-void scaled(const double* y, int64_t n, double by, T* x) {
-  for (int64_t i = 0; i < n; ++i) x[i] = T(by * y[i]);
+void scaled(const double* y, int64_t stride, int64_t n, double by, T* x) {
+  for (int64_t i = 0; i < n; ++i) x[i] = T(by * y[i * stride]);
 }
 
 // grad[i] left[i]^T right[i]
@@ -294,8 +119,187 @@ D2NET_SIMD void two_by_two_range(const double* u, int64_t begin, int64_t end, do
   two_by_two(u, begin, end, rank_tol, value, left, right);
 }
 
-// How many (m, n) matrices make about 10 us of work.
-int64_t matrices_per_range(int64_t m, int64_t n) { return 1 + 40000 / (m * n * n + 2000 * n); }
+// Whether n matrices (m, n) are decomposed kGroup at a time: as soon as a few of the lanes are used, and as long as a
+// group stays in the nearer caches.
+bool in_groups(int64_t matrices, int64_t m, int64_t n) { return matrices >= kFewest && m * n <= kLargest; }
+
+// How many groups of (m, n) matrices make about 10 us of work.
+template <int group>
+int64_t groups_per_range(int64_t m, int64_t n) {
+  return 1 + (group == 1 ? 40000 / (m * n * n + 2000 * n) : 20000 / (m * n * n + 400 * n));
+}
+
+template <int group, typename T>
+void condition_numbers(const T* u, int64_t n, int64_t rows, int64_t cols, double rank_tol, T* value, T* left, T* right,
+                       int threads) {
+  const bool transpose = rows < cols;
+  const int64_t longer = std::max(rows, cols), shorter = std::min(rows, cols), size = rows * cols;
+  double tolerance[group];
+  std::fill_n(tolerance, group, rank_tol);
+  const int64_t groups = (n + group - 1) / group;
+  parallel_for(groups, groups_per_range<group>(longer, shorter), threads, [&](int64_t begin, int64_t end) {
+    ExtremeSvd<group> svd(longer, shorter, kPrecision<T>);
+    for (int64_t first = begin * group; first < std::min(n, end * group); first += group) {
+      const int held = int(std::min<int64_t>(group, n - first));
+      for (int g = 0; g < group; ++g) {
+        const T* x = u + (first + g) * size;
+        if (g >= held) {
+          svd.clear(g);
+        } else if (transpose) {
+          for (int64_t r = 0; r < longer; ++r) svd.set_row(r, g, x + r, cols);
+        } else {
+          for (int64_t r = 0; r < longer; ++r) svd.set_row(r, g, x + r * cols, 1);
+        }
+      }
+      svd.run(tolerance);
+      for (int g = 0; g < held; ++g) {
+        const int64_t i = first + g;
+        T *l = left + i * 2 * rows, *r = right + i * 2 * cols;
+        if (svd.proper[g]) {
+          value[i] = T(svd.log_condition[g]);
+          const double *of_rows = (transpose ? svd.right : svd.left) + g,
+                       *of_cols = (transpose ? svd.left : svd.right) + g;
+          scaled(of_rows, group, rows, svd.inverse[0][g], l);
+          scaled(of_rows + rows * group, group, rows, -svd.inverse[1][g], l + rows);
+          scaled(of_cols, group, 2 * cols, 1, r);
+        } else {
+          value[i] = svd.finite[g] ? T(0) : std::numeric_limits<T>::quiet_NaN();
+          std::fill_n(l, 2 * rows, value[i]);
+          std::fill_n(r, 2 * cols, value[i]);
+        }
+      }
+    }
+  });
+}
+
+// With P^T = (p_1 ... ) given by items, U = sum over items of p_k y_k^T. With fewer items than classes, QR of both,
+// P = Q_p R_p and Y^T = Q_y R_y, leaves U = Q_p (R_p R_y^T) Q_y^T: the small product has the same singular values, and
+// is again a sum over items, of columns of R_p and R_y. A Gram matrix would be cheaper, but squares sigma.
+class Product {
+ public:
+  Product(int64_t classes, int64_t items)
+      : order_(std::min(items, classes)),
+        classes_(classes),
+        items_(items),
+        memory_(2 * classes * items + 2 * order_ * items + 2 * items + order_ * order_ + 2 * classes) {
+    p_items_ = memory_.data();
+    y_items_ = p_items_ + classes * items;
+    p_r_ = y_items_ + classes * items;
+    y_r_ = p_r_ + order_ * items;
+    p_tau_ = y_r_ + order_ * items;
+    y_tau_ = p_tau_ + items;
+    small = y_tau_ + items;
+    x_ = small + order_ * order_;
+  }
+
+  Product(Product&&) = default;  // a copy would point into the original's memory
+
+  // False if p (classes, items) or y (items, classes) is not finite. Else sets `small` and `exponent`.
+  template <typename T>
+  bool set(const T* p, const T* y) {
+    for (int64_t k = 0; k < items_; ++k) {
+      for (int64_t c = 0; c < classes_; ++c) {
+        p_items_[k * classes_ + c] = p[c * items_ + k];
+        y_items_[k * classes_ + c] = y[k * classes_ + c];
+      }
+    }
+    const int64_t size = classes_ * items_;
+    if (!normalize(p_items_, size, &p_exponent_) || !normalize(y_items_, size, &y_exponent_)) return false;
+    exponent = p_exponent_ + y_exponent_;
+    if (reduced()) {
+      factor(p_items_, classes_, items_, p_tau_, p_r_);
+      factor(y_items_, classes_, items_, y_tau_, y_r_);
+    }
+    multiply(p_small(), y_small(), order_, items_, small);
+    return true;
+  }
+
+  // The gradient of u^T P Y v is u (Y v)^T for P and (P^T u) v^T for Y: of two singular triplets of `small`, u and v
+  // (2, order), 1 / sigma as they are, both divided by their scale.
+  template <typename T>
+  void gradients(const double* u, const double* v, const double* inverse, T* p_left, T* p_right, T* y_left,
+                 T* y_right) {
+    for (int s = 0; s < 2; ++s) {
+      const double by = s == 0 ? inverse[0] : -inverse[1];
+      const double by_p = std::ldexp(by, -p_exponent_), by_y = std::ldexp(by, -y_exponent_);
+      for (int64_t k = 0; k < items_; ++k) {
+        p_right[s * items_ + k] = T(by_p * dot(y_small() + k * order_, v + s * order_, order_));
+        y_left[s * items_ + k] = T(by_y * dot(p_small() + k * order_, u + s * order_, order_));
+      }
+    }
+    expand(u, p_items_, p_tau_, p_left);
+    expand(v, y_items_, y_tau_, y_right);
+  }
+
+  double* small;  // (order, order): the product, scaled, of the order of the singular values
+  int exponent;   // of its scale
+
+ private:
+  bool reduced() const { return items_ < classes_; }
+  const double* p_small() const { return reduced() ? p_r_ : p_items_; }
+  const double* y_small() const { return reduced() ? y_r_ : y_items_; }
+
+  // result (2, classes) = Q vectors (2, order)
+  template <typename T>
+  void expand(const double* vectors, const double* reflectors, const double* tau, T* result) {
+    for (int s = 0; s < 2; ++s) {
+      std::copy_n(vectors + s * order_, order_, x_ + s * classes_);
+      std::fill(x_ + s * classes_ + order_, x_ + (s + 1) * classes_, 0.0);
+    }
+    if (reduced()) apply_reflectors(reflectors, tau, order_, classes_, 0, classes_, x_);
+    scaled(x_, 1, 2 * classes_, 1, result);
+  }
+
+  const int64_t order_, classes_, items_;
+  std::vector<double> memory_;
+  double *p_items_, *y_items_, *p_r_, *y_r_, *p_tau_, *y_tau_, *x_;
+  int p_exponent_, y_exponent_;
+};
+
+template <int group, typename T>
+void joint_condition_numbers(const T* p, const T* y, int64_t n, int64_t classes, int64_t items, double rank_tol,
+                             T* value, T* p_left, T* p_right, T* y_left, T* y_right, int threads) {
+  const int64_t order = std::min(items, classes), size = items * classes, groups = (n + group - 1) / group;
+  const int64_t grain = groups_per_range<group>(std::max(items, classes), order);
+  parallel_for(groups, grain, threads, [&](int64_t begin, int64_t end) {
+    ExtremeSvd<group> svd(order, order, kPrecision<T>);
+    std::vector<Product> products;
+    for (int g = 0; g < group; ++g) products.emplace_back(classes, items);
+    std::vector<double> vectors(4 * order);
+    double tolerance[group];
+    for (int64_t first = begin * group; first < std::min(n, end * group); first += group) {
+      const int held = int(std::min<int64_t>(group, n - first));
+      bool finite[group];
+      for (int g = 0; g < group; ++g) {
+        Product& product = products[g];
+        finite[g] = g < held && product.set(p + (first + g) * size, y + (first + g) * size);
+        tolerance[g] = finite[g] ? std::ldexp(rank_tol, -product.exponent) : 0;
+        if (!finite[g]) svd.clear(g);
+        for (int64_t r = 0; r < order && finite[g]; ++r) svd.set_row(r, g, product.small + r * order, 1);
+      }
+      svd.run(tolerance);
+      for (int g = 0; g < held; ++g) {
+        const int64_t i = first + g;
+        T *pl = p_left + i * 2 * classes, *pr = p_right + i * 2 * items;
+        T *yl = y_left + i * 2 * items, *yr = y_right + i * 2 * classes;
+        if (!finite[g] || !svd.proper[g]) {
+          value[i] = finite[g] ? T(0) : std::numeric_limits<T>::quiet_NaN();
+          std::fill_n(pl, 2 * classes, value[i]);
+          std::fill_n(pr, 2 * items, value[i]);
+          std::fill_n(yl, 2 * items, value[i]);
+          std::fill_n(yr, 2 * classes, value[i]);
+          continue;
+        }
+        value[i] = T(svd.log_condition[g]);
+        double *u = vectors.data(), *v = u + 2 * order;
+        scaled(svd.left + g, group, 2 * order, 1, u);
+        scaled(svd.right + g, group, 2 * order, 1, v);
+        const double inverse[2] = {svd.inverse[0][g], svd.inverse[1][g]};
+        products[g].gradients(u, v, inverse, pl, pr, yl, yr);
+      }
+    }
+  });
+}
 
 }  // namespace
 
@@ -307,93 +311,16 @@ void log_condition_number(const T* u, int64_t n, int64_t rows, int64_t cols, dou
                  [&](int64_t begin, int64_t end) { two_by_two_range(u, begin, end, rank_tol, value, left, right); });
     return;
   }
-  const bool transpose = rows < cols;
-  const int64_t longer = std::max(rows, cols), shorter = std::min(rows, cols);
-  parallel_for(n, matrices_per_range(longer, shorter), threads, [&](int64_t begin, int64_t end) {
-    Decomposition svd(longer, shorter, kPrecision<T>);
-    for (int64_t i = begin; i < end; ++i) {
-      const T* x = u + i * rows * cols;
-      for (int64_t r = 0; r < longer; ++r) {
-        double* row = svd.a + r * svd.stride;
-        for (int64_t c = 0; c < shorter; ++c) row[c] = transpose ? x[c * cols + r] : x[r * cols + c];
-        std::fill(row + shorter, row + svd.stride, 0.0);
-      }
-      T *l = left + i * 2 * rows, *r = right + i * 2 * cols;
-      if (svd.run(rank_tol)) {
-        value[i] = T(svd.log_condition);
-        scaled(transpose ? svd.right : svd.left, rows, svd.inverse[0], l);
-        scaled((transpose ? svd.right : svd.left) + rows, rows, -svd.inverse[1], l + rows);
-        scaled(transpose ? svd.left : svd.right, 2 * cols, 1, r);
-      } else {
-        value[i] = svd.finite ? T(0) : std::numeric_limits<T>::quiet_NaN();
-        std::fill(l, l + 2 * rows, value[i]);
-        std::fill(r, r + 2 * cols, value[i]);
-      }
-    }
-  });
+  const auto run = in_groups(n, rows, cols) ? condition_numbers<kGroup, T> : condition_numbers<1, T>;
+  run(u, n, rows, cols, rank_tol, value, left, right, threads);
 }
 
-// With P^T = (p_1 ... ) given by items, U = sum over items of p_k y_k^T. With fewer items than classes, QR of both,
-// P = Q_p R_p and Y^T = Q_y R_y, leaves U = Q_p (R_p R_y^T) Q_y^T: the small product has the same singular values, and
-// is again a sum over items, of columns of R_p and R_y. A Gram matrix would be cheaper, but squares sigma.
 template <typename T>
 void joint_log_condition_number(const T* p, const T* y, int64_t n, int64_t classes, int64_t items, double rank_tol,
                                 T* value, T* p_left, T* p_right, T* y_left, T* y_right, int threads) {
-  const bool reduce = items < classes;
-  const int64_t order = std::min(items, classes), size = items * classes;
-  const int64_t grain = matrices_per_range(std::max(items, classes), order);
-  parallel_for(n, grain, threads, [&](int64_t begin, int64_t end) {
-    Decomposition svd(order, order, kPrecision<T>);
-    const int64_t square = reduce ? items * items : 0;
-    std::vector<double> memory(2 * (size + square + items) + classes);
-    double *p_items = memory.data(), *y_items = p_items + size, *p_r = y_items + size, *y_r = p_r + square,
-           *p_tau = y_r + square, *y_tau = p_tau + items, *x = y_tau + items;
-    const double *p_small = reduce ? p_r : p_items, *y_small = reduce ? y_r : y_items;
-    for (int64_t i = begin; i < end; ++i) {
-      for (int64_t k = 0; k < items; ++k) {
-        for (int64_t c = 0; c < classes; ++c) {
-          p_items[k * classes + c] = p[i * size + c * items + k];
-          y_items[k * classes + c] = y[i * size + k * classes + c];
-        }
-      }
-      T *pl = p_left + i * 2 * classes, *pr = p_right + i * 2 * items;
-      T *yl = y_left + i * 2 * items, *yr = y_right + i * 2 * classes;
-      int p_exponent = 0, y_exponent = 0;
-      const bool finite = normalize(p_items, size, &p_exponent) && normalize(y_items, size, &y_exponent);
-      bool proper = false;
-      if (finite) {
-        if (reduce) {
-          factor(p_items, classes, items, p_tau, p_r);
-          factor(y_items, classes, items, y_tau, y_r);
-        }
-        multiply(p_small, y_small, order, items, svd.a, svd.stride);
-        proper = svd.run(std::ldexp(rank_tol, -p_exponent - y_exponent));
-      }
-      if (!proper) {
-        value[i] = finite ? T(0) : std::numeric_limits<T>::quiet_NaN();
-        std::fill(pl, pl + 2 * classes, value[i]);
-        std::fill(pr, pr + 2 * items, value[i]);
-        std::fill(yl, yl + 2 * items, value[i]);
-        std::fill(yr, yr + 2 * classes, value[i]);
-        continue;
-      }
-      value[i] = T(svd.log_condition);
-      for (int s = 0; s < 2; ++s, pl += classes, pr += items, yl += items, yr += classes) {
-        const double *u = svd.left + s * order, *v = svd.right + s * order;
-        const double by = (s == 0 ? 1 : -1) * svd.inverse[s];
-        // The gradient of u^T P Y v is u (Y v)^T for P and (P^T u) v^T for Y.
-        const double by_p = std::ldexp(by, -p_exponent), by_y = std::ldexp(by, -y_exponent);
-        for (int64_t k = 0; k < items; ++k) {
-          pr[k] = T(by_p * dot(y_small + k * order, v, order));
-          yl[k] = T(by_y * dot(p_small + k * order, u, order));
-        }
-        expand(u, order, p_items, p_tau, reduce, classes, x);
-        scaled(x, classes, 1, pl);
-        expand(v, order, y_items, y_tau, reduce, classes, x);
-        scaled(x, classes, 1, yr);
-      }
-    }
-  });
+  const int64_t order = std::min(classes, items);
+  const auto run = in_groups(n, order, order) ? joint_condition_numbers<kGroup, T> : joint_condition_numbers<1, T>;
+  run(p, y, n, classes, items, rank_tol, value, p_left, p_right, y_left, y_right, threads);
 }
 
 template <typename T>

@@ -1,7 +1,8 @@
-// Selection without sorting. A tile of up to 16 neighbouring classes is copied to integer keys in the numbers' order
-// (math/ordered_float.h), and all its columns search at once for the key of their k-th largest entry by bisection: one
-// pass counts, in every lane, the keys at or above a pivot. Long columns first ask a sample where to look, and time
-// steps without a candidate are dropped on the way, so a column is read about ten times whatever its length.
+// Selection without sorting. A tile of up to 16 neighbouring columns, of one recording or of several, is copied to
+// integer keys in the numbers' order (math/ordered_float.h), and all its columns search at once for the key of their
+// k-th largest entry by bisection: one pass counts, in every lane, the keys at or above a pivot. Long columns first ask
+// a sample where to look, and time steps without a candidate are dropped on the way, so a column is read about ten
+// times whatever its length.
 #include "topk_pool.h"
 
 #include <algorithm>
@@ -20,36 +21,55 @@ namespace {
 
 using math::Ordered;
 
-// Lanes of a vector. A tile narrower than that has several time steps in one vector: lane l is class l % width.
+// Lanes of a vector. A tile narrower than that has several time steps in one vector: lane l is column l % width.
 constexpr int kLanes = 16;
 constexpr int64_t kSampleStep = 16;
+template <typename Key>
+constexpr Key kNothing = std::numeric_limits<Key>::min();  // below every key: never counted
 
-template <int width, typename T, typename Key>
-[[gnu::always_inline]] inline void load_width(const T* x, int64_t stride, int64_t rows, Key* keys) {
+template <int columns, typename T, typename Key>
+[[gnu::always_inline]] inline void load_columns(const T* x, int64_t stride, int64_t rows, int width, Key* keys) {
   for (int64_t row = 0; row < rows; ++row) {
 #pragma omp simd
-    for (int l = 0; l < width; ++l) keys[row * width + l] = math::ordered_key(x[row * stride + l]);
+    for (int l = 0; l < columns; ++l) keys[row * width + l] = math::ordered_key(x[row * stride + l]);
+  }
+}
+template <int columns, typename Key>
+[[gnu::always_inline]] inline void spread(const Key* dense, int64_t rows, int width, Key* keys) {
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int l = 0; l < columns; ++l) keys[row * width + l] = dense[row * columns + l];
   }
 }
 
-// Keys of `rows` rows of a tile, `width` a row; lanes past the tile's `classes` repeat its last class.
+// Keys of `rows` rows of some columns of a recording, which has `stride` of them; `width` a row of the tile. `spare`
+// has room for half of the tile.
 template <typename T, typename Key>
-[[gnu::always_inline]] inline void load_keys(const T* x, int64_t stride, int64_t rows, int classes, int width,
-                                             Key* keys) {
-  if (classes == stride && classes == width) return load_width<1>(x, 1, rows * width, keys);
-  if (classes == 16) return load_width<16>(x, stride, rows, keys);
-  if (classes == 8) return load_width<8>(x, stride, rows, keys);
-  if (classes == 4) return load_width<4>(x, stride, rows, keys);
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int l = 0; l < width; ++l)
-      keys[row * width + l] = math::ordered_key(x[row * stride + std::min(l, classes - 1)]);
+[[gnu::always_inline]] inline void load_keys(const T* x, int64_t stride, int64_t rows, int columns, int width,
+                                             Key* keys, Key* spare) {
+  const bool dense = columns == stride;
+  if (dense && columns == width) return load_columns<1>(x, 1, rows * width, 1, keys);
+  if (dense && columns < 4 && 2 * columns <= width) {  // too short for vectors: first all numbers one after the other
+    load_columns<1>(x, 1, rows * columns, 1, spare);
+    if (columns == 1) return spread<1>(spare, rows, width, keys);
+    if (columns == 2) return spread<2>(spare, rows, width, keys);
+    return spread<3>(spare, rows, width, keys);
+  }
+  for (int done, l = 0; l < columns; l += done) {
+    const int left = columns - l;
+    done = left >= 16 ? 16 : left >= 8 ? 8 : left >= 4 ? 4 : 1;
+    if (done == 16) load_columns<16>(x + l, stride, rows, width, keys + l);
+    if (done == 8) load_columns<8>(x + l, stride, rows, width, keys + l);
+    if (done == 4) load_columns<4>(x + l, stride, rows, width, keys + l);
+    if (done == 1) load_columns<1>(x + l, stride, rows, width, keys + l);
   }
 }
-D2NET_SIMD void load(const float* x, int64_t stride, int64_t rows, int classes, int width, int32_t* keys) {
-  load_keys(x, stride, rows, classes, width, keys);
+D2NET_SIMD void load(const float* x, int64_t stride, int64_t rows, int columns, int width, int32_t* keys,
+                     int32_t* spare) {
+  load_keys(x, stride, rows, columns, width, keys, spare);
 }
-D2NET_SIMD void load(const double* x, int64_t stride, int64_t rows, int classes, int width, int64_t* keys) {
-  load_keys(x, stride, rows, classes, width, keys);
+D2NET_SIMD void load(const double* x, int64_t stride, int64_t rows, int columns, int width, int64_t* keys,
+                     int64_t* spare) {
+  load_keys(x, stride, rows, columns, width, keys, spare);
 }
 
 template <typename Key>
@@ -109,12 +129,12 @@ struct Bounds {
 // Takes in that `count` keys are at or above `pivot`, and turns pivot into the middle between the new bounds. Returns
 // whether every lane has found what it looks for: k keys at or above low, or else low as the key of the k-th largest.
 template <typename Key>
-[[gnu::always_inline]] inline bool narrow_lanes(Bounds<Key>* bounds, Key* pivot, const Key* count, Key k) {
+[[gnu::always_inline]] inline bool narrow_lanes(Bounds<Key>* bounds, Key* pivot, const Key* count, const Key* k) {
   Key undecided = 0;
 #pragma omp simd reduction(| : undecided)
   for (int l = 0; l < kLanes; ++l) {
     const Key p = pivot[l], n = count[l];
-    const bool enough = n >= k;
+    const bool enough = n >= k[l];
     const Key low = enough ? p : bounds->low[l], high = enough ? bounds->high[l] : p;
     const Key from_low = enough ? n : bounds->from_low[l];
     bounds->low[l] = low;
@@ -122,20 +142,20 @@ template <typename Key>
     bounds->from_low[l] = from_low;
     bounds->from_high[l] = enough ? bounds->from_high[l] : n;
     pivot[l] = (low & high) + ((low ^ high) >> 1);  // their mean, rounded down, without overflow
-    undecided |= Key(from_low != k) & Key(low + 1 != high);
+    undecided |= Key(from_low != k[l]) & Key(low + 1 != high);
   }
   return !undecided;
 }
-D2NET_SIMD bool narrow(Bounds<int32_t>* bounds, int32_t* pivot, const int32_t* count, int32_t k) {
+D2NET_SIMD bool narrow(Bounds<int32_t>* bounds, int32_t* pivot, const int32_t* count, const int32_t* k) {
   return narrow_lanes(bounds, pivot, count, k);
 }
-D2NET_SIMD bool narrow(Bounds<int64_t>* bounds, int64_t* pivot, const int64_t* count, int64_t k) {
+D2NET_SIMD bool narrow(Bounds<int64_t>* bounds, int64_t* pivot, const int64_t* count, const int64_t* k) {
   return narrow_lanes(bounds, pivot, count, k);
 }
 
-// As count_from, with the lanes of one class (l, l + width, ...) added up and the sum in each of them.
+// As count_from, with the lanes of one column (l, l + width, ...) added up and the sum in each of them.
 template <typename Key>
-void count_classes(const Key* keys, int64_t vectors, int width, const Key* pivot, Key* count) {
+void count_columns(const Key* keys, int64_t vectors, int width, const Key* pivot, Key* count) {
   count_from(keys, vectors, pivot, count);
   for (int half = kLanes / 2; half >= width; half /= 2) {
     for (int l = 0; l < half; ++l) count[l] += count[l + half];
@@ -145,18 +165,19 @@ void count_classes(const Key* keys, int64_t vectors, int width, const Key* pivot
   }
 }
 
-// Bounds of the k-th largest of the n keys of every class (`width` classes a row), as narrow as `narrow` wants them.
-// The first pivots are given, then comes bisection. `spare` has room for half of the vectors and one more.
+// Bounds of the k[l]-th largest of the keys of every column (`width` of them a row), as narrow as `narrow` wants them.
+// Column l has n[l] keys, or fewer. The first pivots are given, then comes bisection. `spare` has room for half of the
+// vectors and one more.
 template <typename T, typename Key = typename Ordered<T>::Key>
-Bounds<Key> search(const Key* keys, int64_t n, int width, Key k, const Key (*pivots)[kLanes], int n_pivots,
-                   Key* spare) {
-  int64_t vectors = (n * width + kLanes - 1) / kLanes;
+Bounds<Key> search(const Key* keys, int64_t rows, int width, const Key* n, const Key* k, const Key (*pivots)[kLanes],
+                   int n_pivots, Key* spare) {
+  int64_t vectors = (rows * width + kLanes - 1) / kLanes;
   Bounds<Key> bounds;
   Key pivot[kLanes], count[kLanes], dropped[kLanes] = {};
   for (int l = 0; l < kLanes; ++l) {
     pivot[l] = bounds.low[l] = Ordered<T>::kMinusInf;
     bounds.high[l] = Ordered<T>::kNaN + 1;
-    count[l] = bounds.from_low[l] = Key(n);
+    count[l] = bounds.from_low[l] = n[l];
     bounds.from_high[l] = 0;
   }
   for (int step = 0; !narrow(&bounds, pivot, count, k); ++step) {
@@ -168,10 +189,10 @@ Bounds<Key> search(const Key* keys, int64_t n, int width, Key k, const Key (*piv
     if (candidates < vectors / 2) {
       vectors = keep(keys, vectors, bounds.low, bounds.high, spare);
       keys = spare;
-      count_classes(keys, vectors, width, bounds.high, count);
+      count_columns(keys, vectors, width, bounds.high, count);
       for (int l = 0; l < kLanes; ++l) dropped[l] = bounds.from_high[l] - count[l];
     }
-    count_classes(keys, vectors, width, pivot, count);
+    count_columns(keys, vectors, width, pivot, count);
     for (int l = 0; l < kLanes; ++l) count[l] += dropped[l];
   }
   return bounds;
@@ -256,16 +277,32 @@ struct Scratch {
         spare(new Key[(vectors / 2 + 2) * kLanes]) {}
 };
 
+// Of the columns first … first + columns - 1 of all b * c, those of a recording next to each other.
 template <typename T>
-void pool_tile(const T* x, int64_t stride, int64_t length, int classes, int width, int64_t k,
-               Scratch<typename Ordered<T>::Key>& scratch, T* pooled, T* kth, int32_t* last) {
+void pool_tile(const T* x, const int64_t* lengths, int64_t t, int64_t c, int64_t first, int columns, int width,
+               int64_t divisor, Scratch<typename Ordered<T>::Key>& scratch, T* pooled, T* kth, int32_t* last) {
   using Key = typename Ordered<T>::Key;
   Key* keys = scratch.keys.get();
   Key* spare = scratch.spare.get();
-  const int64_t vectors = (length * width + kLanes - 1) / kLanes;
-  load(x, stride, length, classes, width, keys);
-  // Below every key: never counted. The last vector may be half full, and the last rows are read in full vectors.
-  std::fill(keys + length * width, keys + (vectors + 1) * kLanes, std::numeric_limits<Key>::min());
+  Key length[kLanes] = {}, k[kLanes] = {};  // of lanes without a column too: nothing of nothing
+  int64_t rows = 0;
+  for (int l = 0; l < columns; ++l) {
+    const int64_t own = math::clamped_length(lengths, (first + l) / c, t);
+    for (int lane = l; lane < kLanes && own > 0; lane += width) {
+      length[lane] = Key(own);
+      k[lane] = Key(math::topk_count(own, divisor));
+    }
+    rows = std::max(rows, own);
+  }
+  const int64_t vectors = (rows * width + kLanes - 1) / kLanes;
+  for (int group, l = 0; l < width; l += group) {  // columns of one recording, then the lanes without one
+    const int64_t recording = (first + l) / c, column = (first + l) % c;
+    group = l < columns ? int(std::min<int64_t>(columns - l, c - column)) : width - l;
+    if (length[l] > 0) load(x + recording * t * c + column, c, length[l], group, width, keys + l, spare);
+    for (int64_t row = length[l]; row < rows; ++row) std::fill_n(keys + row * width + l, group, kNothing<Key>);
+  }
+  // The last vector may be half full, and the last rows are read in full vectors.
+  std::fill(keys + rows * width, keys + (vectors + 1) * kLanes, kNothing<Key>);
 
   // Two keys from the sample, chosen so that the k-th largest of all is most likely between them; where a value is
   // frequent, just it.
@@ -275,34 +312,38 @@ void pool_tile(const T* x, int64_t stride, int64_t length, int classes, int widt
   if (sampled >= 32) {
     for (int64_t v = 0; v < sampled; ++v) std::copy_n(keys + v * kSampleStep * kLanes, kLanes, spare + v * kLanes);
     const int64_t n = sampled * (kLanes / width);
-    const double rank = double(k) * n / length, margin = 1.5 * std::sqrt(rank) + 1;
-    const auto bounds_of = [&](double r) {
-      return search<T>(spare, n, width, Key(std::clamp<int64_t>(int64_t(r), 1, n)), pivots, 0,
-                       spare + sampled * kLanes);
+    const auto sample = [&](int side) {
+      Key most[kLanes], nth[kLanes];
+      for (int l = 0; l < kLanes; ++l) {
+        const double rank = double(k[l]) * n / rows, margin = 1.5 * std::sqrt(rank) + 1;
+        most[l] = k[l] > 0 ? Key(n) : 0;
+        nth[l] = k[l] > 0 ? Key(std::clamp<int64_t>(int64_t(rank + side * margin), 1, n)) : 0;
+      }
+      return search<T>(spare, n, width, most, nth, pivots, 0, spare + sampled * kLanes);
     };
-    std::copy_n(bounds_of(rank + margin).low, kLanes, pivots[0]);
-    std::copy_n(bounds_of(rank - margin).high, kLanes, pivots[1]);
+    std::copy_n(sample(1).low, kLanes, pivots[0]);
+    std::copy_n(sample(-1).high, kLanes, pivots[1]);
     n_pivots = 2;
   }
 
-  const Bounds<Key> bounds = search<T>(keys, length, width, Key(k), pivots, n_pivots, spare);
+  const Bounds<Key> bounds = search<T>(keys, rows, width, length, k, pivots, n_pivots, spare);
   // Either the k largest are those at or above low, or low is the k-th and the first few equal to it are taken.
   Key above[kLanes], lowest[kLanes], ties[kLanes], found[kLanes];
   double sum[kLanes];
-  for (int l = 0; l < kLanes; ++l) above[l] = bounds.low[l] - Key(bounds.from_low[l] == k);
-  sum_above(keys, length, width, above, sum, lowest);
+  for (int l = 0; l < kLanes; ++l) above[l] = bounds.low[l] - Key(bounds.from_low[l] == k[l]);
+  sum_above(keys, rows, width, above, sum, lowest);
   for (int l = 0; l < kLanes; ++l) {
-    ties[l] = Key(k);
-    if (bounds.from_low[l] == k) continue;
+    ties[l] = k[l];
+    if (bounds.from_low[l] == k[l]) continue;
     lowest[l] = bounds.low[l];
-    ties[l] = Key(k) - bounds.from_high[l];
+    ties[l] = k[l] - bounds.from_high[l];
     sum[l] += double(ties[l]) * math::ordered_value<T>(lowest[l]);
   }
-  find(keys, length, width, lowest, ties, found);
-  for (int l = 0; l < classes; ++l) {
-    pooled[l] = T(sum[l] / k);
-    kth[l] = math::ordered_value<T>(lowest[l]);
-    last[l] = int32_t(found[l]);
+  find(keys, rows, width, lowest, ties, found);
+  for (int l = 0; l < columns; ++l) {
+    pooled[first + l] = k[l] > 0 ? T(sum[l] / k[l]) : T(0);
+    kth[first + l] = k[l] > 0 ? math::ordered_value<T>(lowest[l]) : T(0);
+    last[first + l] = k[l] > 0 ? int32_t(found[l]) : -1;
   }
 }
 
@@ -321,25 +362,20 @@ void topk_pool(const T* x, const int64_t* lengths, int64_t b, int64_t t, int64_t
     throw std::length_error("topk_pool: T and C must be below 2^31");
   }
   if (b == 0 || c == 0) return;
-  // Narrower tiles where there are too few to go round; a column's result does not depend on its tile.
-  int tile = int(std::min<int64_t>(kLanes, next_power_of_two(std::min<int64_t>(c, kLanes))));
-  while (tile > 4 && b * ((c + tile - 1) / tile) < threads) tile /= 2;
-  const int64_t tiles = (c + tile - 1) / tile;
-  const int64_t grain = 1 + 16384 / (t * tile + 1);  // about 10 us of work
-  parallel_for(b * tiles, grain, threads, [&](int64_t begin, int64_t end) {
-    Scratch<typename Ordered<T>::Key> scratch(t, tile);
+  // Narrower tiles where there are too few to go round and each is work enough; a column's result does not depend on
+  // its tile.
+  const int64_t columns = b * c;
+  int width = next_power_of_two(std::min<int64_t>(columns, kLanes));
+  const int64_t enough = 16384;  // keys of a tile: about 10 us of work
+  while (width > 4 && (columns + width - 1) / width < threads && t * width / 2 >= enough) width /= 2;
+  const int64_t tiles = (columns + width - 1) / width;
+  const int64_t grain = 1 + enough / (t * width + 1);
+  parallel_for(tiles, grain, threads, [&](int64_t begin, int64_t end) {
+    Scratch<typename Ordered<T>::Key> scratch(t, width);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t recording = i / tiles, first = i % tiles * tile;
-      const int classes = int(std::min<int64_t>(tile, c - first));
-      const int64_t length = math::clamped_length(lengths, recording, t), out = recording * c + first;
-      if (length == 0) {
-        std::fill_n(pooled + out, classes, T(0));
-        std::fill_n(kth + out, classes, T(0));
-        std::fill_n(last + out, classes, -1);
-        continue;
-      }
-      pool_tile(x + recording * t * c + first, c, length, classes, next_power_of_two(classes),
-                math::topk_count(length, divisor), scratch, pooled + out, kth + out, last + out);
+      const int64_t first = i * width;
+      const int held = int(std::min<int64_t>(width, columns - first));
+      pool_tile(x, lengths, t, c, first, held, next_power_of_two(held), divisor, scratch, pooled, kth, last);
     }
   });
 }

@@ -15,7 +15,7 @@
 #include <cmath>
 
 #include "cuda/block.h"
-#include "math/bidiagonal.h"
+#include "math/reflector.h"
 
 namespace d2net::cuda {
 

@@ -86,8 +86,8 @@ def soft_nms_1d(
 
     Repeatedly takes the segment of highest score and multiplies every remaining score by ``1 - IoU`` where
     IoU >= ``iou_threshold`` (``linear``) or by ``exp(-IoU^2 / sigma)`` (``gaussian``). Segments whose score is or
-    falls below ``min_score`` are dropped. On CUDA one block takes the K steps over all N scores, a cost of K * N;
-    a ``min_score`` above 0 keeps K small.
+    falls below ``min_score`` are dropped. On CUDA one block takes them in turn, a few at a time where these do not
+    overlap, and touches only what they overlap; a ``min_score`` above 0 keeps them few.
 
     Args:
         segments: (N, 2) floating point or integers, rows (start, end), finite.
@@ -293,7 +293,7 @@ def _soft_nms_1d_cuda(
 ) -> tuple[Tensor, Tensor]:
     n, dtype, device = _cuda_size("soft_nms_1d", scores), scores.dtype, scores.device
     keep = torch.empty(n, dtype=torch.int64, device=device)
-    new_scores, scratch = scores.new_empty(n), scores.new_empty(n)
+    new_scores, scratch = scores.new_empty(n), scores.new_empty(4 * n)
     if n == 0:
         return keep, new_scores
     result = torch.empty(2, dtype=torch.int64, device=device)

@@ -74,7 +74,7 @@ void compare(const Case<T>& c, double threshold) {
 template <typename T>
 void compare_soft(const Case<T>& c, double threshold, double min_score, int64_t expected) {
   const int64_t n = c.n();
-  std::vector<T> scratch(n), new_scores(n), cpu_scores(n);
+  std::vector<T> scratch(4 * n), new_scores(n), cpu_scores(n);
   std::vector<int64_t> keep(n), cpu_keep(n);
   int64_t result[2];
   d2net::cuda::soft_nms_1d(c.segments.data(), c.scores.data(), n, threshold, 0.5, min_score, false, scratch.data(),
@@ -120,4 +120,7 @@ TEST(cuda_soft_nms_equals_the_cpu) {
     compare_soft(random_case<float>(n, 40), 0.2, 0.5, 0);
     compare_soft(random_case<double>(n, 40), 0.0, 0, 0);
   }
+  compare_soft(random_case<float>(1500, 100), 0.1, 5, 0);     // several tiles a warp
+  compare_soft(random_case<double>(1500, 1e4), 0.3, 90, 0);   // most are apart: many results a pass
+  compare_soft(random_case<float>(33000, 1000), 0.1, 99, 0);  // larger tiles, in scratch memory
 }

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <limits>
+#include <string>
 
 #include "check.h"
 #include "condition_number.h"
@@ -99,6 +100,37 @@ TEST(condition_number_of_structured_matrices) {
       if (i > 0) row[5 * n * n + i - 1] = 1;                   // nilpotent
     }  // the last one is zero
     check_matrices(u, 7, n, n, 1e-9);
+  }
+}
+
+// Eight small matrices are decomposed at once; each result is the same whatever lies in the other lanes.
+TEST(condition_number_of_a_matrix_does_not_depend_on_its_neighbours) {
+  for (auto [rows, cols] : {std::pair<int64_t, int64_t>{3, 3}, {20, 20}, {4, 9}, {9, 4}, {48, 48}, {60, 60}}) {
+    const int64_t n = 11, size = rows * cols;
+    std::vector<double> u = check::uniform<double>(n * size, 7, -1, 1);
+    for (int64_t i = 0; i < size; ++i) {
+      u[i] = 1;                                                            // rank 1
+      u[size + i] = i / cols == i % cols ? 1 : 0;                          // all singular values alike
+      u[2 * size + i] *= i / cols == i % cols ? std::pow(10, -i % 5) : 0;  // converges at once, or never
+      u[3 * size + i] *= 1e200;
+      u[4 * size + i] = 0;
+    }
+    u[5 * size + 1] = std::numeric_limits<double>::quiet_NaN();
+    const Result<double> all = run(u, n, rows, cols, 1);
+    const auto bits = [](const std::vector<double>& x, int64_t begin, int64_t count) {
+      return std::string(reinterpret_cast<const char*>(x.data() + begin), count * sizeof(double));
+    };
+    for (int64_t shift = 1; shift < n; ++shift) {
+      std::vector<double> turned(u.begin() + shift * size, u.end());
+      turned.insert(turned.end(), u.begin(), u.begin() + shift * size);
+      const Result<double> r = run(turned, n, rows, cols, 1);
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t to = (i + n - shift) % n;
+        CHECK(bits(r.value, to, 1) == bits(all.value, i, 1));
+        CHECK(bits(r.left, to * 2 * rows, 2 * rows) == bits(all.left, i * 2 * rows, 2 * rows));
+        CHECK(bits(r.right, to * 2 * cols, 2 * cols) == bits(all.right, i * 2 * cols, 2 * cols));
+      }
+    }
   }
 }
 

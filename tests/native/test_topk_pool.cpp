@@ -80,6 +80,18 @@ TEST(topk_pool_of_ties_and_special_values) {
   }
 }
 
+// A tile holds columns of several recordings, each with its own length; from 512 rows on it asks a sample.
+TEST(topk_pool_of_tiles_that_span_recordings) {
+  for (int64_t c : {1, 2, 3, 5, 20}) {
+    for (int64_t t : {30, 1300}) {
+      const std::vector<int64_t> lengths{t, 0, 1, t / 3, t - 1, 2, 0, t, t / 2, t, 9, t - 5, 0, 0, t, 17, t / 7, t};
+      const int64_t size = int64_t(lengths.size()) * t * c;
+      check_all(check::uniform<float>(size, unsigned(c), -2, 3), lengths, t, c, 8);
+      check_all(std::vector<float>(size, 0.5f), lengths, t, c, 8);
+    }
+  }
+}
+
 // Where a sample misleads the search: repeated with its step, or with all large values between the sampled ones.
 TEST(topk_pool_of_periodic_columns) {
   for (int64_t c : {1, 16}) {
