@@ -169,7 +169,7 @@ def update_reference(reference: Tensor, background: Tensor, valid: Tensor, momen
 def update_reference_reference(reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> Tensor:
     """What :func:`update_reference` makes of x_ref, in plain PyTorch, on any device."""
     mean = torch.where(valid[:, None], background, 0).sum(0) / valid.sum().clamp(min=1)
-    return torch.where(valid.any(), torch.lerp(mean, reference, momentum), reference)
+    return torch.where(valid.any(), momentum * reference + (1 - momentum) * mean, reference)
 
 
 def _check_factors(
