@@ -39,8 +39,10 @@ def as_tensor(operator: str, name: str, x: Any, like: Tensor | None = None) -> T
         array = np.asarray(x)
         if array.dtype.kind not in "biuf":
             raise TypeError
-        if array.dtype.kind == "u" and array.itemsize > 1:
-            array = array.astype(np.int64)  # PyTorch can do little with them
+        if array.dtype.kind == "u" and array.itemsize > 1:  # PyTorch can do little with them
+            if array.size and array.max() > np.iinfo(np.int64).max:
+                raise ValueError
+            array = array.astype(np.int64)
         # Tensors cannot be read-only, misaligned, of another byte order or of negative strides: then it is a copy.
         tensor = torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "A", "W"]))
     except (TypeError, ValueError):

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
@@ -81,6 +82,10 @@ def log_condition_number_reference(u: Tensor, *, rank_tol: float = 1e-5) -> Tens
     """:func:`log_condition_number` in plain PyTorch, on any device, without checks."""
     if 0 in u.shape[1:]:
         return u.sum((1, 2))
+    if torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "d2net: torch.compile forgets the forward-mode derivative of condition numbers; call jvp eagerly"
+        )
     return _Reference.apply(u, rank_tol)[0]
 
 
