@@ -103,7 +103,7 @@ def prepare(sizes: Sizes, dataset: Dataset, device: torch.device, precision: str
     leaves = [x.detach().requires_grad_() for x in (output.tcam, output.embeddings)]
 
     def loss(*_: Any) -> Tensor:
-        result = trainer.loss(*leaves, batch.lengths, batch.labels, generator=trainer.pairing)
+        result = trainer.loss(*leaves, batch.lengths, batch.labels, generator=trainer.state.pairing)
         torch.autograd.grad(result.total, leaves)
         return result.total.detach()
 
@@ -111,7 +111,7 @@ def prepare(sizes: Sizes, dataset: Dataset, device: torch.device, precision: str
         "eager": (partial(step, rows, True), partial(loss, rows, True))
     }
     if device.type == "cuda":
-        graphs = [StepGraph(work, rows, [trainer.pairing], required=True) for work in (step, loss)]
+        graphs = [StepGraph(work, rows, [trainer.state.pairing], required=True) for work in (step, loss)]
         executions["graph"] = (partial(graphs[0], rows, True), partial(graphs[1], rows, True))
     # The embeddings are read twice forward and once backward, and their gradient is written.
     return Runs(executions, 4 * leaves[1].nbytes + 3 * leaves[0].nbytes)

@@ -29,8 +29,9 @@ void attention_pool_backward(const T* x, const T* attention, const int64_t* leng
 
 }  // namespace cpu
 
-// The same on `device`, enqueued on `stream` (a cudaStream_t); every pointer is device memory. Attention and its
-// gradient are in the type that sums are kept in. Throws std::runtime_error when a launch fails.
+// The same on `device`, enqueued on `stream` (a cudaStream_t); every pointer is device memory. Attention, the sums
+// (which may be larger than the largest float16) and the gradients of both are in the type that sums are kept in.
+// Throws std::runtime_error when a launch fails.
 namespace cuda {
 
 constexpr int64_t kPoolChunk = 32;  // snippets; d2net/ops/attention_pool.py knows it too
@@ -39,14 +40,17 @@ constexpr int64_t kPoolChunk = 32;  // snippets; d2net/ops/attention_pool.py kno
 template <typename T>
 void attention_pool(const T* x, const accumulator_t<T>* attention, const int64_t* lengths, int64_t b, int64_t t,
                     int64_t d, double threshold, double background_threshold, bool mean, accumulator_t<T>* partial,
-                    double* totals, T* x_fg, T* x_bg, bool* valid_fg, bool* valid_bg, int device, void* stream);
+                    double* totals, accumulator_t<T>* x_fg, accumulator_t<T>* x_bg, bool* valid_fg, bool* valid_bg,
+                    int device, void* stream);
 
 // Scratch: terms (b, 2, 2), used with `mean` only.
 template <typename T>
-void attention_pool_backward(const T* x, const accumulator_t<T>* attention, const int64_t* lengths, const T* x_fg,
-                             const T* x_bg, const T* grad_fg, const T* grad_bg, int64_t b, int64_t t, int64_t d,
-                             double threshold, double background_threshold, bool mean, accumulator_t<T>* terms,
-                             T* grad_x, accumulator_t<T>* grad_attention, int device, void* stream);
+void attention_pool_backward(const T* x, const accumulator_t<T>* attention, const int64_t* lengths,
+                             const accumulator_t<T>* x_fg, const accumulator_t<T>* x_bg,
+                             const accumulator_t<T>* grad_fg, const accumulator_t<T>* grad_bg, int64_t b, int64_t t,
+                             int64_t d, double threshold, double background_threshold, bool mean,
+                             accumulator_t<T>* terms, T* grad_x, accumulator_t<T>* grad_attention, int device,
+                             void* stream);
 
 }  // namespace cuda
 

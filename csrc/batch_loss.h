@@ -21,8 +21,9 @@ void video_factors_backward(const T* grad, const T* pooled, int64_t b, int64_t c
                             T* grad_pooled, int threads);
 
 // Means of `discriminative` and `snippet` (b), over the recordings that `counted` and `valid` (b) name, 0 where they
-// name none, and total = mean + alpha_snippet snippet_mean + alpha_video video + weight other (Eq. 1 and 11). snippet
-// with valid, video and other (scalars) may be null: 0, also in video_out and other_out.
+// name none, and total = mean + alpha_snippet snippet_mean + alpha_video video + weight other (Eq. 1 and 11), without
+// the terms whose weight is 0, whatever they are. snippet with valid, video and other (scalars) may be null: 0, also in
+// video_out and other_out.
 template <typename T>
 void total_loss(const T* discriminative, const int64_t* counted, const T* snippet, const bool* valid, const T* video,
                 const T* other, int64_t b, double alpha_snippet, double alpha_video, double weight, T* total, T* mean,

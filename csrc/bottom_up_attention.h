@@ -26,7 +26,7 @@ namespace cuda {
 // Throws std::runtime_error when a launch fails.
 template <typename T>
 void bottom_up_attention(const T* x, const accumulator_t<T>* reference, const int64_t* lengths, int64_t b, int64_t t,
-                         int64_t d, T* attention, accumulator_t<T>* norms, int device, void* stream);
+                         int64_t d, accumulator_t<T>* attention, accumulator_t<T>* norms, int device, void* stream);
 
 }  // namespace cuda
 

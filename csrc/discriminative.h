@@ -12,7 +12,7 @@ constexpr int kToCosine = 0, kCosine = 3, kInverseNorm = 6, kDiscriminativeSaved
 namespace cpu {
 
 // partner (3, b): for w_fb, w_fg and w_bg of Eq. 3 the next recording in a cycle through all, those with a foreground
-// and those with a background embedding, in the order of keys (3, b), none of them NaN; -1 where that is the recording
+// and those with a background embedding, in the order of keys (3, b), NaN last; -1 where that is the recording
 // itself or one of the two has no such embedding.
 void different_partners(const float* keys, const bool* valid_fg, const bool* valid_bg, int64_t b, int64_t* partner,
                         int threads);

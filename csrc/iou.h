@@ -1,7 +1,7 @@
 // Pairwise intersection over union of 1-D segments.
 //
 // a (n, 2) and b (m, 2) rows (start, end) -> iou (n, m), row-major. A segment with end <= start is empty, the IoU of
-// two empty ones is 0, and NaN propagates.
+// two empty ones is 0, and so is that of segments whose lengths add up to infinity. NaN propagates.
 #pragma once
 
 #include <cstdint>

@@ -1,26 +1,49 @@
-"""Checkpoints: one safetensors file, written atomically; its header says what it is. Never a pickle."""
+"""Checkpoints: one safetensors file, written atomically; its header says what it is. Never a pickle.
+
+A file carries the SHA-256 of all that is in it, so that none is taken in which a bit has changed. It is no signature:
+who can write the file can write the sum.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
-from d2net.errors import InputError
+from d2net.errors import D2NetError, InputError
+from d2net.fields import LARGEST_COUNT, Range, check_fields
 from d2net.files import write_whole
-from d2net.model import D2Net, check_stream_widths
-from d2net.recipes import Recipe
+from d2net.model import D2Net
+from d2net.reading import read_bytes
+from d2net.recipes import Recipe, Width
+from d2net.words import quoted, reason
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
-FORMAT = 1  # raise when an older d2net could not read a new file
-_KEY = "d2net"  # of the header's one entry
+FORMAT = 2  # raise when an older d2net could not read a new file
+_KEY = "d2net"  # of the header's one entry, the metadata in JSON
+_DIGEST = "sha256"  # of the checksum among them, which files of format 1 have not
+_TYPES = (
+    torch.float64,
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+)
+
+Seed = Annotated[int, Range(0, 2**64 - 1)]  # as torch takes it
+Precision = Literal["fp32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -37,19 +60,34 @@ class Checkpoint:
         version: Of the d2net that wrote it.
         tensors: On the CPU, by dotted name: ``model.*`` (the result), ``loss.*``, ``optimizer.*``, ``sampler.*``,
             ``rng.*``; where the result is an average also ``weights.*``, the network that is trained on, and
-            ``average.size``, the steps that it is worth.
+            ``average.size``, the steps that it is worth; ``recordings.digests``, what it was trained on
+            (:mod:`d2net.resume`).
         threads: Of the CPU that it was trained in, which decide the last bits; 0: of a GPU, or not known.
+        precision: Of the network in training; None: not known.
+        format: Of the file that it is from; 1 has no checksum, ``precision`` and ``recordings``.
+
+    Raises:
+        InputError: a field of a wrong type or beyond its range, or two classes of one name.
     """
 
     recipe: Recipe
     classes: tuple[str, ...]
-    stream_widths: tuple[int, ...]
-    iteration: int
+    stream_widths: tuple[Width, ...]
+    iteration: Annotated[int, Range(0, LARGEST_COUNT)]
     dataset: str
-    seed: int
+    seed: Seed
     version: str
     tensors: Mapping[str, Tensor]
-    threads: int = 0
+    threads: Annotated[int, Range(0, 65_536)] = 0
+    precision: Precision | None = None
+    format: Annotated[int, Range(1, FORMAT)] = FORMAT
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if len(self.stream_widths) > 2:
+            raise InputError(f"stream_widths is {quoted(self.stream_widths)}; it must be one width or two")
+        if "" in self.classes or len(set(self.classes)) < len(self.classes):
+            raise InputError(f"classes is {quoted(self.classes)}; it must be names that differ, none of them empty")
 
     def group(self, name: str) -> dict[str, Tensor]:
         """The tensors below ``name``, without that prefix."""
@@ -66,6 +104,7 @@ class Checkpoint:
             "iteration": self.iteration,
             "seed": self.seed,
             "threads": self.threads,
+            "precision": self.precision,
             "recipe": self.recipe.to_dict(),
         }
 
@@ -76,61 +115,109 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     Atomic: an interruption or a full disk leaves an earlier checkpoint as it was.
 
     Raises:
+        D2NetError: a tensor holds NaN or Inf, or is of a type that no file holds.
         InputError: the file cannot be written.
     """
-    metadata = checkpoint.metadata()
     tensors = {key: t.detach().cpu().contiguous() for key, t in checkpoint.tensors.items()}
-    write_whole(path, save(tensors, {_KEY: json.dumps(metadata)}))
-    text = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
-    write_whole(path.with_suffix(".json"), text)
+    why = _unusable(tensors)
+    if why:
+        raise D2NetError(
+            f"{path}: not saved at iteration {checkpoint.iteration}, as {why}; an earlier checkpoint is as it was; "
+            "lower training.learning_rate or look at the features"
+        )
+    metadata = checkpoint.metadata()
+    header = json.dumps({**metadata, _DIGEST: _digest(metadata, tensors)})
+    write_whole(path, save(tensors, {_KEY: header}))
+    # Half a pair of surrogates in a name stays an escape, which JSON knows too.
+    readable = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
+    write_whole(path.with_suffix(".json"), readable.encode("utf-8", "backslashreplace"))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint, or the one in the folder of a run, to the CPU.
 
+    A file of format 1, which has no checksum, is read with a warning.
+
     Raises:
-        InputError: missing, unreadable, truncated, not a d2net checkpoint, or of a newer format.
+        InputError: missing, unreadable, truncated, not a d2net checkpoint, of a newer format, not what was written
+            (the checksum says so), with a field of a wrong type or range, or with NaN or Inf.
     """
     path = Path(path)
     if path.is_dir():
         path = path / CHECKPOINT_NAME
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: there is no such checkpoint; train one or correct the path")
+    content = read_bytes(path)  # not mapped: what is checked is what is used, whatever happens to the file meanwhile
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            header = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
-    except SafetensorError as error:
+        tensors = load(content)
+    # The others: of types that torch does not have, or not in such sizes.
+    except (SafetensorError, KeyError, ValueError, RuntimeError, AssertionError) as error:
         raise InputError(
-            f"{path}: truncated or not a d2net checkpoint ({error}); a d2net checkpoint is a safetensors file, "
+            f"{path}: truncated or not a d2net checkpoint ({reason(error)}); a d2net checkpoint is a safetensors file, "
             "pickles (.pt, .pth, .pkl) are never loaded; use another copy or train again"
         ) from error
+    header = _header(content)
     if _KEY not in header:
         raise InputError(f"{path}: a safetensors file, but not a d2net checkpoint; give one that d2net wrote")
+    why = _unusable(tensors)
+    if why:
+        raise InputError(f"{path}: damaged, {why}; use another copy or train again")
     try:
         metadata = json.loads(header[_KEY])
-        if metadata["format"] > FORMAT:
-            raise InputError(
-                f"{path}: has checkpoint format {metadata['format']}, written by d2net {metadata['version']}; "
-                f"this d2net reads up to {FORMAT}: upgrade it"
-            )
-        return Checkpoint(
-            recipe=Recipe.from_dict(metadata["recipe"], source=str(path)),
-            classes=tuple(metadata["classes"]),
-            stream_widths=check_stream_widths(str(path), metadata["stream_widths"]),
-            iteration=metadata["iteration"],
-            dataset=metadata["dataset"],
-            seed=metadata["seed"],
-            version=metadata["version"],
-            tensors=tensors,
-            threads=metadata.get("threads", 0),  # not in older files
-        )
-    except InputError:
-        raise
+        digest = metadata.pop(_DIGEST, None)
+        # Where there is a sum it must be right, whatever the format is said to be: no changed bit turns this off.
+        wrong = digest is not None and digest != _digest(metadata, tensors)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: damaged header ({quoted(error)}); use another copy or train again") from error
+    if wrong:
+        raise InputError(f"{path}: damaged, its checksum is wrong; use another copy or train again")
+    checkpoint = _from_metadata(metadata, tensors, path)
+    if digest is None:
+        if checkpoint.format > 1:
+            raise InputError(f"{path}: damaged, its checksum is missing; use another copy or train again")
+        warnings.warn(f"{path}: an older checkpoint, without a checksum: damage in it would not be seen", stacklevel=2)
+    return checkpoint
+
+
+def _from_metadata(metadata: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Checkpoint:
+    try:
+        if not metadata["format"] > FORMAT:
+            known = {f.name: metadata[f.name] for f in fields(Checkpoint) if f.name in metadata}
+            recipe = Recipe.from_dict(metadata["recipe"], source="recipe")
+            return Checkpoint(**{**known, "recipe": recipe, "tensors": tensors})
+        newer = f"{quoted(metadata['format'])}, written by d2net {quoted(metadata['version'])}"
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged header ({error!r}); use another copy or train again") from error
+        why = error if isinstance(error, InputError) else quoted(error)
+        raise InputError(f"{path}: damaged header ({why}); use another copy or train again") from error
+    raise InputError(f"{path}: has checkpoint format {newer}; this d2net reads up to {FORMAT}: upgrade it")
+
+
+def _header(content: bytes) -> dict[str, str]:
+    """The texts in a safetensors file that has been read: a JSON after its length."""
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+
+
+def _digest(metadata: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the metadata, and of the names, types, shapes and bytes of the tensors."""
+    total = hashlib.sha256(f"{json.dumps(metadata)}\n".encode())
+    for name, t in sorted(tensors.items()):
+        total.update(f"{name!r} {t.dtype} {tuple(t.shape)}\n".encode())
+        total.update(t.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _unusable(tensors: Mapping[str, Tensor]) -> str | None:
+    """Which tensor holds NaN or Inf, or numbers of an unknown type; None where all is well."""
+    for name, t in tensors.items():
+        if t.dtype not in _TYPES:
+            return f"{quoted(name)} is of type {t.dtype}"
+        if t.is_floating_point() and t.numel():
+            # The extremes show it, fifty times as fast as isfinite of all.
+            extremes = torch.stack((t if t.itemsize >= 4 else t.float()).aminmax())
+            if not extremes.isfinite().all():
+                return f"{quoted(name)} holds NaN or Inf"
+    return None
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[D2Net, Tensor, Checkpoint]:
@@ -140,13 +227,16 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[D2Net, T
         InputError: as :func:`load_checkpoint`, or when the tensors do not fit the recipe.
     """
     checkpoint = load_checkpoint(path)
-    model = D2Net.from_recipe(
-        checkpoint.recipe.model, num_classes=len(checkpoint.classes), stream_widths=checkpoint.stream_widths
-    )
     try:
-        model.load_state_dict(checkpoint.group("model"))
-        reference = checkpoint.tensors["loss.reference"]
-    except (RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: its tensors do not fit its recipe ({reason}); train again") from error
+        with torch.device("meta"):  # whatever sizes a file claims, there is only as much as it holds
+            model = D2Net.from_recipe(
+                checkpoint.recipe.model, num_classes=len(checkpoint.classes), stream_widths=checkpoint.stream_widths
+            )
+        model.load_state_dict({key: t.float() for key, t in checkpoint.group("model").items()}, assign=True)
+        reference = checkpoint.tensors["loss.reference"].float()
+        if reference.shape != (model.embedding_dim,):
+            raise InputError(f"loss.reference has shape {tuple(reference.shape)}, expected ({model.embedding_dim},)")
+    except (RuntimeError, KeyError, InputError) as error:
+        why = error if isinstance(error, InputError) else reason(error)
+        raise InputError(f"{path}: its tensors do not fit its recipe ({why}); train again") from error
     return model.to(device).eval(), reference.to(device), checkpoint

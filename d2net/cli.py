@@ -6,17 +6,20 @@ inside the commands, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
 import sys
 import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
@@ -31,13 +34,17 @@ from d2net.cli_options import (
     check_output,
     choose_device,
     choose_subsets,
+    claim_folder,
     data_options,
     make_console,
     notes,
     progress_bar,
+    say,
+    say_warning,
 )
 from d2net.errors import D2NetError, InputError
 from d2net.studies.cli import study
+from d2net.words import escaped
 
 if TYPE_CHECKING:
     from d2net.detections import Annotations
@@ -51,16 +58,18 @@ class _Commands(TyperGroup):
         if "--debug" in args:  # it belongs to the group, but is typed at the end of the line that failed
             args = ["--debug", *(a for a in args if a != "--debug")]
         ctx.meta["d2net.arguments"] = list(args)
-        return super().parse_args(ctx, args)
+        with _usage():
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _usage():
+                return super().invoke(ctx)
         except BrokenPipeError:  # the reader of a pipe has left, as in `d2net recipes | head -1`
             raise
         except KeyboardInterrupt as error:
             code, message = 130, f"interrupted; {error}".rstrip("; ")
-            if ctx.invoked_subcommand == "train":
+            if ctx.invoked_subcommand == "train" and error.args:  # then something is saved
                 again = [a for a in ctx.meta["d2net.arguments"] if a not in ("--resume", "--overwrite")]
                 message += f"; go on with: {shlex.join(['d2net', *again, '--resume'])}"
             _report(error, message, ctx.params["debug"])
@@ -75,18 +84,32 @@ class _Commands(TyperGroup):
         raise typer.Exit(code)
 
 
+_UsageError: Any = typer.BadParameter.__base__  # click's, or that of the copy of click that typer has
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """What click says of arguments repeats them: escaped, as in every message."""
+    try:
+        yield
+    except _UsageError as error:
+        error.message = escaped(error.message)
+        raise
+
+
 def _one_line(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "out of memory; lower training.batch_size or training.max_snippets with --set"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'input/output'}: {error.strerror}; check the path, its rights and the free space"
-    return " ".join(str(error).split())
+    return str(error) if isinstance(error, D2NetError) else " ".join(str(error).split())
 
 
 def _report(error: BaseException, message: str, debug: bool) -> None:
     if debug:
-        traceback.print_exception(error)
-    typer.echo(message, err=True)
+        for line in "".join(traceback.format_exception(error)).rstrip().split("\n"):
+            say(line, err=True)
+    say(message, err=True)
 
 
 app = typer.Typer(
@@ -101,6 +124,10 @@ app.add_typer(study, name="study")
 
 def main() -> None:
     """The entry point of the command ``d2net``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # where the terminal lacks a letter its number is better than an error
+            stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = say_warning
     if not sys.stdout.isatty():
         os.environ.setdefault("COLUMNS", str(OFF_TERMINAL_WIDTH))
     app(prog_name="d2net")
@@ -110,7 +137,7 @@ def _show_version(value: bool) -> None:
     if value:
         from d2net import __version__
 
-        typer.echo(f"d2net {__version__}")
+        say(f"d2net {__version__}")
         raise typer.Exit
 
 
@@ -132,6 +159,7 @@ def options(
 
 @app.command()
 def demo(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write; replaces an earlier demo.")] = Path(
         "runs/demo"
     ),
@@ -152,13 +180,14 @@ def demo(
     """
     from d2net.demo import run_demo
 
-    check_output(out / "metrics.json")
+    claim_folder(context, out, "metrics.json")
     run_demo(out, seed, iterations=iterations, console=make_console())
 
 
 @app.command()
 @data_options
 def train(
+    context: typer.Context,
     data: Data,
     recipe: Annotated[str, typer.Option(metavar="NAME", help="Name of a recipe; d2net recipes lists them.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where checkpoint and log go.")],
@@ -170,12 +199,18 @@ def train(
         ),
     ] = None,
     settings: Settings = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of initialisation and sampling.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of initialisation and sampling; default: 0, or that of the run to --resume."),
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     precision: Annotated[
         str | None,
-        typer.Option(metavar="fp32|tf32|bf16", help="Of the network; default: tf32 on a GPU, fp32 on a CPU."),
+        typer.Option(
+            metavar="fp32|tf32|bf16",
+            help="Of the network; default: tf32 on a GPU, fp32 on a CPU, or that of the run to --resume.",
+        ),
     ] = None,
     graph: Annotated[
         bool | None,
@@ -208,17 +243,17 @@ def train(
         raise InputError("--resume goes on with a run and --overwrite replaces it; give one of them")
     chosen = load_recipe(recipe).override(settings or [])
     where = choose_device(device)
-    check_output(out / "checkpoint.safetensors")
+    claim_folder(context, out, "checkpoint.safetensors")
     catalog = options.find(data)
     training = choose_subsets(catalog, subset, 0, "--subset")
     if eval_subset and not eval_every:
         raise InputError("--eval-subset says where --eval-every looks; give that too")
     evaluating = choose_subsets(catalog, eval_subset, 1, "--eval-subset") if eval_every else []
     if set(evaluating) & set(training):
-        typer.echo(f"note: --eval-every looks at the training data itself ({', '.join(evaluating)})", err=True)
+        say(f"note: --eval-every looks at the training data itself ({', '.join(evaluating)})", err=True)
     dataset = options.open(catalog, [*training, *evaluating])
     for line in describe(dataset):
-        typer.echo(line)
+        say(line)
     trainer = Trainer(
         dataset.subset(*training),
         chosen,
@@ -232,10 +267,11 @@ def train(
         save_every=save_every,
         overwrite=overwrite,
     )
-    checkpoint = trainer.run(resume=resume)
-    typer.echo(f"wrote {checkpoint}")
+    with notes():
+        checkpoint = trainer.run(resume=resume)
+    say(f"wrote {checkpoint}")
     command = ["d2net", "localize", str(checkpoint), "--data", data, "--out", str(out / "detections.json")]
-    typer.echo(f"next: {shlex.join(command + options.again())}")
+    say(f"next: {shlex.join(command + options.again())}")
 
 
 @app.command()
@@ -274,7 +310,8 @@ def localize(
                 f"--set {setting}: a trained model takes only localization.KEY=VALUE; train again for others"
             )
     check_output(out)
-    model, reference, saved = load_model(checkpoint, where)
+    with notes():
+        model, reference, saved = load_model(checkpoint, where)
     recipe = saved.recipe.override(settings or [])
     catalog = options.find(data)
     dataset = options.open(catalog, choose_subsets(catalog, subset, 1, "--subset"), like=saved.stream_widths)
@@ -292,7 +329,7 @@ def localize(
         features += f", trained on {saved.dataset}"
     write_detections(out, detections, features=features)
     empty = len(chosen) - len(set(detections.video.tolist()))
-    typer.echo(
+    say(
         f"wrote {len(detections)} detections of {len(chosen)} recordings ({', '.join(chosen.subsets)}) to {out}"
         + (f"; {empty} recordings have none" if empty else "")
     )
@@ -363,7 +400,7 @@ def evaluate(
     result = judge(found, truth, protocol=protocol, tiou=levels, unknown_videos=unknown)  # type: ignore[arg-type]
     make_console().print(evaluation_table(result, title=f"{detections.name}, protocol {protocol}, in percent"))
     for line in result.coverage.lines():
-        typer.echo(line)
+        say(line)
     numbers = result.to_json()
     if compare:
         covered = set(table.levels) <= set(levels)
@@ -377,12 +414,12 @@ def evaluate(
         )
         make_console().print(paper_tables.comparison_table(comparison))
         for note in comparison.notes:
-            typer.echo(f"note: {note}")
+            say(f"note: {note}")
         numbers["comparison"] = comparison.to_json()
     if json_out:
         text = json.dumps(numbers, indent=1) + "\n"
         write_whole(json_out, text)
-        typer.echo(f"wrote {json_out}")
+        say(f"wrote {json_out}")
 
 
 @app.command()
@@ -465,7 +502,8 @@ def plot(
         subsets = list(dict.fromkeys(r.subset for r in catalog.listings if r.name in video)) or None
     else:
         subsets = choose_subsets(catalog, subset, 1, "--subset")
-    like = load_checkpoint(checkpoints[0]).stream_widths if checkpoints else None
+    with notes():
+        like = load_checkpoint(checkpoints[0]).stream_widths if checkpoints else None
     dataset = options.open(catalog, subsets, like=like)
     chosen = (
         find_recordings(dataset, video)
@@ -484,11 +522,11 @@ def plot(
         hidden = draw_timeline(out, timeline_rows(chosen, tracks, frames), min_score=min_score)
     if hidden:
         found = sum(len(t.detections) for of in tracks for t in of)
-        typer.echo(
+        say(
             f"note: {hidden} of {found} detections are below {100 * min_score:g} % of the best score of their model in "
             "the picture and not drawn; --min-score 0 draws all"
         )
-    typer.echo(f"wrote {out}: {', '.join(r.name for r in chosen.recordings)}")
+    say(f"wrote {out}: {', '.join(r.name for r in chosen.recordings)}")
 
 
 @app.command()
@@ -505,14 +543,14 @@ def convert(
       d2net convert THUMOS14-I3D-JOINTFeatures.npy thumos14/ --trust-pickle
       d2net convert watch watch-as-files/
     """
-    from d2net.data.convert import check_place
     from d2net.data.convert import convert as convert_dataset
+    from d2net.data.convert import writing
 
-    check_place(out, None)
-    dataset = options.open(options.find(source), None)
-    with progress_bar("converting") as progress:
-        written = convert_dataset(dataset, out, progress=progress)
-    typer.echo(f"wrote {len(written)} recordings ({', '.join(written.subsets)}) to {out}")
+    with writing(out):
+        dataset = options.open(options.find(source), None)
+        with progress_bar("converting") as progress:
+            written = convert_dataset(dataset, out, progress=progress)
+    say(f"wrote {len(written)} recordings ({', '.join(written.subsets)}) to {out}")
 
 
 @app.command()
@@ -545,15 +583,15 @@ def inspect(
         )
     if found.dataset is not None:
         for line in describe(found.dataset):
-            typer.echo(line)
+            say(line)
         for note in found.dataset.notes:
-            typer.echo(f"note: {note}")
+            say(f"note: {note}")
     if not found.problems:
-        typer.echo("nothing suspicious")
+        say("nothing suspicious")
         return
-    typer.echo("suspicious:")
+    say("suspicious:")
     for problem in found.problems:
-        typer.echo(f"  {problem}")
+        say(f"  {problem}")
     raise typer.Exit(1)
 
 
@@ -583,7 +621,8 @@ def recipes(
         return
     loaded = [load_recipe(name) for name in names]
     if len(loaded) == 1:
-        typer.echo(yaml.safe_dump(loaded[0].to_dict(), sort_keys=False, default_flow_style=None), nl=False)
+        for line in yaml.safe_dump(loaded[0].to_dict(), sort_keys=False, default_flow_style=None).splitlines():
+            say(line)
         return
     table = Table("setting", *names, box=None)
     for key, values in differences(loaded):
@@ -632,7 +671,7 @@ def parse_tiou(text: str) -> tuple[float, ...]:
 
 def evaluation_table(result: Evaluation, *, title: str) -> Table:
     """One row: mAP at each temporal IoU, its average, and F1, in percent."""
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=title, title_justify="left")
     for name in (*(f"mAP@{level:g}" for level in result.tiou), "average", "F1@0.5"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_row(*(f"{v:.1f}" for v in (*result.map, result.average, result.f1)))
@@ -650,5 +689,5 @@ def _annotations(place: str, subset: str | None, trust_pickle: bool) -> tuple[An
 
     catalog = find_dataset(place, trust_pickle=trust_pickle)
     for remark in catalog.remarks:
-        typer.echo(f"note: {remark}", err=True)
+        say(f"note: {remark}", err=True)
     return catalog.annotations(choose_subsets(catalog, subset, 1, "--subset")), catalog.name

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from d2net.errors import InputError
+from d2net.words import escaped
 
 if TYPE_CHECKING:
     from d2net.data import Catalog, Dataset, Times
@@ -148,7 +150,7 @@ class DataOptions:
             check_durations=not self.ignore_durations,
         )
         for note in said_of(dataset):
-            typer.echo(note, err=True)
+            say(note, err=True)
         return dataset
 
     def refuse(self, spec: str) -> None:
@@ -209,8 +211,20 @@ def said_of(dataset: Dataset) -> list[str]:
     return lines
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """Print one line, as :func:`d2net.words.escaped` makes it: whatever names it holds, it stays one."""
+    typer.echo(escaped(text), err=err)
+
+
+class _Console(Console):
+    """Prints strings, those in tables too, as :func:`d2net.words.escaped` makes them: nothing in a name is markup."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(escaped(text), **options)
+
+
 def make_console(*, stderr: bool = False) -> Console:
-    console = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    console = _Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=False)
     if not console.is_terminal:
         console.width = max(console.width, OFF_TERMINAL_WIDTH)
     return console
@@ -228,11 +242,15 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def notes() -> Iterator[None]:
-    """Each warning within as one line on stderr."""
+    """Each warning within, once, as one line on stderr."""
     with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_, **__: typer.echo(f"note: {' '.join(str(message).split())}", err=True)
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = say_warning
         yield
+
+
+def say_warning(message: Warning | str, *_: object, **__: object) -> None:
+    say(f"note: {' '.join(str(message).split())}", err=True)
 
 
 def choose_subsets(catalog: Catalog, names: str | None, which: int, option: str) -> list[str]:
@@ -257,7 +275,7 @@ def check_output(path: Path, option: str = "--out") -> None:
     """Make the folder that a file is to be written to, and see whether it can be: before anything is computed.
 
     Raises:
-        InputError: a folder of that name is there, or the folder cannot be made or written to.
+        InputError: a folder, a link or a device of that name is there, or its folder cannot be made or written to.
     """
     import tempfile
 
@@ -267,8 +285,23 @@ def check_output(path: Path, option: str = "--out") -> None:
             pass
     except OSError as error:
         raise InputError(f"{option} {path}: cannot be written ({error.strerror}); give another path") from error
+    if path.is_symlink():
+        raise InputError(f"{option} {path}: a symbolic link, which is not followed; give the path that it leads to")
     if path.exists() and not path.is_file():
         raise InputError(f"{option} {path}: not an ordinary file; give the path of a file to write")
+
+
+def claim_folder(context: typer.Context, folder: Path, file_name: str) -> None:
+    """As :func:`check_output` of a file in there; and no other d2net writes in ``folder`` while the command runs.
+
+    Raises:
+        InputError: as there; another d2net writes in ``folder``.
+    """
+    from d2net.files import locked
+
+    check_output(folder / file_name)
+    with notes():
+        context.with_resource(locked(folder))
 
 
 def choose_device(name: str) -> str:

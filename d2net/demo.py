@@ -14,7 +14,7 @@ from d2net.checkpoint import load_model
 from d2net.data.watch import load_watch
 from d2net.detections import Detections, write_detections
 from d2net.evaluation import THUMOS14_TIOU, Evaluation, evaluate
-from d2net.files import write_whole
+from d2net.files import locked, write_whole
 from d2net.localization import localize
 from d2net.recipes import load_recipe
 from d2net.report.plot import choose_recordings, model_tracks, timeline_rows
@@ -41,9 +41,14 @@ def run_demo(
         What ``metrics.json`` holds: the settings and the numbers, in percent.
 
     Raises:
-        InputError: the package that ships the recordings is missing, or a file cannot be written.
+        InputError: the package that ships the recordings is missing, a file cannot be written, or another d2net writes
+            in ``out``.
     """
-    console = console or Console(quiet=True)
+    with locked(out):
+        return _run(out, seed, iterations, console or Console(quiet=True))
+
+
+def _run(out: Path, seed: int, iterations: int | None, console: Console) -> dict[str, Any]:
     recipe = load_recipe("watch").override([f"training.iterations={iterations}"] if iterations else [])
     dataset = load_watch()
     train = dataset.subset("train")

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from d2net.errors import InputError
-from d2net.files import load_json, write_whole
+from d2net.files import write_whole
+from d2net.reading import load_json, number, read_bytes, read_text
+from d2net.words import NAME, escaped, quoted
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,13 @@ class Annotations(Segments):
         withdrawn: Videos whose segments are no longer ground truth (``video_test_0000270`` and ``video_test_0001496``
             of THUMOS14 in the W-TALC folder, which has segments of them in ``segments.npy`` and none in
             ``test_gt_segments.npy``). The ``wtalc`` protocol leaves out videos without segments, but not these.
+        rank: (N,) int64, in which order the ``wtalc`` protocol offers the segments of a video to a detection: that of
+            the files of the W-TALC folder, on which the published numbers depend; None: by time.
     """
 
     ambiguous: np.ndarray
     withdrawn: tuple[str, ...] = ()
+    rank: np.ndarray | None = None
 
 
 def read_detections(path: str | os.PathLike[str]) -> Detections:
@@ -83,6 +88,8 @@ def read_detections(path: str | os.PathLike[str]) -> Detections:
             in a JSON, a time or score that is no finite number, or a segment that ends before it starts.
     """
     path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file; check the path")
     videos, rows = _read_csv(path) if _is_csv(path) else _read_results(path)
     classes = tuple(sorted({r[1] for r in rows}))
     return Detections(
@@ -151,6 +158,7 @@ def read_features(path: str | os.PathLike[str]) -> str | None:
 
 
 _Scored = list[tuple[str, str, float, float, float]]  # video, class, start s, end s, score
+_MEND = "mend or drop the segment"
 _CSV_COLUMNS = ("recording", "label", "start", "end", "score")
 
 
@@ -163,14 +171,16 @@ def _read_results(path: Path) -> tuple[tuple[str, ...], _Scored]:
     data = _load_json(path)
     if isinstance(data, dict) and "results" not in data and "database" in data:
         raise InputError(f"{path}: holds annotations ('database'), expected detections ({{\"results\": {{VIDEO: …}}}})")
-    results = _mapping(data, "results", f"{path}")
+    if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
+        raise InputError(f"{path}: no object under the key 'results'; expected {{\"results\": {{VIDEO: …}}}}")
     rows: _Scored = []
-    for name, entries in results.items():
-        if entries is None:
-            continue
-        for i, entry in enumerate(_entries(entries, f"{path}: video '{name}'")):
-            rows.append((name, *_scored_segment(entry, f"{path}: video '{name}', detection {i}")))
-    return tuple(results), rows
+    for name, entries in data["results"].items():
+        where = f"{path}: video '{escaped(name, NAME)}'"
+        if not isinstance(entries, list | None):
+            raise InputError(f"{where}: expected a list of segments, got {type(entries).__name__}")
+        for i, entry in enumerate(entries or []):
+            rows.append((name, *_scored_segment(entry, f"{where}, detection {i}")))
+    return tuple(data["results"]), rows
 
 
 def _scored_segment(entry: Any, where: str) -> tuple[str, float, float, float]:
@@ -182,16 +192,16 @@ def _scored_segment(entry: Any, where: str) -> tuple[str, float, float, float]:
         raise InputError(f"{where}: no 'label'; proposals without a class are no detections: name the class of each")
     if not isinstance(label, str):
         raise InputError(
-            f"{where}: label is {label!r}, not a string; write the name that the annotations give the class"
+            f"{where}: label is {quoted(label)}, not a string; write the name that the annotations give the class"
         )
     if "score" not in entry:
         raise InputError(f"{where}: no 'score'; give every detection one number")
-    return label, *_segment(entry["segment"], where), _number(entry["score"], f"{where}: score")
+    return label, *_segment(entry["segment"], where), number(entry["score"], f"{where}: score", _MEND)
 
 
 def _load_json(path: Path) -> Any:
     """The content of a JSON of detections. Raises InputError for a pickle, too, with the way out."""
-    content = _read_bytes(path)
+    content = read_bytes(path)
     if content[:1] == b"\x80" or path.suffix.lower() in (".pkl", ".pickle"):
         raise InputError(
             f"{path}: is a Python pickle, as ActionFormer's eval_results.pkl, which d2net does not open; write its "
@@ -203,11 +213,7 @@ def _load_json(path: Path) -> Any:
 
 def _read_csv(path: Path) -> tuple[tuple[str, ...], _Scored]:
     """The videos of a CSV of detections, in the order in which they first come, and the detections."""
-    try:
-        text = _read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 ({error}); save it as CSV in UTF-8") from error
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    lines = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     rows: _Scored = []
     try:
         header = [cell.strip() for cell in next(lines, [])]
@@ -227,19 +233,10 @@ def _read_csv(path: Path) -> tuple[tuple[str, ...], _Scored]:
             name, label, start, end, score = (cells[i] for i in place)
             if not name or not label:
                 raise InputError(f"{where}: no {'label' if name else 'recording'}; fill it in or drop the line")
-            rows.append((name, label, *_segment((start, end), where), _number(score, f"{where}: score")))
+            rows.append((name, label, *_segment((start, end), where), number(score, f"{where}: score", _MEND)))
     except csv.Error as error:
         raise InputError(f"{path}: line {lines.line_num}: not valid CSV ({error}); mend the line") from error
     return tuple(dict.fromkeys(r[0] for r in rows)), rows
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; check the path") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
 def _columns(videos: tuple[str, ...], classes: tuple[str, ...], rows: list[Any]) -> dict[str, np.ndarray]:
@@ -254,34 +251,10 @@ def _columns(videos: tuple[str, ...], classes: tuple[str, ...], rows: list[Any])
     }
 
 
-def _mapping(data: Any, key: str, where: str) -> dict[str, Any]:
-    if not isinstance(data, dict) or not isinstance(data.get(key), dict):
-        raise InputError(f"{where}: no object under the key '{key}'; expected {{\"{key}\": {{VIDEO: …}}}}")
-    value: dict[str, Any] = data[key]
-    return value
-
-
-def _entries(data: Any, where: str) -> list[Any]:
-    if not isinstance(data, list):
-        raise InputError(f"{where}: expected a list of segments, got {type(data).__name__}")
-    return data
-
-
 def _segment(pair: Any, where: str) -> tuple[float, float]:
-    if not isinstance(pair, (list, tuple, np.ndarray)) or len(pair) != 2:
-        raise InputError(f"{where}: segment {pair!r} is not a pair [start, end] in seconds")
-    start, end = _number(pair[0], f"{where}: start"), _number(pair[1], f"{where}: end")
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+        raise InputError(f"{where}: segment {quoted(pair)} is not a pair [start, end] in seconds")
+    start, end = number(pair[0], f"{where}: start", _MEND), number(pair[1], f"{where}: end", _MEND)
     if end < start:
         raise InputError(f"{where}: segment ends at {end:g} before it starts at {start:g}; swap or drop it")
     return start, end
-
-
-def _number(value: Any, where: str) -> float:
-    """A finite number; numbers in strings are common in THUMOS14 files."""
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise InputError(f"{where} is {value!r}, not a finite number; mend or drop the segment")
-    return number

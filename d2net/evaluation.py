@@ -2,15 +2,19 @@
 
 ``activitynet``, after the ActivityNet toolkit (activitynet/ActivityNet, Evaluation/eval_detection.py): time is
 continuous; detections of a class by falling score, each takes the unmatched ground truth with the highest IoU among
-those that reach the threshold (of equal IoUs the later one). A detection in a video without ground truth of its class
-is a false positive, also where the video has none at all. Ambiguous segments are not known.
+those that reach the threshold (of equal IoUs the later in time). A detection in a video without ground truth of its
+class is a false positive, also where the video has none at all. Ambiguous segments are not known.
 
 ``wtalc``, after the W-TALC family (naraysa/D2-Net, detectionMAP.py, from sujoyp/wtalc-pytorch, whose AP is not
 interpolated): times become snippet indices, round(s * 25 / 16), half to even, and IoU is that of index ranges; each
-detection takes the first unmatched ground truth, in the order of the annotations, that reaches the threshold.
+detection takes the first unmatched ground truth that reaches the threshold, in order of time, or of the W-TALC
+family's own files (``Annotations.rank``).
 Videos without segments are left out with all their detections, and so are detections touching an ambiguous segment
 (of any class). Two faults are not followed: a class without detections shifts the ground truth of all later classes
 by one (D2-Net), or makes the mAP 0 (W-TALC); here its AP is 0 and the others are what they are.
+
+The order of a file says nothing, under neither: detections of equal score come by recording (its name), start and end,
+and ground truth by start and end. The published evaluators leave that to the file and to an unstable sort.
 
 Under both, the mean is over the classes that have ground truth, and a class without detections has AP 0. What was left
 out, and why, is in :class:`Coverage`. docs/evaluation.md has a table of missing, ambiguous, empty and unknown.
@@ -36,13 +40,14 @@ Reason = Literal["unknown_video", "ambiguous_label", "video_without_segments", "
 THUMOS14_TIOU = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 ACTIVITYNET_TIOU = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 _SNIPPETS_PER_SECOND = 25 / 16
+_LARGEST_TIME = 1e300  # seconds: no sum of a few overflows
 _PREFIX = "v_"  # ActivityNet's video files have it, its annotations do not
 _CLASS = ("class", "classes")
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """What an evaluation judged, left out and missed. Names are in the order of the annotations.
+    """What an evaluation judged, left out and missed. Recordings are sorted by name, classes in the annotations' order.
 
     Attributes:
         protocol: ``activitynet`` or ``wtalc``.
@@ -179,10 +184,11 @@ def evaluate(
 ) -> Evaluation:
     """Compare detections with ground truth (module docstring: the two protocols).
 
-    AP is the area under the interpolated precision-recall curve. Detections of equal score keep their order (the
-    published evaluators leave it to the sort). Detections past the end of a video are judged as they are. F1 =
-    2 TP / (2 TP + FP + FN) takes the detections as retained, without a search for a score threshold, as in Table 3 of
-    the paper; TP, FP and FN are summed over all classes, those without ground truth too.
+    AP is the area under the interpolated precision-recall curve. The result is the same, to the last bit, whatever the
+    order of detections, annotations and recordings (module docstring: how ties are broken). Detections past the end of
+    a video are judged as they are. F1 = 2 TP / (2 TP + FP + FN) takes the detections as retained, without a search for
+    a score threshold, as in Table 3 of the paper; TP, FP and FN are summed over all classes, those without ground truth
+    too.
 
     Detections labelled "Ambiguous" (in any case) are dropped: that is a mark of the annotations and no class.
 
@@ -217,8 +223,12 @@ def evaluate(
 
     names, renamed = _find_prefix(detections, annotations)
     video, label = _join(names, detections, annotations, unknown_videos)
-    start, end, score = detections.start, detections.end, detections.score
-    gt_start, gt_end = annotations.start, annotations.end
+    start, end = detections.start, detections.end
+    # Which of several ground truths a detection takes depends on their order.
+    by_time, rank = (annotations.end, annotations.start), annotations.rank if protocol == "wtalc" else None
+    offered = np.lexsort(by_time if rank is None else (*by_time, rank))
+    gt_video, gt_label = annotations.video[offered], annotations.label[offered]
+    gt_start, gt_end = annotations.start[offered], annotations.end[offered]
 
     # By video; the last entry stands for all unknown ones.
     n_groups = len(annotations.videos) + 1
@@ -255,16 +265,11 @@ def evaluate(
     false_positives["unknown_video"] = int((keep & unknown).sum())
     false_positives["video_without_segments"] = int((keep & ~unknown & ~has_segment[video]).sum())
 
-    # Detections by class, then by falling score; numpy sorts narrow integers, stably, by radix.
-    order = np.nonzero(keep)[0]
-    order = order[np.argsort(-score[order], kind="stable")]
-    order = order[np.argsort(label[order].astype(np.min_scalar_type(len(annotations.classes))), kind="stable")]
+    order = _ranked(np.nonzero(keep)[0], detections, names, label.astype(np.min_scalar_type(len(annotations.classes))))
     video, label, start, end = video[order], label[order], start[order], end[order]
 
     # Only pairs that reach the lowest IoU matter; a detection in none of them is a false positive.
-    det, gt, iou = _overlaps(
-        label * n_groups + video, start, end, annotations.label * n_groups + annotations.video, gt_start, gt_end
-    )
+    det, gt, iou = _overlaps(label * n_groups + video, start, end, gt_label * n_groups + gt_video, gt_start, gt_end)
     near = iou >= min(*tiou, f1_tiou)
     det, gt, iou = det[near], gt[near], iou[near]
     # Pairs are ordered by detection; those of a detection with several now by its preference.
@@ -288,10 +293,10 @@ def evaluate(
         coverage=Coverage(
             protocol=protocol,
             recordings=len(annotations.videos),
-            without_segments=_chosen(annotations.videos, ~has_segment),
+            without_segments=tuple(sorted(_chosen(annotations.videos, ~has_segment))),
             judged=int(judged[:-1].sum()),
-            without_detections=_chosen(annotations.videos, judged & ~detected),
-            unlisted=_chosen(annotations.videos, judged & ~listed),
+            without_detections=tuple(sorted(_chosen(annotations.videos, judged & ~detected))),
+            unlisted=tuple(sorted(_chosen(annotations.videos, judged & ~listed))),
             renamed=renamed,
             detections=len(detections),
             dropped=dropped,
@@ -307,6 +312,28 @@ def evaluate(
     )
 
 
+def _ranked(which: np.ndarray, detections: Detections, names: tuple[str, ...], label: np.ndarray) -> np.ndarray:
+    """Indices ``which`` of detections by class, then by falling score, then by recording, start and end.
+
+    Args:
+        names: Of the detections' videos, as the annotations have them.
+        label: (N,) class, in a type as narrow as can be: numpy sorts such integers, stably, by radix.
+    """
+    order = which[np.argsort(-detections.score[which], kind="stable")]
+    order = order[np.argsort(label[order], kind="stable")]
+    score, label = detections.score[order], label[order]
+    same = np.zeros(len(order), bool)  # as the one before it
+    same[1:] = (score[1:] == score[:-1]) & (label[1:] == label[:-1])
+    tied = np.nonzero(same | np.append(same[1:], False))[0]  # few, mostly
+    if len(tied):
+        place = {name: i for i, name in enumerate(sorted(set(names)))}
+        each = order[tied]
+        video = np.array([place[name] for name in names])[detections.video[each]]
+        keys = (detections.end[each], detections.start[each], video, np.cumsum(~same)[tied])
+        order[tied] = each[np.lexsort(keys)]
+    return order
+
+
 def _no_counts() -> dict[Reason, int]:
     return dict.fromkeys(get_args(Reason), 0)
 
@@ -319,11 +346,13 @@ def _chosen(names: tuple[str, ...], mask: np.ndarray) -> tuple[str, ...]:
 def _check(segments: Segments, kind: str) -> None:
     numbers = [segments.start, segments.end, *([segments.score] if isinstance(segments, Detections) else [])]
     bad = ~np.isfinite(numbers).all(axis=0) | (segments.end < segments.start)
+    bad |= (np.abs(numbers[:2]) > _LARGEST_TIME).any(axis=0)
     if bad.any():
         i = int(np.nonzero(bad)[0][0])
         raise InputError(
             f"{kind} {i}, in '{segments.videos[segments.video[i]]}', has start, end (and score) "
-            f"{[float(x[i]) for x in numbers]}; all must be finite and the end not before the start: mend or drop it"
+            f"{[float(x[i]) for x in numbers]}; all must be finite, times within {_LARGEST_TIME:g}, and the end not "
+            "before the start: mend or drop it"
         )
 
 
@@ -364,7 +393,7 @@ def _join(
     label = _index(detections.classes, annotations.classes)[detections.label]
     strange = video == len(annotations.videos)
     if unknown_videos == "error" and strange.any():
-        unknown = [names[v] for v in np.unique(detections.video[strange])]
+        unknown = sorted({names[v] for v in np.unique(detections.video[strange])})
         raise InputError(
             f"the annotations do not list {_count(len(unknown), 'video')} of the detections: {listed(unknown)}; "
             f"{_spelling(unknown, annotations.videos)}choose the subset that was localized, or drop what is elsewhere "
@@ -393,7 +422,7 @@ def _nothing_left(dropped: dict[Reason, int], names: tuple[str, ...], annotation
         "in videos without a segment, which the wtalc protocol leaves out": dropped["video_without_segments"],
     }
     known = set(annotations.videos)
-    unknown = [name for name in names if name not in known]
+    unknown = sorted(name for name in names if name not in known)
     hint = _spelling(unknown, annotations.videos) if dropped["unknown_video"] else ""
     return (
         f"no detection is left to judge, all {sum(dropped.values())} are dropped: "

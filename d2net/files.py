@@ -1,85 +1,205 @@
-"""Reading JSON, and writing files whole, with errors a user can act on."""
+"""Writing files whole, in folders that nobody else writes in, with errors a user can act on."""
 
 from __future__ import annotations
 
-import json
+import errno
+import fcntl
 import os
-import tempfile
+import secrets
+import unicodedata
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from d2net.errors import InputError
+from d2net.words import quoted
 
-
-def load_json(path: Path, content: bytes | None = None) -> Any:
-    """What a JSON file holds; some editors begin it with a mark, which is no JSON.
-
-    Args:
-        content: Of the file, where it has been read already.
-
-    Raises:
-        InputError: a missing or malformed file, or an object in which a key stands twice.
-    """
-    try:
-        return json.loads(path.read_bytes() if content is None else content, object_pairs_hook=_once)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); truncated perhaps: write or download it again") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError for a missing or malformed file, or another JSON type."""
-    value = load_json(path)
-    if not isinstance(value, dict):
-        raise InputError(f'{path}: holds a JSON {type(value).__name__}, expected an object with the key "database"')
-    return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, of which Python would keep the last of two values under one key."""
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(k for k in keys if keys.count(k) > 1)
-        raise InputError(f"'{twice}' comes twice in one object; merge or drop one of them")
-    return table
+LOCK_NAME = ".d2net.lock"
+TEMPORARY = ".d2net-"  # how the name of a file begins that is being written
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of a file system that has none
 
 
 def one_component(name: str, where: str) -> str:
-    """``name`` itself where it can be the name of a file, of any kind. Raises InputError that names ``where``."""
-    if not name.strip() or name in (".", "..") or any(c in name for c in "/\0\n\r") or len(name.encode()) > 240:
-        raise InputError(f"{where}: {name[:80]!r} cannot be the name of a file and a line of a split; rename it")
+    """``name`` itself where it can be the name of a file, on any system, and a line of a list of names.
+
+    Every name out of data, a recipe or the command line goes through here before it becomes part of a path.
+
+    Args:
+        where: What holds the name, for the message.
+
+    Raises:
+        InputError: it is empty, ".", "..", longer than 240 bytes, or holds a separator, a control character or what is
+            no character (half of a pair of surrogates).
+    """
+    bad = not name.strip() or name in (".", "..") or any(c in "/\\" or _unprintable(c) for c in name)
+    if bad or len(name.encode()) > 240:
+        raise InputError(f"{where}: {quoted(name)} cannot be the name of a file; rename it")
     return name
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def _unprintable(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def write_whole(path: Path, content: str | bytes | bytearray | memoryview) -> None:
     """Writes a file, whole or not at all: beside its place, to the disk, and then moved there. Makes its folder.
+
+    The file has the rights of a new one. A symbolic link at ``path`` is replaced by the file: never written through.
+    What earlier runs that were killed left of files half written in the folder is removed first.
 
     Raises:
         InputError: it cannot be written; an earlier file is as it was.
     """
     if isinstance(content, str):
-        content = content.encode()
+        content = content.encode(errors="backslashreplace")  # of half a surrogate pair, which JSON writes like that too
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: not an ordinary file; give the path of a file to write")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".d2net-")
+        sweep(path.parent)
+        handle, temporary = _create(path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())  # a full disk may only show here; the move must not come first
-            os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep colleagues out of a shared folder
-            os.replace(temporary, path)
+                os.replace(temporary, path)  # while it is open, and so locked
         except BaseException:
-            os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
             raise
+        sync(path.parent)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({error.strerror or error}); make space, or give another path; what was there "
             "is intact"
         ) from error
+
+
+def _create(folder: Path) -> tuple[int, Path]:
+    """A new file of a name that nobody can foresee, and the rights that new files get; locked as long as it is open."""
+    while True:
+        path = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks, on which nothing is swept
+            return handle, path
+        if os.fstat(handle).st_nlink:
+            return handle, path
+        os.close(handle)  # swept before it was locked
+
+
+def sweep(folder: Path) -> None:
+    """Remove what runs that were killed have left of files half written in ``folder``; live ones hold theirs locked.
+
+    On a network file system other machines see these locks too, unless it is mounted without.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(TEMPORARY) and entry.is_file(follow_symlinks=False):
+                with suppress(OSError):  # another's, or gone meanwhile, or alive
+                    _remove_unlocked(Path(entry.path))
+
+
+def _remove_unlocked(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    finally:
+        os.close(handle)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the entries of a folder, to the disk, where the platform can: a new name, too, must outlive a
+    power cut.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # a folder that may be written to but not read
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def inside(folder: Path, *names: str) -> Path:
+    """A folder of ours in ``folder``, which need not be there yet.
+
+    Raises:
+        InputError: a name that is no :func:`one_component`, or a symbolic link in the way: it is not followed.
+    """
+    path = folder
+    for name in names:
+        path = path / one_component(name, str(folder))
+        if path.is_symlink():
+            raise InputError(f"{path}: a symbolic link, which is not followed; remove it or choose another --out")
+    return path
+
+
+@contextmanager
+def locked(folder: Path, lock: Path | None = None) -> Iterator[None]:
+    """Within, no other d2net writes in ``folder``, which is made where it is missing; what dead runs left is swept.
+
+    The lock is the kernel's, on the file ``.d2net.lock`` in the folder: it ends with the process, however that ends.
+    The file holds the process's number and is removed at the end; one that a killed run left is taken by the next. One
+    thread can enter many times (a demo and the training in it).
+
+    Args:
+        lock: The file to lock instead: of a folder that is to appear by a move.
+
+    Raises:
+        InputError: another process or thread writes there, which is said at once; nothing can be written there.
+    """
+    from filelock import FileLock, Timeout
+
+    path = (lock or folder / LOCK_NAME).absolute()
+    # One object for each path, which counts how often its thread entered. Soft locks outlive a kill: none of them.
+    held = FileLock(path, blocking=False, is_singleton=True, fallback_to_soft=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    except Timeout:
+        raise InputError(
+            f"{folder}: is being written by another d2net{_holder(path)}; wait for it or choose another --out"
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+        warnings.warn(f"{folder}: its file system has no locks; see that no other d2net writes there", stacklevel=3)
+    outermost = held.lock_counter == 1
+    try:
+        if outermost:
+            _sign(path)
+            sweep(path.parent)
+        yield
+    finally:
+        if outermost:
+            with suppress(OSError):
+                path.unlink()  # while it is locked: whoever has opened it meanwhile sees that it is gone
+        if held.is_locked:
+            held.release()
+
+
+def _sign(path: Path) -> None:
+    with suppress(OSError):  # the number is for a message alone
+        handle = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW)
+        with os.fdopen(handle, "w") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+def _holder(path: Path) -> str:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(handle, "rb") as file:
+            return f" (pid {int(file.read(20))})"
+    except (OSError, ValueError):
+        return ""

@@ -25,21 +25,9 @@ class Localizer:
 
     Args:
         recipe: The settings of Sec. 3.3.
-
-    Raises:
-        InputError: a value that cannot work.
     """
 
     def __init__(self, recipe: LocalizationRecipe) -> None:
-        shares = ("score_floor",) if recipe.class_rule == "absolute" else ("class_threshold", "score_floor")
-        for key in shares:
-            value = getattr(recipe, key)
-            if not 0 <= value < 1:
-                raise InputError(f"localization.{key} is a share of the best and must lie in [0, 1), found {value}")
-        if recipe.max_classes is not None and recipe.max_classes < 1:
-            raise InputError(f"localization.max_classes must be at least 1, found {recipe.max_classes}")
-        if recipe.attention_peak is not None and not 0 < recipe.attention_peak < math.inf:
-            raise InputError(f"localization.attention_peak must be a positive number, found {recipe.attention_peak}")
         self.recipe = recipe
 
     @staticmethod
@@ -47,7 +35,7 @@ class Localizer:
         """The localizer of a named recipe, with single settings of ``LocalizationRecipe`` replaced.
 
         Raises:
-            InputError: unknown recipe or setting (the nearest is named), or a value of the wrong type.
+            InputError: unknown recipe or setting (the nearest is named), or a value that cannot work.
         """
         table = load_recipe(name).to_dict()
         table["localization"].update(overrides)
@@ -228,7 +216,7 @@ def predict(model: nn.Module, reference: Tensor, features: np.ndarray | Tensor) 
     Returns:
         The TCAM (T, C) and lambda' (T,) of Eq. 8, on the model's device.
     """
-    # A memory-mapped array is read-only, which tensors cannot be: copied.
+    # An array may be read-only, which tensors cannot be: copied.
     x = (features if isinstance(features, Tensor) else torch.tensor(features)).to(reference.device, torch.float32)
     lengths = torch.tensor([len(x)], device=x.device)
     training = model.training

@@ -41,6 +41,8 @@ class TemporalConv(nn.Conv1d):
 
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:  # type: ignore[override]
         """x (B, T, width_in) -> (B, T, width_out); ``padding`` (B, T, 1) is True past a length."""
+        if x.shape[1] == 0:  # which PyTorch's convolutions refuse; no output, and gradients of 0
+            return F.linear(x, self.weight[:, :, 0], self.bias)
         y = self.channels_last(x) if x.is_cuda else super().forward(x.transpose(1, 2)).transpose(1, 2)
         return y.masked_fill(padding, 0)
 
@@ -98,8 +100,7 @@ class D2Net(nn.Module):
         recipe: kernel size, dilation, residuals, dropout, embedding width; default THUMOS14's.
 
     Raises:
-        InputError: no class, widths that are none, an even kernel size, or residuals with an embedding width other
-            than the streams'.
+        InputError: no class, widths that are none, or residuals with an embedding width other than the streams'.
     """
 
     def __init__(
@@ -116,12 +117,6 @@ class D2Net(nn.Module):
             raise InputError(f"model: num_classes is {num_classes!r}; expected a whole number of at least 1")
         self.num_classes = num_classes
         self.embedding_dim = recipe.embedding_dim or self.stream_widths[0]
-        for kernel_size in (recipe.kernel_size, recipe.classifier_kernel_size or recipe.kernel_size):
-            if kernel_size % 2 == 0 or kernel_size < 1 or recipe.dilation < 1:
-                raise InputError(
-                    f"model: kernel size {kernel_size} and dilation {recipe.dilation}; expected an odd kernel "
-                    "size and a dilation of at least 1, so that time stays aligned"
-                )
         if recipe.residual and {self.embedding_dim} != set(self.stream_widths):
             raise InputError(
                 f"model: residual layers need streams as wide as the embedding ({self.embedding_dim}), "
@@ -144,7 +139,7 @@ class D2Net(nn.Module):
 
         Args:
             features: (B, T, sum of stream widths), of the network's type and device; arrays and lists are converted.
-                What lies past a length never matters.
+                What lies past a length never matters. B and T may be 0, and so are the results' then.
             lengths: (B,) int64 snippets of each recording, or None (all T).
 
         Raises:

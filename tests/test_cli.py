@@ -208,6 +208,7 @@ def test_train_localize_evaluate_resume(tmp_path: Path) -> None:
 
     # Stopping after 4 of 8 iterations and going on ends where the run in one piece does.
     run(*train, "--out", twice, "--set", "training.iterations=4")
+    assert "was trained with seed 0, not 5; leave --seed out" in fails(*train, "--out", twice, "--resume", "--seed", 5)
     run(*train, "--out", twice, "--resume")
     assert (twice / "checkpoint.safetensors").read_bytes() == checkpoint.read_bytes()
     assert "widths" in fails("localize", checkpoint, "--data", "simulated", "--out", found)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2net.data import read_annotations
-from d2net.detections import Annotations, Detections
+from d2net.detections import Annotations, Detections, read_detections
 from d2net.errors import InputError
 from d2net.evaluation import evaluate
 
@@ -187,7 +187,7 @@ CASES = {
     ),
     "detection past the end": Case([(0, 0, 0, 96, 0.5)], 0, 0, options={"tiou": [0.7]}),
     "segment without length": Case([(0, 0, 64, 64, 0.9), HIT], 25, 25, ((0, 0, 0, 64), (0, 0, 64, 64))),
-    "equal scores": Case([(0, 0, 128, 192, 0.5), HIT], 50, 50),
+    "equal scores": Case([(0, 0, 128, 192, 0.5), HIT], 100, 100),
     "duplicate": Case([HIT, HIT, (1, 0, 0, 64, 0.4)], 250 / 3, 250 / 3, ((0, 0, 0, 64), (1, 0, 0, 64))),
     "no detection": Case([], 0, 0, coverage={"detections": 0}, says="THERE IS NO DETECTION TO JUDGE"),
     "no detection left": Case(
@@ -236,11 +236,99 @@ def test_wtalc_drops_what_touches_an_ambiguous_segment():
     assert result.map.tolist() == [0] and "THERE IS NO DETECTION TO JUDGE" in result.coverage.lines()[0]
 
 
-def test_equal_scores_keep_their_order():
-    truth = annotations([(0, 0, 0, 10)])
-    hit, miss = (0, 0, 0, 10, 0.5), (0, 0, 20, 30, 0.5)
-    assert evaluate(detections([hit, miss]), truth, tiou=[0.5]).map == pytest.approx([100])
-    assert evaluate(detections([miss, hit]), truth, tiou=[0.5]).map == pytest.approx([50])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((0, 0, 0, 64, 0.5), (0, 0, 64, 128, 0.5)),  # by start
+        ((0, 0, 0, 64, 0.5), (0, 0, 0, 640, 0.5)),  # then by end
+        ((0, 0, 0, 64, 0.5), (1, 0, 0, 6.4, 0.5)),  # the recording's name before both
+    ],
+)
+def test_equal_scores(first, second, protocol):
+    """A hit and a miss: AP says which came first, whatever the order of the file."""
+    for videos, expected in ((("v", "w"), 50), (("w", "v"), 50 if first[0] == second[0] else 25)):
+        truth = annotations([(0, 0, 0, 64), (1, 0, 640, 700)], videos=videos)
+        for rows in ([first, second], [second, first]):
+            assert evaluate(detections(rows, videos=videos), truth, protocol, [0.5]).map == pytest.approx([expected])
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("unknown_videos", ["ignore", "false_positive"])
+def test_the_order_of_the_files_says_nothing(protocol, unknown_videos):
+    """Quantized scores and a coarse grid of times, so that nearly everything is tied."""
+    rng = np.random.default_rng(5)
+    videos, classes = tuple(f"v{i}" for i in rng.permutation(12)), ("a", "b", "c")
+
+    def rows(n, *more):
+        start = rng.integers(0, 40, n) / 2
+        return np.stack(
+            [rng.integers(0, 12, n), rng.integers(0, 3, n), start, start + rng.integers(1, 12, n), *more], 1
+        )
+
+    found, truth = rows(900, rng.integers(1, 4, 900) / 4), rows(90)[rng.random(90) < 0.8]
+    truth = truth[truth[:, 0] > 1]  # two recordings without a segment
+
+    def shuffled(names, table):
+        """The same, with rows and names in another order."""
+        order = rng.permutation(len(names))
+        table = table[rng.permutation(len(table))].copy()
+        table[:, 0] = np.argsort(order)[table[:, 0].astype(int)]
+        return table, tuple(names[i] for i in order)
+
+    def judged():
+        its, there = shuffled(videos, found)
+        marks = np.array([(4.0, 3, 5), (5.0, 0, 2)])
+        known = videos[:11]  # detections are in one more
+        ours, listed = shuffled(known, truth[truth[:, 0] < 11])
+        marks[:, 0] = [listed.index(known[int(v)]) for v in marks[:, 0]]
+        ours = annotations(ours, listed, classes, ambiguous=marks[rng.permutation(2)])
+        result = evaluate(detections(its, there, classes), ours, protocol, unknown_videos=unknown_videos)
+        return json.dumps(result.to_json()), result.coverage.lines()
+
+    first = judged()
+    assert not any("every number is 0" in line for line in first[1])
+    for _ in range(10):
+        assert judged() == first
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_files_in_another_order(tmp_path, protocol):
+    """Annotations and detections as JSON: recordings, segments and detections shuffled."""
+    rng = np.random.default_rng(3)
+
+    def entries(n, scored):
+        for _ in range(n):
+            start = int(rng.integers(0, 20))
+            row = {"label": str(rng.choice(["b", "a"])), "segment": [start, start + int(rng.integers(1, 9))]}
+            yield row | ({"score": int(rng.integers(1, 3)) / 2} if scored else {})
+
+    found = {f"v{i}": list(entries(30, True)) for i in range(6)}
+    truth = {f"v{i}": {"subset": "test", "annotations": list(entries(6, False))} for i in range(6)}
+
+    def judged():
+        for rows in (*found.values(), *(entry["annotations"] for entry in truth.values())):
+            rng.shuffle(rows)
+        results = {v: found[v] for v in rng.permutation(list(found)).tolist()}
+        database = {v: truth[v] for v in rng.permutation(list(truth)).tolist()}
+        (tmp_path / "found.json").write_text(json.dumps({"results": results}))
+        (tmp_path / "gt.json").write_text(json.dumps({"database": database}))
+        there = read_annotations(tmp_path / "gt.json")
+        return json.dumps(evaluate(read_detections(tmp_path / "found.json"), there, protocol).to_json())
+
+    assert len({judged() for _ in range(8)}) == 1
+
+
+def test_wtalc_offers_ground_truth_in_the_order_of_its_files():
+    """By time where there is no such order; 0.64 s are one snippet."""
+    s = 0.64
+    first, second = (0, 0, 0, 8 * s), (0, 0, 2 * s, 10 * s)
+    found = detections([(0, 0, 2 * s, 8 * s, 0.9), (0, 0, 0, 5 * s, 0.8)])  # both truths; the first alone
+    truth = annotations([second, first])
+    assert evaluate(found, truth, "wtalc", [0.6]).map == pytest.approx([50])
+    by_file = replace(truth, rank=np.array([0, 1]))
+    assert evaluate(found, by_file, "wtalc", [0.6]).map == pytest.approx([100])
+    assert evaluate(found, by_file, "activitynet", [0.6]) == evaluate(found, truth, "activitynet", [0.6])
 
 
 def test_class_without_ground_truth_counts_in_f1():
@@ -378,6 +466,7 @@ def test_nothing_left(found, protocol, reason):
         ([(0, 0, 0, 1, np.nan)], [(0, 0, 0, 1)], {}, "detection 0, in 'v'.*finite"),
         ([(0, 0, 2, 1, 1)], [(0, 0, 0, 1)], {}, "end not before the start"),
         ([], [(0, 0, 0, np.inf)], {}, "annotation 0, in 'v'.*finite"),
+        ([(0, 0, -1e308, 1e308, 1)], [(0, 0, 0, 1)], {}, "detection 0, in 'v'.*times within 1e\\+300"),
         ([], [], {}, "no segment"),
         ([], [(0, 0, 0, 1)], {"protocol": "thumos"}, "choose activitynet or wtalc"),
         ([], [(0, 0, 0, 1)], {"tiou": []}, "at least one"),
@@ -443,8 +532,13 @@ def slow(found: Detections, truth: Annotations, protocol: str, tiou: float) -> t
             for j in range(len(truth))
             if truth.label[j] == c
         ]
+        free.sort()  # by recording and time
         positives, flags = len(free), []
-        for i in sorted(np.nonzero(found.label == c)[0], key=lambda i: -found.score[i]):
+        names = [found.videos[v] for v in found.video]
+        ranked = sorted(
+            np.nonzero(found.label == c)[0], key=lambda i: (-found.score[i], names[i], found.start[i], found.end[i])
+        )
+        for i in ranked:
             segment = (time(float(found.start[i])), time(float(found.end[i])))
             if protocol == "wtalc" and (
                 found.video[i] not in truth.video

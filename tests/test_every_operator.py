@@ -42,6 +42,11 @@ def updated_reference(reference: Tensor, background: Tensor, valid: Tensor) -> T
 Case = tuple[Callable, list[Tensor], list[Tensor]]
 CASES: dict[str, Case] = {
     "attention_pool": (ops.attention_pool, [uniform(B, T, D), uniform(B, T)], [lengths()]),
+    "attention_pool by mean": (
+        lambda x, a, n: ops.attention_pool(x, a, n, reduction="mean"),
+        [uniform(B, T, D), uniform(B, T)],
+        [lengths()],
+    ),
     "batched_nms_1d": (lambda *x: ops.batched_nms_1d(*x, 0.5), [], [*segments(), torch.arange(N) % 4]),
     "bottom_up_attention": (ops.bottom_up_attention, [uniform(B, T, D) - 0.5, uniform(D) - 0.5], [lengths()]),
     "extract_proposals": (
@@ -49,7 +54,7 @@ CASES: dict[str, Case] = {
         [],
         [uniform(B, T, C), uniform(B, C) > 0.3, lengths()],
     ),
-    "iou_1d": (ops.iou_1d, [], [segments()[0], segments()[0][:40].contiguous()]),
+    "iou_1d": (ops.iou_1d, [segments()[0], segments()[0][:40] + 0.25], []),
     "joint_log_condition_number": (ops.joint_log_condition_number, [uniform(2, C, 9), uniform(2, 9, C)], []),
     "log_condition_number": (ops.log_condition_number, [uniform(4, 7, 9)], []),
     "log_condition_number of 2 x 2": (ops.log_condition_number, [uniform(B, 2, 2)], []),

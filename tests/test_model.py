@@ -272,3 +272,14 @@ def test_release_variants():
     assert (model.eval()(features).embeddings != 0).all()
     plain = D2Net(4, (64, 64), ModelRecipe(residual=True, dropout=0.7))
     assert (plain(features).embeddings != 0).all()
+
+
+@pytest.mark.parametrize("widths", [(6, 6), (6,)])
+@pytest.mark.parametrize(("b", "t"), [(0, 5), (2, 0), (0, 0)])
+def test_no_recordings_or_no_snippets(widths, b, t):
+    model = D2Net(3, widths)
+    for lengths in (None, torch.full((b,), t)):
+        output = model(torch.rand(b, t, sum(widths)), lengths)
+        assert output.tcam.shape == output.logits_a.shape == (b, t, 3) and output.embeddings.shape == (b, t, 6)
+        (output.tcam.sum() + output.embeddings.sum()).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())

@@ -152,6 +152,8 @@ def test_frames(data: Path, trained: Path, tmp_path: Path) -> None:
         Image.new("RGB", (32, 24), (200, 0, 0)).save(frames / "clip_4" / f"{i}.jpg")
     (frames / "clip_4" / "notes.txt").write_text("")
     assert [p.name for p in find_frames(frames, "clip_4")] == ["1.jpg", "9.jpg", "10.jpg"]
+    with pytest.raises(ValueError, match="cannot be the name of a file"):
+        find_frames(frames / "clip_4", "../clip_4")
     command = ["plot", trained, "--data", data, "--video", "clip_4", "--out"]
     run(*command, tmp_path / "with.png", "--frames", frames)
     run(*command, tmp_path / "without.png")

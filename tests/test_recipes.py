@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from d2net.errors import InputError
-from d2net.recipes import Recipe, differences, load_recipe, recipe_names
+from d2net.recipes import (
+    EvaluationRecipe,
+    LocalizationRecipe,
+    LossRecipe,
+    ModelRecipe,
+    Recipe,
+    TrainingRecipe,
+    differences,
+    load_recipe,
+    recipe_names,
+)
 
 
 def test_paper_values():
@@ -42,27 +54,90 @@ def test_override():
         ("training.iteratons=3", "did you mean 'iterations'"),
         ("trainng.iterations=3", "section.key=value .did you mean 'training'"),
         ("loss.denoising=pdmii", "did you mean 'pdmi'"),
-        ("loss.classification=3", "expected discriminative or focal or cross_entropy"),
-        ("loss.video_peak_share=high", "expected a number or null"),
-        ("loss.alpha_video=true", "expected a number"),
+        ("loss.classification=3", "is 3; it must be discriminative or focal or cross_entropy"),
+        ("loss.video_peak_share=high", "is 'high'; it must be a number or null"),
+        ("loss.alpha_video=true", "is True; it must be a number"),
         ("training.iterations", "section.key=value"),
-        ("training.iterations=many", "expected an integer"),
-        ("model.residual=1", "expected true or false"),
-        ("loss.beta=[1]", "expected a number"),
-        ("localization.thresholds=0.1", "expected a list of numbers"),
-        ("evaluation.protocol=thumos", "expected activitynet or wtalc"),
+        ("training.iterations=many", "is 'many'; it must be a whole number"),
+        ("model.residual=1", "is 1; it must be true or false"),
+        ("loss.beta=[1]", "it must be a number"),
+        ("localization.thresholds=0.1", "is 0.1; it must be a list of at least one value"),
+        ("evaluation.protocol=thumos", "it must be activitynet or wtalc"),
         ("loss.beta={", "not a YAML value"),
+        ("loss.momentum=.nan", "loss.momentum is nan; it must be at least 0 and at most 1"),
+        ("loss.beta=-.inf", "loss.beta is -inf; it must be at least 0 and finite"),
+        ("training.learning_rate=1e39", "it must be above 0 and finite"),
+        ("training.iterations=-3", "is -3; it must be at least 1 and at most 1,000,000,000"),
+        ("training.iterations=2.5", "is 2.5; it must be a whole number"),
+        ("training.batch_size=true", "is True; it must be a whole number"),
+        ("training.batch_size=" + "9" * 1900, r"9\.\.\.9+; it must be at least 1"),
+        ("model.kernel_size=4", "is 4; it must be odd and at least 1"),
+        ("localization.thresholds=[0.1, .nan]", r"thresholds\[1\] is nan; it must be finite"),
+        ("localization.thresholds=[]", "a list of at least one value"),
+        ("localization.class_threshold=1", "it must be at least 0 and below 1, a share of the best p"),
+        ("evaluation.tiou=[0.5, 2]", r"tiou\[1\] is 2; it must be above 0 and at most 1"),
+        ("loss.beta=&a [*a, *a]", "anchors, aliases and tags are not taken"),
+        ("loss.beta=!!int ''", "anchors, aliases and tags are not taken"),
+        ("loss.beta=" + "[" * 1900, "not a YAML value .maximum recursion depth"),
+        ("loss.beta=" + "9" * 10**6, "has more than 2000 characters"),
+        ("loss.beta=" + ":".join(["1"] * 900) + ".0", "not a YAML value .int too large"),
+        ("loss.beta=2001-99-99", "not a YAML value .month"),
+        ("loss.beta=\udcff", "not a YAML value"),
+        ("loss.beta=\x1b[2J", r"'loss.beta=.x1b\[2J': not a YAML value"),
+        ("loss." + "x" * 10**6 + "=1", r"unknown key 'x+\.\.\.x+'; known are"),
+        ("x" * 10**6, r"x\.\.\.x+' is not of the form section.key=value"),
     ],
+    ids=lambda text: text[:40].encode("ascii", "backslashreplace").decode(),
 )
 def test_bad_settings(assignment, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as error:
         load_recipe("watch").override([assignment])
+    assert len(str(error.value)) < 2001 and str(error.value).isprintable()
+
+
+def test_settings_are_checked_in_python_too():
+    with pytest.raises(InputError, match="loss.momentum is nan; it must be at least 0 and at most 1"):
+        LossRecipe(momentum=float("nan"))
+    with pytest.raises(InputError, match="training.iterations is 0"):
+        replace(load_recipe("watch").training, iterations=0)
+    with pytest.raises(InputError, match="model is None; it must be a ModelRecipe"):
+        replace(load_recipe("watch"), model=None)
+    assert LossRecipe(beta=np.float32(2), topk_divisor=np.int64(4)) == LossRecipe(topk_divisor=4)
+    assert LocalizationRecipe(thresholds=[0, 1]).thresholds == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("section", [ModelRecipe, LossRecipe, TrainingRecipe, LocalizationRecipe, EvaluationRecipe])
+def test_every_number_has_a_range(section):
+    """No field takes NaN, Inf, a number that float32 does not hold, or a giant whole one."""
+    known = vars(section())
+    for name, value in known.items():
+        if isinstance(value, (str, bool)):
+            continue
+        for bad in (float("nan"), float("inf"), -float("inf"), 1e300, -1e300, 10**5000, True, "a", b"1"):
+            with pytest.raises(InputError, match=rf"\w+\.{name}\S* is .*; it must be "):
+                section(**{name: (bad,) if isinstance(value, tuple) else bad})
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ([], "x: expected keys and values, found list"),
+        ({"name": 3}, "x: name is 3; it must be a text"),
+        ({"loss": [1]}, "x: section loss: expected keys and values, found list"),
+        ({"loss": {"bta": 1}}, "x: section loss: unknown key 'bta' .did you mean 'beta'"),
+        ({"loss": {3: 1}}, "x: section loss: unknown key 3"),
+        ({"training": {"ema_decay": float("nan")}}, "x: training.ema_decay is nan"),
+    ],
+)
+def test_bad_tables(table, message):
+    with pytest.raises(InputError, match=message):
+        Recipe.from_dict(table, source="x")
 
 
 def test_null_is_a_value_where_it_has_a_meaning():
     recipe = load_recipe("thumos14-release").override(["loss.video_peak_share=null", "localization.max_classes=3"])
     assert recipe.loss.video_peak_share is None and recipe.localization.max_classes == 3
-    with pytest.raises(InputError, match="loss.beta: expected a number"):
+    with pytest.raises(InputError, match="loss.beta is None; it must be a number"):
         recipe.override(["loss.beta=null"])
 
 

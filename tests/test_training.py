@@ -7,24 +7,29 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from d2net.checkpoint import load_checkpoint, load_model, save_checkpoint
+from d2net.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
 from d2net.data.batches import BatchSampler
 from d2net.data.dataset import Dataset, Recording
 from d2net.data.resident import ResidentFeatures
 from d2net.errors import D2NetError, InputError
+from d2net.files import locked
 from d2net.localization import localize
+from d2net.losses import D2NetLoss
 from d2net.model import D2Net
 from d2net.recipes import Recipe, TrainingRecipe, load_recipe
 from d2net.threads import threads
 from d2net.training import Trainer, denoising_is_on
+from d2net.training_log import read_log
 
 CLASSES = ("jump", "throw")
 
@@ -67,7 +72,15 @@ def make_trainer(out: Path, iterations: int = 20, dataset: Dataset | None = None
 
 
 def log_of(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return read_log(out)
+
+
+def write_format_1(path: Path, checkpoint: Checkpoint) -> None:
+    """As an older d2net did."""
+    metadata = {**checkpoint.metadata(), "format": 1}
+    tensors = {key: t for key, t in checkpoint.tensors.items() if not key.startswith("recordings.")}
+    del metadata["precision"]
+    save_file(tensors, path, {"d2net": json.dumps(metadata)})
 
 
 def assert_same_checkpoint(a: Path, b: Path) -> None:
@@ -133,9 +146,10 @@ def test_an_older_average_goes_on_as_it_was(tmp_path: Path) -> None:
     trainer = Trainer(make_dataset(), make_recipe(3, ema_decay=decay), out=tmp_path, tensorboard=False)
     old = load_checkpoint(trainer.run())
     tensors = {key: t for key, t in old.tensors.items() if not key.startswith("average.")}
-    save_checkpoint(trainer.path, replace(old, tensors=tensors))
+    write_format_1(trainer.path, replace(old, tensors=tensors))
     new = Trainer(make_dataset(), make_recipe(4, ema_decay=decay), out=tmp_path, tensorboard=False)
-    saved = load_checkpoint(new.run(resume=True))
+    with pytest.warns(UserWarning, match="does not say its precision and recordings"):
+        saved = load_checkpoint(new.run(resume=True))
     for key, t in saved.group("model").items():
         expected = decay * old.group("model")[key] + (1 - decay) * saved.group("weights")[key]
         torch.testing.assert_close(t, expected)
@@ -160,7 +174,7 @@ def test_averaging_is_the_same_in_every_step(tmp_path: Path) -> None:
     steps = []
     for _ in range(2):
         with Calls() as calls:
-            trainer._average()
+            trainer.state.average()
         steps.append(calls.seen)
     assert steps[0] == steps[1] and not any("_local_scalar_dense" in name for name, _ in steps[0])
 
@@ -302,12 +316,83 @@ def test_an_interrupted_run_saves_and_can_go_on(tmp_path: Path, number: signal.S
     assert_same_checkpoint(make_trainer(tmp_path / "whole").run(), parts)
 
 
-def test_the_log_of_a_resumed_run_holds_every_iteration_once(tmp_path: Path) -> None:
-    make_trainer(tmp_path, 20).run()
-    with open(tmp_path / "log.jsonl", "a") as file:  # as a run killed at 30, after its checkpoint of 20, leaves it
-        file.write('{"iteration": 30, "total": 1.0}\n{"itera')
-    make_trainer(tmp_path, 40).run(resume=True)
-    assert [line["iteration"] for line in log_of(tmp_path)] == [10, 20, 30, 40]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_last_iteration_is_no_failure(tmp_path: Path, number: signal.Signals) -> None:
+    reads = 0
+
+    def interrupt(x: np.ndarray) -> np.ndarray:
+        nonlocal reads
+        reads += 1
+        if reads == 4 * 7 - 1:
+            os.kill(os.getpid(), number)
+        return x
+
+    trainer = make_trainer(tmp_path, 7, dataset=make_dataset(read=interrupt))
+    assert load_checkpoint(trainer.run()).iteration == 7 and trainer.interrupted
+    trainer = make_trainer(tmp_path, 7)
+    trainer.run(resume=True)
+    assert not trainer.interrupted
+
+
+@pytest.mark.parametrize("iterations", [7, 9])
+def test_a_signal_right_after_a_save_says_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, iterations: int
+) -> None:
+    """In the last iteration the run is done; before it one more iteration is done and saved."""
+
+    def save(path: Path, checkpoint: Checkpoint) -> None:
+        save_checkpoint(path, checkpoint)
+        if checkpoint.iteration == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("d2net.training.save_checkpoint", save)
+    trainer = make_trainer(tmp_path, iterations, save_every=7)
+    if iterations == 7:
+        assert trainer.run().exists() and trainer.interrupted
+    else:
+        with pytest.raises(KeyboardInterrupt, match="stopped at iteration 8; saved"):
+            trainer.run()
+        assert load_checkpoint(tmp_path).iteration == 8
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_second_signal_says_what_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool) -> None:
+    """In the middle of a save: the file is whole, or the earlier one; no other run's is called this one's."""
+    if overwrite:
+        make_trainer(tmp_path, 3).run()
+    saves = 0
+    replaced = os.replace
+
+    def twice(source: Path, target: Path) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        replaced(source, target)
+
+    monkeypatch.setattr(os, "replace", twice)
+    stop_at = 1
+    with pytest.raises(KeyboardInterrupt) as first:
+        make_trainer(tmp_path, 9, save_every=2, overwrite=overwrite).run()
+    assert first.value.args == ()  # nothing of this run is saved
+    assert (tmp_path / "checkpoint.safetensors").exists() == overwrite
+    saves, stop_at = 0, 5  # two files a save
+    with pytest.raises(KeyboardInterrupt, match=r"what was saved last is .*checkpoint\.safetensors"):
+        make_trainer(tmp_path, 9, save_every=2, overwrite=overwrite).run()
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path).iteration == 4
+    parts = make_trainer(tmp_path, 9).run(resume=True)
+    assert_same_checkpoint(make_trainer(tmp_path / "whole", 9).run(), parts)
+
+
+def test_two_runs_in_one_folder(tmp_path: Path) -> None:
+    with locked(tmp_path), ThreadPoolExecutor(1) as other:
+        trainer = make_trainer(tmp_path, 3)
+        with pytest.raises(InputError, match="another d2net"):
+            other.submit(trainer.run).result()
+        assert not (tmp_path / "checkpoint.safetensors").exists()
+    trainer.run()
 
 
 def test_evaluates_periodically(tmp_path: Path) -> None:
@@ -366,12 +451,150 @@ def test_resume_refuses_what_does_not_fit(tmp_path: Path) -> None:
     for change, message in (
         ({"classes": ("jump", "throw", "run")}, "jump, throw, run"),
         ({"stream_widths": (4, 8)}, "4, 8"),
-        ({"recordings": make_dataset().recordings[:4]}, "trained on 6 recordings"),
+        (
+            {"recordings": make_dataset().recordings[:4]},
+            r"trained on other recordings .6 then and 4 now; 2 of them are gone",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             make_trainer(tmp_path, 9, dataset=replace(make_dataset(), **change)).run(resume=True)
     with pytest.raises(InputError, match="iteration 5 already"):
         make_trainer(tmp_path, 4).run(resume=True)
+
+
+def test_resume_knows_its_recordings(tmp_path: Path) -> None:
+    make_trainer(tmp_path, 5, dataset=with_lengths(make_dataset())).run()
+    first, *others = with_lengths(make_dataset()).recordings
+    for recordings, message in (
+        ((replace(first, name="new"), *others), "6 then and 6 now; 1 of them are gone; 'new' new"),
+        ((replace(first, labels=("throw",)), *others), "'r0' of another length or with other labels"),
+        ((replace(first, snippets=99), *others), "'r0' of another length"),
+        ((*others, first), "in another order"),
+        (others, "6 then and 5 now; 1 of them are gone"),
+    ):
+        other = replace(make_dataset(), recordings=tuple(recordings))
+        with pytest.raises(InputError, match=f"trained on other recordings .*{message}.*choose another --out"):
+            make_trainer(tmp_path, 9, dataset=other).run(resume=True)
+    # What training does not look at may change: segments, and where the features lie.
+    moved = tuple(replace(r, segments=(), source="elsewhere") for r in with_lengths(make_dataset()).recordings)
+    make_trainer(tmp_path, 9, dataset=replace(make_dataset(), recordings=moved)).run(resume=True)
+
+
+def with_lengths(dataset: Dataset) -> Dataset:
+    return replace(dataset, recordings=tuple(replace(r, snippets=len(r.read())) for r in dataset.recordings))
+
+
+def test_resume_knows_its_seed_and_precision(tmp_path: Path) -> None:
+    path = make_trainer(tmp_path, 5, seed=3, precision="bf16").run()
+    saved = load_checkpoint(path)
+    assert (saved.seed, saved.precision) == (3, "bf16")
+    for option, message in (({"seed": 4}, "seed 3, not 4"), ({"precision": "fp32"}, "precision bf16, not fp32")):
+        with pytest.raises(InputError, match=f"was trained with {message}; leave --"):
+            make_trainer(tmp_path, 9, **option).run(resume=True)
+    make_trainer(tmp_path, 9, seed=3, precision="bf16").run(resume=True)
+    make_trainer(tmp_path, 12).run(resume=True)  # those of the run
+    saved = load_checkpoint(path)
+    assert (saved.seed, saved.precision) == (3, "bf16")
+    assert_same_checkpoint(path, make_trainer(tmp_path / "whole", 12, seed=3, precision="bf16").run())
+
+
+def test_a_precision_that_there_is_not_here(tmp_path: Path) -> None:
+    path = make_trainer(tmp_path, 5).run()
+    save_checkpoint(path, replace(load_checkpoint(path), precision="tf32"))
+    with pytest.warns(UserWarning, match="was trained in tf32, which cpu has not, and goes on in fp32"):
+        make_trainer(tmp_path, 9).run(resume=True)
+    assert load_checkpoint(path).precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["optimizer.3.exp_avg", "optimizer", "rng", "rng.pairing", "rng.cpu", "sampler.position", "sampler", "average"]
+    + ["weights", "recordings", "loss", "model.stream_a.first.bias"],
+)
+def test_resume_needs_all_its_tensors(tmp_path: Path, missing: str) -> None:
+    recipe = make_recipe(3, ema_decay=0.9)
+    path = Trainer(make_dataset(), recipe, out=tmp_path, tensorboard=False).run()
+    saved = load_checkpoint(path)
+    kept = {key: t for key, t in saved.tensors.items() if key != missing and not key.startswith(f"{missing}.")}
+    save_checkpoint(path, replace(saved, tensors=kept))
+    before = path.read_bytes()
+    trainer = Trainer(make_dataset(), make_recipe(5, ema_decay=0.9), out=tmp_path, tensorboard=False)
+    with pytest.raises(InputError, match=rf"cannot go on, as it has no '{missing}[\w.]*'"):
+        trainer.run(resume=True)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("optimizer.0.exp_avg", torch.zeros(3)),
+        ("optimizer.0.step", torch.tensor(3)),
+        ("rng.cpu", torch.zeros(7, dtype=torch.uint8)),
+        ("rng.cpu", torch.full((5056,), 255, dtype=torch.uint8)),
+        ("rng.pairing", torch.full((5056,), 255, dtype=torch.uint8)),
+        ("sampler.position", torch.tensor(99)),
+        ("sampler.position", torch.tensor(-1)),
+        ("sampler.order", torch.tensor([0, 0, 1, 2, 3, 4])),
+        ("sampler.generator", torch.zeros(5056)),
+        ("loss.reference", torch.zeros(9)),
+        ("model.stream_a.first.bias", torch.zeros(9)),
+    ],
+)
+def test_resume_refuses_tensors_that_do_not_fit(tmp_path: Path, name: str, value: torch.Tensor) -> None:
+    path = make_trainer(tmp_path, 3).run()
+    saved = load_checkpoint(path)
+    save_checkpoint(path, replace(saved, tensors={**saved.tensors, name: value}))
+    with pytest.raises(InputError, match="do not fit this recipe|order of recordings is damaged"):
+        make_trainer(tmp_path, 5).run(resume=True)
+
+
+def test_an_older_checkpoint_resumes_with_a_warning(tmp_path: Path) -> None:
+    path = make_trainer(tmp_path / "parts", 4).run()
+    write_format_1(path, load_checkpoint(path))
+    with pytest.warns(UserWarning) as warned:
+        make_trainer(tmp_path / "parts", 9).run(resume=True)
+    assert [str(w.message).partition(": ")[2] for w in warned] == [
+        "an older checkpoint, without a checksum: damage in it would not be seen",
+        "is older and does not say its precision and recordings; see that they are the same now",
+    ]
+    assert_same_checkpoint(make_trainer(tmp_path / "whole", 9).run(), path)
+
+
+@pytest.mark.parametrize("change", [{"classes": ("a", "a")}, {"classes": ("", "b")}, {"name": 3}])
+def test_what_no_checkpoint_can_hold_is_said_before_training(tmp_path: Path, change: dict[str, object]) -> None:
+    dataset = make_dataset()
+    recordings = tuple(replace(r, labels=()) for r in dataset.recordings)
+    recipe = make_recipe().override(["loss.skip_unlabelled=true"])
+    with pytest.raises(InputError, match=r"(classes|dataset) is .*; it must be"):
+        Trainer(replace(dataset, recordings=recordings, **change), recipe, out=tmp_path)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.5, True])
+def test_seeds(tmp_path: Path, seed: object) -> None:
+    with pytest.raises(InputError, match="seed is .*; it must be"):
+        make_trainer(tmp_path, seed=seed)
+
+
+def test_a_probe_of_the_folder_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".writable").symlink_to(tmp_path / "mine")
+    make_trainer(tmp_path / "run", 1).run()
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_reference_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+    path = make_trainer(tmp_path, 5).run()
+    before = path.read_bytes()
+    trainer = make_trainer(tmp_path, 9)
+
+    def spoil(loss: D2NetLoss, *_: object) -> None:
+        loss.reference.fill_(float("nan"))
+
+    trainer.loss.register_forward_hook(spoil)  # no term looks at x_ref here, so that the loss stays finite
+    with pytest.raises(D2NetError, match="not saved at iteration 9, as 'loss.reference' holds NaN or Inf"):
+        trainer.run(resume=True)
+    assert path.read_bytes() == before
 
 
 def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:
@@ -572,6 +795,6 @@ def test_the_log_shows_terms_that_are_on_in_some_iterations_only(tmp_path):
         + ["training.batch_size=4", "model.embedding_dim=4"]
     )
     Trainer(make_dataset(), recipe, out=tmp_path, tensorboard=False).run()
-    for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()):
+    for line in log_of(tmp_path):
         total = line["discriminative"] + 0.2 * line["snippet"] + 0.2 * line["video"]
         assert line["video"] > 0 and line["total"] == pytest.approx(total, rel=1e-5)

@@ -36,6 +36,9 @@ double or_zero(const T* x) {
   return x == nullptr ? 0 : double(*x);
 }
 
+// A term of weight 0 is off, whatever it is: NaN * 0 would be NaN.
+double weighted(double weight, double x) { return weight == 0 ? 0 : weight * x; }
+
 }  // namespace
 
 template <typename T>
@@ -78,7 +81,8 @@ void total_loss(const T* discriminative, const int64_t* counted, const T* snippe
   const double dis = mean_of(discriminative, counted, b), snip = snippet == nullptr ? 0 : mean_of(snippet, valid, b);
   *video_out = T(or_zero(video));
   *other_out = T(or_zero(other));
-  *total = T(dis + alpha_snippet * snip + alpha_video * or_zero(video) + weight * or_zero(other));
+  *total =
+      T(dis + weighted(alpha_snippet, snip) + weighted(alpha_video, or_zero(video)) + weighted(weight, or_zero(other)));
   *mean = T(dis);
   *snippet_mean = T(snip);
 }
@@ -89,9 +93,10 @@ void total_loss_backward(const T* to_total, const T* to_mean, const T* to_snippe
                          double weight, T* grad_discriminative, T* grad_snippet, T* grad_video, T* grad_other, int) {
   const double total = or_zero(to_total);
   spread_mean(total + or_zero(to_mean), counted, b, grad_discriminative);
-  if (grad_snippet != nullptr) spread_mean(alpha_snippet * total + or_zero(to_snippet), valid, b, grad_snippet);
-  if (grad_video != nullptr) *grad_video = T(alpha_video * total + or_zero(to_video));
-  if (grad_other != nullptr) *grad_other = T(weight * total + or_zero(to_other));
+  if (grad_snippet != nullptr)
+    spread_mean(weighted(alpha_snippet, total) + or_zero(to_snippet), valid, b, grad_snippet);
+  if (grad_video != nullptr) *grad_video = T(weighted(alpha_video, total) + or_zero(to_video));
+  if (grad_other != nullptr) *grad_other = T(weighted(weight, total) + or_zero(to_other));
 }
 
 template <typename T>

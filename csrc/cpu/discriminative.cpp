@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "math/focal.h"
+#include "math/ordered_float.h"
 #include "math/pairs.h"
 #include "parallel.h"
 #include "simd.h"
@@ -38,15 +39,16 @@ int64_t grain(int64_t c, int64_t d) { return 1 + 32768 / (1 + 8 * c + 4 * d); }
 void different_partners(const float* keys, const bool* valid_fg, const bool* valid_bg, int64_t b, int64_t* partner,
                         int) {
   std::vector<int64_t> order(b);
+  std::vector<math::Ordered<float>::Key> key(b);
   for (int kind = 0; kind < 3; ++kind) {
     const bool* takes_part = kind == 1 ? valid_fg : valid_bg;  // in the cycle; of w_fb all do
-    const float* key = keys + kind * b;
     order.clear();
     for (int64_t i = 0; i < b; ++i) {
+      key[i] = math::ordered_key(keys[kind * b + i]);
       if (kind == 0 || takes_part[i]) order.push_back(i);
     }
     std::sort(order.begin(), order.end(),
-              [=](int64_t i, int64_t j) { return key[i] < key[j] || (key[i] == key[j] && i < j); });
+              [&](int64_t i, int64_t j) { return key[i] < key[j] || (key[i] == key[j] && i < j); });
     std::fill(partner + kind * b, partner + (kind + 1) * b, int64_t(-1));
     for (size_t k = 0; k < order.size(); ++k) {
       const int64_t i = order[k], next = order[(k + 1) % order.size()];
@@ -61,15 +63,14 @@ void discriminative_terms(const T* pooled, const T* labels, const int64_t* count
                           double gamma, double floor, bool mean, bool balanced, T* terms, T* to_pooled, T* saved,
                           int threads) {
   const int64_t row = partner == nullptr ? 0 : b;  // of saved
-  T *to_cosine = saved + kToCosine * row, *cosine = saved + kCosine * row, *inverse_norm = saved + kInverseNorm * row;
+  T *to_cosine = saved + kToCosine * row, *cosine = saved + kCosine * row, *saved_norm = saved + kInverseNorm * row;
   std::vector<double> norm(2 * row);  // 1 / |x|
   if (partner != nullptr) {
     parallel_for(2 * b, 2 * grain(0, d), threads, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const T* x = i < b ? x_fg + i * d : x_bg + (i - b) * d;
-        // The epsilon makes the cosine of a zero vector 0 and keeps its gradient finite.
-        norm[i] = 1 / std::sqrt(dot(x, x, d) + 1e-12);
-        inverse_norm[i] = T(norm[i]);
+        norm[i] = inverse_norm(dot(x, x, d));
+        saved_norm[i] = T(norm[i]);
       }
     });
   }
@@ -117,7 +118,7 @@ void discriminative_terms_backward(const T* grad, const T* to_pooled, const T* s
     for (int64_t k = i * c; k < (i + 1) * c; ++k) grad_pooled[k] = grad[i] * to_pooled[k];
   }
   if (partner == nullptr) return;
-  const T *to_cosine = saved + kToCosine * b, *cosine = saved + kCosine * b, *inverse_norm = saved + kInverseNorm * b;
+  const T *to_cosine = saved + kToCosine * b, *cosine = saved + kCosine * b, *norm = saved + kInverseNorm * b;
   // Every row of a gradient has one owner, which looks for the pairs that its embedding is in.
   parallel_for(2 * b, 2 * grain(0, d), threads, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -132,8 +133,8 @@ void discriminative_terms_backward(const T* grad, const T* to_pooled, const T* s
           if (pair.x < 0) continue;
           const bool x_fore = x_is_foreground(kind), other_fore = other_is_foreground(kind);
           const double by = double(grad[i]) * to_cosine[kind * b + i], of_pair = cosine[kind * b + i];
-          const double x_norm = inverse_norm[(x_fore ? 0 : b) + pair.x];
-          const double other_norm = inverse_norm[(other_fore ? 0 : b) + pair.other];
+          const double x_norm = norm[(x_fore ? 0 : b) + pair.x];
+          const double other_norm = norm[(other_fore ? 0 : b) + pair.other];
           if (pair.x == r && x_fore == foreground) {
             const Share share = cosine_gradient(by, of_pair, x_norm, other_norm);
             add((other_fore ? x_fg : x_bg) + pair.other * d, T(share.other), d, sum);

@@ -18,7 +18,7 @@ struct PooledGradient {
   const T* of_pooled;     // (b, c) of the top-k mean; null: none
   const T* x;
   const int64_t* lengths;
-  const int32_t* peak;  // (b, t) class of the maximum; may be null without of_attention
+  const int32_t* peak;  // (b, t) class of the maximum, none where it is not in [0, c); may be null without of_attention
   const T* kth;         // (b, c), with last: see topk_pool.h
   const int32_t* last;
   int64_t b, t, c, divisor;
@@ -56,7 +56,7 @@ void pooled_gradient(const PooledGradient<T>& g, T* grad_x, int threads, Then th
         const int64_t column = recording * c + i % c;
         share[i] = g.of_pooled != nullptr ? g.of_pooled[column] / k : T(0);
         kth[i] = math::ordered_key(g.kth[column]);
-        last[i] = g.last[column] - int32_t(i / c);
+        last[i] = std::max(g.last[column], -1) - int32_t(i / c);
       }
       const int64_t valid = std::clamp(length, from, to);
       for (int64_t first = from; first < valid; first += block) {
@@ -64,7 +64,10 @@ void pooled_gradient(const PooledGradient<T>& g, T* grad_x, int threads, Then th
         detail::pooled_gradient_rows(g.of_x != nullptr ? g.of_x + row * c : nullptr, g.x + row * c, first, rows, c,
                                      group, share.data(), kth.data(), last.data(), grad_x + row * c);
         if (g.of_attention != nullptr && c > 0) {
-          for (int64_t i = row; i < row + rows; ++i) grad_x[i * c + g.peak[i]] += g.of_attention[i];
+          for (int64_t i = row; i < row + rows; ++i) {
+            const int64_t peak = g.peak[i];
+            if (peak >= 0 && peak < c) grad_x[i * c + peak] += g.of_attention[i];
+          }
         }
         then(row * c, rows * c);
       }

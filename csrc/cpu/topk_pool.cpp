@@ -317,7 +317,9 @@ int next_power_of_two(int64_t n) {
 template <typename T>
 void topk_pool(const T* x, const int64_t* lengths, int64_t b, int64_t t, int64_t c, int64_t divisor, T* pooled, T* kth,
                int32_t* last, int threads) {
-  if (t > std::numeric_limits<int32_t>::max()) throw std::length_error("topk_pool: T is not below 2^31");
+  if (std::max(t, c) > std::numeric_limits<int32_t>::max()) {
+    throw std::length_error("topk_pool: T and C must be below 2^31");
+  }
   if (b == 0 || c == 0) return;
   // Narrower tiles where there are too few to go round; a column's result does not depend on its tile.
   int tile = int(std::min<int64_t>(kLanes, next_power_of_two(std::min<int64_t>(c, kLanes))));

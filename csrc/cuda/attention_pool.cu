@@ -113,11 +113,11 @@ __global__ void __launch_bounds__(kSumThreads)
 
 // A block adds the chunks of one side of one recording (blockIdx.x) for 32 columns (blockIdx.y): its warps take the
 // chunks in turn, then the warps' sums are added in order, all in double.
-template <typename T, typename A = accumulator_t<T>>
+template <typename A>
 __global__ void __launch_bounds__(32 * kCombineWarps)
     combine_chunks(const A* __restrict__ partial, const double* __restrict__ totals,
-                   const int64_t* __restrict__ lengths, int64_t chunks, int64_t t, int64_t d, bool mean, T* x_fg,
-                   T* x_bg, bool* valid_fg, bool* valid_bg) {
+                   const int64_t* __restrict__ lengths, int64_t chunks, int64_t t, int64_t d, bool mean, A* x_fg,
+                   A* x_bg, bool* valid_fg, bool* valid_bg) {
   D2NET_SHARED(double, of_warp, [kCombineWarps][32]);
   const int64_t recording = blockIdx.x / 2, side = blockIdx.x % 2, row = 2 * recording * chunks + side;
   const int64_t used = (length_of(lengths, recording, t) + kPoolChunk - 1) / kPoolChunk;
@@ -136,17 +136,17 @@ __global__ void __launch_bounds__(32 * kCombineWarps)
   if (warp == 0 && column < d) {
     for (int other = 1; other < kCombineWarps; ++other) sum += of_warp[other][lane];
     const double divisor = mean && total > 0 ? total : 1;
-    (side == 0 ? x_fg : x_bg)[recording * d + column] = from_float<T>(A(sum / divisor));
+    (side == 0 ? x_fg : x_bg)[recording * d + column] = A(sum / divisor);
   }
   if (blockIdx.y == 0 && threadIdx.x == 0) (side == 0 ? valid_fg : valid_bg)[recording] = total > 0;
 }
 
 // What `mean` adds to the gradients of one side of one recording (blockIdx.x): pooled = scale * (weighted sum), and the
 // quotient rule takes shift = scale * (pooled . grad) off every scale * (x . grad).
-template <typename T, typename A = accumulator_t<T>>
+template <typename A>
 __global__ void __launch_bounds__(kTermsThreads)
-    mean_terms(const A* __restrict__ attention, const int64_t* __restrict__ lengths, const T* __restrict__ x_fg,
-               const T* __restrict__ x_bg, const T* __restrict__ grad_fg, const T* __restrict__ grad_bg, int64_t t,
+    mean_terms(const A* __restrict__ attention, const int64_t* __restrict__ lengths, const A* __restrict__ x_fg,
+               const A* __restrict__ x_bg, const A* __restrict__ grad_fg, const A* __restrict__ grad_bg, int64_t t,
                int64_t d, A over, A background_over, A* __restrict__ terms) {
   const int64_t recording = blockIdx.x / 2, length = length_of(lengths, recording, t);
   const bool foreground = blockIdx.x % 2 == 0;
@@ -159,9 +159,9 @@ __global__ void __launch_bounds__(kTermsThreads)
   total = block_reduce(total, Sum());
   A dot = 0;
   if (x_fg != nullptr) {
-    const T* pooled = (foreground ? x_fg : x_bg) + recording * d;
-    const T* grad = (foreground ? grad_fg : grad_bg) + recording * d;
-    for (int64_t i = threadIdx.x; i < d; i += blockDim.x) dot += to_float(pooled[i]) * to_float(grad[i]);
+    const A* pooled = (foreground ? x_fg : x_bg) + recording * d;
+    const A* grad = (foreground ? grad_fg : grad_bg) + recording * d;
+    for (int64_t i = threadIdx.x; i < d; i += blockDim.x) dot += pooled[i] * grad[i];
     dot = block_reduce(dot, Sum());
   }
   if (threadIdx.x == 0) {
@@ -172,13 +172,12 @@ __global__ void __launch_bounds__(kTermsThreads)
 }
 
 // The gradients that reach one thread's columns, times the scale.
-template <int N, typename T, typename A>
-__device__ __forceinline__ Pack<A, N> scaled(const T* grad, A scale) {
-  const Pack<T, N> values = load<N>(grad);
-  Pack<A, N> result;
+template <int N, typename A>
+__device__ __forceinline__ Pack<A, N> scaled(const A* grad, A scale) {
+  Pack<A, N> values = load<N>(grad);
 #pragma unroll
-  for (int j = 0; j < N; ++j) result.at[j] = scale * to_float(values.at[j]);
-  return result;
+  for (int j = 0; j < N; ++j) values.at[j] *= scale;
+  return values;
 }
 
 // A block takes 20 snippets of one recording (blockIdx.x) and all columns, tile by tile. x is null where only grad_x is
@@ -186,7 +185,7 @@ __device__ __forceinline__ Pack<A, N> scaled(const T* grad, A scale) {
 template <typename T, int N, typename A = accumulator_t<T>>
 __global__ void __launch_bounds__(kBackwardThreads, 2)
     backward(const T* __restrict__ x, const A* __restrict__ attention, const int64_t* __restrict__ lengths,
-             const A* __restrict__ terms, const T* __restrict__ grad_fg, const T* __restrict__ grad_bg, int64_t groups,
+             const A* __restrict__ terms, const A* __restrict__ grad_fg, const A* __restrict__ grad_bg, int64_t groups,
              int64_t t, int64_t d, A over, A background_over, T* __restrict__ grad_x, A* __restrict__ grad_attention) {
   D2NET_SHARED(A, dots, [kBackwardRows][kBackwardThreads / 32]);
   const int64_t recording = blockIdx.x / groups, first = blockIdx.x % groups * kBackwardRows;
@@ -253,7 +252,8 @@ int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 template <typename T>
 void attention_pool(const T* x, const accumulator_t<T>* attention, const int64_t* lengths, int64_t b, int64_t t,
                     int64_t d, double threshold, double background_threshold, bool mean, accumulator_t<T>* partial,
-                    double* totals, T* x_fg, T* x_bg, bool* valid_fg, bool* valid_bg, int device, void* stream) {
+                    double* totals, accumulator_t<T>* x_fg, accumulator_t<T>* x_bg, bool* valid_fg, bool* valid_bg,
+                    int device, void* stream) {
   using A = accumulator_t<T>;
   const Stream on("attention_pool", device, stream);
   const int64_t chunks = divide_up(t, kPoolChunk);
@@ -263,20 +263,22 @@ void attention_pool(const T* x, const accumulator_t<T>* attention, const int64_t
   const Extent grid{b * chunks, n == 0 ? 1 : divide_up(n, threads)};
   on.launch(packs ? sum_chunks<T, kPackOf<T>> : sum_chunks<T, 1>, grid, threads, 0, x, attention, lengths, chunks, t, d,
             A(threshold), A(background_threshold), partial, totals);
-  on.launch(combine_chunks<T>, {2 * b, d == 0 ? 1 : divide_up(d, 32)}, 32 * kCombineWarps, 0, partial, totals, lengths,
+  on.launch(combine_chunks<A>, {2 * b, d == 0 ? 1 : divide_up(d, 32)}, 32 * kCombineWarps, 0, partial, totals, lengths,
             chunks, t, d, mean, x_fg, x_bg, valid_fg, valid_bg);
 }
 
 template <typename T>
-void attention_pool_backward(const T* x, const accumulator_t<T>* attention, const int64_t* lengths, const T* x_fg,
-                             const T* x_bg, const T* grad_fg, const T* grad_bg, int64_t b, int64_t t, int64_t d,
-                             double threshold, double background_threshold, bool mean, accumulator_t<T>* terms,
-                             T* grad_x, accumulator_t<T>* grad_attention, int device, void* stream) {
+void attention_pool_backward(const T* x, const accumulator_t<T>* attention, const int64_t* lengths,
+                             const accumulator_t<T>* x_fg, const accumulator_t<T>* x_bg,
+                             const accumulator_t<T>* grad_fg, const accumulator_t<T>* grad_bg, int64_t b, int64_t t,
+                             int64_t d, double threshold, double background_threshold, bool mean,
+                             accumulator_t<T>* terms, T* grad_x, accumulator_t<T>* grad_attention, int device,
+                             void* stream) {
   using A = accumulator_t<T>;
   const Stream on("attention_pool_backward", device, stream);
   const A over = A(threshold), background_over = A(background_threshold);
   if (mean) {
-    on.launch(mean_terms<T>, 2 * b, kTermsThreads, 0, attention, lengths, x_fg, x_bg, grad_fg, grad_bg, t, d, over,
+    on.launch(mean_terms<A>, 2 * b, kTermsThreads, 0, attention, lengths, x_fg, x_bg, grad_fg, grad_bg, t, d, over,
               background_over, terms);
   }
   const int64_t groups = divide_up(t, kBackwardRows);
@@ -288,10 +290,12 @@ void attention_pool_backward(const T* x, const accumulator_t<T>* attention, cons
 
 #define INSTANTIATE(T)                                                                                                 \
   template void attention_pool<T>(const T*, const accumulator_t<T>*, const int64_t*, int64_t, int64_t, int64_t,        \
-                                  double, double, bool, accumulator_t<T>*, double*, T*, T*, bool*, bool*, int, void*); \
-  template void attention_pool_backward<T>(const T*, const accumulator_t<T>*, const int64_t*, const T*, const T*,      \
-                                           const T*, const T*, int64_t, int64_t, int64_t, double, double, bool,        \
-                                           accumulator_t<T>*, T*, accumulator_t<T>*, int, void*);
+                                  double, double, bool, accumulator_t<T>*, double*, accumulator_t<T>*,                 \
+                                  accumulator_t<T>*, bool*, bool*, int, void*);                                        \
+  template void attention_pool_backward<T>(const T*, const accumulator_t<T>*, const int64_t*, const accumulator_t<T>*, \
+                                           const accumulator_t<T>*, const accumulator_t<T>*, const accumulator_t<T>*,  \
+                                           int64_t, int64_t, int64_t, double, double, bool, accumulator_t<T>*, T*,     \
+                                           accumulator_t<T>*, int, void*);
 INSTANTIATE(float)
 INSTANTIATE(double)
 INSTANTIATE(float16)

@@ -77,6 +77,9 @@ __device__ __forceinline__ double or_zero(const T* x) {
   return x == nullptr ? 0 : double(*x);
 }
 
+// A term of weight 0 is off, whatever it is: NaN * 0 would be NaN.
+__device__ __forceinline__ double weighted(double weight, double x) { return weight == 0 ? 0 : weight * x; }
+
 // One block.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -90,7 +93,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x > 0) return;
   *video_out = T(or_zero(video));
   *other_out = T(or_zero(other));
-  *total = T(dis + alpha_snippet * snip + alpha_video * or_zero(video) + weight * or_zero(other));
+  *total =
+      T(dis + weighted(alpha_snippet, snip) + weighted(alpha_video, or_zero(video)) + weighted(weight, or_zero(other)));
   *mean = T(dis);
   *snippet_mean = T(snip);
 }
@@ -113,10 +117,11 @@ __global__ void __launch_bounds__(kThreads, 1)
                                T* __restrict__ grad_video, T* __restrict__ grad_other) {
   const double total = or_zero(to_total);
   spread_mean(total + or_zero(to_mean), counted, b, grad_discriminative);
-  if (grad_snippet != nullptr) spread_mean(alpha_snippet * total + or_zero(to_snippet), valid, b, grad_snippet);
+  if (grad_snippet != nullptr)
+    spread_mean(weighted(alpha_snippet, total) + or_zero(to_snippet), valid, b, grad_snippet);
   if (threadIdx.x > 0) return;
-  if (grad_video != nullptr) *grad_video = T(alpha_video * total + or_zero(to_video));
-  if (grad_other != nullptr) *grad_other = T(weight * total + or_zero(to_other));
+  if (grad_video != nullptr) *grad_video = T(weighted(alpha_video, total) + or_zero(to_video));
+  if (grad_other != nullptr) *grad_other = T(weighted(weight, total) + or_zero(to_other));
 }
 
 // A thread an element.

@@ -65,7 +65,7 @@ __device__ __forceinline__ Angle<A> angle_of_scaled(const T* __restrict__ x, con
 template <typename T, int N, typename A = accumulator_t<T>>
 __global__ void __launch_bounds__(kThreads, 2)
     bottom_up(const T* __restrict__ x, const A* __restrict__ reference, const int64_t* __restrict__ lengths,
-              int64_t groups, int64_t t, int64_t d, T* __restrict__ attention, A* __restrict__ norms) {
+              int64_t groups, int64_t t, int64_t d, A* __restrict__ attention, A* __restrict__ norms) {
   const int lane = threadIdx.x % 32;
   const int64_t recording = blockIdx.x / groups;
   const int64_t first = blockIdx.x % groups * kBlockRows + threadIdx.x / 32 * kRows;
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (mine.cosine > 1) mine.cosine = 1;  // not min and max: NaN stays NaN
   if (mine.cosine < -1) mine.cosine = -1;
   const int64_t to = recording * t + first + lane;
-  attention[to] = from_float<T>(A(0.5) * (1 - mine.cosine));
+  attention[to] = A(0.5) * (1 - mine.cosine);
   norms[to] = mine.norm;
 }
 
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <typename T>
 void bottom_up_attention(const T* x, const accumulator_t<T>* reference, const int64_t* lengths, int64_t b, int64_t t,
-                         int64_t d, T* attention, accumulator_t<T>* norms, int device, void* stream) {
+                         int64_t d, accumulator_t<T>* attention, accumulator_t<T>* norms, int device, void* stream) {
   if (b == 0 || t == 0) return;
   const Stream on("bottom_up_attention", device, stream);
   const int64_t groups = (t + kBlockRows - 1) / kBlockRows;
@@ -144,7 +144,7 @@ void bottom_up_attention(const T* x, const accumulator_t<T>* reference, const in
 
 #define INSTANTIATE(T)                                                                                               \
   template void bottom_up_attention<T>(const T*, const accumulator_t<T>*, const int64_t*, int64_t, int64_t, int64_t, \
-                                       T*, accumulator_t<T>*, int, void*);
+                                       accumulator_t<T>*, accumulator_t<T>*, int, void*);
 INSTANTIATE(float)
 INSTANTIATE(double)
 INSTANTIATE(float16)

@@ -4,6 +4,7 @@
 #include "cuda/block.h"
 #include "discriminative.h"
 #include "math/focal.h"
+#include "math/ordered_float.h"
 #include "math/pairs.h"
 
 namespace d2net::cuda {
@@ -18,24 +19,21 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (n >= 3 * b) return;
   const int64_t kind = n / b, i = n % b;
   const bool* takes_part = kind == 1 ? valid_fg : valid_bg;
-  const float* key = keys + kind * b;
+  const auto key = [&](int64_t j) { return math::ordered_key(keys[kind * b + j]); };
   // The next in the order of (key, number), which is the first of all after the last. No sort: each looks for its own.
   int64_t next = -1, first = -1;
   if (kind == 0 || takes_part[i]) {
     for (int64_t j = 0; j < b; ++j) {
       if (kind > 0 && !takes_part[j]) continue;
-      if (first < 0 || key[j] < key[first]) first = j;  // of equal keys the lower number comes first
-      const bool after = key[j] > key[i] || (key[j] == key[i] && j > i);
-      if (after && (next < 0 || key[j] < key[next])) next = j;
+      if (first < 0 || key(j) < key(first)) first = j;  // of equal keys the lower number comes first
+      const bool after = key(j) > key(i) || (key(j) == key(i) && j > i);
+      if (after && (next < 0 || key(j) < key(next))) next = j;
     }
     if (next < 0) next = first;
   }
   const bool usable = next >= 0 && next != i && (kind > 0 || (valid_fg[i] && valid_bg[next]));
   partner[n] = usable ? next : -1;
 }
-
-// The epsilon makes the cosine of a zero vector 0 and keeps its gradient finite.
-__device__ __forceinline__ double inverse_norm(double squares) { return 1 / sqrt(squares + 1e-12); }
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)

@@ -2,37 +2,25 @@
 // goes through 8 segments of a, so a warp writes neighbouring results and nothing is divided to find a place.
 #include "cuda/device.h"
 #include "iou.h"
+#include "math/interval.h"
 
 namespace d2net::cuda {
 namespace {
 
 constexpr int kThreads = 256, kRows = 8;  // of a thread
 
-// NaN on either side wins, as in torch.maximum and torch.minimum.
-template <typename T>
-__device__ __forceinline__ T larger(T x, T y) {
-  return x > y || x != x ? x : y;
-}
-template <typename T>
-__device__ __forceinline__ T smaller(T x, T y) {
-  return x < y || x != x ? x : y;
-}
-
 template <typename T>
 __global__ void __launch_bounds__(kThreads) iou_kernel(const T* __restrict__ a, int64_t n, const T* __restrict__ b,
                                                        int64_t m, int64_t tiles, T* __restrict__ iou) {
   const int64_t column = blockIdx.x % tiles * blockDim.x + threadIdx.x;
   if (column >= m) return;
-  const T from = b[2 * column], to = b[2 * column + 1], length = larger(to - from, T(0));
+  const Interval<T> mine = interval_of(b[2 * column], b[2 * column + 1]);
   const int64_t first = (blockIdx.x / tiles * blockDim.y + threadIdx.y) * kRows;
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int64_t row = first + i;
     if (row >= n) return;
-    const T start = a[2 * row], end = a[2 * row + 1];
-    const T overlap = larger(smaller(end, to) - larger(start, from), T(0));
-    const T together = larger(end - start, T(0)) + length - overlap;
-    iou[row * m + column] = overlap / (together == 0 ? T(1) : together);
+    iou[row * m + column] = iou_of(interval_of(a[2 * row], a[2 * row + 1]), mine);
   }
 }
 

@@ -242,7 +242,9 @@ bool fits_registers(int64_t t) {
 // The columns of every recording and, with kMaxima, the rows, for which fits_registers(t) must be true.
 template <bool kMaxima, typename Input, typename T = typename Input::Number>
 void pool_columns(const Stream& on, const Input& input, const Pool<T>& pool) {
-  if (pool.t > std::numeric_limits<int32_t>::max()) throw std::length_error("topk_pool: T is not below 2^31");
+  if (std::max(pool.t, pool.c) > std::numeric_limits<int32_t>::max()) {
+    throw std::length_error("topk_pool: T and C must be below 2^31");
+  }
   const auto tiles = [&](int width) { return pool.c > 0 ? (pool.c + width - 1) / width : 1; };
   int width = kMostColumns, threads = kPoolThreads;
   while (width > 1 && width / 2 >= pool.c) width /= 2;

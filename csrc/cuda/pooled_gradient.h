@@ -24,7 +24,8 @@ struct PooledGradient {
   const T* __restrict__ of_pooled;     // (b, c) of the top-k mean; null: none
   const T* __restrict__ x;
   const int64_t* __restrict__ lengths;
-  const int32_t* __restrict__ peak;          // (b, t) class of the maximum; may be null without of_attention
+  // (b, t) class of the maximum, none where it is not in [0, c); may be null without of_attention
+  const int32_t* __restrict__ peak;
   const accumulator_t<T>* __restrict__ kth;  // (b, c), with last: see topk_pool.h
   const int32_t* __restrict__ last;
   int64_t b, t, c, divisor;
@@ -115,11 +116,11 @@ __global__ void __launch_bounds__(kGradientThreads)
     for (int l = 0; l < N; ++l) gradient[l] += to_float(of_x.at[l]);
   }
   if (g.of_attention != nullptr) {
-    const int32_t peak = g.peak[row] - first;
+    const int32_t peak = g.peak[row];
     const A of_attention = to_float(g.of_attention[row]);
 #pragma unroll
     for (int l = 0; l < N; ++l) {
-      if (l == peak) gradient[l] += of_attention;
+      if (first + l == peak) gradient[l] += of_attention;
     }
   }
   to.template put<N>(i, gradient);

@@ -1,6 +1,7 @@
 // The pairs of embeddings that Eq. 3 compares, for host and device.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "math/host_device.h"
@@ -22,6 +23,10 @@ D2NET_HD inline Pair pair_of(const int64_t* partner, const int64_t* source, int6
 // Whether the two are foreground embeddings.
 D2NET_HD inline bool x_is_foreground(int kind) { return kind < 2; }
 D2NET_HD inline bool other_is_foreground(int kind) { return kind == 1; }
+
+// 1 / |x| from the sum of x's squares, 0 for a zero vector: its cosines are 0 and have no gradient. The epsilon keeps
+// the gradients of very short vectors in range.
+D2NET_HD inline double inverse_norm(double squares) { return squares == 0 ? 0 : 1 / std::sqrt(squares + 1e-12); }
 
 // What scale the embedding of recording r is multiplied with in the gradient of a cosine to one of its two vectors.
 struct Share {

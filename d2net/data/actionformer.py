@@ -11,7 +11,7 @@ from d2net.data.containers import FeatureArray
 from d2net.data.locate import STREAMS, FeatureFolder, feature_files, visible
 from d2net.data.timeline import Timeline, is_annotations, read_timeline
 from d2net.errors import InputError
-from d2net.files import load_json
+from d2net.reading import load_json
 
 I3D = 2048  # columns of I3D features of RGB and flow in one array, 1024 each
 

@@ -85,7 +85,8 @@ class BatchSampler:
             x = self.dataset.features(i)
             window = self._window(i, len(x))
             windows.append(window)
-            features.append(x[window.start : window.start + window.length])
+            cut = x[window.start : window.start + window.length]
+            features.append(cut if window.length == len(x) else cut.copy())  # a batch of whole ones may not fit
         lengths = torch.tensor([w.length for w in windows])
         padded = torch.zeros(len(features), int(lengths.max()), self.dataset.width)
         for row, x in zip(padded.numpy(), features, strict=True):
@@ -120,12 +121,18 @@ class BatchSampler:
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Continue where :meth:`state` was taken. Raises InputError when the dataset has another size."""
+        """Continue where :meth:`state` was taken.
+
+        Raises:
+            InputError: the dataset has another size, or the state is none.
+        """
         if len(state["order"]) != len(self.dataset):
             raise InputError(
                 f"the checkpoint was trained on {len(state['order'])} recordings, '{self.dataset.name}' has "
                 f"{len(self.dataset)}; resume with the same data or train anew"
             )
-        self.order = state["order"]
-        self.position = int(state["position"])
+        order, position = state["order"], int(state["position"])
+        if not torch.equal(order.sort().values, torch.arange(len(order))) or not 0 <= position <= len(order):
+            raise InputError("the checkpoint's order of recordings is damaged; use another copy or train anew")
+        self.order, self.position = order, position
         self.generator.set_state(state["generator"])

@@ -16,6 +16,8 @@ from d2net.data.locate import FeatureFolder, visible
 from d2net.data.timeline import Entry, Timeline, read_timeline
 from d2net.data.times import Times
 from d2net.errors import InputError
+from d2net.files import one_component
+from d2net.reading import read_text
 from d2net.words import listed
 
 CONVENTION = Times(fps=25, stride=16)  # how these features are extracted
@@ -42,7 +44,7 @@ def list_cola(folder: Path, *, annotations: Path | None = None) -> Catalog:
         raise InputError(f"{folder}: no split_train.txt or split_test.txt; write one video name per line")
     listings: list[Listing] = []
     place: dict[str, Path] = {}
-    finders = {subset: FeatureFolder(folder / "features" / subset) for subset in splits}
+    finders = {s: FeatureFolder(folder / "features" / one_component(s, str(path))) for s, path in splits.items()}
     for subset, path in splits.items():
         for name in read_split(path, timeline):
             if name in place:
@@ -86,11 +88,7 @@ def _remarks(timeline: Timeline, listings: list[Listing]) -> list[str]:
 
 def read_split(path: Path, timeline: Timeline) -> list[str]:
     """Names of a split, one a line, as the annotations spell them. Raises InputError when there are none."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); write one video name per line, in UTF-8") from None
-    lines = [line.removesuffix("\r") for line in lines if line.strip()]
+    lines = [line.removesuffix("\r") for line in read_text(path).split("\n") if line.strip()]
     # Blanks at the ends are an editor's, unless the annotations know the name with them; and some file systems take
     # Unicode's letters apart.
     known = {unicodedata.normalize("NFC", name): name for name in timeline.videos}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from d2net.errors import InputError
+from d2net.reading import check_ordinary
+from d2net.words import reason
 
 SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".h5", ".hdf5")
 NAMES = ("feats", "features", "feature", "feat")  # what the one array of a container is called
@@ -26,7 +31,8 @@ class FeatureArray:
         source: Where they lie, for messages.
         snippets: T.
         width: Columns.
-        read: Returns them, (T, width), in the file's own type; memory-mapped where it is a .npy.
+        read: Returns them, (T, width), in the file's own type. Read anew each time, never memory-mapped: a file that
+            shrinks under a map ends the process.
         crops: Crops whose mean they are, 1 where the file holds no crops.
         zero: Whether every number is 0 (or there is none): what some collections put in place of a dead video.
     """
@@ -47,8 +53,8 @@ def open_file(path: Path) -> dict[str, FeatureArray]:
     """
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        # Mapped anew at every reading: a map holds a file open, and there may be ten thousand of them.
-        return {"": feature_array(open_npy(path), str(path), partial(open_npy, path))}
+        file = open_npy(path)
+        return {"": feature_array(file, str(path), file.read)}
     if suffix in (".h5", ".hdf5"):
         return open_h5(path)
     load = _load_npz if suffix == ".npz" else _load_torch
@@ -62,7 +68,7 @@ def _one_of(load: Callable[[Path, str | None], dict[str, np.ndarray]], path: Pat
     return load(path, stream)[stream]
 
 
-def feature_array(array: np.ndarray, source: str, read: Callable[[], np.ndarray] | None = None) -> FeatureArray:
+def feature_array(array: Any, source: str, read: Callable[[], np.ndarray] | None = None) -> FeatureArray:
     """An array as features: (T, width); or with crops, (T, crops, width) or (crops, T, width), whose mean is taken.
 
     Args:
@@ -113,16 +119,84 @@ def _crop_axis(shape: tuple[int, ...], source: str) -> int:
     return found[0]
 
 
-def open_npy(path: Path) -> np.ndarray:
-    """An array of real numbers, memory-mapped read-only: no data is read and no pickle is executed.
+@dataclass(frozen=True)
+class NpyFile:
+    """A .npy file of real numbers, of which only the header has been read.
+
+    Attributes:
+        header: Its bytes: another one at reading is another file.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    header: bytes
+    by_columns: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return len(self.header) + math.prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """The first rows, ``[:n]``, or all, ``[:]``."""
+        if rows.stop is None or self.by_columns:
+            return self.read()[rows]
+        return self._read((min(rows.stop, self.shape[0]), *self.shape[1:]))
+
+    def read(self) -> np.ndarray:
+        """All of it.
+
+        Raises:
+            InputError: it cannot be read, or has shrunk or changed since it was opened.
+        """
+        return self._read(self.shape)
+
+    def _read(self, shape: tuple[int, ...]) -> np.ndarray:
+        array = np.empty(shape[::-1] if self.by_columns else shape, self.dtype)
+        try:
+            with open(self.path, "rb") as file:
+                header = file.read(len(self.header))
+                read = file.readinto(array.reshape(-1).view(np.uint8).data)
+                found = os.fstat(file.fileno()).st_size
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read ({error.strerror}); give a readable .npy file") from None
+        if found < self.size or read < array.nbytes:
+            raise InputError(
+                f"{self.path}: shrank while it was read (expected {self.size} bytes, found {found}); write it again"
+            )
+        if header != self.header:
+            raise InputError(f"{self.path}: was changed while it was in use; start again")
+        return array.T if self.by_columns else array
+
+
+def open_npy(path: Path) -> NpyFile:
+    """The header of a .npy file; no data is read and no pickle is executed.
 
     Raises:
         InputError: missing, empty, truncated or foreign file, pickled objects, non-numeric dtype.
     """
-    array = _load(path)
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise InputError(f"{path}: is an .npz archive; name it .npz, or save one array of shape (T, width) as .npy")
+    with _opened(path) as file:
+        if file.read(2) == b"PK":
+            raise InputError(f"{path}: is an .npz archive; name it .npz, or save one array of shape (T, width) as .npy")
+        file.seek(0)
+        found = os.fstat(file.fileno()).st_size
+        version = np.lib.format.read_magic(file)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise ValueError(f"version {version} of the format")
+        shape, by_columns, dtype = readers[version](file)
+        if dtype.hasobject:
+            raise InputError(
+                f"{path}: holds pickled Python objects; save each recording as a plain float32 (T, width) array"
+            )
+        if min(shape, default=0) < 0:
+            raise ValueError(f"shape {shape}")
+        length = file.tell()
+        file.seek(0)
+        array = NpyFile(path, shape, dtype, file.read(length), by_columns)
+        if found != array.size:
+            raise ValueError(f"expected {array.size} bytes, found {found}")
     _check_real(array, str(path))
     return array
 
@@ -132,61 +206,57 @@ def _check_real(array: Any, source: str) -> None:
         raise InputError(f"{source}: has dtype {array.dtype}; features are real numbers, save them as float32")
 
 
-def _load(path: Path) -> Any:
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file of numpy's to read; whatever is raised within, for what is wrong with it, becomes an InputError."""
     kind = path.suffix.lower()
+    check_ordinary(path)
     try:
-        if path.stat().st_size == 0:
-            raise InputError(f"{path}: the file is empty (0 bytes); extract or download it again")
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        with open(path, "rb") as file:
+            yield file
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a readable {kind} file") from None
     except Exception as error:  # numpy lets what a damaged header or zip raises through
-        if "Python objects in dtype" in str(error):
-            raise InputError(
-                f"{path}: holds pickled Python objects; save each recording as a plain float32 (T, width) array"
-            ) from None
-        begin = path.read_bytes()[:6]
+        with open(path, "rb") as file:
+            begin = file.read(6)
+        if not begin:
+            raise InputError(f"{path}: the file is empty (0 bytes); extract or download it again") from None
         if not begin.startswith((b"\x93NUMPY"[: len(begin)], b"PK")):
             raise InputError(
                 f"{path}: not a readable {kind} file: does not begin as one; a web page or a pointer of git-lfs "
                 "perhaps, download the file itself"
             ) from None
-        reason = str(error).partition("\n")[0]
         raise InputError(
-            f"{path}: not a readable {kind} file, truncated perhaps ({reason}); extract or download it again"
+            f"{path}: not a readable {kind} file, truncated perhaps ({reason(error)}); extract or download it again"
         ) from None
 
 
 def _load_npz(path: Path, only: str | None) -> dict[str, np.ndarray]:
     """The streams of an archive, or only one of them."""
-    archive = _load(path)
-    if isinstance(archive, np.ndarray):  # a .npy of another name
-        return {"": archive}
-    with archive:
-        keys = _keys(dict.fromkeys(archive.files), str(path))
-        try:
-            return {stream: archive[key] for stream, key in keys.items() if only in (None, stream)}
-        except Exception as error:
-            reason = str(error).partition("\n")[0]
-            if "Object arrays" in reason:
-                raise InputError(f"{path}: holds pickled Python objects; save plain float32 arrays") from None
-            raise InputError(f"{path}: damaged ({reason}); extract or download it again") from None
+    with _opened(path) as file:
+        if file.read(2) != b"PK":  # a .npy of another name
+            return {"": open_npy(path).read()}
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as archive:
+            keys = _keys(dict.fromkeys(archive.files), str(path))
+            try:
+                # Of a member that is no .npy numpy gives the bytes.
+                return {s: archive[key].view(np.ndarray) for s, key in keys.items() if only in (None, s)}
+            except Exception as error:
+                if "Object arrays" in str(error):
+                    raise InputError(f"{path}: holds pickled Python objects; save plain float32 arrays") from None
+                raise InputError(f"{path}: damaged ({reason(error)}); extract or download it again") from None
 
 
 def _load_torch(path: Path, only: str | None) -> dict[str, np.ndarray]:
     """The streams of a file of PyTorch, or only one of them."""
     import torch
 
+    check_ordinary(path)
     try:
-        with open(path, "rb") as file:
-            zipped = file.read(2) == b"PK"  # what torch.save writes today, which can be mapped
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such feature file; add it, or take the recording out of the annotations"
-        ) from None
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: holds more than tensors, which could run code when read, so it is not opened; save the tensor "
@@ -195,18 +265,19 @@ def _load_torch(path: Path, only: str | None) -> dict[str, np.ndarray]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); give a readable file") from None
     except Exception as error:  # a damaged file can raise anything
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path}: not a readable PyTorch file, truncated perhaps ({reason}); save it again") from None
+        raise InputError(
+            f"{path}: not a readable PyTorch file, truncated perhaps ({reason(error)}); save it again"
+        ) from None
     if isinstance(content, torch.Tensor):
         content = {"": content}
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: holds a {type(content).__name__}; save one tensor of shape (T, width)")
     tensors = {str(name): x.detach() for name, x in content.items() if isinstance(x, torch.Tensor)}
-    return {
-        stream: (tensors[key].float() if tensors[key].is_floating_point() else tensors[key]).numpy()
-        for stream, key in _keys(tensors, str(path)).items()
-        if only in (None, stream)
-    }
+    chosen = {s: tensors[key] for s, key in _keys(tensors, str(path)).items() if only in (None, s)}
+    try:
+        return {s: (x.float() if x.is_floating_point() else x).numpy() for s, x in chosen.items()}
+    except Exception as error:  # sparse, quantized, on no device
+        raise InputError(f"{path}: holds no plain tensor ({reason(error)}); save a dense one") from None
 
 
 def open_h5(path: Path, name: str | None = None) -> dict[str, FeatureArray]:
@@ -236,16 +307,25 @@ def _h5_array(path: Path, array: Any) -> FeatureArray:
     return feature_array(array, f"{path}[{key.lstrip('/')}]", read)
 
 
-def _h5(path: Path) -> Any:
+@contextmanager
+def _h5(path: Path) -> Iterator[Any]:
+    """An HDF5 file to read; whatever is raised within, for what is wrong with it, becomes an InputError."""
     try:
         import h5py
     except ImportError:
         raise InputError(f"{path}: reading HDF5 needs the package h5py: pip install 'd2net[h5]'") from None
+    check_ordinary(path)
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path}: cannot be read as HDF5 ({reason}); extract or download it again") from None
+        before = path.stat().st_size
+        with h5py.File(path, "r") as file:
+            yield file
+        after = path.stat().st_size
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file can raise anything
+        raise InputError(f"{path}: cannot be read as HDF5 ({reason(error)}); extract or download it again") from None
+    if after < before:  # HDF5 gives zeros for what has gone
+        raise InputError(f"{path}: shrank while it was read (expected {before} bytes, found {after}); write it again")
 
 
 def _keys(content: Mapping[str, Any], source: str) -> dict[str, str]:

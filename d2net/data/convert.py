@@ -1,12 +1,15 @@
-"""Any dataset to layout 2: plain .npy files that are memory-mapped, and a JSON."""
+"""Any dataset to layout 2: plain .npy files and a JSON."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,10 @@ from d2net.data.locate import STREAMS
 from d2net.data.timeline import Entry
 from d2net.data.times import Times
 from d2net.errors import InputError
-from d2net.files import one_component, read_json
+from d2net.files import TEMPORARY, locked, one_component, sync
+from d2net.reading import read_json
+
+_PART, _EARLIER = f"{TEMPORARY}convert-", f"{TEMPORARY}earlier-"  # folders beside OUT: being built, being replaced
 
 
 def convert(
@@ -32,9 +38,11 @@ def convert(
 ) -> Dataset:
     """Writes ``source`` as layout 2 and opens the result.
 
-    The folder appears whole or not at all: it is built beside ``out`` and moved there at the end, so that nothing of an
-    earlier conversion stays in it. The training subset becomes ``train`` and the test subset ``test``, as the readers
-    of that layout expect, unless another has that name; others keep theirs. Ambiguous segments are kept in ``gt.json``.
+    The folder appears whole or not at all: it is built beside ``out``, brought to the disk, and moved there at the end,
+    so that nothing of an earlier conversion stays in it. Where a conversion was killed, the next one to the same place
+    removes what it left, and puts an earlier result back that was just being replaced. The training subset becomes
+    ``train`` and the test subset ``test``, as the readers of that layout expect, unless another has that name; others
+    keep theirs. Ambiguous segments are kept in ``gt.json``.
 
     Args:
         source: An open dataset, or what :func:`d2net.data.find_dataset` takes.
@@ -43,57 +51,102 @@ def convert(
         progress: Called as ``progress(done, total)`` after every recording.
 
     Raises:
-        InputError: as opening and reading the source; ``out`` holds anything else; a name that is no file name.
-        OSError: a full disk.
+        InputError: as opening and reading the source; ``out`` holds anything else, is being written, or cannot be; a
+            name that is no file name. What was there is as it was.
     """
     out = Path(out)
-    check_place(out, None)
-    dataset = source if isinstance(source, Dataset) else find_dataset(source, trust_pickle=trust_pickle).open()
-    check_place(out, dataset)
-    names = [r.name for r in dataset.recordings] + [x.name for x in dataset.left_out]
-    for name in (*names, *dataset.subsets, *(x.subset for x in dataset.left_out)):  # before hours of writing
-        one_component(name, dataset.source or dataset.name)
-    part = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=".d2net-convert-"))
-    try:
-        _write(dataset, part, progress)
-        os.chmod(part, 0o777 & ~_umask())  # mkdtemp's 0700 would keep colleagues out of a shared folder
-        earlier = out.with_name(f"{part.name}-earlier")
-        if out.exists():
-            os.replace(out, earlier)
+    with writing(out):
+        dataset = source if isinstance(source, Dataset) else find_dataset(source, trust_pickle=trust_pickle).open()
+        _check_content(out, dataset)
+        names = [r.name for r in dataset.recordings] + [x.name for x in dataset.left_out]
+        for name in (*names, *dataset.subsets, *(x.subset for x in dataset.left_out)):  # before hours of writing
+            one_component(name, dataset.source or dataset.name)
+        part, earlier = (_beside(out, f"{kind}{out.name}-{secrets.token_hex(8)}") for kind in (_PART, _EARLIER))
         try:
-            os.replace(part, out)
-        except BaseException:
-            if earlier.exists():
-                os.replace(earlier, out)
-            raise
-        shutil.rmtree(earlier, ignore_errors=True)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return find_dataset(out).open()
+            part.mkdir()
+            _write(dataset, part, progress)
+            _sync_all(part)
+            _check_readable(part, out)
+            if out.exists():
+                os.replace(out, earlier)
+            os.replace(part, out)  # a kill before this one leaves both, which the next conversion tidies up
+            sync(part.parent)
+        except OSError as error:
+            raise InputError(
+                f"{out}: cannot be written ({error.strerror}); make space, or give another folder; what was there is "
+                "intact"
+            ) from error
+        finally:
+            _tidy(out)
+        return find_dataset(out).open()
 
 
-def check_place(out: Path, dataset: Dataset | None) -> None:
-    """Make the folder that ``out`` is to lie in, and see whether it can be written.
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Within, no other conversion writes to ``out``; what dead ones left is tidied up. Makes the folder that it is in.
 
-    Args:
-        dataset: To write; None where it is not known yet.
+    Raises:
+        InputError: another does; something else is there already; nothing can be written there.
+    """
+    with locked(out, _beside(out, f".d2net.{out.name}.lock")):
+        _tidy(out)
+        _check_place(out)
+        yield
+
+
+def _beside(out: Path, name: str) -> Path:
+    return out.absolute().parent / name
+
+
+def _tidy(out: Path) -> None:
+    """Remove what conversions to ``out`` that have ended left; the earlier result goes back where it is missing."""
+    ours = re.compile(f"({re.escape(_PART)}|{re.escape(_EARLIER)}){re.escape(out.name)}-[0-9a-f]{{16}}")
+    for path in sorted(out.absolute().parent.iterdir()):
+        if ours.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            if path.name.startswith(_EARLIER) and not os.path.lexists(out):
+                os.replace(path, out)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync_all(folder: Path) -> None:
+    """To the disk, together at the end: several times as fast as file by file."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(place, name))
+        sync(Path(place))
+
+
+def _check_readable(part: Path, out: Path) -> None:
+    """An earlier result is never replaced by one that does not open."""
+    try:
+        find_dataset(part).open()
+    except InputError as error:
+        raise InputError(str(error).replace(str(part), str(out))) from None
+
+
+def _check_place(out: Path) -> None:
+    """See whether a conversion can be written to ``out``.
 
     Raises:
         InputError: something else is there already, or nothing can be written there.
     """
+    if out.is_symlink():
+        raise InputError(f"{out}: a symbolic link, which is not followed; give the folder that it leads to")
     try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.absolute().parent):
             pass
         there = list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); give another folder") from error
-    if not there:
-        return
     own = {"gt.json", "features", *(p.name for p in out.glob("split_*.txt"))} if out.is_dir() else set()
-    if not own >= {p.name for p in there} or not (out / "gt.json").is_file():
+    if there and not (own >= {p.name for p in there} and (out / "gt.json").is_file()):
         raise InputError(f"{out}: holds other files than a conversion; give a new folder")
-    if dataset is None:
+
+
+def _check_content(out: Path, dataset: Dataset) -> None:
+    """Raises InputError where ``out`` is the conversion of another dataset."""
+    if not (out / "gt.json").is_file():
         return
     written = read_json(out / "gt.json")
     if (written.get("name"), written.get("converted_from")) != (dataset.name, _origin(dataset)):
@@ -134,7 +187,8 @@ def _write_features(recording: Recording, widths: tuple[int, ...], folder: Path)
     for stream, part in zip(STREAMS, parts, strict=False):
         path = folder / stream / f"{recording.name}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, np.ascontiguousarray(part), allow_pickle=False)
+        with open(path, "xb") as file:  # two names may be one to a file system
+            np.save(file, np.ascontiguousarray(part), allow_pickle=False)
 
 
 def _times(recording: Recording) -> dict[str, Any]:
@@ -162,9 +216,3 @@ def _annotations(recording: Recording | Entry, subset: str) -> dict[str, Any]:
     if recording.duration is not None:
         entry["duration"] = recording.duration
     return entry
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

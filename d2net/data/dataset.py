@@ -22,10 +22,11 @@ class Recording:
         name: Unique name (a video's id, for example).
         subset: The split it belongs to, as the dataset spells it (``train``, ``test`` …).
         labels: Names of the classes that occur in it; the only supervision of training.
-        segments: (start s, end s, class name) rows; used by evaluation and pictures alone.
+        segments: (start s, end s, class name) rows, by time or as W-TALC's files have them; used by evaluation and
+            pictures alone.
         seconds_per_snippet: Seconds from one snippet to the next (16 / 25 for I3D at 25 fps).
         source: Where the features come from, for messages (a path).
-        read: Returns the features, (T, width) float32, memory-mapped where a file holds them.
+        read: Returns the features, (T, width), read anew each time where a file holds them.
         duration: Length in seconds, or None where the dataset does not say.
         first_snippet: Second at which snippet 0 begins (:mod:`d2net.data.times`).
         snippets: T, or None where only reading tells.
@@ -50,7 +51,7 @@ class Recording:
         """(T, width) float32 features, checked.
 
         Raises:
-            InputError: wrong shape or width, no snippet, NaN or Inf.
+            InputError: wrong shape or width, no snippet, NaN or Inf; not as many snippets as when it was opened.
         """
         x = self.read()
         if x.ndim != 2 or x.shape[1] != width:
@@ -60,6 +61,11 @@ class Recording:
             )
         if len(x) == 0:
             raise InputError(f"{self.source}: '{self.name}' has no snippet; extract its features again")
+        if self.snippets not in (None, len(x)):
+            raise InputError(
+                f"{self.source}: '{self.name}' has {len(x)} snippets and had {self.snippets} when it was opened; leave "
+                "the files alone while they are in use, and start again"
+            )
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf, which is found below
             x = np.asarray(x, dtype=np.float32)
         if not np.isfinite(x).all():
@@ -175,7 +181,7 @@ class Dataset:
 
 
 def annotations_of(entries: Sequence[tuple[str, Recording | Entry]], classes: tuple[str, ...]) -> Annotations:
-    """The segments, and the marks of ambiguous ones, of named recordings, in their order."""
+    """The segments, and the marks of ambiguous ones, of named recordings, in their order, each recording's too."""
     column = {c: i for i, c in enumerate(classes)}
     rows = [(v, column[label], start, end) for v, (_, r) in enumerate(entries) for start, end, label in r.segments]
     table = np.array(rows, np.float64).reshape(-1, 4)
@@ -189,4 +195,5 @@ def annotations_of(entries: Sequence[tuple[str, Recording | Entry]], classes: tu
         end=table[:, 3],
         ambiguous=np.array(doubtful, np.float64).reshape(-1, 3),
         withdrawn=tuple(name for name, r in entries if r.withdrawn),
+        rank=np.arange(len(table)),
     )

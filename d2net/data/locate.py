@@ -8,6 +8,7 @@ from pathlib import Path
 
 from d2net.data.containers import SUFFIXES, FeatureArray, h5_recordings, open_file, open_h5
 from d2net.errors import InputError
+from d2net.files import one_component
 from d2net.words import listed
 
 STREAMS = ("rgb", "flow")
@@ -58,6 +59,10 @@ class FeatureFolder:
             if found:
                 return tuple(_only(open_file(self._one(k, name))) for k in found.values())
         others = [p.name for p in entries(self.folder) if _key(p.stem) in map(_key, _spellings(name))]
+        try:
+            one_component(name, str(self.folder))
+        except InputError as error:
+            raise MissingFeatures(str(error)) from None
         there = f" (there is {listed(others)}, of which none can be read: {', '.join(SUFFIXES)})" if others else ""
         raise MissingFeatures(
             f"{self.folder / name}.npy: no such feature file{there}; add it, or take the recording out of the "

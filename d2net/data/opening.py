@@ -255,5 +255,6 @@ def _cause(r: Recording, widths: tuple[int, ...]) -> str:
 
 def _joined(arrays: tuple[FeatureArray, ...], snippets: int) -> np.ndarray:
     """(T, sum of the widths) float32."""
-    parts = [a.read()[:snippets] for a in arrays]
-    return np.concatenate(parts, axis=1, dtype=np.float32, casting="unsafe")
+    parts = [a.read() for a in arrays]
+    common = min(snippets, *map(len, parts))  # a file that was changed has fewer: Recording.features says so
+    return np.concatenate([x[:common] for x in parts], axis=1, dtype=np.float32, casting="unsafe")

@@ -20,6 +20,7 @@ MADE_UP = Path(__file__).with_name("made_up_timeline.json")
 SECONDS_PER_SNIPPET = 16 / 25
 BACKGROUNDS = 8
 CONTEXT_SNIPPETS = 6
+LONGEST = 86_400.0  # seconds
 
 
 def simulate(
@@ -91,12 +92,15 @@ def simulate(
 
 
 def _duration(name: str, entry: Entry, path: Path) -> float:
-    if entry.duration is not None:
-        return entry.duration
-    last = max((end for _, end, _ in entry.segments), default=0.0)
-    if last <= 0:
-        raise InputError(f"{path}: video '{name}' has neither a duration nor a segment; add one or take it out")
-    return last * (1 + 0.25 * _generator("duration", name).random())
+    duration = entry.duration
+    if duration is None:
+        last = max((end for _, end, _ in entry.segments), default=0.0)
+        if last <= 0:
+            raise InputError(f"{path}: video '{name}' has neither a duration nor a segment; add one or take it out")
+        duration = last * (1 + 0.25 * _generator("duration", name).random())
+    if duration > LONGEST:
+        raise InputError(f"{path}: video '{name}' lasts {duration:g} s; features are made in memory, of a day at most")
+    return duration
 
 
 def _snippets(duration: float) -> int:
@@ -160,5 +164,5 @@ def _smooth(x: np.ndarray) -> np.ndarray:
 
 def _generator(*key: object) -> np.random.Generator:
     """A generator seeded by the key alone: the same on every machine and run, unlike ``hash``."""
-    digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
+    digest = hashlib.sha256("\0".join(map(str, key)).encode(errors="surrogatepass")).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))

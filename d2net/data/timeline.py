@@ -13,10 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from d2net.data.times import Times, number
+import numpy as np
+
+from d2net.data.times import Times
 from d2net.errors import InputError
-from d2net.files import read_json
-from d2net.words import listed
+from d2net.reading import number, read_json, read_text, typed
+from d2net.words import NAME, escaped, listed, quoted
 
 AMBIGUOUS = "ambiguous"  # THUMOS14's mark of a doubtful segment, whatever its case; it is no class
 AMBIGUOUS_LIST = "Ambiguous_test.txt"  # THUMOS14's own list of such segments
@@ -31,7 +33,7 @@ class Entry:
     Attributes:
         subset: As the file spells it.
         labels: Names of its classes.
-        segments: (start s, end s, class name) rows.
+        segments: (start s, end s, class name) rows, by time, whatever the order of the file.
         ambiguous: (start s, end s) rows: doubtful segments, of no class.
         duration: In seconds, or None.
         times: What the file says of its snippets' times.
@@ -102,14 +104,13 @@ def read_timeline(path: Path, content: Any = None) -> Timeline:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     videos: dict[str, Entry] = {}
-    ids: dict[str, int] = {}
+    ids: dict[str, float] = {}
     for name, value in top["database"].items():
         try:
             videos[name] = _entry(value, ids, times, top.get("subset"))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:  # InputError is a ValueError
-            reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        except InputError as error:
             raise InputError(
-                f"{path}: video '{name}': malformed entry ({reason}); expected \"subset\" and "
+                f"{path}: video '{escaped(name, NAME)}': malformed entry ({error}); expected \"subset\" and "
                 '"annotations": [{"segment": [start, end], "label": name}, …]'
             ) from None
     for name, rows in read_ambiguous(path.parent / AMBIGUOUS_LIST).items():
@@ -120,10 +121,10 @@ def read_timeline(path: Path, content: Any = None) -> Timeline:
         label for e in videos.values() for label in (*e.labels, *(label for _, _, label in e.segments))
     )
     # Sorted names make the order of classes independent of the order of videos; label_id wins where given.
-    classes = top.get("classes") or sorted(names, key=lambda c: (ids.get(c, math.inf), c))
-    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+    classes = top.get("classes")
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(c, str) for c in classes)):
         raise InputError(f'{path}: "classes" must be a list of names')
-    classes = [c for c in classes if not is_ambiguous(c)]
+    classes = [c for c in classes or sorted(names, key=lambda c: (ids.get(c, math.inf), c)) if not is_ambiguous(c)]
     known = set(classes)
     unknown = [c for c in names if c not in known]
     if unknown:
@@ -159,11 +160,7 @@ def read_ambiguous(path: Path) -> dict[str, list[tuple[float, float]]]:
     found: dict[str, list[tuple[float, float]]] = {}
     if not path.exists():
         return found
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); mend or remove it") from error
-    for i, line in enumerate(lines, 1):
+    for i, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         words = line.rsplit(maxsplit=2)  # a name may hold spaces
@@ -172,15 +169,17 @@ def read_ambiguous(path: Path) -> dict[str, list[tuple[float, float]]]:
                 raise InputError("a name, a start and an end in seconds")
             found.setdefault(words[0].strip(), []).append(segment(words[1:]))
         except InputError as error:
-            raise InputError(f"{path}: line {i}: '{line.strip()}' is not VIDEO START END ({error}); mend it") from None
+            said = f"{path}: line {i}: '{escaped(line.strip(), NAME)}'"
+            raise InputError(f"{said} is not VIDEO START END ({error}); mend it") from None
     return found
 
 
 def segment(pair: Any) -> tuple[float, float]:
     """A pair of times in seconds. Raises InputError for anything else."""
-    if isinstance(pair, str) or len(pair) != 2:
-        raise InputError(f"segment {pair!r} is not a pair [start, end] in seconds")
-    start, end = (number(t, "segment") for t in pair)
+    pair = pair.tolist() if isinstance(pair, np.ndarray) else pair
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+        raise InputError(f"segment {quoted(pair)} is not a pair [start, end] in seconds")
+    start, end = (number(t, '"segment"') for t in pair)
     if not 0 <= start <= end:
         raise InputError(f"segment [{start}, {end}] is not 0 <= start <= end")
     return start, end
@@ -209,28 +208,31 @@ def choose(wanted: Sequence[str] | None, there: Sequence[str], source: str | Pat
     return tuple(chosen)
 
 
-def _entry(value: dict[str, Any], ids: dict[str, int], top: Times, subset: str | None) -> Entry:
+def _entry(value: Any, ids: dict[str, float], top: Times, subset: Any) -> Entry:
+    value = typed(value, dict, "it")
     segments: list[tuple[float, float, str]] = []
-    ambiguous = [segment(pair) for pair in value.get("ambiguous") or ()]
+    ambiguous = [segment(pair) for pair in _list(value, "ambiguous")]
     labels: dict[str, None] = {}
     without_segment = 0
-    for row in value.get("annotations") or ():
+    for i, row in enumerate(_list(value, "annotations")):
+        if "label" not in typed(row, dict, f"annotation {i}"):
+            raise InputError(f"annotation {i} has no 'label'")
         label = _name(row["label"], "label")
         pair = segment(row["segment"]) if "segment" in row else None
         if is_ambiguous(label):
             ambiguous += [pair] if pair else []
             continue
         labels[label] = None
-        if row.get("label_id") is not None:
-            ids.setdefault(label, int(row["label_id"]))
+        if row.get("label_id") is not None:  # of several the least, whatever the order of the file
+            ids[label] = min(number(row["label_id"], '"label_id"'), ids.get(label, math.inf))
         if pair:
             segments.append((*pair, label))
         else:
             without_segment += 1
     if "labels" in value:
-        if not isinstance(value["labels"], list):
-            raise TypeError('"labels" is not a list')
-        labels = dict.fromkeys(c for x in value["labels"] if not is_ambiguous(c := _name(x, "label")))
+        labels = dict.fromkeys(
+            c for x in typed(value["labels"], list, '"labels"') if not is_ambiguous(c := _name(x, "label"))
+        )
     if value.get("subset") is None and subset is None:
         raise InputError(
             'no "subset"; add it, or, in a file as BMN has them, end the name of the file in _train, _val or _test, as '
@@ -247,7 +249,7 @@ def _entry(value: dict[str, Any], ids: dict[str, int], top: Times, subset: str |
     return Entry(
         subset=_name(subset if value.get("subset") is None else value["subset"], "subset"),
         labels=tuple(labels),
-        segments=tuple(segments),
+        segments=tuple(sorted(segments)),
         ambiguous=tuple(dict.fromkeys(ambiguous)),
         duration=duration,
         times=times,
@@ -258,16 +260,22 @@ def _entry(value: dict[str, Any], ids: dict[str, int], top: Times, subset: str |
     )
 
 
+def _list(table: dict[str, Any], key: str) -> list[Any]:
+    """The list under ``key``; none is an empty one."""
+    return [] if table.get(key) is None else typed(table[key], list, f'"{key}"')
+
+
 def _name(value: Any, what: str) -> str:
     """A label or subset; numbers are written out."""
     if isinstance(value, (str, int, float)) and not isinstance(value, bool) and str(value).strip():
         return str(value).strip() if what == "subset" else str(value)
-    raise InputError(f'"{what}" is {value!r}, expected a name')
+    raise InputError(f'"{what}" is {quoted(value)}, expected a name')
 
 
 def _widths(path: Path, value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not 1 <= len(value) <= 2 or not all(isinstance(w, int) and w > 0 for w in value):
-        raise InputError(f'{path}: "streams" is {value!r}; give the width of each stream, as [1024, 1024] or [2048]')
+    if not isinstance(value, list) or not 1 <= len(value) <= 2 or not all(type(w) is int and w > 0 for w in value):
+        said = f'{path}: "streams" is {quoted(value)}'
+        raise InputError(f"{said}; give the width of each stream, as [1024, 1024] or [2048]")
     return tuple(value)
 
 
@@ -275,7 +283,7 @@ def _positive(value: dict[str, Any], *keys: str) -> float | None:
     """The number under the first of ``keys`` that is there, None where none is."""
     for key in keys:
         if value.get(key) is not None:
-            found = number(value[key], key)
+            found = number(value[key], f'"{key}"')
             if found <= 0:
                 raise InputError(f'"{key}" is {found:g}, expected a positive number')
             return found

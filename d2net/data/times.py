@@ -23,6 +23,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from d2net.errors import InputError
+from d2net.reading import number
 
 # What the field's files call each of them.
 _KEYS = {
@@ -71,7 +72,7 @@ class Times:
             if value is None:
                 continue
             name = "offset_frames" if field.name == "middle" else field.name
-            value = number(value, name)
+            value = number(value, f'"{name}"')
             object.__setattr__(self, field.name, value)
             if field.name in _MAY_BE_NEGATIVE:
                 continue
@@ -88,7 +89,7 @@ class Times:
         """
         found: dict[str, float] = {}
         for name, keys in _KEYS.items():
-            there = {key: number(table[key], key) for key in keys if table.get(key) is not None}
+            there = {key: number(table[key], f'"{key}"') for key in keys if table.get(key) is not None}
             if len(set(there.values())) > 1:
                 said = " and ".join(f'"{key}": {value:g}' for key, value in there.items())
                 raise InputError(f"{said} are two names of the {name}; keep the one that is right")
@@ -132,8 +133,16 @@ class Times:
 
         Raises:
             UnknownTime: something is not known; says how to give it.
-            InputError: values that contradict each other.
+            InputError: values that contradict each other, or of which no time can be computed.
         """
+        seconds, first = self._resolved()
+        if not (0 < seconds < math.inf and math.isfinite(first)):
+            raise InputError(
+                f"a snippet would be {seconds:g} s and the first begin at {first:g} s; mend stride and fps"
+            )
+        return seconds, first
+
+    def _resolved(self) -> tuple[float, float]:
         seconds, stride, fps = self.seconds_per_snippet, self.stride, self.fps
         if seconds is None:
             missing = [name for name, value in (("stride", stride), ("fps", fps)) if value is None]
@@ -175,14 +184,3 @@ class Times:
                 )
             middle = self.middle
         return seconds, middle / fps - seconds / 2
-
-
-def number(value: Any, name: str) -> float:
-    """A finite number, also one in a string. Raises InputError for anything else."""
-    try:
-        result = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        result = math.nan
-    if not math.isfinite(result):
-        raise InputError(f'"{name}" is {value!r}, not a finite number')
-    return result

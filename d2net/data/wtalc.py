@@ -16,8 +16,10 @@ from d2net.data.catalog import Catalog, Listing
 from d2net.data.containers import FeatureArray, feature_array
 from d2net.data.locate import JOINT, MissingFeatures
 from d2net.data.timeline import AMBIGUOUS_LIST, Entry, is_ambiguous, read_ambiguous, segment
-from d2net.data.times import Times, number
+from d2net.data.times import Times
 from d2net.errors import InputError
+from d2net.reading import check_ordinary, number
+from d2net.words import NAME, escaped, quoted, reason
 
 CONVENTION = Times(fps=25, stride=16)  # how these features are extracted
 
@@ -71,6 +73,8 @@ def list_wtalc_annotations(folder: Path, *, trust_pickle: bool = False) -> Catal
     if not trust_pickle:
         _refuse(folder)
     names = [_text(v) for v in _load(folder / "videoname.npy").reshape(-1)]
+    if not names:
+        raise InputError(f"{folder / 'videoname.npy'}: names no video; download it again")
     if twice := [n for n, count in Counter(names).items() if count > 1]:
         raise InputError(f"{folder / 'videoname.npy'}: names '{twice[0]}' twice; keep one row for each video")
 
@@ -81,8 +85,8 @@ def list_wtalc_annotations(folder: Path, *, trust_pickle: bool = False) -> Catal
     listed_classes = tuple(map(_text, _load(folder / "classlist.npy")))
     classes = tuple(c for c in listed_classes if not is_ambiguous(c))
     durations = [
-        _duration(v, f"{folder / 'duration.npy'}: video '{name}'")
-        for name, v in zip(names, column("duration.npy").reshape(len(names), -1)[:, 0], strict=True)
+        _duration(row[0] if row else None, f"{folder / 'duration.npy'}: video '{name}'")
+        for name, row in zip(names, column("duration.npy").reshape(len(names), -1)[:, :1].tolist(), strict=True)
     ]
     segments, labels = column("segments.npy"), column("labels.npy")
     labels_all = column("labels_all.npy") if (folder / "labels_all.npy").exists() else labels
@@ -91,12 +95,13 @@ def list_wtalc_annotations(folder: Path, *, trust_pickle: bool = False) -> Catal
     listings = []
     for i, name in enumerate(names):
         rows = _rows(folder, name, segments[i], labels[i], classes)
+        named = _each(labels_all[i], f"{folder}: labels of video '{name}'")
         judged = rows if official is None or subsets[i] != "test" else official.get(name, [])
         truth = tuple(r for r in judged if not is_ambiguous(r[2]))
         marks = [(start, end) for start, end, label in judged if is_ambiguous(label)]
         entry = Entry(
             subset=subsets[i],
-            labels=tuple(c for c in dict.fromkeys(_text(v) for v in labels_all[i]) if not is_ambiguous(c)),
+            labels=tuple(c for c in dict.fromkeys(map(_text, named)) if not is_ambiguous(c)),
             segments=truth,
             ambiguous=tuple(dict.fromkeys((*marks, *doubtful.get(name, ())))),
             duration=durations[i],
@@ -108,6 +113,7 @@ def list_wtalc_annotations(folder: Path, *, trust_pickle: bool = False) -> Catal
 
 def _rows(folder: Path, name: str, segments: Any, labels: Any, classes: tuple[str, ...]) -> tuple[tuple, ...]:
     where = f"{folder / 'segments.npy'}: video '{name}'"
+    segments, labels = _each(segments, where), _each(labels, f"{folder / 'labels.npy'}: video '{name}'")
     if len(segments) != len(labels):
         raise InputError(
             f"{where} has {len(segments)} segments but {len(labels)} labels in labels.npy; take both files from the "
@@ -119,7 +125,7 @@ def _rows(folder: Path, name: str, segments: Any, labels: Any, classes: tuple[st
             raise InputError(f"{where}, segment {i}: label '{label}' is not in classlist.npy; add it there")
         try:
             rows.append((*segment(pair), label))
-        except (InputError, TypeError) as error:
+        except InputError as error:
             raise InputError(f"{where}, segment {i}: {error}; take it from the same download") from None
     return tuple(rows)
 
@@ -139,13 +145,13 @@ def _test_segments(
         )
     found: dict[str, list[tuple[float, float, str]]] = {}
     for label, rows in zip(classes, _load(path, len(classes)), strict=True):
-        for row in rows:
-            if len(np.shape(row)) != 1 or len(row) != 3:
-                raise InputError(
-                    f"{path}: class '{label}': {row!r} is not a video number, a start and an end; download it"
-                )
+        of_class = f"{path}: class '{escaped(label, NAME)}'"
+        for row in _each(rows, of_class):
+            row = _each(row, of_class)
+            if len(row) != 3:
+                raise InputError(f"{of_class}: {quoted(row)} is not a video number, a start and an end; download it")
             ending, *fractions = row
-            where = f"{path}: class '{label}', video number '{_text(ending)}'"
+            where = f"{of_class}, video number '{_text(ending)}'"
             if _text(ending) not in by_number:
                 raise InputError(f"{where}: no such test video in videoname.npy; take both from the same download")
             i = by_number[_text(ending)]
@@ -160,7 +166,11 @@ def _test_segments(
 
 
 def _open(arrays: Callable[[], np.ndarray], index: int, source: str) -> tuple[FeatureArray, ...]:
-    return (feature_array(np.asarray(arrays()[index]), source),)
+    try:
+        array = np.asarray(arrays()[index])
+    except ValueError as error:  # rows of different lengths
+        raise InputError(f"{source}: is no array ({reason(error)}); extract its features again") from None
+    return (feature_array(array, source),)
 
 
 def _duration(value: Any, where: str) -> float:
@@ -170,7 +180,7 @@ def _duration(value: Any, where: str) -> float:
             return seconds
     except InputError:
         pass
-    raise InputError(f"{where} lasts {value!r} s; give its length in seconds")
+    raise InputError(f"{where} lasts {quoted(value)} s; give its length in seconds")
 
 
 def _no_features(folder: Path, name: str) -> NoReturn:
@@ -198,13 +208,13 @@ def _refuse(path: Path) -> NoReturn:
 
 def _load(path: Path, length: int | None = None) -> np.ndarray:
     """An array that may be pickled, of a file that the user trusts; latin1 turns Python 2's strings into text."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file; the W-TALC layout needs it, download the annotations")
+    check_ordinary(path)
     try:
         array = np.load(path, allow_pickle=True, encoding="latin1")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; the W-TALC layout needs it, download the annotations") from None
     except Exception as error:  # a damaged pickle can raise anything
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path}: cannot be loaded, damaged perhaps ({reason}); download it again") from None
+        raise InputError(f"{path}: cannot be loaded, damaged perhaps ({reason(error)}); download it again") from None
     if not isinstance(array, np.ndarray) or array.ndim == 0 or length not in (None, len(array)):
         raise InputError(
             f"{path}: has shape {np.shape(array)}, expected {'an array' if length is None else f'{length} entries'}; "
@@ -214,4 +224,15 @@ def _load(path: Path, length: int | None = None) -> np.ndarray:
 
 
 def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value if isinstance(value, str) else quoted(value)
+
+
+def _each(value: Any, where: str) -> list[Any]:
+    """The entries of a list or array. Raises InputError for anything else."""
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(value, (list, tuple)):
+        raise InputError(f"{where} is {quoted(value)}, expected a list; take it from the same download")
+    return list(value)

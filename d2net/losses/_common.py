@@ -7,6 +7,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops._checks import as_lengths, as_tensors, check_activations, check_same, check_shape
+from d2net.ops._native import at_least_float32
 
 
 def check_choice(name: str, value: str, *known: str) -> None:
@@ -17,23 +18,27 @@ def check_choice(name: str, value: str, *known: str) -> None:
 def take_scores(
     loss: str, tcam: Tensor, lengths: Tensor | None, labels: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Class activations, lengths and labels of a batch, as tensors and checked."""
+    """Class activations, lengths and labels of a batch, as tensors and checked; half precision becomes float32."""
     tcam, labels = as_tensors(loss, tcam=tcam, labels=labels)
     check_labels(loss, tcam, labels)
     lengths = as_lengths(loss, lengths, tcam)
     check_activations(loss, "tcam", tcam, lengths)
-    return tcam, lengths, labels
+    return at_least_float32(tcam), lengths, labels
 
 
 def take_batch(
     loss: str, tcam: Tensor, embeddings: Tensor, lengths: Tensor | None, labels: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Class activations, embeddings, lengths and labels of a batch, as tensors and checked."""
+    """Class activations, embeddings, lengths and labels of a batch, as tensors and checked.
+
+    Activations in half precision become float32, so that a gradient is rounded once, when it is whole. Embeddings stay:
+    the operators that read them sum in float32.
+    """
     tcam, embeddings, labels = as_tensors(loss, tcam=tcam, embeddings=embeddings, labels=labels)
     check_batch(loss, tcam, embeddings, labels)
     lengths = as_lengths(loss, lengths, tcam)
     check_activations(loss, "tcam", tcam, lengths)
-    return tcam, embeddings, lengths, labels
+    return at_least_float32(tcam), embeddings, lengths, labels
 
 
 def check_labels(loss: str, tcam: Tensor, labels: Tensor) -> None:

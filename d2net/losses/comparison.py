@@ -5,16 +5,15 @@ Where the paper does not say how they are applied, the plain reading is taken; e
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from d2net.losses._common import present, take_scores
 from d2net.losses.denoising import RANK_TOL, SnippetJoint, SnippetTerm, VideoJoint, VideoTerm
 from d2net.losses.discriminative import PROBABILITY_FLOOR, probabilities
+from d2net.ops._native import product
 from d2net.ops.batch_loss import mean_of
 from d2net.ops.discriminative import discriminative_terms
 from d2net.ops.topk_pool import topk_pool
@@ -88,7 +87,7 @@ class SnippetBCE(_SnippetPointwise):
     """BCE in place of pDMI at the snippet level (Table 4), mean over the pseudo-labelled snippets."""
 
     def between(self, p: Tensor, y: Tensor) -> Tensor:
-        return F.binary_cross_entropy(p, y, reduction="none")
+        return _cross_entropy(p, y > 0)
 
 
 class VideoL1(VideoTerm):
@@ -108,8 +107,7 @@ class VideoBCE(VideoTerm):
 
     def from_pooled(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
         p = probabilities(pooled, self.probability_floor)
-        y = (labels > 0).to(p.dtype)
-        return mean_of(F.binary_cross_entropy(p, y, reduction="none").sum(1) / max(p.shape[1], 1), counted)
+        return mean_of(_cross_entropy(p, labels > 0).sum(1) / max(p.shape[1], 1), counted)
 
 
 class SnippetDMI(SnippetJoint):
@@ -132,16 +130,23 @@ class VideoDMI(VideoJoint):
 
     def from_pooled(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
         p, y = self.factors(pooled, counted, labels)
-        loss, regular = _dmi((p @ y)[None], RANK_TOL)
+        loss, regular = _dmi(product(p, y)[None], RANK_TOL)
         return torch.where(regular & (y > 0).any(0).all(), loss, 0).sum()
 
 
 def _dmi(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor]:
-    """-log |det| (N,) of (N, C, C), and (N,) bool: the geometric mean of the singular values is above ``rank_tol``;
-    0, without gradient, where it is not."""
-    c = u.shape[1]
+    """-log |det| (N,) of (N, C, C), 0 without gradient where it is singular, and (N,) bool: it is not.
+
+    Singular is what has a pivot of ``rank_tol`` or less in its LU decomposition: rounding leaves one a little above 0.
+    NaN is not singular, so that it propagates.
+    """
     with torch.no_grad():
-        least = c * math.log(rank_tol) if rank_tol > 0 else -math.inf
-        regular = torch.linalg.slogdet(u).logabsdet > least
-    safe = torch.where(regular[:, None, None], u, torch.eye(c, dtype=u.dtype, device=u.device))
+        pivots = torch.linalg.lu_factor_ex(u).LU.diagonal(dim1=1, dim2=2).abs()
+        regular = ~(pivots <= rank_tol).any(1)
+    safe = torch.where(regular[:, None, None], u, torch.eye(u.shape[1], dtype=u.dtype, device=u.device))
     return -torch.linalg.slogdet(safe).logabsdet, regular
+
+
+def _cross_entropy(p: Tensor, positive: Tensor) -> Tensor:
+    """Elementwise. PyTorch's refuses NaN, on a GPU by an assertion that ends the process, and autocast."""
+    return -torch.where(positive, p, 1 - p).log()

@@ -10,13 +10,14 @@ from torch.nn import functional as F
 
 from d2net.losses._common import check_batch, present
 from d2net.ops._checks import as_lengths, as_tensors, check_same, check_shape, valid_mask, within
-from d2net.ops._native import at_least_float32
+from d2net.ops._native import at_least_float32, product
 from d2net.ops.attention_pool import attention_pool
 from d2net.ops.batch_loss import mean_of
+from d2net.ops.discriminative import unit_vectors
 
 
 class UncertaintyModelingResult(NamedTuple):
-    """Scalars; total = weight * magnitude + entropy."""
+    """Scalars; total = weight * magnitude + entropy, or entropy alone where the weight is 0."""
 
     total: Tensor
     magnitude: Tensor
@@ -64,22 +65,25 @@ class UncertaintyModeling(nn.Module):
         check_same("UncertaintyModeling", "embeddings", embeddings, "logits", logits, 2)
         lengths = as_lengths("UncertaintyModeling", lengths, embeddings)
         mask = within(embeddings, lengths)
+        usable = mask.sum(1) >= 2
+        mask = mask & usable[:, None]  # nothing of the others is read, so that NaN there reaches no gradient
         count = mask.sum(1)
         with torch.no_grad():
             norms = torch.linalg.vector_norm(at_least_float32(embeddings), dim=2)
             rank = norms.masked_fill(~mask, -1).argsort(dim=1, descending=True, stable=True).argsort(1)
             act_size, size = ((count // d).clamp(min=1) for d in (self.act_divisor, self.background_divisor))
-            act = rank < act_size[:, None]
+            act = mask & (rank < act_size[:, None])
             background = mask & (rank >= (count - size)[:, None]) & ~act
             # 1 - selection is 1 for the pseudo-background, so that one operator reads the embeddings once for both.
             selection = torch.where(act, 1.0, torch.where(background, 0.0, 0.5)).to(embeddings.dtype)
         f = attention_pool(embeddings, selection, lengths, reduction="mean")
         act_norm, background_norm = torch.linalg.vector_norm(at_least_float32(torch.stack((f.x_fg, f.x_bg))), dim=2)
-        usable = count >= 2
         magnitude = mean_of(((self.margin - act_norm).clamp(min=0) + background_norm).square(), usable)
         mean_logits = torch.where(background[:, :, None], at_least_float32(logits), 0).sum(1) / size[:, None]
         entropy = mean_of(-mean_logits.log_softmax(1).sum(1) / max(logits.shape[2], 1), usable)
-        return UncertaintyModelingResult(self.magnitude * magnitude + entropy, magnitude, entropy)
+        # A term of weight 0 is off, whatever it is: NaN * 0 would be NaN.
+        total = self.magnitude * magnitude + entropy if self.magnitude != 0 else entropy
+        return UncertaintyModelingResult(total, magnitude, entropy)
 
 
 class CoActivitySimilarity(nn.Module):
@@ -115,25 +119,26 @@ class CoActivitySimilarity(nn.Module):
         )
         check_batch("CoActivitySimilarity", logits, embeddings, labels)
         lengths = as_lengths("CoActivitySimilarity", lengths, logits)
-        padding = ~within(logits, lengths)[:, :, None]
         if logits.shape[1] == 0:
             return (embeddings.sum() + logits.sum()) * 0
+        has = (labels > 0) & present(logits, lengths)[:, None]
+        paired = has & (has.sum(0) >= 2)
+        padding = ~within(logits, lengths)[:, :, None]
         dtype = torch.promote_types(at_least_float32(logits).dtype, at_least_float32(embeddings).dtype)
-        logits = logits.to(dtype)
-        x = embeddings.to(dtype).masked_fill(padding, 0)
+        # Nothing is read of what is in no pair: NaN there would reach the gradients of those that are.
+        logits = logits.to(dtype).masked_fill(~paired[:, None], 0)
+        x = embeddings.to(dtype).masked_fill(padding | ~paired.any(1)[:, None, None], 0)
         active = logits.masked_fill(padding, torch.finfo(logits.dtype).min).softmax(1).masked_fill(padding, 0)
         others = (~padding).sum(1, keepdim=True).sub(1).clamp(min=1)
         inactive = ((1 - active) / others).masked_fill(padding, 0)
         b, c, d = logits.shape[0], logits.shape[2], x.shape[2]
-        pooled = torch.cat((active, inactive), 2).transpose(1, 2) @ x  # (B, 2C, D)
-        unit = pooled * (pooled.square().sum(2, keepdim=True) + 1e-12).rsqrt()
-        high, low = unit.view(b, 2, c, d).permute(1, 2, 0, 3)  # (C, B, D)
-        together = high @ high.transpose(1, 2)  # (C, B, B), rows m, columns n
-        apart = high @ low.transpose(1, 2)  # H_m with L_n; L_m with H_n is its transpose
+        pooled = product(torch.cat((active, inactive), 2).transpose(1, 2), x)  # (B, 2C, D)
+        high, low = unit_vectors(pooled).view(b, 2, c, d).permute(1, 2, 0, 3)  # (C, B, D)
+        together = product(high, high.transpose(1, 2))  # (C, B, B), rows m, columns n
+        apart = product(high, low.transpose(1, 2))  # H_m with L_n; L_m with H_n is its transpose
         hinge = (apart - together + self.margin).clamp(min=0)
         loss = 0.5 * (hinge + hinge.transpose(1, 2))
-        has = ((labels > 0) & present(logits, lengths)[:, None]).T
-        pairs = (has[:, :, None] & has[:, None, :]).triu(1)
+        pairs = (has.T[:, :, None] & has.T[:, None, :]).triu(1)
         count = pairs.sum((1, 2))
         return mean_of(torch.where(pairs, loss, 0).sum((1, 2)) / count.clamp(min=1), count > 0)
 
@@ -186,16 +191,17 @@ class SnippetContrast(nn.Module):
             return embeddings.sum()
         with torch.no_grad():
             selected = self._select(at_least_float32(actionness), mask)  # (4, B, T)
-        x = at_least_float32(embeddings).masked_fill(~mask[:, :, None], 0)
         size = selected.sum(2)
-        mean = selected.transpose(0, 1).to(x.dtype) @ x / size.T.clamp(min=1)[:, :, None]  # (B, 4, D)
-        mean, each = F.normalize(mean, dim=2, eps=1e-6), F.normalize(x, dim=2, eps=1e-6)
+        usable = (size[:2] > 0) & (size[2:] > 0)
+        # Nothing is read of recordings that do not count, so that NaN there reaches no gradient.
+        x = at_least_float32(embeddings).masked_fill(~(mask & usable.any(0)[:, None])[:, :, None], 0)
+        mean = product(selected.transpose(0, 1).to(x.dtype), x) / size.T.clamp(min=1)[:, :, None]  # (B, 4, D)
+        mean, each = unit_vectors(mean), unit_vectors(x)
         query, key = mean[:, 2:], mean[:, :2]
         positive = (query * key).sum(2, keepdim=True)  # (B, 2, 1)
-        negative = query @ each.transpose(1, 2)  # (B, 2, T)
+        negative = product(query, each.transpose(1, 2))  # (B, 2, T)
         negative = negative.masked_fill(~selected[:2].flip(0).transpose(0, 1), -torch.inf)
         loss = -(torch.cat((positive, negative), 2) / self.temperature).log_softmax(2)[:, :, 0]
-        usable = (size[:2] > 0) & (size[2:] > 0)
         return mean_of(loss[:, 0], usable[0]) + mean_of(loss[:, 1], usable[1])
 
     def _select(self, actionness: Tensor, mask: Tensor) -> Tensor:

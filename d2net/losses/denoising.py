@@ -22,6 +22,7 @@ from d2net.ops.bottom_up_attention import bottom_up_attention
 from d2net.ops.condition_number import joint_log_condition_number
 from d2net.ops.snippet_pdmi import snippet_pdmi
 from d2net.ops.topk_pool import topk_pool
+from d2net.ops.two_stream_tcam import class_max
 
 Normalization = Literal["joint", "per_class"]
 RANK_TOL = 1e-5
@@ -76,8 +77,8 @@ class SnippetTerm(nn.Module, ABC):
             check_labels(name, tcam, labels)
         lengths = as_lengths(name, lengths, tcam)
         check_activations(name, "tcam", tcam, lengths)
-        # Unlike amax, max sends the gradient of a padded NaN, which is 0, to one place and leaves it 0.
-        return mean_of(*self.terms(tcam.max(2).values, tcam, embeddings, lengths, reference, labels))
+        tcam = at_least_float32(tcam)
+        return mean_of(*self.terms(class_max(tcam), tcam, embeddings, lengths, reference, labels))
 
     def terms(
         self,
@@ -94,7 +95,7 @@ class SnippetTerm(nn.Module, ABC):
         if self.own_classes:
             if labels is None:
                 raise InputError(f"{type(self).__name__}: own_classes needs the labels")
-            own = tcam.masked_fill(labels[:, None] <= 0, -1).max(2).values.clamp(min=0)  # 0 without a label
+            own = class_max(tcam.masked_fill(labels[:, None] <= 0, -1)).clamp(min=0)  # 0 without a label
             attention = torch.where(scores > self.fg_threshold, own, attention)
         return self.per_recording(at_least_float32(attention), scores, lengths)
 

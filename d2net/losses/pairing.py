@@ -41,7 +41,7 @@ def pair_different(
     partner = partners.to(torch.int64).expand(3, b)
     usable = (partner >= 0) & (partner < b) & (partner != torch.arange(b, device=partner.device))
     has_x, has_other = torch.stack((valid_fg, valid_fg, valid_bg)), torch.stack((valid_bg, valid_fg, valid_bg))
-    usable &= has_x & has_other.gather(1, torch.where(usable, partner, 0))
+    usable = usable & has_x & has_other.gather(1, torch.where(usable, partner, 0))
     return Pairs(torch.where(usable, partner, -1))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from d2net.errors import InputError
-from d2net.losses._common import check_choice, take_batch
+from d2net.losses._common import take_batch
 from d2net.losses.comparison import SnippetBCE, SnippetDMI, SnippetL1, VideoBCE, VideoDMI, VideoL1
 from d2net.losses.complementary import UncertaintyModeling
 from d2net.losses.denoising import SnippetDenoising, SnippetTerm, VideoDenoising, VideoTerm
@@ -28,6 +29,7 @@ class D2NetLossResult(NamedTuple):
 
     total = discriminative + alpha_snippet * snippet + alpha_video * video (Eq. 1, 11) + um_weight * uncertainty: each
     term is as it is before its weight. One whose weight is 0, or that is off in this step, is not computed and is 0.
+    All are float32, or float64 where the activations are.
     """
 
     total: Tensor
@@ -54,10 +56,11 @@ class D2NetLoss(nn.Module):
 
     Attributes:
         reference: (D,) buffer x_ref = 0.9 x_ref + 0.1 mean of the batch's x_bg (below Eq. 8), updated by every
-            forward in training mode, before L_DS uses it.
+            forward in training mode, before L_DS uses it. At least float32, also after ``loss.half()``: the largest
+            float16 is too small for a sum over time.
 
     Raises:
-        InputError: a recipe with an unknown choice.
+        InputError: a recipe whose snippets could be foreground and background at once.
     """
 
     reference: Tensor
@@ -82,9 +85,14 @@ class D2NetLoss(nn.Module):
         )
         self.snippet, self.video = _denoising(recipe)
         self.uncertainty = UncertaintyModeling(magnitude=recipe.um_magnitude, margin=recipe.um_margin)
-        check_choice("loss.classification", recipe.classification, "discriminative", "focal", "cross_entropy")
-        check_choice("loss.reference_update", recipe.reference_update, "background", "lowest_attention")
-        self.register_buffer("reference", torch.zeros(embedding_dim))
+        self.register_buffer("reference", at_least_float32(torch.zeros(embedding_dim)))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> D2NetLoss:
+        kept = self.reference
+        super()._apply(fn, recurse)
+        if self.reference.dtype in (torch.float16, torch.bfloat16):  # by half(), to() and their kin
+            self.reference = kept.to(self.reference.device)
+        return self
 
     @classmethod
     def from_recipe(cls, recipe: str | LossRecipe, *, num_classes: int, embedding_dim: int) -> D2NetLoss:
@@ -103,7 +111,7 @@ class D2NetLoss(nn.Module):
         *,
         denoise: bool = True,
     ) -> D2NetLossResult:
-        """All terms of one batch; finite for any batch of finite inputs.
+        """All terms of one batch; finite for any batch of finite inputs, half precision too (docs/numbers.md).
 
         Args:
             tcam: (B, T, C) class activations in [0, 1]. embeddings: (B, T, D) latent embeddings x(t).
@@ -196,7 +204,6 @@ class D2NetLoss(nn.Module):
 
 def _denoising(recipe: LossRecipe) -> tuple[SnippetTerm, VideoTerm]:
     """The two terms of L_D that a recipe names."""
-    check_choice("loss.denoising", recipe.denoising, "pdmi", "dmi", "l1", "bce")
     selection: dict[str, Any] = {
         "fg_threshold": recipe.snippet_fg_threshold,
         "bg_threshold": recipe.snippet_bg_threshold,

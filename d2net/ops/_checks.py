@@ -1,10 +1,12 @@
 """What every operator and loss does with its arguments: makes tensors of arrays and lists, and checks them.
 
-Nothing here waits for a device, except for an array or a list that is copied to one.
+Nothing here waits for a device, except for an array or a list that is copied to one. Checks compare first and write the
+message only where something is wrong: one that passes takes some 200 ns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,12 @@ def as_tensor(operator: str, name: str, x: Any, like: Tensor | None = None) -> T
     ``like`` where it is wider.
 
     Raises:
-        InputError: anything else.
+        InputError: anything else, sparse tensors included.
     """
     if isinstance(x, Tensor):
-        return x
+        if x.layout is torch.strided:
+            return x
+        raise InputError(f"{operator}: {name} has layout {x.layout}, expected a dense tensor: convert it")
     first = x
     while isinstance(first, (list, tuple)) and first:
         first = first[0]
@@ -37,8 +41,8 @@ def as_tensor(operator: str, name: str, x: Any, like: Tensor | None = None) -> T
             raise TypeError
         if array.dtype.kind == "u" and array.itemsize > 1:
             array = array.astype(np.int64)  # PyTorch can do little with them
-        # Tensors cannot be read-only, of another byte order or of negative strides: then it is a copy.
-        tensor = torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+        # Tensors cannot be read-only, misaligned, of another byte order or of negative strides: then it is a copy.
+        tensor = torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "A", "W"]))
     except (TypeError, ValueError):
         found = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else f"a {type(x).__name__}"
         raise InputError(
@@ -62,26 +66,21 @@ def as_tensors(operator: str, **arguments: Any) -> tuple[Tensor, ...]:
 
 def as_lengths(operator: str, lengths: Any, x: Tensor) -> Tensor | None:
     """None, or integers (B,) on the device of ``x`` (B, T, ...), checked."""
-    if lengths is None:
-        return None
-    lengths = as_tensor(operator, "lengths", lengths, x)
-    b = x.shape[0]
-    if lengths.shape != (b,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
-        raise InputError(
-            f"{operator}: lengths has shape {tuple(lengths.shape)} and dtype {lengths.dtype}, expected ({b},) int64"
-        )
-    if lengths.device != x.device:
-        raise InputError(f"{operator}: lengths is on {lengths.device} but the input on {x.device}; move one of them")
+    if lengths is not None:
+        lengths = as_tensor(operator, "lengths", lengths, x)
+        check_lengths(operator, lengths, x)
     return lengths
+
+
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+COMPUTED = (torch.float32, torch.float64)  # of operators that half precision is converted for
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def check_shape(operator: str, name: str, x: Tensor, dims: str) -> None:
     """Require as many dimensions as ``dims`` names, such as "B, T, C"."""
     if x.ndim != dims.count(",") + 1:
         raise InputError(f"{operator}: {name} has shape {tuple(x.shape)}, expected ({dims})")
-
-
-FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def check_floating(operator: str, name: str, x: Tensor) -> None:
@@ -91,12 +90,73 @@ def check_floating(operator: str, name: str, x: Tensor) -> None:
         )
 
 
+def check_computed(operator: str, name: str, x: Tensor) -> None:
+    if x.dtype not in COMPUTED:
+        raise InputError(f"{operator}: {name} has dtype {x.dtype}, expected float32 or float64: convert it")
+
+
+def check_real(operator: str, name: str, x: Tensor) -> None:
+    """Before a conversion to a floating type, which would take the real part of complex numbers."""
+    if x.dtype.is_complex:
+        raise InputError(f"{operator}: {name} has dtype {x.dtype}, expected real numbers")
+
+
 def check_same(operator: str, name: str, x: Tensor, other: str, y: Tensor, dims: int | None = None) -> None:
-    """Require the same device and the same first ``dims`` sizes (all when None)."""
+    """Require the same device and the same first ``dims`` sizes; with None all, and the same type."""
+    if dims is None and x.shape == y.shape and x.dtype is y.dtype and x.device == y.device:
+        return
     if x.device != y.device:
         raise InputError(f"{operator}: {name} is on {x.device} but {other} on {y.device}; move one of them")
     if x.shape[:dims] != y.shape[:dims]:
         raise InputError(f"{operator}: {name} has shape {tuple(x.shape)} but {other} {tuple(y.shape)}; they must match")
+    if dims is None:
+        raise InputError(f"{operator}: {name} has dtype {x.dtype} but {other} {y.dtype}; they must match")
+
+
+def check_like(
+    operator: str, name: str, x: Tensor | None, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> None:
+    """Require exactly this shape, type and device."""
+    if x is None:
+        raise InputError(f"{operator}: {name} is missing, expected {tuple(shape)} {dtype}")
+    if x.shape != shape or x.dtype is not dtype or x.device != device:
+        raise InputError(
+            f"{operator}: {name} is {tuple(x.shape)} {x.dtype} on {x.device}, "
+            f"expected {tuple(shape)} {dtype} on {device}"
+        )
+
+
+def check_lengths(operator: str, lengths: Tensor | None, x: Tensor, name: str = "lengths") -> None:
+    """Require None, or integers (B,) on the device of ``x`` (B, ...). Their values may be any: they are clamped."""
+    if lengths is None:
+        return
+    if lengths.shape != (x.shape[0],) or lengths.dtype not in INTEGERS:
+        raise InputError(
+            f"{operator}: {name} has shape {tuple(lengths.shape)} and dtype {lengths.dtype}, "
+            f"expected ({x.shape[0]},) int64"
+        )
+    if lengths.device != x.device:
+        raise InputError(f"{operator}: {name} is on {lengths.device} but the input on {x.device}; move one of them")
+
+
+def check_counted(operator: str, counted: Tensor, x: Tensor) -> None:
+    """Require (B,) bool or integers on the device of ``x`` (B, ...)."""
+    if counted.dtype is torch.bool:
+        check_like(operator, "counted", counted, x.shape[:1], torch.bool, x.device)
+    else:
+        check_lengths(operator, counted, x, "counted")
+
+
+def check_floor(operator: str, probability_floor: float) -> None:
+    if not 0 <= probability_floor <= 0.5:
+        raise InputError(f"{operator}: probability_floor is {probability_floor}, expected 0 to 0.5")
+
+
+def check_numbers(operator: str, **settings: float) -> None:
+    """Require that none is NaN."""
+    for name, value in settings.items():
+        if value != value:
+            raise InputError(f"{operator}: {name} is NaN, expected a number")
 
 
 def valid_mask(operator: str, x: Tensor, lengths: Tensor | None) -> Tensor:

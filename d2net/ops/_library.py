@@ -1,8 +1,13 @@
 """Registers operators with ``torch.library``, so that torch.compile, opcheck, autocast and autograd see ordinary ones.
 
-An operator is a schema, a kernel per kind of device (a Python function that allocates with torch and hands pointers to
-the extension), a fake kernel that gives the shapes of the results, and a backward. A device without a kernel, such as
-MPS, runs the operator's plain-PyTorch reference instead.
+An operator is a schema, a check of its arguments, a kernel per kind of device (a Python function that allocates with
+torch and hands pointers to the extension), a fake kernel that gives the shapes of the results, and a backward. The
+check runs before every kernel, the fake one included, so that no call of ``torch.ops.d2net`` reaches the extension
+unchecked; a public function does not repeat it, but converts its arguments and calls the operator.
+
+A device without a kernel, such as MPS, runs the operator's plain-PyTorch reference instead, and so do forward-mode
+differentiation and the transforms of ``torch.func`` (``vmap``, ``grad``, ``jvp``, ...), which see through plain PyTorch
+but not into a kernel.
 """
 
 from __future__ import annotations
@@ -13,7 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from d2net.errors import InputError
 from d2net.ops import _native
 
 # `Library.define` with `register_autograd` costs least a call of what torch offers: about 5 us without gradient and
@@ -22,7 +29,7 @@ LIBRARY = torch.library.Library("d2net", "DEF")
 
 _BUILT_WITH_CUDA: bool = _native.build_info()["cuda"]
 
-# Devices that have a kernel, by operator. Emptied by tests that want the reference.
+# Devices that have a kernel, by operator; "meta" has the fake one. Emptied by tests that want the reference.
 _DEVICES: dict[str, frozenset[str]] = {}
 
 # The cuda function of every operator that has one, also where the extension was built without CUDA: tests run them on
@@ -33,6 +40,7 @@ CUDA_FUNCTIONS: dict[str, Callable[..., Any]] = {}
 def register(
     schema: str,
     *,
+    check: Callable[..., None],
     fake: Callable[..., Any],
     kernel: Callable[..., Any] | None = None,
     cpu: Callable[..., Any] | None = None,
@@ -45,11 +53,13 @@ def register(
 
     Args:
         schema: such as ``"scale(Tensor x, float by) -> Tensor"``.
+        check: the same signature; raises InputError for what the kernels must not see: shapes, types and devices of all
+            tensors, and numbers out of range. What tensors hold is the kernels' business: they clamp or skip.
         kernel: for both kinds of device, called as ``kernel(native, *inputs)``, where ``native(function, like, *args)``
             is :func:`_native.on_cpu` or :func:`_native.on_cuda`; or
         cpu, cuda: one for each. ``cuda`` is registered if the extension was built with CUDA.
         fake: the same signature; returns empty tensors of the results' shape, dtype and device.
-        setup_context, backward: as for ``torch.library.register_autograd``; None: not differentiable.
+        setup_context, backward: as for ``torch.library.register_autograd``; None: no result is differentiable.
         autocast: type that autocast converts floating inputs to; None leaves them as they come, for operators that
             take half precision and accumulate in float32.
     """
@@ -59,26 +69,60 @@ def register(
     if kernel is not None:
         cpu, cuda = partial(kernel, _native.on_cpu), partial(kernel, _native.on_cuda)
     assert cpu is not None
-    kernels = {"cpu": cpu}
+    kernels = {"cpu": _checked(name, check, cpu, backward)}
     if cuda is not None:
-        CUDA_FUNCTIONS[name] = cuda
+        CUDA_FUNCTIONS[name] = _checked(name, check, cuda, backward)
         if _BUILT_WITH_CUDA:
-            kernels["cuda"] = cuda
+            kernels["cuda"] = CUDA_FUNCTIONS[name]
     for device, function in kernels.items():
         LIBRARY.impl(name, function, device.upper())
-    torch.library.register_fake(f"d2net::{name}", fake, lib=LIBRARY)
+    torch.library.register_fake(f"d2net::{name}", _checked(name, check, fake, backward), lib=LIBRARY)
     if backward is not None:
         torch.library.register_autograd(f"d2net::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+    else:
+        LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")  # else torch warns of results without gradient
     if autocast is not None:
         for device in kernels:
             torch.library.register_autocast(f"d2net::{name}", device, autocast, lib=LIBRARY)
-    _DEVICES[name] = frozenset(kernels)
+    _DEVICES[name] = frozenset(kernels) | {"meta"}
     return getattr(torch.ops.d2net, name).default
 
 
+def _checked(
+    name: str, check: Callable[..., None], kernel: Callable[..., Any], backward: Callable[..., Any] | None
+) -> Callable[..., Any]:
+    """``kernel`` behind ``check``."""
+
+    def checked(*args: Any) -> Any:
+        if backward is not None and forward_ad._current_level >= 0:  # of jvp too; tangents do not get here
+            raise RuntimeError(
+                f"d2net::{name} has no forward-mode derivative; the functions of d2net.ops and d2net.losses have one"
+            )
+        try:
+            check(*args)
+        except AttributeError:  # an undefined tensor, which torch takes for a tensor and hands on as None
+            _refuse_missing(name, args)
+            raise
+        return kernel(*args)
+
+    return checked
+
+
+def _refuse_missing(name: str, args: tuple[Any, ...]) -> None:
+    for argument, x in zip(getattr(torch.ops.d2net, name).default._schema.arguments, args, strict=True):
+        if x is None and str(argument.type) == "Tensor":
+            raise InputError(f"d2net::{name}: {argument.name} is missing, expected a tensor") from None
+
+
 def has_kernel(name: str, x: Tensor) -> bool:
-    """Whether operator ``name`` has a kernel for the device of ``x``; otherwise its reference runs."""
-    return x.device.type in _DEVICES[name]
+    """Whether the kernel of operator ``name`` can do what is asked with ``x``; otherwise its reference runs."""
+    device = "cpu" if x.is_cpu else x.device.type  # which makes a string, and takes longer than all else here
+    return device in _DEVICES[name] and not _is_transformed()
+
+
+def _is_transformed() -> bool:
+    """Within ``torch.func``'s transforms or forward-mode differentiation."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def backend(name: str, device: str) -> str:
@@ -89,3 +133,26 @@ def backend(name: str, device: str) -> str:
 def refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
     """``backward`` of an operator that is itself a backward: without one torch warns and goes on with gradient 0."""
     raise RuntimeError("d2net: this operator is differentiable once; its gradient has no gradient (create_graph=True)")
+
+
+class _Once(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, *inputs: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    backward = jvp = staticmethod(refuse_double_backward)
+
+
+def differentiable_once(gradient: Tensor, *inputs: Tensor) -> Tensor:
+    """``gradient`` with respect to ``inputs``, as a function of them whose own gradient is refused.
+
+    For a backward that is computed from what the forward left, not from its inputs: autograd would take the gradient
+    for a constant, and a second derivative for 0.
+    """
+    return _Once.apply(gradient, *inputs) if torch.is_grad_enabled() else gradient

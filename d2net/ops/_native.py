@@ -1,6 +1,8 @@
 """The only file that hands pointers, shapes and streams to the extension ``d2net._C``.
 
-Callers have checked shapes, dtypes and devices, and pass contiguous tensors: a wrong one here is a bug of ours.
+``_C`` is private: it takes addresses as integers and believes them. Callers are kernels of operators, whose check
+(``_library.register``) has seen shapes, dtypes, devices and numbers; they pass tensors that are contiguous and on one
+device. Those two are looked at here once more, for a wrong one would be read, or written, past its end.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ def _load() -> ModuleType:
 
 _C = _load()
 Native = Callable[..., Any]  # on_cpu or on_cuda, below
+_CPU = torch.device("cpu")
 _SUFFIX = {
     torch.float32: "float32",
     torch.float64: "float64",
@@ -47,7 +50,7 @@ def cpu(function: str, dtype: torch.dtype, *args: Tensor | float | None) -> Any:
 
     Tensors go as their address, None as null, numbers as they are; the number of threads is added last.
     """
-    return getattr(_C, f"{function}_{_SUFFIX[dtype]}")(*map(_passed, args), torch.get_num_threads())
+    return _bound(function, dtype)(*_passed(function, _CPU, args), torch.get_num_threads())
 
 
 def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: Tensor | float | None) -> Any:
@@ -58,13 +61,18 @@ def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: Tensor 
         RuntimeError: a launch failed.
     """
     _check_chip(device)
-    call = getattr(_C, f"cuda_{function}_{_SUFFIX[dtype]}")
+    call = _bound(f"cuda_{function}", dtype)
     # What torch.cuda.current_stream(device).cuda_stream is, without making an object of it at every call.
     where = device.index, torch._C._cuda_getCurrentRawStream(device.index)
     if torch.cuda.current_device() == device.index:
-        return call(*map(_passed, args), *where)
+        return call(*_passed(function, device, args), *where)
     with torch.cuda.device(device):  # the launch makes its device current; this restores the caller's
-        return call(*map(_passed, args), *where)
+        return call(*_passed(function, device, args), *where)
+
+
+@functools.cache
+def _bound(function: str, dtype: torch.dtype) -> Callable[..., Any]:
+    return getattr(_C, f"{function}_{_SUFFIX[dtype]}")
 
 
 @functools.cache
@@ -113,8 +121,19 @@ def on_cuda(function: str, like: Tensor, *args: Tensor | float | None) -> Any:
     return cuda(function, like.dtype, like.device, *args)
 
 
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """What sums over numbers of ``dtype`` are kept in (accumulator_t of csrc/float16.h)."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` in the type that they have, under autocast too: its sums may be larger than the largest float16."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
 
 
 def plain(x: Tensor) -> Tensor:
@@ -127,10 +146,25 @@ def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def plain_lengths(lengths: Tensor | None) -> Tensor | None:
-    return None if lengths is None else lengths.to(torch.int64).contiguous()
+    if lengths is None or (lengths.dtype is torch.int64 and lengths.is_contiguous()):
+        return lengths  # two calls of PyTorch less
+    return lengths.to(torch.int64).contiguous()
 
 
-def _passed(argument: Tensor | float | None) -> float:
-    if isinstance(argument, Tensor):
-        return argument.data_ptr()
-    return 0 if argument is None else argument
+def _passed(function: str, device: torch.device, arguments: tuple[Tensor | float | None, ...]) -> list[float]:
+    """Addresses of tensors, null for None, numbers as they are."""
+    passed: list[float] = []
+    on_cpu = device is _CPU
+    for x in arguments:
+        if isinstance(x, Tensor):
+            address = x.data_ptr()
+            here = x.is_cpu if on_cpu else x.device == device
+            if not here or not x.is_contiguous() or (address == 0 and x.numel() > 0):
+                raise RuntimeError(
+                    f"{function} expects contiguous tensors in memory of {device}, not {tuple(x.shape)} with strides "
+                    f"{x.stride()} on {x.device} at address {address}"
+                )
+            passed.append(address)
+        else:
+            passed.append(0 if x is None else x)
+    return passed

@@ -9,7 +9,17 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import as_lengths, as_tensors, check_floating, check_same, check_shape, valid_mask
+from d2net.ops._checks import (
+    as_tensor,
+    as_tensors,
+    check_floating,
+    check_lengths,
+    check_like,
+    check_numbers,
+    check_same,
+    check_shape,
+    within,
+)
 
 _CHUNK = 32  # kPoolChunk of csrc/attention_pool.h
 
@@ -36,7 +46,7 @@ def attention_pool(
 
     Foreground weights are lambda where lambda > threshold, background weights 1 - lambda where
     1 - lambda > background_threshold. All other snippets are left out, so that a NaN among them does no harm, and so is
-    a NaN lambda. The selection has no gradient, the weights do.
+    a NaN lambda; NaN in a snippet that is taken propagates. The selection has no gradient, the weights do.
 
     Args:
         x: (B, T, D) embeddings.
@@ -45,24 +55,24 @@ def attention_pool(
         reduction: "sum" as in the paper, or "mean": divided by the sum of the weights.
 
     Returns:
-        Pooled(x_fg (B, D), x_bg (B, D), valid_fg (B,), valid_bg (B,)) with embeddings in the type of x; zeros where
-        not valid. Differentiable once, in x and attention.
+        Pooled(x_fg (B, D), x_bg (B, D), valid_fg (B,), valid_bg (B,)) with embeddings in the type that they are summed
+        in, float32 for half precision, whose largest number a sum over time soon exceeds; zeros where not valid.
+        Differentiable once, in x and attention.
 
     Raises:
-        InputError: shapes, dtypes or devices that do not fit, or an unknown reduction.
+        InputError: shapes, dtypes or devices that do not fit, a threshold that is NaN, or an unknown reduction.
     """
     x, attention = as_tensors("attention_pool", x=x, attention=attention)
-    check_shape("attention_pool", "x", x, "B, T, D")
-    check_shape("attention_pool", "attention", attention, "B, T")
-    check_floating("attention_pool", "x", x)
-    check_floating("attention_pool", "attention", attention)
-    check_same("attention_pool", "x", x, "attention", attention, 2)
-    lengths = as_lengths("attention_pool", lengths, x)
+    lengths = None if lengths is None else as_tensor("attention_pool", "lengths", lengths, x)
     if reduction not in ("sum", "mean"):
         raise InputError(f"attention_pool: reduction is '{reduction}', expected 'sum' or 'mean'")
-    attention = attention.to(torch.promote_types(x.dtype, torch.float32))
-    function = _attention_pool if _library.has_kernel("attention_pool", x) else attention_pool_reference
-    return Pooled(*function(x, attention, lengths, threshold, background_threshold, reduction == "mean"))
+    check_floating("attention_pool", "attention", attention)
+    attention = attention.to(_native.accumulator(x.dtype))
+    inputs = x, attention, lengths, threshold, background_threshold, reduction == "mean"
+    if _library.has_kernel("attention_pool", x):
+        return Pooled(*_attention_pool(*inputs))
+    _check(*inputs)
+    return Pooled(*attention_pool_reference(*inputs))
 
 
 def attention_pool_reference(
@@ -74,19 +84,38 @@ def attention_pool_reference(
     mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """:func:`attention_pool` in plain PyTorch, on any device, without checks; attention in float32 or float64."""
-    mask = valid_mask("attention_pool", x, lengths)
+    mask = within(x, lengths)
     pooled, valid = [], []
     for lam, above in ((attention, threshold), (1 - attention, background_threshold)):
         selected = mask & (lam > above)
         weights = torch.where(selected, lam, 0)
         rows = x.to(lam.dtype).masked_fill(~selected[:, :, None], 0)  # NaN times a weight of 0 would be NaN
         total = weights.sum(1)
-        vector = (weights[:, None] @ rows)[:, 0]
+        vector = _native.product(weights[:, None], rows)[:, 0]
         if mean:
             vector = vector / torch.where(total > 0, total, 1)[:, None]
-        pooled.append(vector.to(x.dtype))
+        pooled.append(vector)
         valid.append(total > 0)
     return pooled[0], pooled[1], valid[0], valid[1]
+
+
+def _check(
+    x: Tensor,
+    attention: Tensor,
+    lengths: Tensor | None,
+    threshold: float,
+    background_threshold: float,
+    mean: bool,
+    operator: str = "attention_pool",
+) -> None:
+    check_shape(operator, "x", x, "B, T, D")
+    check_shape(operator, "attention", attention, "B, T")
+    check_floating(operator, "x", x)
+    check_same(operator, "x", x, "attention", attention, 2)
+    if attention.dtype is not _native.accumulator(x.dtype):
+        raise InputError(f"{operator}: attention has dtype {attention.dtype}, which does not go with {x.dtype} of x")
+    check_lengths(operator, lengths, x)
+    check_numbers(operator, threshold=threshold, background_threshold=background_threshold)
 
 
 def _cpu(
@@ -98,7 +127,7 @@ def _cpu(
     mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     b, t, d = x.shape
-    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    lengths = _native.plain_lengths(lengths)
     fg, bg = attention.new_empty(b, d), attention.new_empty(b, d)
     valid_fg, valid_bg = x.new_empty(b, dtype=torch.bool), x.new_empty(b, dtype=torch.bool)
     _native.cpu(
@@ -118,7 +147,7 @@ def _cpu(
         valid_fg,
         valid_bg,
     )
-    return fg.to(x.dtype), bg.to(x.dtype), valid_fg, valid_bg
+    return fg, bg, valid_fg, valid_bg
 
 
 def _cuda(
@@ -130,8 +159,8 @@ def _cuda(
     mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     b, t, d = x.shape
-    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
-    fg, bg = x.new_empty(b, d), x.new_empty(b, d)
+    lengths = _native.plain_lengths(lengths)
+    fg, bg = attention.new_empty(b, d), attention.new_empty(b, d)
     valid_fg, valid_bg = x.new_empty(b, dtype=torch.bool), x.new_empty(b, dtype=torch.bool)
     chunks = -(-t // _CHUNK)
     _native.cuda(
@@ -159,7 +188,7 @@ def _cuda(
 
 def _fake(x, attention, lengths, threshold, background_threshold, mean) -> tuple[Tensor, ...]:
     b, _, d = x.shape
-    vectors = [x.new_empty(b, d) for _ in range(2)]
+    vectors = [attention.new_empty(b, d) for _ in range(2)]
     return *vectors, *(x.new_empty(b, dtype=torch.bool) for _ in range(2))
 
 
@@ -189,6 +218,30 @@ def _backward(ctx, grad_fg: Tensor | None, grad_bg: Tensor | None, *_: None) -> 
     return grad_x if need_x else None, grad_attention if need_attention else None, None, None, None, None
 
 
+def _check_backward(
+    x: Tensor,
+    attention: Tensor,
+    lengths: Tensor | None,
+    fg: Tensor | None,
+    bg: Tensor | None,
+    grad_fg: Tensor,
+    grad_bg: Tensor,
+    threshold: float,
+    background_threshold: float,
+    mean: bool,
+    need_x: bool,
+    need_attention: bool,
+) -> None:
+    where = "attention_pool_backward"
+    _check(x, attention, lengths, threshold, background_threshold, mean, where)
+    like = (x.shape[0], x.shape[2]), attention.dtype, x.device
+    check_like(where, "grad_fg", grad_fg, *like)
+    check_like(where, "grad_bg", grad_bg, *like)
+    if mean:
+        check_like(where, "fg", fg, *like)
+        check_like(where, "bg", bg, *like)
+
+
 def _backward_cpu(
     x: Tensor,
     attention: Tensor,
@@ -205,8 +258,8 @@ def _backward_cpu(
 ) -> tuple[Tensor, Tensor]:
     b, t, d = x.shape
     dtype = attention.dtype
-    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
-    fg, bg = (None if v is None else v.to(dtype).contiguous() for v in (fg, bg))
+    lengths = _native.plain_lengths(lengths)
+    fg, bg = _native.contiguous(fg, bg) if mean else (None, None)
     grad_x = attention.new_empty(x.shape if need_x else 0)
     grad_attention = attention.new_empty((b, t) if need_attention else 0)
     _native.cpu(
@@ -217,8 +270,8 @@ def _backward_cpu(
         lengths,
         fg,
         bg,
-        grad_fg.to(dtype).contiguous(),
-        grad_bg.to(dtype).contiguous(),
+        grad_fg.contiguous(),
+        grad_bg.contiguous(),
         b,
         t,
         d,
@@ -246,8 +299,8 @@ def _backward_cuda(
     need_attention: bool,
 ) -> tuple[Tensor, Tensor]:
     b, t, d = x.shape
-    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
-    fg, bg = (None if v is None else v.contiguous() for v in (fg, bg))
+    lengths = _native.plain_lengths(lengths)
+    fg, bg = _native.contiguous(fg, bg) if mean else (None, None)
     grad_x = x.new_empty(x.shape if need_x else 0)
     grad_attention = attention.new_empty((b, t) if need_attention else 0)
     _native.cuda(
@@ -283,6 +336,7 @@ def _backward_fake(
 _SETTINGS = "float threshold, float background_threshold, bool mean"
 _attention_pool = _library.register(
     f"attention_pool(Tensor x, Tensor attention, Tensor? lengths, {_SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    check=_check,
     cpu=_cpu,
     cuda=_cuda,
     fake=_fake,
@@ -292,6 +346,7 @@ _attention_pool = _library.register(
 _attention_pool_backward = _library.register(
     "attention_pool_backward(Tensor x, Tensor attention, Tensor? lengths, Tensor? fg, Tensor? bg, Tensor grad_fg, "
     f"Tensor grad_bg, {_SETTINGS}, bool need_x, bool need_attention) -> (Tensor, Tensor)",
+    check=_check_backward,
     cpu=_backward_cpu,
     cuda=_backward_cuda,
     fake=_backward_fake,

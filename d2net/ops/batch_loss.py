@@ -11,7 +11,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from d2net.errors import InputError
 from d2net.ops import _library, _native
+from d2net.ops._checks import (
+    check_computed,
+    check_counted,
+    check_floor,
+    check_like,
+    check_numbers,
+    check_real,
+    check_same,
+    check_shape,
+)
 from d2net.ops._native import Native, at_least_float32
 
 
@@ -37,11 +48,14 @@ def video_factors(
         In float32 at least; P_2 is differentiable once, to ``pooled``. Labels get no gradient.
     """
     pooled = at_least_float32(pooled)
-    inputs = pooled, labels.detach().to(pooled.dtype), counted
+    check_real("video_factors", "labels", labels)
+    labels = labels.detach().to(pooled.dtype)
     share = -1.0 if peak_share is None else peak_share
+    inputs = pooled, labels, counted, probability_floor, share, per_class
     if _library.has_kernel("video_factors", pooled):
-        return _video_factors(*inputs, probability_floor, share, per_class)
-    return video_factors_reference(*inputs, probability_floor, share, per_class)
+        return _video_factors(*inputs)
+    _check_factors(*inputs)
+    return video_factors_reference(*inputs)
 
 
 def video_factors_reference(
@@ -50,7 +64,7 @@ def video_factors_reference(
     """:func:`video_factors` in plain PyTorch, on any device; ``peak_share`` below 0: none."""
     p = pooled.clamp(probability_floor, 1 - probability_floor)
     counted = counted > 0
-    y = labels * counted[:, None]
+    y = torch.where(counted[:, None], labels, 0)
     size = y.sum(0) if per_class else counted.sum()
     if peak_share >= 0 and p.shape[1]:
         p = torch.where(p > peak_share * p.amax(1, keepdim=True), p, 0)
@@ -86,7 +100,8 @@ def total_loss(
         discriminative: (B,) terms of L_Dis. counted: (B,), those that its mean is over.
         snippet: (B,) terms of L_DS, and valid: (B,) bool, those that its mean is over; None: 0.
         video: scalar, L_DV; None: 0. other: scalar, of another method; None: 0.
-        alpha_snippet, alpha_video, weight: what the last three are multiplied with.
+        alpha_snippet, alpha_video, weight: what the last three are multiplied with; 0 leaves one out of the total,
+            whatever it is.
 
     Returns:
         Total, of the type of ``discriminative``, float32 at least; a mean over nothing is 0. Differentiable once, to
@@ -96,10 +111,11 @@ def total_loss(
     snippet, video, other = (None if x is None else x.to(discriminative.dtype) for x in (snippet, video, other))
     if snippet is None or valid is None:
         snippet = valid = None
-    inputs = discriminative, counted, snippet, valid, video, other
+    inputs = discriminative, counted, snippet, valid, video, other, alpha_snippet, alpha_video, weight
     if _library.has_kernel("total_loss", discriminative):
-        return Total(*_total_loss(*inputs, alpha_snippet, alpha_video, weight))
-    return total_loss_reference(*inputs, alpha_snippet, alpha_video, weight)
+        return Total(*_total_loss(*inputs))
+    _check_total(*inputs)
+    return total_loss_reference(*inputs)
 
 
 def total_loss_reference(
@@ -118,7 +134,11 @@ def total_loss_reference(
     dis = mean_of(discriminative, counted)
     snip = zero if snippet is None or valid is None else mean_of(snippet, valid)
     video, other = zero if video is None else video, zero if other is None else other
-    return Total(dis + alpha_snippet * snip + alpha_video * video + weight * other, dis, snip, video, other)
+    total = dis
+    for factor, term in ((alpha_snippet, snip), (alpha_video, video), (weight, other)):
+        if factor != 0:  # NaN * 0 would be NaN
+            total = total + factor * term
+    return Total(total, dis, snip, video, other)
 
 
 def mean_of(values: Tensor, counted: Tensor) -> Tensor:
@@ -135,12 +155,12 @@ def update_reference(reference: Tensor, background: Tensor, valid: Tensor, momen
         background: (B, D), of which those with ``valid`` (B,) bool count; without any, x_ref stays.
     """
     kept = reference.detach()  # the same memory and version counter
-    wide = at_least_float32(kept).contiguous()
+    wide = at_least_float32(kept)
     background = background.detach().to(wide.dtype)
     if _library.has_kernel("update_reference", wide):
         _update_reference(wide, background, valid, momentum)
-        torch.autograd.graph.increment_version(kept)
     else:
+        _check_reference(wide, background, valid, momentum)
         wide = update_reference_reference(wide, background, valid, momentum)
     if wide is not kept:
         kept.copy_(wide)
@@ -150,6 +170,17 @@ def update_reference_reference(reference: Tensor, background: Tensor, valid: Ten
     """What :func:`update_reference` makes of x_ref, in plain PyTorch, on any device."""
     mean = torch.where(valid[:, None], background, 0).sum(0) / valid.sum().clamp(min=1)
     return torch.where(valid.any(), torch.lerp(mean, reference, momentum), reference)
+
+
+def _check_factors(
+    pooled: Tensor, labels: Tensor, counted: Tensor, probability_floor: float, peak_share: float, per_class: bool
+) -> None:
+    check_shape("video_factors", "pooled", pooled, "B, C")
+    check_computed("video_factors", "pooled", pooled)
+    check_same("video_factors", "pooled", pooled, "labels", labels)
+    check_counted("video_factors", counted, pooled)
+    check_numbers("video_factors", peak_share=peak_share)
+    check_floor("video_factors", probability_floor)
 
 
 def _factors(native: Native, pooled: Tensor, labels: Tensor, counted: Tensor, *options: float) -> tuple[Tensor, Tensor]:
@@ -178,6 +209,15 @@ def _factors_backward(ctx, grad: Tensor | None, _: None) -> tuple[Tensor | None,
     return gradient, None, None, None, None, None
 
 
+def _check_factors_gradient(grad: Tensor, pooled: Tensor, probability_floor: float, peak_share: float) -> None:
+    where = "video_factors_backward"
+    check_shape(where, "pooled", pooled, "B, C")
+    check_computed(where, "pooled", pooled)
+    check_like(where, "grad", grad, (pooled.shape[1], pooled.shape[0]), pooled.dtype, pooled.device)
+    check_numbers(where, peak_share=peak_share)
+    check_floor(where, probability_floor)
+
+
 def _factors_gradient(native: Native, grad: Tensor, pooled: Tensor, *options: float) -> Tensor:
     out = pooled.new_empty(pooled.shape)
     native("video_factors_backward", pooled, *_native.contiguous(grad, pooled), *pooled.shape, *options, out)
@@ -186,6 +226,31 @@ def _factors_gradient(native: Native, grad: Tensor, pooled: Tensor, *options: fl
 
 def _factors_gradient_fake(grad: Tensor, pooled: Tensor, *_: float) -> Tensor:
     return pooled.new_empty(pooled.shape)
+
+
+def _check_total(
+    discriminative: Tensor,
+    counted: Tensor,
+    snippet: Tensor | None,
+    valid: Tensor | None,
+    video: Tensor | None,
+    other: Tensor | None,
+    alpha_snippet: float,
+    alpha_video: float,
+    weight: float,
+) -> None:
+    check_shape("total_loss", "discriminative", discriminative, "B")
+    check_computed("total_loss", "discriminative", discriminative)
+    check_counted("total_loss", counted, discriminative)
+    dtype, device = discriminative.dtype, discriminative.device
+    if snippet is not None or valid is not None:
+        check_like("total_loss", "snippet", snippet, discriminative.shape, dtype, device)
+        check_like("total_loss", "valid", valid, discriminative.shape, torch.bool, device)
+    if video is not None:
+        check_like("total_loss", "video", video, (), dtype, device)
+    if other is not None:
+        check_like("total_loss", "other", other, (), dtype, device)
+    check_numbers("total_loss", alpha_snippet=alpha_snippet, alpha_video=alpha_video, weight=weight)
 
 
 def _total(
@@ -234,6 +299,30 @@ def _total_backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
 # `terms`: whether there are a snippet, a video and another term.
 
 
+def _check_total_gradient(
+    to_total: Tensor | None,
+    to_mean: Tensor | None,
+    to_snippet: Tensor | None,
+    to_video: Tensor | None,
+    to_other: Tensor | None,
+    counted: Tensor,
+    valid: Tensor | None,
+    terms: list[bool],
+    weights: list[float],
+) -> None:
+    where = "total_loss_backward"
+    check_shape(where, "counted", counted, "B")
+    check_counted(where, counted, counted)
+    grads = [x for x in (to_total, to_mean, to_snippet, to_video, to_other) if x is not None]
+    if not grads or len(terms) != 3 or len(weights) != 3:
+        raise InputError(f"{where}: expected a gradient, and three terms and weights")
+    check_computed(where, "the gradient", grads[0])
+    for grad in grads:
+        check_like(where, "a gradient", grad, (), grads[0].dtype, counted.device)
+    if terms[0]:
+        check_like(where, "valid", valid, counted.shape, torch.bool, counted.device)
+
+
 def _total_gradient(
     native: Native,
     to_total: Tensor | None,
@@ -275,15 +364,30 @@ def _total_gradient_fake(
     return like.new_empty(b), *(like.new_empty(size) for size in sizes)
 
 
+def _check_reference(reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> None:
+    check_shape("update_reference", "background", background, "B, D")
+    check_computed("update_reference", "background", background)
+    b, d = background.shape
+    check_like("update_reference", "reference", reference, (d,), background.dtype, background.device)
+    check_like("update_reference", "valid", valid, (b,), torch.bool, background.device)
+    check_numbers("update_reference", momentum=momentum)
+    if reference.requires_grad:
+        raise InputError("update_reference: reference requires a gradient, which this change has not; detach it")
+
+
 def _reference(native: Native, reference: Tensor, background: Tensor, valid: Tensor, momentum: float) -> None:
-    native(
-        "update_reference", reference, reference, *_native.contiguous(background, valid), *background.shape, momentum
-    )
+    updated = reference.contiguous()
+    native("update_reference", updated, updated, *_native.contiguous(background, valid), *background.shape, momentum)
+    if updated is reference:
+        torch.autograd.graph.increment_version(reference)
+    else:
+        reference.copy_(updated)
 
 
 _video_factors = _library.register(
     "video_factors(Tensor pooled, Tensor labels, Tensor counted, float probability_floor, float peak_share,"
     " bool per_class) -> (Tensor p, Tensor y)",
+    check=_check_factors,
     kernel=_factors,
     fake=_factors_fake,
     setup_context=_factors_setup_context,
@@ -292,6 +396,7 @@ _video_factors = _library.register(
 )
 _video_factors_backward = _library.register(
     "video_factors_backward(Tensor grad, Tensor pooled, float probability_floor, float peak_share) -> Tensor",
+    check=_check_factors_gradient,
     kernel=_factors_gradient,
     fake=_factors_gradient_fake,
     backward=_library.refuse_double_backward,
@@ -299,6 +404,7 @@ _video_factors_backward = _library.register(
 _total_loss = _library.register(
     "total_loss(Tensor discriminative, Tensor counted, Tensor? snippet, Tensor? valid, Tensor? video, Tensor? other,"
     " float alpha_snippet, float alpha_video, float weight) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    check=_check_total,
     kernel=_total,
     fake=_total_fake,
     setup_context=_total_setup_context,
@@ -308,12 +414,14 @@ _total_loss = _library.register(
 _total_loss_backward = _library.register(
     "total_loss_backward(Tensor? to_total, Tensor? to_mean, Tensor? to_snippet, Tensor? to_video, Tensor? to_other,"
     " Tensor counted, Tensor? valid, bool[] terms, float[] weights) -> (Tensor, Tensor, Tensor, Tensor)",
+    check=_check_total_gradient,
     kernel=_total_gradient,
     fake=_total_gradient_fake,
     backward=_library.refuse_double_backward,
 )
 _update_reference = _library.register(
     "update_reference(Tensor(a!) reference, Tensor background, Tensor valid, float momentum) -> ()",
+    check=_check_reference,
     kernel=_reference,
     fake=lambda *_: None,
 )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import as_lengths, as_tensors, check_floating, check_shape, valid_mask
+from d2net.ops._checks import as_tensor, as_tensors, check_floating, check_lengths, check_like, check_shape, within
 
 
 def bottom_up_attention(embeddings: Tensor, reference: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -19,37 +19,26 @@ def bottom_up_attention(embeddings: Tensor, reference: Tensor, lengths: Tensor |
         lengths: (B,) int64, or None (all T).
 
     Returns:
-        (B, T) in [0, 1], in the type of the embeddings: 0.5 where either vector is zero and past a length; NaN
-        propagates within its snippet. Differentiable once, in embeddings and reference, with gradient 0 where a
-        vector is zero.
+        (B, T) in [0, 1], in the type of the embeddings, at least float32: 0.5 where either vector is zero and past a
+        length; NaN propagates within its snippet. Differentiable once, in embeddings and reference, with gradient 0
+        where a vector is zero.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit.
     """
     embeddings, reference = as_tensors("bottom_up_attention", embeddings=embeddings, reference=reference)
-    check_shape("bottom_up_attention", "embeddings", embeddings, "B, T, D")
-    check_floating("bottom_up_attention", "embeddings", embeddings)
+    lengths = None if lengths is None else as_tensor("bottom_up_attention", "lengths", lengths, embeddings)
     check_floating("bottom_up_attention", "reference", reference)
-    lengths = as_lengths("bottom_up_attention", lengths, embeddings)
-    if reference.shape != embeddings.shape[2:]:
-        raise InputError(
-            f"bottom_up_attention: reference has shape {tuple(reference.shape)}, expected ({embeddings.shape[2]},), "
-            "the width of the embeddings"
-        )
-    if reference.device != embeddings.device:
-        raise InputError(
-            f"bottom_up_attention: embeddings are on {embeddings.device} but reference on {reference.device}; "
-            "move one of them"
-        )
-    reference = reference.to(torch.promote_types(embeddings.dtype, torch.float32))
+    reference = reference.to(_native.accumulator(embeddings.dtype))
     if _library.has_kernel("bottom_up_attention", embeddings):
         return _bottom_up_attention(embeddings, reference, lengths)[0]
+    _check(embeddings, reference, lengths)
     return bottom_up_attention_reference(embeddings, reference, lengths)
 
 
 def bottom_up_attention_reference(embeddings: Tensor, reference: Tensor, lengths: Tensor | None) -> Tensor:
     """:func:`bottom_up_attention` in plain PyTorch, on any device, without checks; reference in float32 or float64."""
-    padding = ~valid_mask("bottom_up_attention", embeddings, lengths)
+    padding = ~within(embeddings, lengths)
     x = embeddings.to(reference.dtype).masked_fill(padding[:, :, None], 0)
 
     def scaled(v: Tensor) -> Tensor:
@@ -59,13 +48,34 @@ def bottom_up_attention_reference(embeddings: Tensor, reference: Tensor, lengths
 
     x, reference = scaled(x), scaled(reference)
     norm = torch.linalg.vector_norm(x, dim=2) * torch.linalg.vector_norm(reference)
-    cosine = torch.where(norm == 0, 0, (x @ reference) / torch.where(norm == 0, 1, norm))
-    return (0.5 * (1 - cosine.clamp(-1, 1))).to(embeddings.dtype)
+    cosine = torch.where(norm == 0, 0, _native.product(x, reference) / torch.where(norm == 0, 1, norm))
+    return 0.5 * (1 - cosine.clamp(-1, 1))
+
+
+def _check(
+    embeddings: Tensor, reference: Tensor, lengths: Tensor | None, operator: str = "bottom_up_attention"
+) -> None:
+    check_shape(operator, "embeddings", embeddings, "B, T, D")
+    check_floating(operator, "embeddings", embeddings)
+    check_lengths(operator, lengths, embeddings)
+    if reference.shape != embeddings.shape[2:]:
+        raise InputError(
+            f"{operator}: reference has shape {tuple(reference.shape)}, expected ({embeddings.shape[2]},), "
+            "the width of the embeddings"
+        )
+    if reference.device != embeddings.device:
+        raise InputError(
+            f"{operator}: embeddings are on {embeddings.device} but reference on {reference.device}; move one of them"
+        )
+    if reference.dtype is not _native.accumulator(embeddings.dtype):
+        raise InputError(
+            f"{operator}: reference has dtype {reference.dtype}, which does not go with {embeddings.dtype} embeddings"
+        )
 
 
 def _cpu(x: Tensor, reference: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     b, t, d = x.shape
-    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    lengths = _native.plain_lengths(lengths)
     attention, norms = reference.new_empty(b, t), reference.new_empty(b, t)
     _native.cpu(
         "bottom_up_attention",
@@ -79,13 +89,13 @@ def _cpu(x: Tensor, reference: Tensor, lengths: Tensor | None) -> tuple[Tensor, 
         attention,
         norms,
     )
-    return attention.to(x.dtype), norms
+    return attention, norms
 
 
 def _cuda(x: Tensor, reference: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     b, t, d = x.shape
-    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
-    attention, norms = x.new_empty(b, t), reference.new_empty(b, t)
+    lengths = _native.plain_lengths(lengths)
+    attention, norms = reference.new_empty(b, t), reference.new_empty(b, t)
     _native.cuda(
         "bottom_up_attention",
         x.dtype,
@@ -103,7 +113,7 @@ def _cuda(x: Tensor, reference: Tensor, lengths: Tensor | None) -> tuple[Tensor,
 
 
 def _fake(x, reference, lengths) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape[:2]), reference.new_empty(x.shape[:2])
+    return reference.new_empty(x.shape[:2]), reference.new_empty(x.shape[:2])
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -115,6 +125,17 @@ def _backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     need_x, need_reference = ctx.needs_input_grad[:2]
     grad_x, grad_reference = _bottom_up_attention_backward(*ctx.saved_tensors, grad, need_x, need_reference)
     return grad_x if need_x else None, grad_reference if need_reference else None, None
+
+
+def _check_backward(
+    x: Tensor, reference: Tensor, attention: Tensor, norms: Tensor, grad: Tensor, need_x: bool, need_reference: bool
+) -> None:
+    where = "bottom_up_attention_backward"
+    _check(x, reference, None, where)
+    shape, device = x.shape[:2], x.device
+    check_like(where, "attention", attention, shape, x.dtype, device)
+    check_like(where, "norms", norms, shape, reference.dtype, device)
+    check_like(where, "grad", grad, shape, x.dtype, device)
 
 
 def _gradients(
@@ -130,14 +151,16 @@ def _gradients(
     d cos / dx = (r - cos u) / |x| and d cos / dreference = (u - cos r) / |reference|."""
     unused = norms == 0
     norms = norms.masked_fill(unused, 1)[:, :, None]
-    cosine = (1 - 2 * attention.to(reference.dtype))[:, :, None]
-    grad = (-0.5 * grad.to(reference.dtype)).masked_fill(unused, 0)[:, :, None]
+    cosine = (1 - 2 * attention)[:, :, None]
+    grad = (-0.5 * grad).masked_fill(unused, 0)[:, :, None]
     unit = x.to(reference.dtype).masked_fill(unused[:, :, None], 0).div_(norms)
     length = torch.linalg.vector_norm(reference, dtype=torch.float64)
     r = (reference / torch.where(length == 0, 1, length)).to(reference.dtype)
     grad_x, grad_reference = x.new_empty(0), reference.new_empty(0)
     if need_reference:
-        total = (grad * unit).sum((0, 1)) - (grad * cosine).sum() * r
+        # Twice the same sum: PyTorch cuts one that gives a single number into as many parts as there are threads.
+        along = (grad * cosine).expand(-1, -1, 2).sum((0, 1))[0]
+        total = (grad * unit).sum((0, 1)) - along * r
         grad_reference = (total / torch.where(length == 0, 1, length)).to(reference.dtype)
     if need_x:
         grad_x = (unit.mul_(-cosine).add_(r).mul_(grad / norms)).to(x.dtype)
@@ -150,6 +173,7 @@ def _gradients_fake(x, reference, attention, norms, grad, need_x, need_reference
 
 _bottom_up_attention = _library.register(
     "bottom_up_attention(Tensor x, Tensor reference, Tensor? lengths) -> (Tensor, Tensor)",
+    check=_check,
     cpu=_cpu,
     cuda=_cuda,
     fake=_fake,
@@ -159,6 +183,7 @@ _bottom_up_attention = _library.register(
 _bottom_up_attention_backward = _library.register(
     "bottom_up_attention_backward(Tensor x, Tensor reference, Tensor attention, Tensor norms, Tensor grad, "
     "bool need_x, bool need_reference) -> (Tensor, Tensor)",
+    check=_check_backward,
     cpu=_gradients,
     cuda=_gradients,
     fake=_gradients_fake,

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import as_tensor, as_tensors, check_floating, check_shape
+from d2net.ops._checks import (
+    as_tensor,
+    as_tensors,
+    check_computed,
+    check_floating,
+    check_like,
+    check_real,
+    check_shape,
+)
 from d2net.ops._native import at_least_float32
 
 # The kernels' largest matrices; larger ones are a job for LAPACK.
 MAX_SIZE = 128
+
+Results = TypeVar("Results", bound=tuple[Tensor, ...])
 
 # CUDA blocks always have room for matrices of up to this many elements.
 _SMALL = 512
@@ -28,22 +39,18 @@ def log_condition_number(u: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
         rank_tol: singular values up to this count as zero.
 
     Returns:
-        (N,); 0 for rank <= 1, NaN where ``u`` holds NaN or Inf. Differentiable once: the gradient is
-        u1 v1^T / sigma_1 - ur vr^T / sigma_r, one of its finite choices for repeated singular values, 0 for
-        rank <= 1, and NaN where the value is.
+        (N,); 0 for rank <= 1 and for matrices without elements, NaN where ``u`` holds NaN or Inf. Differentiable once:
+        the gradient is u1 v1^T / sigma_1 - ur vr^T / sigma_r, one of its finite choices for repeated singular values, 0
+        for rank <= 1, and NaN where the value is.
 
     Raises:
         InputError: wrong shape or dtype, or rank_tol < 0.
     """
     u = as_tensor("log_condition_number", "u", u)
-    check_shape("log_condition_number", "u", u, "N, R, C")
-    check_floating("log_condition_number", "u", u)
-    check_rank_tol("log_condition_number", rank_tol)
     u = at_least_float32(u)
-    if 0 in u.shape:
-        return u.sum((1, 2))
-    if max(u.shape[1:]) <= MAX_SIZE and _library.has_kernel("log_condition_number", u):
+    if u.ndim == 3 and max(u.shape[1:]) <= MAX_SIZE and _library.has_kernel("log_condition_number", u):
         return _log_condition_number(u, rank_tol)[0]
+    _check_matrices(u, rank_tol)
     return log_condition_number_reference(u, rank_tol=rank_tol)
 
 
@@ -60,41 +67,34 @@ def joint_log_condition_number(p: Tensor, y: Tensor, *, rank_tol: float = 1e-5) 
         InputError: shapes, dtypes or devices that do not fit, or rank_tol < 0.
     """
     p, y = as_tensors("joint_log_condition_number", p=p, y=y)
-    check_shape("joint_log_condition_number", "p", p, "N, C, n")
-    check_shape("joint_log_condition_number", "y", y, "N, n, C")
     check_floating("joint_log_condition_number", "p", p)
-    check_rank_tol("joint_log_condition_number", rank_tol)
-    if y.shape != (p.shape[0], p.shape[2], p.shape[1]) or p.device != y.device:
-        raise InputError(
-            f"joint_log_condition_number: p {tuple(p.shape)} on {p.device} and y {tuple(y.shape)} on {y.device} "
-            "cannot be multiplied; expected (N, C, n) and (N, n, C) on one device"
-        )
+    check_real("joint_log_condition_number", "y", y)
     p = at_least_float32(p)
     y = y.to(p.dtype)
-    if 0 in p.shape:
-        return p.sum((1, 2)) + y.sum((1, 2))
-    if min(p.shape[1:]) <= MAX_SIZE and _library.has_kernel("joint_log_condition_number", p):
+    if p.ndim == 3 and min(p.shape[1:]) <= MAX_SIZE and _library.has_kernel("joint_log_condition_number", p):
         return _joint_log_condition_number(p, y, rank_tol)[0]
+    _check_factors(p, y, rank_tol)
     return joint_log_condition_number_reference(p, y, rank_tol=rank_tol)
 
 
 def log_condition_number_reference(u: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
     """:func:`log_condition_number` in plain PyTorch, on any device, without checks."""
-    return _Reference.apply(u, rank_tol)
+    if 0 in u.shape[1:]:
+        return u.sum((1, 2))
+    return _Reference.apply(u, rank_tol)[0]
 
 
 def joint_log_condition_number_reference(p: Tensor, y: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
     """:func:`joint_log_condition_number` in plain PyTorch, on any device, without checks."""
-    with torch.autocast(p.device.type, enabled=False):
-        return log_condition_number_reference(p @ y, rank_tol=rank_tol)
+    return log_condition_number_reference(_native.product(p, y), rank_tol=rank_tol)
 
 
 class _Reference(torch.autograd.Function):
     """Autograd through ``svd`` divides by differences of singular values, infinite for repeated ones; only the
-    two extreme triplets matter here."""
+    two extreme triplets matter here. Returns the value and its gradient."""
 
     @staticmethod
-    def forward(ctx, u: Tensor, rank_tol: float) -> Tensor:
+    def forward(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor]:
         broken = ~torch.isfinite(u).all(2).all(1)  # svd refuses NaN; here it propagates, without a wait
         left, sigma, right = torch.linalg.svd(torch.where(broken[:, None, None], 0, u), full_matrices=False)
         rank = (sigma > rank_tol).sum(1)
@@ -109,14 +109,32 @@ class _Reference(torch.autograd.Function):
         gradient = left[:, :, :1] @ right[:, :1] / first_sigma[:, None, None]
         gradient = gradient - left_last @ right_last / last_sigma[:, None, None]
         gradient = torch.where(proper[:, None, None], gradient, 0)
-        ctx.save_for_backward(torch.where(broken[:, None, None], torch.nan, gradient))
-        return torch.where(broken, torch.nan, (first_sigma / last_sigma).log())
+        gradient = torch.where(broken[:, None, None], torch.nan, gradient)
+        return torch.where(broken, torch.nan, (first_sigma / last_sigma).log()), gradient
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def setup_context(ctx, inputs, output) -> None:
+        u, _ = inputs
+        _, gradient = output
+        ctx.mark_non_differentiable(gradient)
+        ctx.save_for_backward(u, gradient)
+        ctx.save_for_forward(gradient)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        u, gradient = ctx.saved_tensors
+        return _library.differentiable_once(gradient * grad[:, None, None], u), None
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, _: None) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad[:, None, None], None
+        return (gradient * tangent).sum((1, 2)), None
+
+    @staticmethod
+    def vmap(info, in_dims, u: Tensor, rank_tol: float) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        u = u.movedim(in_dims[0], 0)
+        value, gradient = _Reference.apply(u.flatten(0, 1), rank_tol)
+        return (value.unflatten(0, u.shape[:2]), gradient.unflatten(0, u.shape[:2])), (0, 0)
 
 
 def check_rank_tol(operator: str, rank_tol: float) -> None:
@@ -124,17 +142,60 @@ def check_rank_tol(operator: str, rank_tol: float) -> None:
         raise InputError(f"{operator}: rank_tol is {rank_tol}, expected at least 0")
 
 
+def _check_matrices(u: Tensor, rank_tol: float) -> None:
+    check_shape("log_condition_number", "u", u, "N, R, C")
+    check_computed("log_condition_number", "u", u)
+    check_rank_tol("log_condition_number", rank_tol)
+
+
+def _check_factors(p: Tensor, y: Tensor, rank_tol: float) -> None:
+    check_shape("joint_log_condition_number", "p", p, "N, C, n")
+    check_shape("joint_log_condition_number", "y", y, "N, n, C")
+    check_computed("joint_log_condition_number", "p", p)
+    check_rank_tol("joint_log_condition_number", rank_tol)
+    if y.shape != (p.shape[0], p.shape[2], p.shape[1]) or p.device != y.device or p.dtype is not y.dtype:
+        raise InputError(
+            f"joint_log_condition_number: p {tuple(p.shape)} {p.dtype} on {p.device} and y {tuple(y.shape)} {y.dtype} "
+            f"on {y.device} cannot be multiplied; expected (N, C, n) and (N, n, C) of one type on one device"
+        )
+
+
+def _check(u: Tensor, rank_tol: float) -> None:
+    _check_matrices(u, rank_tol)
+    _check_size("log_condition_number", max(u.shape[1:]))
+
+
+def _joint_check(p: Tensor, y: Tensor, rank_tol: float) -> None:
+    _check_factors(p, y, rank_tol)
+    _check_size("joint_log_condition_number", min(p.shape[1:]))
+
+
+def _check_size(operator: str, size: int) -> None:
+    if size > MAX_SIZE:
+        raise InputError(f"d2net::{operator}: sizes are at most {MAX_SIZE}, found {size}; call d2net.ops.{operator}")
+
+
 def _cpu(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor, Tensor]:
-    n, rows, cols = u.shape
-    value, left, right = u.new_empty(n), u.new_empty(n, 2, rows), u.new_empty(n, 2, cols)
-    _native.cpu("log_condition_number", u.dtype, u.contiguous(), n, rows, cols, rank_tol, value, left, right)
-    return value, left, right
+    out = _fake(u, rank_tol)
+    if u.numel() == 0:
+        return _zeros(out)
+    _native.cpu("log_condition_number", u.dtype, u.contiguous(), *u.shape, rank_tol, *out)
+    return out
 
 
 def _cuda(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor, Tensor]:
     out = _fake(u, rank_tol)
+    if u.numel() == 0:
+        return _zeros(out)
     scratch = _scratch("log_condition_number", u) if u.shape[1] * u.shape[2] > _SMALL else None
     _native.cuda("log_condition_number", u.dtype, u.device, u.contiguous(), *u.shape, rank_tol, *out, scratch)
+    return out
+
+
+def _zeros(out: Results) -> Results:
+    """Value and gradient of matrices without elements."""
+    for x in out:
+        x.zero_()
     return out
 
 
@@ -150,28 +211,42 @@ def _fake(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _setup_context(ctx, inputs, output) -> None:
+    """Of both operators: what their gradients are made of, and the matrices, which they depend on."""
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[1:])
+    ctx.save_for_backward(*output[1:], *inputs[:-1])
 
 
 def _backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, None]:
     if grad is None:
         return None, None
-    return _log_condition_number_backward(grad, *ctx.saved_tensors), None
+    left, right, u = ctx.saved_tensors
+    return _library.differentiable_once(_log_condition_number_backward(grad, left, right), u), None
+
+
+def _check_backward(grad: Tensor, left: Tensor, right: Tensor) -> None:
+    where = "log_condition_number_backward"
+    for name, x in (("left", left), ("right", right)):
+        if x.ndim != 3 or x.shape[1] != 2:
+            raise InputError(f"{where}: {name} has shape {tuple(x.shape)}, expected (N, 2, size)")
+    check_computed(where, "left", left)
+    n, dtype, device = left.shape[0], left.dtype, left.device
+    check_like(where, "right", right, (n, 2, right.shape[2]), dtype, device)
+    check_like(where, "grad", grad, (n,), dtype, device)
 
 
 def _backward_cpu(grad: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    n, rows, cols = len(left), left.shape[2], right.shape[2]
-    gradient = left.new_empty(n, rows, cols)
-    _native.cpu("log_condition_number_backward", left.dtype, grad.contiguous(), left, right, n, rows, cols, gradient)
+    gradient = _backward_fake(grad, left, right)
+    if gradient.numel() > 0:
+        inputs = _native.contiguous(grad, left, right)
+        _native.cpu("log_condition_number_backward", left.dtype, *inputs, *gradient.shape, gradient)
     return gradient
 
 
 def _backward_cuda(grad: Tensor, left: Tensor, right: Tensor) -> Tensor:
     gradient = _backward_fake(grad, left, right)
-    grad = grad.contiguous()
-    _native.cuda("log_condition_number_backward", left.dtype, left.device, grad, left, right, *gradient.shape, gradient)
+    inputs = _native.contiguous(grad, left, right)
+    _native.cuda("log_condition_number_backward", left.dtype, left.device, *inputs, *gradient.shape, gradient)
     return gradient
 
 
@@ -181,14 +256,16 @@ def _backward_fake(grad: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 def _joint_cpu(p: Tensor, y: Tensor, rank_tol: float) -> tuple[Tensor, ...]:
     out = _joint_fake(p, y, rank_tol)
-    n, classes, items = p.shape
-    p, y = p.contiguous(), y.contiguous()
-    _native.cpu("joint_log_condition_number", p.dtype, p, y, n, classes, items, rank_tol, *out)
+    if p.numel() == 0:
+        return _zeros(out)
+    _native.cpu("joint_log_condition_number", p.dtype, *_native.contiguous(p, y), *p.shape, rank_tol, *out)
     return out
 
 
 def _joint_cuda(p: Tensor, y: Tensor, rank_tol: float) -> tuple[Tensor, ...]:
     out = _joint_fake(p, y, rank_tol)
+    if p.numel() == 0:
+        return _zeros(out)
     scratch = _scratch("joint_log_condition_number", p) if p.shape[1] * p.shape[2] > _SMALL else None
     shape, p, y = p.shape, p.contiguous(), y.contiguous()
     _native.cuda("joint_log_condition_number", p.dtype, p.device, p, y, *shape, rank_tol, *out, scratch)
@@ -203,18 +280,19 @@ def _joint_fake(p: Tensor, y: Tensor, rank_tol: float) -> tuple[Tensor, ...]:
 def _joint_backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, Tensor | None, None]:
     if grad is None:
         return None, None, None
-    p_left, p_right, y_left, y_right = ctx.saved_tensors
+    p_left, p_right, y_left, y_right, *inputs = ctx.saved_tensors
+
+    def gradient(left: Tensor, right: Tensor) -> Tensor:
+        return _library.differentiable_once(_log_condition_number_backward(grad, left, right), *inputs)
+
     need_p, need_y, _ = ctx.needs_input_grad
-    return (
-        _log_condition_number_backward(grad, p_left, p_right) if need_p else None,
-        _log_condition_number_backward(grad, y_left, y_right) if need_y else None,
-        None,
-    )
+    return gradient(p_left, p_right) if need_p else None, gradient(y_left, y_right) if need_y else None, None
 
 
 # `left` (N, 2, R) and `right` (N, 2, C): the gradient is left^T right, of rank two, and never moved as a whole.
 _log_condition_number = _library.register(
     "log_condition_number(Tensor u, float rank_tol) -> (Tensor value, Tensor left, Tensor right)",
+    check=_check,
     cpu=_cpu,
     cuda=_cuda,
     fake=_fake,
@@ -225,6 +303,7 @@ _log_condition_number = _library.register(
 _joint_log_condition_number = _library.register(
     "joint_log_condition_number(Tensor p, Tensor y, float rank_tol)"
     " -> (Tensor value, Tensor p_left, Tensor p_right, Tensor y_left, Tensor y_right)",
+    check=_joint_check,
     cpu=_joint_cpu,
     cuda=_joint_cuda,
     fake=_joint_fake,
@@ -234,6 +313,7 @@ _joint_log_condition_number = _library.register(
 )
 _log_condition_number_backward = _library.register(
     "log_condition_number_backward(Tensor grad, Tensor left, Tensor right) -> Tensor",
+    check=_check_backward,
     cpu=_backward_cpu,
     cuda=_backward_cuda,
     fake=_backward_fake,

@@ -7,7 +7,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from d2net.errors import InputError
 from d2net.ops import _library, _native
+from d2net.ops._checks import (
+    check_computed,
+    check_counted,
+    check_floor,
+    check_like,
+    check_numbers,
+    check_real,
+    check_same,
+    check_shape,
+)
 from d2net.ops._native import Native, at_least_float32
 
 
@@ -27,14 +38,15 @@ def different_partners(keys: Tensor, valid_fg: Tensor, valid_bg: Tensor) -> Tens
     """Pair every recording with another: the next in a cycle through all that have the embedding in question.
 
     Args:
-        keys: (3, B) float32 random numbers, which order the cycles. valid_fg, valid_bg: (B,) bool, whether a
-            recording has a foreground and a background embedding.
+        keys: (3, B) float32 random numbers, which order the cycles; NaN comes last.
+        valid_fg, valid_bg: (B,) bool, whether a recording has a foreground and a background embedding.
 
     Returns:
         (3, B) int64 ``partner`` of :class:`Pairs`; -1 for a recording without another.
     """
     if _library.has_kernel("different_partners", keys):
         return _different_partners(keys, valid_fg, valid_bg)
+    _check_partners(keys, valid_fg, valid_bg)
     return different_partners_reference(keys, valid_fg, valid_bg)
 
 
@@ -42,12 +54,13 @@ def different_partners_reference(keys: Tensor, valid_fg: Tensor, valid_bg: Tenso
     """:func:`different_partners` in plain PyTorch, on any device."""
     takes_part = torch.stack((torch.ones_like(valid_fg), valid_fg, valid_bg))
     place = torch.arange(keys.shape[1], device=keys.device)
-    order = torch.where(takes_part, keys, torch.inf).argsort(dim=1, stable=True)
+    order = keys.argsort(dim=1, stable=True)
+    order = order.gather(1, (~takes_part).gather(1, order).byte().argsort(dim=1, stable=True))
     count = takes_part.sum(1, keepdim=True)
     following = torch.where(place < count, (place + 1) % count.clamp(min=1), place)
     partner = torch.empty_like(order).scatter_(1, order, order.gather(1, following))
-    usable = takes_part & (partner != place)
-    usable[0] &= valid_fg & valid_bg[partner[0]]
+    has_x, has_other = torch.stack((valid_fg, valid_fg, valid_bg)), torch.stack((valid_bg, valid_fg, valid_bg))
+    usable = takes_part & (partner != place) & has_x & has_other.gather(1, partner)
     return torch.where(usable, partner, -1)
 
 
@@ -79,13 +92,15 @@ def discriminative_terms(
         (B,) in float32 at least. Differentiable once, to ``pooled`` and ``embeddings``.
     """
     pooled = at_least_float32(pooled)
-    labels = labels.to(pooled.dtype)
+    check_real("discriminative_terms", "labels", labels)
+    labels = labels.detach().to(pooled.dtype)
     x_fg, x_bg = (None, None) if embeddings is None else (x.to(pooled.dtype) for x in embeddings)
     partner, source = (None if x is None else x.to(torch.int64) for x in (pairs or (None, None)))
-    inputs = pooled, labels, counted, x_fg, x_bg, partner, source
+    inputs = pooled, labels, counted, x_fg, x_bg, partner, source, beta, gamma, probability_floor, mean, balanced
     if _library.has_kernel("discriminative_terms", pooled):
-        return _discriminative_terms(*inputs, beta, gamma, probability_floor, mean, balanced)[0]
-    return discriminative_terms_reference(*inputs, beta, gamma, probability_floor, mean, balanced)
+        return _discriminative_terms(*inputs)[0]
+    _check(*inputs)
+    return discriminative_terms_reference(*inputs)
 
 
 def discriminative_terms_reference(
@@ -129,13 +144,25 @@ def _weights(x_fg: Tensor, x_bg: Tensor, partner: Tensor, source: Tensor | None,
         in_range = (source >= 0) & (source < b)
         usable = torch.cat((usable[:1] & in_range, usable[1:]))
         source = torch.where(in_range, source, 0)
-    both = torch.stack((x_fg, x_bg))
-    # The epsilon makes the cosine of a zero vector 0 and keeps its gradient finite.
-    fg, bg = both * (both.square().sum(2, keepdim=True) + 1e-12).rsqrt()
+    fg, bg = unit_vectors(torch.stack((x_fg, x_bg)))
     others = torch.stack((bg, fg, bg)).gather(1, torch.where(usable, partner, 0)[:, :, None].expand(-1, -1, d))
     from_fg = fg if source is None else fg.gather(0, source[:, None].expand(-1, d))
     cosine = (torch.stack((from_fg, fg, bg)) * others).sum(2)
     return torch.where(usable, torch.cat((cosine[:1].clamp(min=0), gamma * (1 - cosine[1:]))), 0)
+
+
+def _check_partners(keys: Tensor, valid_fg: Tensor, valid_bg: Tensor) -> None:
+    check_shape("different_partners", "keys", keys, "3, B")
+    b, device = keys.shape[1], keys.device
+    check_like("different_partners", "keys", keys, (3, b), torch.float32, device)
+    check_like("different_partners", "valid_fg", valid_fg, (b,), torch.bool, device)
+    check_like("different_partners", "valid_bg", valid_bg, (b,), torch.bool, device)
+
+
+def unit_vectors(x: Tensor) -> Tensor:
+    """``x`` over its length in the last dimension; 0, without gradient, for a zero vector."""
+    squares = x.square().sum(-1, keepdim=True)
+    return x * torch.where(squares > 0, (squares + 1e-12).rsqrt(), 0)
 
 
 def _partners(native: Native, keys: Tensor, valid_fg: Tensor, valid_bg: Tensor) -> Tensor:
@@ -150,6 +177,53 @@ def _partners_fake(keys: Tensor, valid_fg: Tensor, valid_bg: Tensor) -> Tensor:
 
 # What the backward needs: `to_pooled` (B, C), the gradient of terms[i] to pooled[i], and `saved` (8, B), empty without
 # partners.
+
+
+def _check(
+    pooled: Tensor,
+    labels: Tensor,
+    counted: Tensor,
+    x_fg: Tensor | None,
+    x_bg: Tensor | None,
+    partner: Tensor | None,
+    source: Tensor | None,
+    beta: float,
+    gamma: float,
+    probability_floor: float,
+    mean: bool,
+    balanced: bool,
+) -> None:
+    where = "discriminative_terms"
+    check_shape(where, "pooled", pooled, "B, C")
+    check_computed(where, "pooled", pooled)
+    check_same(where, "pooled", pooled, "labels", labels)
+    check_counted(where, counted, pooled)
+    _check_pairs(where, pooled, x_fg, x_bg, partner, source)
+    check_numbers(where, beta=beta, gamma=gamma)
+    check_floor(where, probability_floor)
+
+
+def _check_pairs(
+    operator: str,
+    like: Tensor,
+    x_fg: Tensor | None,
+    x_bg: Tensor | None,
+    partner: Tensor | None,
+    source: Tensor | None,
+) -> None:
+    """Embeddings and pairs of the recordings that ``like`` (B, ...) is of."""
+    b, device = like.shape[0], like.device
+    if x_fg is not None or partner is not None:
+        if x_fg is None or x_fg.ndim != 2:
+            raise InputError(f"{operator}: x_fg is missing or not (B, D)")
+        check_like(operator, "x_fg", x_fg, (b, x_fg.shape[1]), like.dtype, device)
+        check_like(operator, "x_bg", x_bg, x_fg.shape, like.dtype, device)
+    elif x_bg is not None:
+        raise InputError(f"{operator}: there is x_bg but no x_fg")
+    if partner is not None:
+        check_like(operator, "partner", partner, (3, b), torch.int64, device)
+    if source is not None:
+        check_like(operator, "source", source, (b,), torch.int64, device)
 
 
 def _terms(
@@ -185,24 +259,45 @@ def _fake(
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    _, _, _, x_fg, x_bg, partner, source, *_ = inputs
+    pooled, _, _, x_fg, x_bg, partner, source, *_ = inputs
     _, to_pooled, saved = output
     ctx.mark_non_differentiable(to_pooled, saved)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(to_pooled, saved, x_fg, x_bg, partner, source)
+    ctx.save_for_backward(pooled, to_pooled, saved, x_fg, x_bg, partner, source)
 
 
 def _backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     none = (None,) * 12
     if grad is None:
         return none
-    to_pooled, saved, x_fg, x_bg, partner, source = ctx.saved_tensors
+    pooled, to_pooled, saved, x_fg, x_bg, partner, source = ctx.saved_tensors
+    inputs = [x for x in (pooled, x_fg, x_bg) if x is not None]
     if not (ctx.needs_input_grad[3] or ctx.needs_input_grad[4]):
         partner = None
-    grad_pooled, grad_fg, grad_bg = _terms_backward(grad, to_pooled, saved, x_fg, x_bg, partner, source)
+    gradients = _terms_backward(grad, to_pooled, saved, x_fg, x_bg, partner, source)
+    grad_pooled, grad_fg, grad_bg = (_library.differentiable_once(x, *inputs) for x in gradients)
     if partner is None:
         return grad_pooled, *none[1:]
     return grad_pooled, None, None, grad_fg, grad_bg, *none[5:]
+
+
+def _check_backward(
+    grad: Tensor,
+    to_pooled: Tensor,
+    saved: Tensor,
+    x_fg: Tensor | None,
+    x_bg: Tensor | None,
+    partner: Tensor | None,
+    source: Tensor | None,
+) -> None:
+    where = "discriminative_terms_backward"
+    check_shape(where, "to_pooled", to_pooled, "B, C")
+    check_computed(where, "to_pooled", to_pooled)
+    b, dtype, device = to_pooled.shape[0], to_pooled.dtype, to_pooled.device
+    check_like(where, "grad", grad, (b,), dtype, device)
+    if partner is not None:
+        check_like(where, "saved", saved, (8, b), dtype, device)
+    _check_pairs(where, to_pooled, x_fg, x_bg, partner, source)
 
 
 def _gradient(
@@ -237,6 +332,7 @@ def _gradient_fake(
 
 _different_partners = _library.register(
     "different_partners(Tensor keys, Tensor valid_fg, Tensor valid_bg) -> Tensor",
+    check=_check_partners,
     kernel=_partners,
     fake=_partners_fake,
 )
@@ -244,6 +340,7 @@ _discriminative_terms = _library.register(
     "discriminative_terms(Tensor pooled, Tensor labels, Tensor counted, Tensor? x_fg, Tensor? x_bg, Tensor? partner,"
     " Tensor? source, float beta, float gamma, float probability_floor, bool mean, bool balanced)"
     " -> (Tensor terms, Tensor to_pooled, Tensor saved)",
+    check=_check,
     kernel=_terms,
     fake=_fake,
     setup_context=_setup_context,
@@ -253,6 +350,7 @@ _discriminative_terms = _library.register(
 _terms_backward = _library.register(
     "discriminative_terms_backward(Tensor grad, Tensor to_pooled, Tensor saved, Tensor? x_fg, Tensor? x_bg,"
     " Tensor? partner, Tensor? source) -> (Tensor, Tensor, Tensor)",
+    check=_check_backward,
     kernel=_gradient,
     fake=_gradient_fake,
     backward=_library.refuse_double_backward,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import as_tensors, check_floating
+from d2net.ops._checks import as_tensors, check_computed, check_floating, check_like
 
 
 def iou_1d(a: Tensor, b: Tensor) -> Tensor:
@@ -18,34 +18,58 @@ def iou_1d(a: Tensor, b: Tensor) -> Tensor:
         b: (M, 2).
 
     Returns:
-        (N, M) values in [0, 1]: 0 where the union is empty. A segment that ends before it starts counts as
-        empty; NaN propagates. Integers are computed in float64, half precision in float32. Differentiable.
+        (N, M) values in [0, 1], symmetric to the last bit: 0 where the union is empty and where the lengths add up to
+        infinity. A segment that ends before it starts counts as empty; NaN propagates. Integers are computed in
+        float64, half precision in float32. Differentiable once; the gradient is 0 where the value is 0 as above, and
+        where the union is below the smallest normal number of the type, whose reciprocal overflows.
 
     Raises:
         InputError: an argument that is not (N, 2) or is of 8-bit floats, or arguments on two devices.
     """
     a, b = as_tensors("iou_1d", a=a, b=b)
     for name, x in (("a", a), ("b", b)):
-        if x.ndim != 2 or x.shape[1] != 2:
-            raise InputError(f"iou_1d: {name} has shape {tuple(x.shape)}, expected (N, 2) with start and end of each")
-        if x.is_floating_point():
+        if x.is_floating_point() or x.is_complex():
             check_floating("iou_1d", name, x)
-    if a.device != b.device:
-        raise InputError(f"iou_1d: a is on {a.device} but b on {b.device}; move one of them")
     dtype = torch.promote_types(a.dtype, b.dtype)
     dtype = torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float64
     a, b = a.to(dtype), b.to(dtype)
     if _library.has_kernel("iou_1d", a):
         return _iou_1d(a, b)
+    _check(a, b)
     return iou_1d_reference(a, b)
 
 
 def iou_1d_reference(a: Tensor, b: Tensor) -> Tensor:
     """:func:`iou_1d` in plain PyTorch, on any device, without checks."""
-    a, b = a[:, None], b[None]
-    overlap = (torch.minimum(a[..., 1], b[..., 1]) - torch.maximum(a[..., 0], b[..., 0])).clamp(min=0)
-    union = (a[..., 1] - a[..., 0]).clamp(min=0) + (b[..., 1] - b[..., 0]).clamp(min=0) - overlap
-    return overlap / torch.where(union == 0, 1, union)  # not 0/0, whose gradient is NaN
+    _, overlap, union, tiny = _compared(a, b)
+    iou = overlap / torch.where(tiny, 1, union)
+    with torch.no_grad():
+        of_tiny = overlap / torch.where(union == 0, 1, union)
+    return torch.where(tiny, of_tiny, iou)
+
+
+def _compared(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(N, M) each: the earlier end less the later start, the overlap, the union, and whether that has no reciprocal."""
+    (start_a, end_a), (start_b, end_b) = a[:, None].unbind(2), b[None].unbind(2)
+    # Asks before it subtracts: infinity less infinity would be NaN.
+    lengths = torch.where(end_a <= start_a, 0, end_a - start_a) + torch.where(end_b <= start_b, 0, end_b - start_b)
+    meets = torch.minimum(end_a, end_b) - torch.maximum(start_a, start_b)
+    overlap = torch.where((lengths == 0) | (lengths == torch.inf), 0, meets.clamp(min=0))
+    union = lengths - overlap
+    return meets, overlap, union, union < torch.finfo(union.dtype).tiny
+
+
+def _check(a: Tensor, b: Tensor, operator: str = "iou_1d") -> None:
+    for name, x in (("a", a), ("b", b)):
+        if x.ndim != 2 or x.shape[1] != 2:
+            raise InputError(
+                f"{operator}: {name} has shape {tuple(x.shape)}, expected (N, 2) with start and end of each"
+            )
+    check_computed(operator, "a", a)
+    if a.device != b.device or a.dtype is not b.dtype:
+        raise InputError(
+            f"{operator}: a is {a.dtype} on {a.device} but b {b.dtype} on {b.device}; convert or move one of them"
+        )
 
 
 def _cpu(a: Tensor, b: Tensor) -> Tensor:
@@ -72,24 +96,28 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
     return _iou_1d_backward(grad, *ctx.saved_tensors)
 
 
+def _check_backward(grad: Tensor, a: Tensor, b: Tensor) -> None:
+    _check(a, b, "iou_1d_backward")
+    check_like("iou_1d_backward", "grad", grad, (a.shape[0], b.shape[0]), a.dtype, a.device)
+
+
 def _gradients(grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """In plain PyTorch: regression losses, which need it, compare few pairs. Equal ends share a gradient evenly."""
     (start_a, end_a), (start_b, end_b) = a[:, None].unbind(2), b[None].unbind(2)
-    meets = torch.minimum(end_a, end_b) - torch.maximum(start_a, start_b)
-    overlap, length_a, length_b = meets.clamp(min=0), end_a - start_a, end_b - start_b
-    union = length_a.clamp(min=0) + length_b.clamp(min=0) - overlap
-    empty, union = union == 0, torch.where(union == 0, 1, union)
-    of_union = torch.where(empty, 0, -grad * overlap / union**2)
+    meets, overlap, union, tiny = _compared(a, b)
+    grad, union = torch.where(tiny, 0, grad), torch.where(tiny, 1, union)
+    of_union = -grad * (overlap / union) / union  # not over the square, which underflows for unions below 1e-23
     of_overlap = torch.where(meets >= 0, grad / union - of_union, 0)
     # 1 where a's end decides, 0 where b's does.
     by_end = (0.5 * ((end_a < end_b) * 1 + (end_a <= end_b) * 1)).to(a.dtype)
     by_start = (0.5 * ((start_a > start_b) * 1 + (start_a >= start_b) * 1)).to(a.dtype)
 
-    def of_segments(end: Tensor, start: Tensor, length: Tensor, dim: int) -> Tensor:
-        of_length = of_union * (length >= 0)
-        return torch.stack(((-of_overlap * start - of_length).sum(dim), (of_overlap * end + of_length).sum(dim)), 1)
+    def of_segments(start: Tensor, end: Tensor, dim: int) -> Tensor:
+        # Of an empty segment, which overlaps nothing, of_union is 0. Both sums in one call, so that it never gives a
+        # single number: PyTorch cuts such a sum into as many parts as there are threads.
+        return torch.stack((-of_overlap * start - of_union, of_overlap * end + of_union)).sum(dim).T
 
-    return of_segments(by_end, by_start, length_a, 1), of_segments(1 - by_end, 1 - by_start, length_b, 0)
+    return of_segments(by_start, by_end, 2), of_segments(1 - by_start, 1 - by_end, 1)
 
 
 def _backward_fake(grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,6 +126,7 @@ def _backward_fake(grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 _iou_1d = _library.register(
     "iou_1d(Tensor a, Tensor b) -> Tensor",
+    check=_check,
     cpu=_cpu,
     cuda=_cuda,
     fake=_fake,
@@ -106,6 +135,7 @@ _iou_1d = _library.register(
 )
 _iou_1d_backward = _library.register(
     "iou_1d_backward(Tensor grad, Tensor a, Tensor b) -> (Tensor, Tensor)",
+    check=_check_backward,
     cpu=_gradients,
     cuda=_gradients,
     fake=_backward_fake,

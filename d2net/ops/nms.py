@@ -1,8 +1,8 @@
 """Non-maximum suppression of temporal segments: greedy, greedy per group, and soft.
 
-Segments are (start, end) in any one unit (seconds, snippets). Their IoU is overlap / union, and 0 where the union is 0;
-a segment with ``end <= start`` overlaps nothing. Equal scores are taken in order of index. Nothing here is
-differentiable.
+Segments are (start, end) in any one unit (seconds, snippets). Their IoU is overlap / union, and 0 where the union is 0
+or the lengths add up to infinity; a segment with ``end <= start`` overlaps nothing. Equal scores are taken in order of
+index. Nothing here is differentiable.
 
 Computed in float32, or in float64 where segments or scores are float64 or integers. Half precision is converted, which
 changes no value; but its numbers are few (between 512 and 1024, float16 has every half and bfloat16 every fourth), so
@@ -14,6 +14,7 @@ graph only with ``torch._dynamo.config.capture_dynamic_output_shape_ops``.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, NoReturn
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import as_tensor, as_tensors, check_floating
+from d2net.ops._checks import as_tensor, as_tensors, check_computed, check_floating
 
 
 def nms_1d(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -38,9 +39,10 @@ def nms_1d(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     Raises:
         InputError: A wrong shape, type, device or threshold, or NaN in the input.
     """
-    segments, scores = _prepared("nms_1d", segments, scores, iou_threshold)
+    segments, scores = _prepared("nms_1d", segments, scores)
     if _library.has_kernel("nms_1d", scores):
         return _nms_1d(segments, scores, iou_threshold)
+    _check("nms_1d", segments, scores, iou_threshold)
     _check_values("nms_1d", segments, scores)
     return nms_1d_reference(segments, scores, iou_threshold)
 
@@ -60,19 +62,13 @@ def batched_nms_1d(segments: Tensor, scores: Tensor, groups: Tensor, iou_thresho
     Raises:
         InputError: A wrong shape, type, device or threshold, or NaN in the input.
     """
-    segments, scores = _prepared("batched_nms_1d", segments, scores, iou_threshold)
+    segments, scores = _prepared("batched_nms_1d", segments, scores)
     groups = as_tensor("batched_nms_1d", "groups", groups, scores)
-    if groups.shape != scores.shape or groups.is_floating_point() or groups.is_complex():
-        raise InputError(
-            f"batched_nms_1d: groups must be ({len(scores)},) integers, not {_describe(groups)}: one per segment"
-        )
-    if groups.device != scores.device:
-        raise InputError(
-            f"batched_nms_1d: groups are on {groups.device}, scores on {scores.device}: move them together"
-        )
-    groups = groups.to(torch.int64)
+    if not (groups.is_floating_point() or groups.is_complex()):
+        groups = groups.to(torch.int64)
     if _library.has_kernel("batched_nms_1d", scores):
         return _batched_nms_1d(segments, scores, groups, iou_threshold)
+    _check_batched(segments, scores, groups, iou_threshold)
     _check_values("batched_nms_1d", segments, scores)
     return batched_nms_1d_reference(segments, scores, groups, iou_threshold)
 
@@ -97,7 +93,7 @@ def soft_nms_1d(
         segments: (N, 2) floating point or integers, rows (start, end), finite.
         scores: (N,), on the same device, not NaN.
         iou_threshold: In [0, 1]; used by ``linear`` only.
-        sigma: > 0; used by ``gaussian`` only.
+        sigma: > 0, and not below the smallest normal number of the type; used by ``gaussian`` only.
         min_score: >= 0.
         method: ``"linear"`` or ``"gaussian"``.
 
@@ -108,15 +104,12 @@ def soft_nms_1d(
     Raises:
         InputError: A wrong shape, type, device or parameter, or NaN in the input.
     """
-    segments, scores = _prepared("soft_nms_1d", segments, scores, iou_threshold)
+    segments, scores = _prepared("soft_nms_1d", segments, scores)
     if method not in ("linear", "gaussian"):
         raise InputError(f"soft_nms_1d: method must be 'linear' or 'gaussian', not {method!r}")
-    if not sigma > 0:
-        raise InputError(f"soft_nms_1d: sigma must be > 0, not {sigma}")
-    if not min_score >= 0:
-        raise InputError(f"soft_nms_1d: min_score must be >= 0, not {min_score}")
     if _library.has_kernel("soft_nms_1d", scores):
         return _soft_nms_1d(segments, scores, iou_threshold, sigma, min_score, method == "gaussian")
+    _check_soft(segments, scores, iou_threshold, sigma, min_score, method == "gaussian")
     _check_values("soft_nms_1d", segments, scores)
     return soft_nms_1d_reference(
         segments, scores, iou_threshold=iou_threshold, sigma=sigma, min_score=min_score, method=method
@@ -174,6 +167,42 @@ def soft_nms_1d_reference(
     if not keep:
         return left, current
     return torch.stack(keep), torch.stack(new_scores)
+
+
+def _check(name: str, segments: Tensor, scores: Tensor, iou_threshold: float) -> None:
+    if segments.ndim != 2 or segments.shape[1] != 2:
+        raise InputError(f"{name}: segments must be (N, 2) rows (start, end), not {_describe(segments)}")
+    if scores.shape != segments.shape[:1]:
+        raise InputError(f"{name}: scores must be ({len(segments)},), one per segment, not {_describe(scores)}")
+    if segments.device != scores.device:
+        raise InputError(f"{name}: segments are on {segments.device}, scores on {scores.device}: move them together")
+    check_computed(name, "segments", segments)
+    if scores.dtype is not segments.dtype:
+        raise InputError(f"{name}: segments are {segments.dtype}, scores {scores.dtype}: convert one of them")
+    if not 0 <= iou_threshold <= 1:
+        raise InputError(f"{name}: iou_threshold must be in [0, 1], not {iou_threshold}")
+
+
+def _check_batched(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> None:
+    _check("batched_nms_1d", segments, scores, iou_threshold)
+    if groups.shape != scores.shape or groups.dtype is not torch.int64:
+        raise InputError(
+            f"batched_nms_1d: groups must be ({len(scores)},) integers, not {_describe(groups)}: one per segment"
+        )
+    if groups.device != scores.device:
+        raise InputError(
+            f"batched_nms_1d: groups are on {groups.device}, scores on {scores.device}: move them together"
+        )
+
+
+def _check_soft(
+    segments: Tensor, scores: Tensor, iou_threshold: float, sigma: float, min_score: float, gaussian: bool
+) -> None:
+    _check("soft_nms_1d", segments, scores, iou_threshold)
+    if not sigma >= torch.finfo(scores.dtype).tiny:
+        raise InputError(f"soft_nms_1d: sigma must be > 0 in {scores.dtype}, not {sigma}")
+    if not min_score >= 0:
+        raise InputError(f"soft_nms_1d: min_score must be >= 0, not {min_score}")
 
 
 def _nms_1d_cpu(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -284,12 +313,14 @@ def _soft_nms_1d_fake(
 
 _nms_1d = _library.register(
     "nms_1d(Tensor segments, Tensor scores, float iou_threshold) -> Tensor",
+    check=partial(_check, "nms_1d"),
     cpu=_nms_1d_cpu,
     cuda=_nms_1d_cuda,
     fake=_nms_1d_fake,
 )
 _batched_nms_1d = _library.register(
     "batched_nms_1d(Tensor segments, Tensor scores, Tensor groups, float iou_threshold) -> Tensor",
+    check=_check_batched,
     cpu=_batched_nms_1d_cpu,
     cuda=_batched_nms_1d_cuda,
     fake=_batched_nms_1d_fake,
@@ -297,6 +328,7 @@ _batched_nms_1d = _library.register(
 _soft_nms_1d = _library.register(
     "soft_nms_1d(Tensor segments, Tensor scores, float iou_threshold, float sigma, float min_score, bool gaussian)"
     " -> (Tensor, Tensor)",
+    check=_check_soft,
     cpu=_soft_nms_1d_cpu,
     cuda=_soft_nms_1d_cuda,
     fake=_soft_nms_1d_fake,
@@ -353,23 +385,15 @@ def _describe(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _prepared(name: str, segments: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
-    """Segments and scores, checked, in the type that is computed in and without gradient."""
+def _prepared(name: str, segments: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Segments and scores in the type that is computed in and without gradient."""
     segments, scores = as_tensors(name, segments=segments, scores=scores)
-    if segments.ndim != 2 or segments.shape[1] != 2:
-        raise InputError(f"{name}: segments must be (N, 2) rows (start, end), not {_describe(segments)}")
-    if scores.shape != segments.shape[:1]:
-        raise InputError(f"{name}: scores must be ({len(segments)},), one per segment, not {_describe(scores)}")
     dtype = torch.float32
     for what, x in (("segments", segments), ("scores", scores)):
         if x.is_floating_point() or x.is_complex():
             check_floating(name, what, x)
         if x.dtype == torch.float64 or not x.is_floating_point():
             dtype = torch.float64  # also of integers, which float32 holds only up to 2^24
-    if segments.device != scores.device:
-        raise InputError(f"{name}: segments are on {segments.device}, scores on {scores.device}: move them together")
-    if not 0 <= iou_threshold <= 1:
-        raise InputError(f"{name}: iou_threshold must be in [0, 1], not {iou_threshold}")
     return segments.detach().to(dtype), scores.detach().to(dtype)
 
 

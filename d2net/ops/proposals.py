@@ -12,7 +12,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import FLOATING, as_tensor, as_tensors
+from d2net.ops._checks import FLOATING, as_tensor, as_tensors, check_lengths
 from d2net.ops.nms import batched_nms_1d
 
 # Sums of absolute values up to here let no difference or sum of prefix sums overflow, so no score is NaN.
@@ -85,23 +85,16 @@ def extract_proposals(
     """
     activations, classes = as_tensors("extract_proposals", activations=activations, classes=classes)
     if lengths is not None:
-        lengths = as_tensor("extract_proposals", "lengths", lengths)
+        lengths = as_tensor("extract_proposals", "lengths", lengths).to(activations.device)
     thresholds = _listed(thresholds)
-    _check(activations, classes, lengths, thresholds, min_length, inflation, outer, min_contrast, nms_iou)
+    if outer not in ("pooled", "mean_of_sides"):
+        raise InputError(f"extract_proposals: outer must be 'pooled' or 'mean_of_sides', found {outer!r}")
+    settings = thresholds, min_length, inflation, outer == "mean_of_sides", min_contrast, nms_iou
     if _library.has_kernel("extract_proposals", activations):
-        places, score = _extract_proposals(
-            activations.detach(),
-            classes,
-            None if lengths is None else lengths.to(activations.device, torch.int64),
-            thresholds,
-            min_length,
-            inflation,
-            outer == "mean_of_sides",
-            min_contrast,
-            nms_iou,
-        )
+        places, score = _extract_proposals(activations.detach(), classes, lengths, *settings)
         recording, label, start, end = places.unbind()
         return Proposals(recording, label, start, end, score)
+    _check(activations, classes, lengths, *settings)
     return extract_proposals_reference(
         activations,
         classes,
@@ -170,7 +163,7 @@ class _Kept(NamedTuple):
         snippets, device = activations.shape[1], activations.device
         recording, label = classes.nonzero(as_tuple=True)
         rows = activations.transpose(1, 2)[recording, label]
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        rows = rows.to(_native.accumulator(rows.dtype))
         length = torch.full_like(recording, snippets) if lengths is None else lengths.to(device, torch.int64)[recording]
         return _Kept(recording, label, rows, length, torch.arange(snippets, device=device) < length[:, None])
 
@@ -201,6 +194,45 @@ def _contrast(
     return (at_end - at_start) / width - background
 
 
+def _check(
+    activations: Tensor,
+    classes: Tensor,
+    lengths: Tensor | None,
+    thresholds: list[float],
+    min_length: int,
+    inflation: float,
+    mean_of_sides: bool,
+    min_contrast: float,
+    nms_iou: float,
+) -> None:
+    where = "extract_proposals:"
+    if activations.ndim != 3 or activations.dtype not in FLOATING:
+        raise InputError(
+            f"{where} activations are {tuple(activations.shape)} {activations.dtype}, "
+            "expected (B, T, C) of float32, float64, float16 or bfloat16"
+        )
+    batch, snippets, width = activations.shape
+    if snippets >= 2**31:
+        raise InputError(f"{where} recordings of {snippets} snippets are too long, cut them below 2^31")
+    if classes.shape != (batch, width) or classes.dtype != torch.bool:
+        raise InputError(
+            f"{where} classes are {tuple(classes.shape)} {classes.dtype}, expected ({batch}, {width}) torch.bool"
+        )
+    if classes.device != activations.device:
+        raise InputError(f"{where} classes are on {classes.device} but activations on {activations.device}; move one")
+    check_lengths("extract_proposals", lengths, activations)
+    if not thresholds or not all(map(math.isfinite, thresholds)):
+        raise InputError(f"{where} thresholds must be one or more finite numbers, found {thresholds}")
+    if min_length < 1:
+        raise InputError(f"{where} min_length must be at least 1 snippet, found {min_length}")
+    if not 0 <= inflation < math.inf:
+        raise InputError(f"{where} inflation must be a finite number of at least 0, found {inflation}")
+    if math.isnan(min_contrast):
+        raise InputError(f"{where} min_contrast must be a number, found {min_contrast}")
+    if not 0 < nms_iou <= 1:
+        raise InputError(f"{where} nms_iou must lie above 0 and at most at 1, found {nms_iou}")
+
+
 def _cpu(
     activations: Tensor,
     classes: Tensor,
@@ -213,15 +245,15 @@ def _cpu(
     nms_iou: float,
 ) -> tuple[Tensor, Tensor]:
     _check_range(lengths, activations.shape[1])
-    x = activations.to(torch.promote_types(activations.dtype, torch.float32))
+    x = activations.to(_native.accumulator(activations.dtype))
     found = _native.cpu(
         "find_proposals",
         x.dtype,
-        x,
+        x.data_ptr(),  # wherever its strides lead
         *x.shape,
         *x.stride(),
         classes.contiguous(),
-        None if lengths is None else lengths.contiguous(),
+        _native.plain_lengths(lengths),
         torch.from_numpy(np.array(thresholds)),
         len(thresholds),
         min_length,
@@ -254,7 +286,7 @@ def _cuda(
         raise InputError(
             f"extract_proposals: recordings of {snippets} snippets are too long for CUDA, cut them below 2^29"
         )
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = _native.accumulator(x.dtype)
     sequences = batch * width
     starts, ends = x.new_empty(2, sequences, snippets, dtype=torch.int32)
     scores = x.new_empty(sequences, snippets, dtype=dtype)
@@ -265,11 +297,11 @@ def _cuda(
         "find_proposals",
         x.dtype,
         device,
-        x,
+        x.data_ptr(),  # wherever its strides lead
         *sizes,
         *x.stride(),
         classes.contiguous(),
-        None if lengths is None else lengths.contiguous(),
+        _native.plain_lengths(lengths),
         rising.to(device, non_blocking=True),
         len(thresholds),
         min_length,
@@ -308,13 +340,14 @@ def _fake(
 
 def _columns(activations: Tensor, count: int | torch.SymInt) -> tuple[Tensor, Tensor]:
     """Room for ``count`` proposals: recording, label, start and end as rows (4, N), and scores (N,)."""
-    dtype = torch.promote_types(activations.dtype, torch.float32)
+    dtype = _native.accumulator(activations.dtype)
     return activations.new_empty(4, count, dtype=torch.int64), activations.new_empty(count, dtype=dtype)
 
 
 _extract_proposals = _library.register(
     "extract_proposals(Tensor activations, Tensor classes, Tensor? lengths, float[] thresholds, int min_length,"
     " float inflation, bool mean_of_sides, float min_contrast, float nms_iou) -> (Tensor, Tensor)",
+    check=_check,
     cpu=_cpu,
     cuda=_cuda,
     fake=_fake,
@@ -327,50 +360,6 @@ def _listed(thresholds: Sequence[float]) -> list[float]:
         return [float(t) for t in thresholds]
     except (TypeError, ValueError):
         raise InputError(f"extract_proposals: thresholds must be a list of numbers, found {thresholds!r}") from None
-
-
-def _check(
-    activations: Tensor,
-    classes: Tensor,
-    lengths: Tensor | None,
-    thresholds: list[float],
-    min_length: int,
-    inflation: float,
-    outer: str,
-    min_contrast: float,
-    nms_iou: float,
-) -> None:
-    where = "extract_proposals:"
-    if activations.ndim != 3 or activations.dtype not in FLOATING:
-        raise InputError(
-            f"{where} activations are {tuple(activations.shape)} {activations.dtype}, "
-            "expected (B, T, C) of float32, float64, float16 or bfloat16"
-        )
-    batch, snippets, width = activations.shape
-    if snippets >= 2**31:
-        raise InputError(f"{where} recordings of {snippets} snippets are too long, cut them below 2^31")
-    if classes.shape != (batch, width) or classes.dtype != torch.bool:
-        raise InputError(
-            f"{where} classes are {tuple(classes.shape)} {classes.dtype}, expected ({batch}, {width}) torch.bool"
-        )
-    if classes.device != activations.device:
-        raise InputError(f"{where} classes are on {classes.device} but activations on {activations.device}; move one")
-    if lengths is not None and (
-        lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool
-    ):
-        raise InputError(f"{where} lengths are {tuple(lengths.shape)} {lengths.dtype}, expected ({batch},) torch.int64")
-    if not thresholds or not all(map(math.isfinite, thresholds)):
-        raise InputError(f"{where} thresholds must be one or more finite numbers, found {thresholds}")
-    if min_length < 1:
-        raise InputError(f"{where} min_length must be at least 1 snippet, found {min_length}")
-    if not 0 <= inflation < math.inf:
-        raise InputError(f"{where} inflation must be a finite number of at least 0, found {inflation}")
-    if outer not in ("pooled", "mean_of_sides"):
-        raise InputError(f"{where} outer must be 'pooled' or 'mean_of_sides', found {outer!r}")
-    if math.isnan(min_contrast):
-        raise InputError(f"{where} min_contrast must be a number, found {min_contrast}")
-    if not 0 < nms_iou <= 1:
-        raise InputError(f"{where} nms_iou must lie above 0 and at most at 1, found {nms_iou}")
 
 
 def _check_range(lengths: Tensor | None, snippets: int) -> None:

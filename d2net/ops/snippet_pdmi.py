@@ -9,7 +9,19 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import as_lengths, as_tensors, check_floating, check_same, check_shape, valid_mask
+from d2net.ops._checks import (
+    as_tensor,
+    as_tensors,
+    check_computed,
+    check_floating,
+    check_lengths,
+    check_like,
+    check_numbers,
+    check_real,
+    check_same,
+    check_shape,
+    within,
+)
 from d2net.ops._native import Native, at_least_float32
 from d2net.ops.condition_number import check_rank_tol, log_condition_number_reference
 
@@ -52,26 +64,23 @@ def snippet_pdmi(
         Differentiable once, to ``attention``.
 
     Raises:
-        InputError: shapes, dtypes or devices that do not fit, an unknown normalization, or rank_tol < 0.
+        InputError: shapes, dtypes or devices that do not fit, an unknown normalization, a setting that is NaN, or
+            rank_tol < 0.
     """
     attention, scores = as_tensors("snippet_pdmi", attention=attention, scores=scores)
-    check_shape("snippet_pdmi", "attention", attention, "B, T")
-    check_floating("snippet_pdmi", "attention", attention)
-    check_same("snippet_pdmi", "attention", attention, "scores", scores)
+    lengths = None if lengths is None else as_tensor("snippet_pdmi", "lengths", lengths, attention)
     if normalization not in ("joint", "per_class"):
         raise InputError(f"snippet_pdmi: normalization is '{normalization}', expected 'joint' or 'per_class'")
-    lengths = as_lengths("snippet_pdmi", lengths, attention)
-    check_rank_tol("snippet_pdmi", rank_tol)
+    check_floating("snippet_pdmi", "attention", attention)
+    check_real("snippet_pdmi", "scores", scores)
     attention = at_least_float32(attention)
     scores = scores.detach().to(attention.dtype)
-    per_class = normalization == "per_class"
+    options = fg_threshold, bg_threshold, normalization == "per_class", entry_floor, rank_tol
     if _library.has_kernel("snippet_pdmi", attention):
-        options = fg_threshold, bg_threshold, per_class, entry_floor, rank_tol
         loss, valid, _ = _snippet_pdmi(attention, scores, lengths, *options)
         return SnippetPDMI(loss, valid)
-    return snippet_pdmi_reference(
-        attention, scores, lengths, fg_threshold, bg_threshold, per_class, entry_floor, rank_tol
-    )
+    _check(attention, scores, lengths, *options)
+    return snippet_pdmi_reference(attention, scores, lengths, *options)
 
 
 def snippet_pdmi_reference(
@@ -85,7 +94,7 @@ def snippet_pdmi_reference(
     rank_tol: float,
 ) -> SnippetPDMI:
     """:func:`snippet_pdmi` in plain PyTorch, on any device, without checks."""
-    mask = valid_mask("snippet_pdmi", attention, lengths)
+    mask = within(attention, lengths)
     columns, counts = [], []
     for chosen in (mask & (scores > fg_threshold), mask & (scores < bg_threshold)):
         lam = torch.where(chosen, attention, 0)
@@ -97,6 +106,24 @@ def snippet_pdmi_reference(
     u = torch.stack(columns, 2) / size.clamp(min=1)[:, None, :]
     u = torch.where(valid[:, None, None], u.clamp(min=entry_floor) if entry_floor > 0 else u, 0)
     return SnippetPDMI(log_condition_number_reference(u, rank_tol=rank_tol), valid)
+
+
+def _check(
+    attention: Tensor,
+    scores: Tensor,
+    lengths: Tensor | None,
+    fg_threshold: float,
+    bg_threshold: float,
+    per_class: bool,
+    entry_floor: float,
+    rank_tol: float,
+) -> None:
+    check_shape("snippet_pdmi", "attention", attention, "B, T")
+    check_computed("snippet_pdmi", "attention", attention)
+    check_same("snippet_pdmi", "attention", attention, "scores", scores)
+    check_lengths("snippet_pdmi", lengths, attention)
+    check_numbers("snippet_pdmi", fg_threshold=fg_threshold, bg_threshold=bg_threshold, entry_floor=entry_floor)
+    check_rank_tol("snippet_pdmi", rank_tol)
 
 
 def _forward(
@@ -114,25 +141,40 @@ def _fake(attention: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    _, scores, lengths, ctx.fg_threshold, ctx.bg_threshold, *_ = inputs
+    attention, scores, lengths, ctx.fg_threshold, ctx.bg_threshold, *_ = inputs
     _, valid, weights = output
     ctx.mark_non_differentiable(valid, weights)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(weights, scores, lengths)
+    ctx.save_for_backward(attention, weights, scores, lengths)
 
 
 def _backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     gradient = None
     if grad is not None:
-        gradient = _snippet_pdmi_backward(grad, *ctx.saved_tensors, ctx.fg_threshold, ctx.bg_threshold)
+        attention, *saved = ctx.saved_tensors
+        gradient = _snippet_pdmi_backward(grad, *saved, ctx.fg_threshold, ctx.bg_threshold)
+        gradient = _library.differentiable_once(gradient, attention)
     return gradient, *(None,) * 7
+
+
+def _check_backward(
+    grad: Tensor, weights: Tensor, scores: Tensor, lengths: Tensor | None, fg_threshold: float, bg_threshold: float
+) -> None:
+    where = "snippet_pdmi_backward"
+    check_shape(where, "scores", scores, "B, T")
+    check_computed(where, "scores", scores)
+    b, dtype, device = scores.shape[0], scores.dtype, scores.device
+    check_like(where, "grad", grad, (b,), dtype, device)
+    check_like(where, "weights", weights, (b, 2), dtype, device)
+    check_lengths(where, lengths, scores)
+    check_numbers(where, fg_threshold=fg_threshold, bg_threshold=bg_threshold)
 
 
 def _gradient(
     native: Native, grad: Tensor, weights: Tensor, scores: Tensor, lengths: Tensor | None, *options: float
 ) -> Tensor:
     gradient = weights.new_empty(scores.shape)
-    inputs = grad.contiguous(), weights, scores.contiguous(), _native.plain_lengths(lengths), *scores.shape
+    inputs = *_native.contiguous(grad, weights, scores), _native.plain_lengths(lengths), *scores.shape
     native("snippet_pdmi_backward", weights, *inputs, *options, gradient)
     return gradient
 
@@ -145,6 +187,7 @@ def _gradient_fake(grad, weights, scores, lengths, fg_threshold, bg_threshold) -
 _snippet_pdmi = _library.register(
     "snippet_pdmi(Tensor attention, Tensor scores, Tensor? lengths, float fg_threshold, float bg_threshold, "
     "bool per_class, float entry_floor, float rank_tol) -> (Tensor loss, Tensor valid, Tensor weights)",
+    check=_check,
     kernel=_forward,
     fake=_fake,
     setup_context=_setup_context,
@@ -154,6 +197,7 @@ _snippet_pdmi = _library.register(
 _snippet_pdmi_backward = _library.register(
     "snippet_pdmi_backward(Tensor grad, Tensor weights, Tensor scores, Tensor? lengths, float fg_threshold, "
     "float bg_threshold) -> Tensor",
+    check=_check_backward,
     kernel=_gradient,
     fake=_gradient_fake,
     backward=_library.refuse_double_backward,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import as_lengths, as_tensor, check_floating, check_shape, within
+from d2net.ops._checks import as_tensor, check_floating, check_lengths, check_like, check_shape, within
 
 
 def topk_pool(x: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> Tensor:
@@ -28,12 +28,10 @@ def topk_pool(x: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> 
         InputError: wrong shape, dtype or device, or divisor < 1.
     """
     x = as_tensor("topk_pool", "x", x)
-    check_shape("topk_pool", "x", x, "B, T, C")
-    check_floating("topk_pool", "x", x)
-    lengths = as_lengths("topk_pool", lengths, x)
-    check_divisor("topk_pool", divisor)
+    lengths = None if lengths is None else as_tensor("topk_pool", "lengths", lengths, x)
     if _library.has_kernel("topk_pool", x):
         return _topk_pool(x, lengths, divisor)[0]
+    _check(x, lengths, divisor)
     return topk_pool_reference(x, lengths, divisor=divisor)
 
 
@@ -51,9 +49,24 @@ def topk_pool_reference(x: Tensor, lengths: Tensor | None = None, *, divisor: in
     return (top.sum(1) / k[:, None]).to(x.dtype)
 
 
-def check_divisor(operator: str, divisor: int) -> None:
+def _check(x: Tensor, lengths: Tensor | None, divisor: int) -> None:
+    check_pooled("topk_pool", "x", x, lengths, divisor)
+
+
+def check_pooled(operator: str, name: str, x: Tensor, lengths: Tensor | None, divisor: int) -> None:
+    """What every operator that pools activations ``x`` over time asks."""
+    check_shape(operator, name, x, "B, T, C")
+    check_floating(operator, name, x)
+    check_lengths(operator, lengths, x)
     if divisor < 1:
         raise InputError(f"{operator}: divisor is {divisor}, expected at least 1")
+
+
+def check_taken(operator: str, kth: Tensor, last: Tensor, x: Tensor) -> None:
+    """What :func:`topk_pool` left to its backward."""
+    shape, device = (x.shape[0], x.shape[2]), x.device
+    check_like(operator, "kth", kth, shape, _native.accumulator(x.dtype), device)
+    check_like(operator, "last", last, shape, torch.int32, device)
 
 
 def _cpu(x: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,7 +85,7 @@ def _cuda(x: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, Tens
 
 def _fake(x: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, Tensor, Tensor]:
     shape = (x.shape[0], x.shape[2])
-    kth = x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
+    kth = x.new_empty(shape, dtype=_native.accumulator(x.dtype))
     return x.new_empty(shape), kth, x.new_empty(shape, dtype=torch.int32)
 
 
@@ -90,18 +103,24 @@ def _backward(ctx, grad: Tensor | None, *_) -> tuple[Tensor | None, None, None]:
     return _topk_pool_backward(grad, *ctx.saved_tensors, ctx.divisor), None, None
 
 
+def _check_backward(grad: Tensor, x: Tensor, lengths: Tensor | None, kth: Tensor, last: Tensor, divisor: int) -> None:
+    check_pooled("topk_pool_backward", "x", x, lengths, divisor)
+    check_like("topk_pool_backward", "grad", grad, (x.shape[0], x.shape[2]), x.dtype, x.device)
+    check_taken("topk_pool_backward", kth, last, x)
+
+
 def _backward_cpu(grad: Tensor, x: Tensor, lengths: Tensor | None, kth: Tensor, last: Tensor, divisor: int) -> Tensor:
     wide, (b, t, c) = _native.plain(x), x.shape
     out, lengths = torch.empty_like(wide), _native.plain_lengths(lengths)
-    grad = _native.plain(grad)
-    _native.cpu("topk_pool_backward", wide.dtype, grad, wide, lengths, kth, last, b, t, c, divisor, out)
+    saved = wide, lengths, *_native.contiguous(kth, last)
+    _native.cpu("topk_pool_backward", wide.dtype, _native.plain(grad), *saved, b, t, c, divisor, out)
     return out.to(x.dtype)
 
 
 def _backward_cuda(grad: Tensor, x: Tensor, lengths: Tensor | None, kth: Tensor, last: Tensor, divisor: int) -> Tensor:
     x, grad, lengths = x.contiguous(), grad.contiguous(), _native.plain_lengths(lengths)
-    out = torch.empty_like(x)
-    _native.cuda("topk_pool_backward", x.dtype, x.device, grad, x, lengths, kth, last, *x.shape, divisor, out)
+    out, saved = torch.empty_like(x), (x, lengths, *_native.contiguous(kth, last))
+    _native.cuda("topk_pool_backward", x.dtype, x.device, grad, *saved, *x.shape, divisor, out)
     return out
 
 
@@ -113,6 +132,7 @@ def _backward_fake(grad: Tensor, x: Tensor, lengths: Tensor | None, kth: Tensor,
 # the order of falling value and, among equals, rising time; 0 and -1 for a recording of length 0.
 _topk_pool = _library.register(
     "topk_pool(Tensor x, Tensor? lengths, int divisor) -> (Tensor pooled, Tensor kth, Tensor last)",
+    check=_check,
     cpu=_cpu,
     cuda=_cuda,
     fake=_fake,
@@ -121,6 +141,7 @@ _topk_pool = _library.register(
 )
 _topk_pool_backward = _library.register(
     "topk_pool_backward(Tensor grad, Tensor x, Tensor? lengths, Tensor kth, Tensor last, int divisor) -> Tensor",
+    check=_check_backward,
     cpu=_backward_cpu,
     cuda=_backward_cuda,
     fake=_backward_fake,

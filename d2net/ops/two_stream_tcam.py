@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from d2net.ops import _library, _native
-from d2net.ops._checks import as_lengths, as_tensor, as_tensors, check_floating, check_same, check_shape, within
-from d2net.ops.topk_pool import check_divisor, topk_pool_reference
+from d2net.ops._checks import as_tensor, as_tensors, check_floating, check_like, check_same, within
+from d2net.ops.topk_pool import check_pooled, check_taken, topk_pool_reference
 
 
 class TCAM(NamedTuple):
@@ -54,17 +55,15 @@ def two_stream_tcam(logits_a: Tensor, logits_b: Tensor, lengths: Tensor | None =
         InputError: shapes, dtypes or devices that do not fit, or divisor < 1.
     """
     logits_a, logits_b = as_tensors("two_stream_tcam", logits_a=logits_a, logits_b=logits_b)
-    check_shape("two_stream_tcam", "logits_a", logits_a, "B, T, C")
-    check_floating("two_stream_tcam", "logits_a", logits_a)
-    check_floating("two_stream_tcam", "logits_b", logits_b)
-    check_same("two_stream_tcam", "logits_a", logits_a, "logits_b", logits_b)
-    lengths = as_lengths("two_stream_tcam", lengths, logits_a)
-    check_divisor("two_stream_tcam", divisor)
+    lengths = None if lengths is None else as_tensor("two_stream_tcam", "lengths", lengths, logits_a)
     if logits_a.dtype != logits_b.dtype:
+        check_floating("two_stream_tcam", "logits_a", logits_a)
+        check_floating("two_stream_tcam", "logits_b", logits_b)
         dtype = torch.promote_types(logits_a.dtype, logits_b.dtype)
         logits_a, logits_b = logits_a.to(dtype), logits_b.to(dtype)
     if _library.has_kernel("two_stream_tcam", logits_a):
         return TCAM(*_two_stream_tcam(logits_a, logits_b, lengths, divisor)[:3])
+    _check(logits_a, logits_b, lengths, divisor)
     return two_stream_tcam_reference(logits_a, logits_b, lengths, divisor=divisor)
 
 
@@ -95,25 +94,32 @@ def tcam_pool(tcam: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) 
         InputError: wrong shape, dtype or device, or divisor < 1.
     """
     tcam = as_tensor("tcam_pool", "tcam", tcam)
-    check_shape("tcam_pool", "tcam", tcam, "B, T, C")
-    check_floating("tcam_pool", "tcam", tcam)
-    lengths = as_lengths("tcam_pool", lengths, tcam)
-    check_divisor("tcam_pool", divisor)
+    lengths = None if lengths is None else as_tensor("tcam_pool", "lengths", lengths, tcam)
     if _library.has_kernel("tcam_pool", tcam):
         return TCAMPool(*_tcam_pool(tcam, lengths, divisor)[:2])
+    _check_pool(tcam, lengths, divisor)
     return tcam_pool_reference(tcam, lengths, divisor=divisor)
 
 
 def tcam_pool_reference(tcam: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> TCAMPool:
     """:func:`tcam_pool` in plain PyTorch, on any device, without checks."""
     inside = tcam.masked_fill(~within(tcam, lengths)[:, :, None], 0)
-    # `max` over one dimension gives the gradient to the first maximum, where `amax` shares it among equals.
-    attention = inside.max(2).values if tcam.shape[2] else inside.sum(2)
-    return TCAMPool(attention, topk_pool_reference(inside, lengths, divisor=divisor))
+    return TCAMPool(class_max(inside), topk_pool_reference(inside, lengths, divisor=divisor))
+
+
+def class_max(x: Tensor) -> Tensor:
+    """(B, T) maxima over the classes of (B, T, C), in plain PyTorch; 0 where there are none."""
+    # `max` over one dimension gives the gradient to the first maximum, where `amax` shares it among equals, and so
+    # leaves that of a padded NaN, which is 0, in one place.
+    return x.max(2).values if x.shape[2] else x.sum(2)
 
 
 # Both operators also return what their backward needs: peak (B, T), the class of the maximum (-1 past a length), and
 # kth and last (B, C) as topk_pool does.
+
+
+def _check_pool(tcam: Tensor, lengths: Tensor | None, divisor: int) -> None:
+    check_pooled("tcam_pool", "tcam", tcam, lengths, divisor)
 
 
 def _pool_cpu(tcam: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -131,7 +137,7 @@ def _empty_pool(tcam: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         tcam.new_empty(b, t),
         tcam.new_empty(b, t, dtype=torch.int32),
         tcam.new_empty(b, c),
-        tcam.new_empty(b, c, dtype=torch.promote_types(tcam.dtype, torch.float32)),
+        tcam.new_empty(b, c, dtype=_native.accumulator(tcam.dtype)),
         tcam.new_empty(b, c, dtype=torch.int32),
     )
 
@@ -164,6 +170,30 @@ def _pool_backward(
     return _tcam_pool_backward(grad_attention, grad_pooled, *ctx.saved_tensors, ctx.divisor), None, None
 
 
+def _check_saved(
+    operator: str,
+    grad_attention: Tensor | None,
+    grad_pooled: Tensor | None,
+    tcam: Tensor,
+    lengths: Tensor | None,
+    peak: Tensor,
+    kth: Tensor,
+    last: Tensor,
+    divisor: int,
+) -> None:
+    check_pooled(operator, "tcam", tcam, lengths, divisor)
+    b, t, c = tcam.shape
+    if grad_attention is not None:
+        check_like(operator, "grad_attention", grad_attention, (b, t), tcam.dtype, tcam.device)
+    if grad_pooled is not None:
+        check_like(operator, "grad_pooled", grad_pooled, (b, c), tcam.dtype, tcam.device)
+    check_like(operator, "peak", peak, (b, t), torch.int32, tcam.device)
+    check_taken(operator, kth, last, tcam)
+
+
+_check_pool_backward = partial(_check_saved, "tcam_pool_backward")
+
+
 def _native_gradient(grad: Tensor | None) -> Tensor | None:
     return None if grad is None else _native.plain(grad)
 
@@ -181,7 +211,8 @@ def _pool_backward_cpu(
     wide, (b, t, c) = _native.plain(tcam), tcam.shape
     out, lengths = torch.empty_like(wide), _native.plain_lengths(lengths)
     grads = [_native_gradient(g) for g in (grad_attention, grad_pooled)]
-    _native.cpu("tcam_pool_backward", wide.dtype, *grads, wide, lengths, peak, kth, last, b, t, c, divisor, out)
+    saved = wide, lengths, *_native.contiguous(peak, kth, last)
+    _native.cpu("tcam_pool_backward", wide.dtype, *grads, *saved, b, t, c, divisor, out)
     return out.to(tcam.dtype)
 
 
@@ -196,14 +227,10 @@ def _pool_backward_cuda(
     divisor: int,
 ) -> Tensor:
     tcam, lengths = tcam.contiguous(), _native.plain_lengths(lengths)
-    grads = [_contiguous(g) for g in (grad_attention, grad_pooled)]
-    out, saved = torch.empty_like(tcam), (tcam, lengths, peak, kth, last)
+    grads, saved = _native.contiguous(grad_attention, grad_pooled), _native.contiguous(peak, kth, last)
+    out, saved = torch.empty_like(tcam), [tcam, lengths, *saved]
     _native.cuda("tcam_pool_backward", tcam.dtype, tcam.device, *grads, *saved, *tcam.shape, divisor, out)
     return out
-
-
-def _contiguous(grad: Tensor | None) -> Tensor | None:
-    return None if grad is None else grad.contiguous()
 
 
 def _pool_backward_fake(
@@ -222,6 +249,7 @@ def _pool_backward_fake(
 _tcam_pool = _library.register(
     "tcam_pool(Tensor tcam, Tensor? lengths, int divisor)"
     " -> (Tensor attention, Tensor pooled, Tensor peak, Tensor kth, Tensor last)",
+    check=_check_pool,
     cpu=_pool_cpu,
     cuda=_pool_cuda,
     fake=_pool_fake,
@@ -231,11 +259,17 @@ _tcam_pool = _library.register(
 _tcam_pool_backward = _library.register(
     "tcam_pool_backward(Tensor? grad_attention, Tensor? grad_pooled, Tensor tcam, Tensor? lengths, Tensor peak,"
     " Tensor kth, Tensor last, int divisor) -> Tensor",
+    check=_check_pool_backward,
     cpu=_pool_backward_cpu,
     cuda=_pool_backward_cuda,
     fake=_pool_backward_fake,
     backward=_library.refuse_double_backward,
 )
+
+
+def _check(logits_a: Tensor, logits_b: Tensor, lengths: Tensor | None, divisor: int) -> None:
+    check_pooled("two_stream_tcam", "logits_a", logits_a, lengths, divisor)
+    check_same("two_stream_tcam", "logits_a", logits_a, "logits_b", logits_b)
 
 
 def _cpu(
@@ -286,6 +320,23 @@ def _backward(
     return *_two_stream_tcam_backward(*grads, *ctx.saved_tensors, ctx.divisor), None, None
 
 
+def _check_backward(
+    grad_tcam: Tensor | None,
+    grad_attention: Tensor | None,
+    grad_pooled: Tensor | None,
+    logits_a: Tensor,
+    logits_b: Tensor,
+    tcam: Tensor,
+    *saved: Any,
+) -> None:
+    where = "two_stream_tcam_backward"
+    _check_saved(where, grad_attention, grad_pooled, tcam, *saved)
+    if grad_tcam is not None:
+        check_like(where, "grad_tcam", grad_tcam, tcam.shape, tcam.dtype, tcam.device)
+    check_like(where, "logits_a", logits_a, tcam.shape, tcam.dtype, tcam.device)
+    check_like(where, "logits_b", logits_b, tcam.shape, tcam.dtype, tcam.device)
+
+
 def _backward_cpu(
     grad_tcam: Tensor | None,
     grad_attention: Tensor | None,
@@ -302,7 +353,7 @@ def _backward_cpu(
     a, b_, wide, (b, t, c) = _native.plain(logits_a), _native.plain(logits_b), _native.plain(tcam), tcam.shape
     grads = [_native_gradient(g) for g in (grad_tcam, grad_attention, grad_pooled)]
     grad_a, grad_b, lengths = torch.empty_like(a), torch.empty_like(a), _native.plain_lengths(lengths)
-    saved = (a, b_, wide, lengths, peak, kth, last)
+    saved = a, b_, wide, lengths, *_native.contiguous(peak, kth, last)
     _native.cpu("two_stream_tcam_backward", a.dtype, *grads, *saved, b, t, c, divisor, grad_a, grad_b)
     return grad_a.to(logits_a.dtype), grad_b.to(logits_b.dtype)
 
@@ -320,9 +371,10 @@ def _backward_cuda(
     last: Tensor,
     divisor: int,
 ) -> tuple[Tensor, Tensor]:
-    a, b, lengths = logits_a.contiguous(), logits_b.contiguous(), _native.plain_lengths(lengths)
-    grads = [_contiguous(g) for g in (grad_tcam, grad_attention, grad_pooled)]
-    grad_a, grad_b, saved = torch.empty_like(a), torch.empty_like(a), (a, b, tcam, lengths, peak, kth, last)
+    a, b, tcam = logits_a.contiguous(), logits_b.contiguous(), tcam.contiguous()
+    grads = _native.contiguous(grad_tcam, grad_attention, grad_pooled)
+    saved = a, b, tcam, _native.plain_lengths(lengths), *_native.contiguous(peak, kth, last)
+    grad_a, grad_b = torch.empty_like(a), torch.empty_like(a)
     _native.cuda("two_stream_tcam_backward", a.dtype, a.device, *grads, *saved, *a.shape, divisor, grad_a, grad_b)
     return grad_a, grad_b
 
@@ -340,12 +392,14 @@ def _backward_fake(
     last: Tensor,
     divisor: int,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(tcam), torch.empty_like(tcam)
+    gradient = tcam.new_empty(tcam.shape)
+    return gradient, torch.empty_like(gradient)
 
 
 _two_stream_tcam = _library.register(
     "two_stream_tcam(Tensor logits_a, Tensor logits_b, Tensor? lengths, int divisor)"
     " -> (Tensor tcam, Tensor attention, Tensor pooled, Tensor peak, Tensor kth, Tensor last)",
+    check=_check,
     cpu=_cpu,
     cuda=_cuda,
     fake=_fake,
@@ -356,6 +410,7 @@ _two_stream_tcam_backward = _library.register(
     "two_stream_tcam_backward(Tensor? grad_tcam, Tensor? grad_attention, Tensor? grad_pooled, Tensor logits_a,"
     " Tensor logits_b, Tensor tcam, Tensor? lengths, Tensor peak, Tensor kth, Tensor last, int divisor)"
     " -> (Tensor, Tensor)",
+    check=_check_backward,
     cpu=_backward_cpu,
     cuda=_backward_cuda,
     fake=_backward_fake,

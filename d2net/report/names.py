@@ -18,6 +18,9 @@ from matplotlib.font_manager import FontEntry, FontProperties
 from matplotlib.ft2font import FT2Font
 from matplotlib.textpath import text_to_path
 
+from d2net.words import cut
+
+LONGEST = 500  # letters of a name: more fit into no picture
 BREAKS = " _-/,;"  # a line may end after one of these
 
 
@@ -55,9 +58,11 @@ def fonts_for(names: Iterable[str]) -> Iterator[None]:
 
 
 def plain(text: str) -> str:
-    """``text`` in one line: a name may hold line ends, tabs and bytes that are no text."""
-    instead = {"Cc": " ", "Zl": " ", "Zp": " ", "Cs": "\N{REPLACEMENT CHARACTER}"}
-    return "".join(instead.get(unicodedata.category(c), c) for c in text)
+    """``text`` in one line: a name may hold line ends, tabs, bytes that are no text, and marks that are not seen or
+    turn the line around. Of a very long one the middle is left out."""
+    box = "\N{REPLACEMENT CHARACTER}"
+    instead = {"Cc": " ", "Zl": " ", "Zp": " ", "Cf": "", "Cs": box, "Co": box, "Cn": box}
+    return "".join(instead.get(unicodedata.category(c), c) for c in cut(text, LONGEST))
 
 
 def text_inches(text: str, size: float, *, bold: bool = False) -> float:
@@ -71,7 +76,7 @@ def fit(text: str, inches: float, size: float, *, lines: int = 1, bold: bool = F
 
     Where it is longer, its middle gives way to "…": names often differ in their ends.
     """
-    text = plain(text)
+    text = cut(plain(text), 8 + int(lines * 5 * inches * 72 / size))  # no letter is narrower than a fifth of its height
 
     def wrapped(kept: int) -> list[str]:
         short = text if kept >= len(text) else f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}"

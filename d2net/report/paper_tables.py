@@ -9,10 +9,11 @@ from importlib import resources
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from d2net.errors import InputError
 from d2net.evaluation import Evaluation
-from d2net.words import did_you_mean
+from d2net.words import NAME, did_you_mean, escaped
 
 
 @dataclass(frozen=True)
@@ -185,10 +186,8 @@ def comparison_table(comparison: Comparison) -> Table:
         numbers: Sequence[float | None] = row.map + (row.average,) * bool(table.average_tiou)
         cells = ["-" if n is None else f"{n:.1f}" for n in numbers]
         method = row.method + (f" [{row.reference}]" if row.reference else "")
-        # Names may hold square brackets, which rich would take for markup.
-        shown.add_row(
-            *(text.replace("[", r"\[") for text in (method, row.supervision or "-", row.features or "-")), *cells
-        )
+        names = (method, row.supervision or "-", row.features or "-")
+        shown.add_row(*(Text(escaped(name, 4 * NAME)) for name in names), *cells)  # Text has no markup
         shown.rows[-1].style = style
 
     for row in table.rows:

@@ -15,6 +15,7 @@ from d2net.data.dataset import Dataset, Recording
 from d2net.data.timeline import is_ambiguous
 from d2net.detections import Detections, read_detections
 from d2net.errors import InputError
+from d2net.files import one_component
 from d2net.localization import localize, predict
 from d2net.model import D2Net
 from d2net.report.timeline import MAX_CLASSES, TimelineRow, Track
@@ -69,9 +70,9 @@ def find_frames(folder: Path, name: str) -> list[Path]:
     """The images in ``folder/name``, by name (numbers as numbers: 2.jpg before 10.jpg).
 
     Raises:
-        InputError: no such folder, or no image in it.
+        InputError: no such folder, no image in it, or a name that no folder can have.
     """
-    place = folder / name
+    place = folder / one_component(name, f"{folder}: frames of a recording")
     if not place.is_dir():
         raise InputError(
             f"{place}: no such folder; the frames of each recording pictured must lie in one of its name, as "
@@ -220,10 +221,10 @@ def _duration(dataset: Dataset, recording: Recording, index: int) -> float:
 
 
 def _of(detections: Detections, name: str) -> list[tuple[float, float, str, float]]:
-    """(start s, end s, class, score) of one recording."""
+    """(start s, end s, class, score) of one recording, sorted: drawn over each other whatever the order of the file."""
     if name not in detections.videos:
         return []
-    return [
+    return sorted(
         (
             float(detections.start[i]),
             float(detections.end[i]),
@@ -231,4 +232,4 @@ def _of(detections: Detections, name: str) -> list[tuple[float, float, str, floa
             float(detections.score[i]),
         )
         for i in (detections.video == detections.videos.index(name)).nonzero()[0]
-    ]
+    )

@@ -20,6 +20,7 @@ from PIL import Image  # matplotlib needs it too
 
 from d2net.errors import InputError
 from d2net.files import write_whole
+from d2net.reading import check_ordinary
 from d2net.report.names import fit, fonts_for, plain, text_inches
 
 FORMATS = ("png", "pdf", "svg")
@@ -86,13 +87,13 @@ class TimelineRow:
         """The classes to draw, in the order of ``classes``, and how many others there are.
 
         Those of the ground truth come first, then the detected ones by falling score (as a share of the track's best
-        one), up to ``MAX_CLASSES``.
+        one; of equal ones by name), up to ``MAX_CLASSES``.
         """
         detected = []
         for track in self.tracks:
             best = max((d[3] for d in track.detections), default=0.0)
             detected += [(d[3] / best if best > 0 else 0.0, d[2]) for d in track.detections]
-        detected.sort(key=lambda d: -d[0])
+        detected.sort(key=lambda d: (-d[0], d[1]))
         truth = {g[2] for g in self.ground_truth}
         relevant = list(dict.fromkeys([c for c in self.classes if c in truth] + [d[1] for d in detected]))
         shown = set(relevant[:MAX_CLASSES])
@@ -345,10 +346,11 @@ def _draw_frames(figure: Figure, ax: Axes, paths: Sequence[Path], end: float) ->
 
 
 def _open_image(path: Path) -> Image.Image:
+    check_ordinary(path)
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged image can raise anything
         raise InputError(f"{path}: not a readable image; extract it again or take it out of the folder") from error
 
 

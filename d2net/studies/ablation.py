@@ -25,8 +25,9 @@ from d2net.data.dataset import Dataset
 from d2net.data.watch import TEMPO, TILT, TRAIN_SUBJECTS, load_watch
 from d2net.errors import D2NetError, InputError
 from d2net.evaluation import evaluate
-from d2net.files import write_whole
+from d2net.files import LOCK_NAME, inside, locked, one_component, write_whole
 from d2net.localization import localize
+from d2net.reading import load_json, number, typed
 from d2net.recipes import LossRecipe, Recipe
 from d2net.report.names import fit, fonts_for
 from d2net.report.timeline import save_figure
@@ -146,7 +147,8 @@ class Ablation:
 
     Raises:
         InputError: no seed or variant, two of one name, one class, fewer recordings than a batch, nothing to judge on,
-            a setting that is unknown or cannot be, a folder that is of another study or cannot be written.
+            a name that cannot be a folder's, a setting that is unknown or cannot be, a folder that is of another study,
+            is being written by another d2net, or cannot be written.
     """
 
     def __init__(
@@ -168,6 +170,7 @@ class Ablation:
             raise InputError("no variant to train; name some with --losses or --variant")
         names = [v.name for v in variants]
         for name in names:
+            one_component(name, "variant")
             if names.count(name) > 1:
                 raise InputError(f"two variants are called '{name}'; give each a name of its own")
         if data is not None and folds is not None:
@@ -187,7 +190,8 @@ class Ablation:
         for run in {r.variant.name: r for r in self.runs}.values():
             self._check(run)
         self.dataset = self._split(self.runs[0])[0]
-        self._claim_folder()
+        with locked(self.out):
+            self._claim_folder()
 
     @property
     def over(self) -> str:
@@ -222,10 +226,15 @@ class Ablation:
             The result of every run, in the order of ``runs``.
 
         Raises:
-            InputError: a result of other settings in the folder, or a file that cannot be written.
+            InputError: a result of other settings in the folder, which another d2net writes, a file that cannot be
+                written.
             D2NetError: a training that is not finite.
             KeyboardInterrupt: with what was reached; a training that was under way has saved itself.
         """
+        with locked(self.out):
+            return self._execute(progress)
+
+    def _execute(self, progress: Progress | None) -> list[dict[str, Any]]:
         results = {run.folder: self._finished(run) for run in self.runs}
         left = [run for run in self.runs if results[run.folder] is None]
         total = sum(run.recipe.training.iterations for run in left)
@@ -250,11 +259,13 @@ class Ablation:
 
     def _train(self, run: Run, progress: Callable[[int, int], None]) -> dict[str, Any]:
         dataset, test = self._split(run)
-        folder = self.out / run.folder
+        folder = inside(self.out, *run.folder.parts)
         checkpoint = self._trained_already(run)
         if checkpoint is None:
             trainer = Trainer(dataset, run.recipe, out=folder, seed=run.seed, device=self.device, progress=progress)
             checkpoint = trainer.run(resume=(folder / CHECKPOINT_NAME).exists())
+            if trainer.interrupted:  # too late to stop it, and in time for the next
+                raise KeyboardInterrupt
         model, reference, _ = load_model(checkpoint, self.device)
         detections = localize(model, reference, test, run.recipe.localization, device=self.device)
         settings = run.recipe.evaluation
@@ -273,7 +284,7 @@ class Ablation:
         """The checkpoint of a finished run that differs in localization or evaluation alone."""
         for other in self.runs:
             if other is not run and run.trained_like(other) and self._finished(other) is not None:
-                path = self.out / other.folder / CHECKPOINT_NAME
+                path = inside(self.out, *other.folder.parts) / CHECKPOINT_NAME
                 if path.exists():
                     return path
         return None
@@ -289,17 +300,20 @@ class Ablation:
         }
 
     def _finished(self, run: Run) -> dict[str, Any] | None:
-        path = self.out / run.folder / RESULT_NAME
+        path = inside(self.out, *run.folder.parts) / RESULT_NAME
         if not path.exists():
             return None
-        result = _read_json(path)
+        result = _read(path)
         different = _difference(result, self._identity(run))
         if different:
             raise InputError(
                 f"{path}: variant '{run.variant.name}' was trained with other settings ({different}); rename the "
                 "variant, choose another --out, or remove that folder"
             )
-        return result
+        try:
+            return result | _numbers(result, [f"{t:g}" for t in run.recipe.evaluation.tiou])
+        except InputError as error:
+            raise InputError(f"{path}: {error}; remove it, and what it holds is computed again") from None
 
     def _split(self, run: Run) -> tuple[Dataset, Dataset]:
         """Recordings to train on and to judge on."""
@@ -341,16 +355,14 @@ class Ablation:
         }
         try:
             if path.exists():
-                different = _difference(_read_json(path), mine)
+                different = _difference(_read(path), mine)
                 if different:
                     raise InputError(
                         f"{self.out}: holds another study ({different}); choose another --out, or repeat that one's "
                         "options"
                     )
-            elif self.out.is_dir() and any(self.out.iterdir()):
+            elif any(p.name != LOCK_NAME for p in self.out.iterdir()):
                 raise InputError(f"{self.out}: holds other files, but no ablation study; choose another --out")
-            else:
-                self.out.mkdir(parents=True, exist_ok=True)
             _write_json(path, mine)
         except OSError as error:
             raise InputError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
@@ -431,9 +443,9 @@ def write_tables(study: Ablation, rows: Sequence[Row]) -> list[Path]:
         ],
     }
     paths = [study.out / f"ablation.{suffix}" for suffix in ("csv", "json", "png")]
-    write_whole(paths[0], text.getvalue())
-    _write_json(paths[1], table)
-    with fonts_for([study.dataset.name, *(row.variant.label for row in rows)]):
+    with locked(study.out), fonts_for([study.dataset.name, *(row.variant.label for row in rows)]):
+        write_whole(paths[0], text.getvalue())
+        _write_json(paths[1], table)
         save_figure(paths[2], draw(rows, study.dataset.name, study.over), 200)
     return paths
 
@@ -453,8 +465,8 @@ def draw(rows: Sequence[Row], name: str, over: str) -> Figure:
                 values = row.values(measure)
                 ax.plot(values, [y] * len(values), "o", ms=2.6, color="#222222", alpha=0.55, mew=0, zorder=4)
             # Beyond the axes, where neither bar nor line can run through it.
-            number = plus_minus((mean, deviation))
-            ax.text(1.01, y, number, va="center", fontsize=7.5, transform=ax.get_yaxis_transform())
+            beside = plus_minus((mean, deviation))
+            ax.text(1.01, y, beside, va="center", fontsize=7.5, transform=ax.get_yaxis_transform())
         ax.set_xlabel("F1 at IoU 0.5, percent" if measure == "f1" else "mAP at IoU 0.5, percent", fontsize=8.5)
         ax.set_xlim(left=0)
         ax.tick_params(labelsize=7.5, length=2.5, width=0.6)
@@ -539,16 +551,20 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return ""
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); remove it, and what it holds is computed again") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a file of this study; remove it or choose another --out")
-    return value
+def _read(path: Path) -> dict[str, Any]:
+    return typed(load_json(path), dict, f"{path}: not a file of this study: its content")
+
+
+def _numbers(result: dict[str, Any], levels: Sequence[str]) -> dict[str, Any]:
+    """What the tables need of a result file, checked."""
+    maps = typed(result.get("map"), dict, '"map"')
+    lines = typed(result.get("said", []), list, '"said"')
+    return {
+        "protocol": typed(result.get("protocol"), str, '"protocol"'),
+        "map": {level: number(maps.get(level), f'"map" at IoU {level}') for level in levels},
+        **{key: number(result.get(key), f'"{key}"') for key in ("average", "f1")},
+        "said": [typed(line, str, 'a line of "said"') for line in lines],
+    }
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

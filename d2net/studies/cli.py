@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
@@ -21,15 +20,17 @@ from d2net.cli_options import (
     Device,
     Settings,
     Threads,
-    check_output,
     choose_device,
     choose_subsets,
+    claim_folder,
     data_options,
     make_console,
     notes,
     progress_bar,
+    say,
 )
 from d2net.errors import InputError
+from d2net.words import NAME, escaped
 
 if TYPE_CHECKING:
     from d2net.studies.ablation import Progress, Row
@@ -45,6 +46,7 @@ def studies() -> None:
 @study.command("condition-number")
 @data_options
 def condition_number(
+    context: typer.Context,
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where figure, points, summary go; replaces earlier ones.")
     ],
@@ -80,12 +82,13 @@ def condition_number(
     """
     from d2net.checkpoint import load_checkpoint
     from d2net.data.describe import describe
+    from d2net.files import inside
     from d2net.recipes import load_recipe
     from d2net.studies.condition_number import check_sampling, sample_points, summarise, training_points, write_study
     from d2net.training import Trainer
 
     check_sampling(samples, classes)
-    check_output(out / "summary.json")
+    claim_folder(context, out, "summary.json")
     facts: dict[str, Any] = {
         "random": "entries >= 0 that sum to 1, uniformly distributed",
         "samples": samples,
@@ -101,8 +104,10 @@ def condition_number(
         train = options.open(catalog, choose_subsets(catalog, subset, 0, "--subset"))
         name = train.name
         for line in describe(train):
-            typer.echo(line)
-        trainer = Trainer(train, values, out=out / "training", seed=seed, device=where, save_every=0, overwrite=True)
+            say(line)
+        trainer = Trainer(
+            train, values, out=inside(out, "training"), seed=seed, device=where, save_every=0, overwrite=True
+        )
         facts |= {"dataset": name, "recipe": values.name, "iterations": iterations}
     elif checkpoint_run or settings:
         raise InputError("--iterations 0 trains nothing; leave --checkpoint-run and --set out")
@@ -122,13 +127,14 @@ def condition_number(
         table.add_row(*cells)
     make_console().print(table)
     if trainer is not None and "snippet" not in points:
-        typer.echo("note: no recording had both pseudo-foreground and pseudo-background; train for more --iterations")
-    typer.echo(f"wrote {', '.join(map(str, written))}")
+        say("note: no recording had both pseudo-foreground and pseudo-background; train for more --iterations")
+    say(f"wrote {', '.join(map(str, written))}")
 
 
 @study.command()
 @data_options
 def ablation(
+    context: typer.Context,
     data: Data,
     options: DataOptions,
     out: Annotated[
@@ -201,7 +207,7 @@ def ablation(
         write_tables,
     )
 
-    check_output(out / "study.json")
+    claim_folder(context, out, "study.json")
     variants = choose_losses(losses) if losses is not None else [] if variant else list(LOSSES.values())
     if complement is not None:
         if complement not in COMPLEMENTS:
@@ -225,7 +231,7 @@ def ablation(
         names["test"] = choose_subsets(catalog, eval_subset, 1, "--eval-subset")
         dataset = options.open(catalog, [*names["train"], *names["test"]])
         for line in describe(dataset):
-            typer.echo(line)
+            say(line)
     elif subset or eval_subset:
         raise InputError("--data watch has its subsets train and test; leave --subset and --eval-subset out")
     if cross_validate:
@@ -234,14 +240,14 @@ def ablation(
         raise InputError("--folds is for --cross-validate; give that too")
     experiment = Ablation(out, values, variants, seeds=seeds, data=dataset, folds=folds, device=where, **names)
     for name, other in experiment.duplicates():
-        typer.echo(f"note: '{name}' has the same settings as '{other}' with this recipe", err=True)
+        say(f"note: '{name}' has the same settings as '{other}' with this recipe", err=True)
     with _study_progress() as progress:
         results = experiment.execute(progress)
     rows = make_rows(experiment, results)
     with notes():
         written = write_tables(experiment, rows)
     _print_ablation(experiment.dataset.name, experiment.over, rows)
-    typer.echo(f"wrote {', '.join(map(str, written))}")
+    say(f"wrote {', '.join(map(str, written))}")
 
 
 def _print_ablation(name: str, over: str, rows: list[Row]) -> None:
@@ -252,34 +258,34 @@ def _print_ablation(name: str, over: str, rows: list[Row]) -> None:
     to_half = [c for c in columns if c not in ("average", "f1") and float(c) <= 0.5]
     shown = [*to_half, "f1"] if len(to_half) > 1 else columns
     compare = "0.5" in columns and len(rows) > 1
-    table = Table("variant", title=escape(f"Ablation on {name}; {over}; percent"), title_justify="left")
+    table = Table("variant", title=f"Ablation on {escaped(name, NAME)}; {over}; percent", title_justify="left")
     for column in shown:
         header = {"f1": "F1@0.5", "average": "average"}.get(column, f"mAP@{column}")
         table.add_column(header, justify="right", no_wrap=True)
     if compare:
-        table.add_column(f"mAP@0.5 - {rows[0].variant.name}'s", justify="right")
+        table.add_column(f"mAP@0.5 - {escaped(rows[0].variant.name, NAME)}'s", justify="right")
     for row in rows:
         cells = [plus_minus(row.summary(c)) for c in shown]
         if compare:
             cells.append("" if row is rows[0] else plus_minus(gain(row, rows[0], "0.5"), "+"))
-        table.add_row(escape(row.variant.label), *cells)
+        table.add_row(escaped(row.variant.label, NAME), *cells)
     console = make_console()
     console.width = max(console.width, 140)
     console.print(table)
     # What the numbers are of: of each variant's last training, where there is more to say than how many.
-    typer.echo(f"protocol {rows[0].results[0]['protocol']}")
+    say(f"protocol {rows[0].results[0]['protocol']}")
     for row in rows:
         for line in row.results[-1].get("said", [])[: 1 if row is not rows[0] else None]:
-            typer.echo(f"{row.variant.name}: {line}")
+            say(f"{row.variant.name}: {line}")
     if len(rows[0].results) > 1:
-        typer.echo("mean ± sample deviation over the trainings; the last column over differences of paired trainings")
+        say("mean ± sample deviation over the trainings; the last column over differences of paired trainings")
 
 
 @contextmanager
 def _study_progress() -> Iterator[Progress]:
     """A bar over the whole study on a terminal, and everywhere a line for each training that is finished."""
     console = make_console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:.0f} %"))
     begun = time.monotonic()
     with Bar(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)

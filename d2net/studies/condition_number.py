@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from d2net.errors import InputError
-from d2net.files import write_whole
+from d2net.files import locked, write_whole
 from d2net.losses import D2NetLoss, bottom_up_attention
 from d2net.ops.topk_pool import topk_pool
 from d2net.report.names import fit, fonts_for
@@ -216,9 +216,8 @@ def write_study(out: Path, points: Mapping[str, Points], settings: Mapping[str, 
         name: Of the training's data, for the figure; empty where none was watched.
 
     Raises:
-        InputError: a file cannot be written.
+        InputError: a file cannot be written, or another d2net writes in ``out``.
     """
-    out.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["kind", "classes", "rank", "log_condition_number", "log_abs_determinant"])
@@ -226,9 +225,9 @@ def write_study(out: Path, points: Mapping[str, Points], settings: Mapping[str, 
         for rank, condition, determinant in zip(p.rank, p.log_condition, p.log_determinant, strict=True):
             writer.writerow([kind, p.classes, rank, f"{condition:.8g}", f"{determinant:.8g}"])
     summary = json.dumps({**settings, "results": summarise(points)}, indent=1) + "\n"
-    for file_name, content in (("points.csv", text.getvalue()), ("summary.json", summary)):
-        write_whole(out / file_name, content)
-    with fonts_for([name]):
+    with locked(out), fonts_for([name]):
+        for file_name, content in (("points.csv", text.getvalue()), ("summary.json", summary)):
+            write_whole(out / file_name, content)
         figure = draw(points, name)
         for suffix in ("png", "pdf"):
             save_figure(out / f"figure.{suffix}", figure, 300)

@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from d2net.data import convert, open_dataset
+from d2net.data.batches import BatchSampler
+from d2net.data.containers import open_npy
+from d2net.data.resident import ResidentFeatures
 from d2net.errors import InputError
 
 X = np.random.default_rng(0).random((9, 4), dtype=np.float32)
@@ -323,3 +326,111 @@ def test_reading_opens_one_key_of_an_archive(tmp_path):
     write_npz(annotations(tmp_path) / "a", rgb=X, flow=X + 1)
     dataset = open_dataset(tmp_path)
     np.testing.assert_array_equal(dataset.features(0), np.concatenate([X, X + 1], axis=1))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        X,
+        np.asfortranarray(X),
+        X.astype(">f4"),
+        X.astype(np.float16),
+        (100 * X).astype(np.uint8),
+        np.zeros((0, 4), np.float32),
+        np.asfortranarray(X[:, None]),
+    ],
+)
+def test_a_file_of_numpy_is_read_as_numpy_reads_it(tmp_path, array):
+    path = tmp_path / "a.npy"
+    for version in ((1, 0), (2, 0)):
+        with open(path, "wb") as file:
+            np.lib.format.write_array(file, array, version)
+        opened = open_npy(path)
+        assert (opened.shape, opened.dtype) == (array.shape, array.dtype)
+        for found, expected in ((opened.read(), array), (opened[:1], array[:1]), (opened[:], array)):
+            assert found.dtype == expected.dtype
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_a_file_of_numpy_of_another_length_than_its_header_says(tmp_path):
+    path = annotations(tmp_path) / "a.npy"
+    np.save(path, X)
+    whole = path.read_bytes()
+    for content in (whole[:-1], whole + b"\0"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=rf"expected {len(whole)} bytes, found {len(content)}"):
+            open_dataset(tmp_path)
+    path.write_bytes(whole.replace(b"(9, 4)", b"(-9, 4)").replace(b" \n", b"\n"))
+    with pytest.raises(InputError, match=r"not a readable \.npy file, truncated perhaps \(shape"):
+        open_dataset(tmp_path)
+
+
+WRITERS = {
+    "npy": lambda p, x: np.save(p.with_suffix(".npy"), x),
+    "streams": lambda p, x: [np.save(p.with_name(f"a_{s}.npy"), x[:, i : i + 2]) for s, i in (("rgb", 0), ("flow", 2))],
+    "npz": lambda p, x: np.savez(p.with_suffix(".npz"), x),
+    "pt": lambda p, x: torch.save(torch.from_numpy(x), p.with_suffix(".pt")),
+    "old pt": lambda p, x: torch.save(torch.from_numpy(x), p.with_suffix(".pt"), _use_new_zipfile_serialization=False),
+    "h5": lambda p, x: write_h5(p.with_suffix(".h5"), x),
+}
+
+
+def write_h5(path: Path, array: np.ndarray) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        file["feats"] = array
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_that_changes_while_it_is_in_use(tmp_path, kind):
+    """A memory map of it would end the process with SIGBUS, or give what another file holds."""
+    x = np.random.default_rng(1).random((9000, 4), dtype=np.float32)
+    folder = annotations(tmp_path)
+    WRITERS[kind](folder / "a", x)
+    dataset = open_dataset(tmp_path)
+    path = next(folder.iterdir())
+    read = dataset.recordings[0].read()
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    np.testing.assert_array_equal(read, x)
+    shrunk = (
+        r"shrank while it was read \(expected 144128 bytes, found 72064\); write it again" if kind == "npy" else "a"
+    )
+    sampler = BatchSampler(dataset, batch_size=1, max_snippets=5)
+    for use in (
+        lambda: dataset.features(0),
+        sampler.next,
+        lambda: ResidentFeatures.load(dataset, torch.device("cpu"), max_snippets=5),
+    ):
+        with pytest.raises(InputError, match=rf"{path.name}.*{shrunk}") as error:
+            use()
+        assert "\n" not in str(error.value)
+    for other in (x[:100], x[:0], x[:, :3], x.T):
+        WRITERS[kind](folder / "a", other)
+        with pytest.raises(InputError, match=r"a.*(changed|expected|opened|no snippet)"):
+            dataset.features(0)
+    WRITERS[kind](folder / "a", x)
+    np.testing.assert_array_equal(dataset.features(0), read)
+    assert len(sampler.next().features[0]) == 5
+
+
+def test_a_long_recording_is_not_kept_for_a_short_window(tmp_path):
+    np.save(annotations(tmp_path) / "a.npy", X)
+    dataset = open_dataset(tmp_path)
+    batch = BatchSampler(dataset, batch_size=1, max_snippets=2).next()
+    assert any(np.array_equal(batch.features[0], X[i : i + 2]) for i in range(8))
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "..", "a/../secret", "sub\\x", "x\0", "\ud800"])
+def test_a_name_that_leads_elsewhere_is_left_out(tmp_path, name):
+    """It is looked for among the files of the folder alone."""
+    folder = annotations(tmp_path, ("a", name))
+    np.save(folder / "a.npy", X)
+    np.save(tmp_path / "secret.npy", X + 1)
+    (folder / "sub").mkdir()
+    with pytest.warns(UserWarning, match="1 of 2 recordings are left out"):
+        dataset = open_dataset(tmp_path)
+    assert [r.name for r in dataset.recordings] == ["a"]
+    assert "cannot be the name of a file; rename it" in dataset.left_out[0].why
+    with pytest.raises(InputError, match="cannot be the name of a file"):
+        convert(dataset, tmp_path / "out")

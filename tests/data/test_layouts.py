@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +152,6 @@ def test_actionformer(actionformer):
     for spec in (actionformer, actionformer / "tiny.json"):
         dataset = open_dataset(spec)
         check_content(dataset, 4 / 30)
-    assert isinstance(dataset.recordings[0].read(), np.memmap)
     assert open_dataset(actionformer, times=Times(stride=16)).recordings[0].seconds_per_snippet == 16 / 30
     by_folder = open_dataset(actionformer / "i3d", annotations=actionformer / "tiny.json")
     check_content(by_folder, 4 / 30)
@@ -369,6 +373,109 @@ def test_an_interrupted_replacement_leaves_the_earlier_conversion(cola, tmp_path
     check_content(open_dataset(out), 16 / 25)
 
 
+def test_what_killed_conversions_left_is_tidied_up(cola, tmp_path):
+    out, part = tmp_path / "out", tmp_path / f".d2net-convert-out-{'0' * 16}"
+    earlier = tmp_path / f".d2net-earlier-out-{'1' * 16}"
+    convert(cola, out)
+    (part / "features").mkdir(parents=True)
+    others = [tmp_path / n for n in (f".d2net-convert-out-2-{'0' * 16}", f".d2net-earlier-o-{'0' * 16}")]
+    for other in others:
+        other.mkdir()
+    out.rename(earlier)  # killed between the two moves
+    with pytest.raises(InputError, match="no such file"):
+        convert(tmp_path / "absent", out)  # whatever comes of it, the earlier one is back
+    check_content(open_dataset(out), 16 / 25)
+    shutil.copytree(out, earlier)  # killed after them
+    part.mkdir()
+    check_content(convert(cola, out), 16 / 25)
+    assert {p for p in tmp_path.iterdir() if p.name.startswith(".")} == set(others)
+
+
+def test_convert_follows_no_link(cola, tmp_path):
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "victim")
+    with pytest.raises(InputError, match="out: a symbolic link, which is not followed"):
+        convert(cola, tmp_path / "out")
+    assert not list((tmp_path / "victim").iterdir())
+
+
+def test_a_conversion_that_cannot_be_read_replaces_none(cola, tmp_path):
+    out = tmp_path / "out"
+    dataset = open_dataset(cola)
+    convert(dataset, out)
+    hidden = replace(dataset, recordings=tuple(replace(r, subset=f".{r.subset}") for r in dataset.recordings))
+    with pytest.raises(InputError, match="/out/gt.json: none of the 2 recordings"):
+        convert(hidden, out)
+    check_content(open_dataset(out), 16 / 25)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_full_disk_leaves_the_earlier_conversion(cola, tmp_path):
+    out = tmp_path / "out"
+    convert(cola, out)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150, before[1]))  # every file is cut off, as by a full disk
+    try:
+        with pytest.raises(InputError, match=r"out: cannot be written \(.*what was there is intact"):
+            convert(cola, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    check_content(open_dataset(out), 16 / 25)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+KILLS = """
+import os, random, signal, sys, time
+from pathlib import Path
+import numpy as np
+from d2net.data import convert, open_dataset
+from d2net.data.convert import writing
+from d2net.data.dataset import Dataset, Recording
+
+out = Path(sys.argv[1])
+
+def source(number):
+    read = lambda: np.full((6, 4), number, np.float32)
+    segments = ((0.0, 1.0, "a"),)
+    recordings = [Recording(f"v{i}", ("train", "test")[i % 2], ("a",), segments, 0.5, "", read) for i in range(40)]
+    return Dataset("x", ("a",), (2, 2), tuple(recordings))
+
+def found():
+    dataset = open_dataset(out)
+    (number,) = {float(x) for i in range(len(dataset)) for x in np.unique(dataset.features(i))}
+    assert len(dataset) == 40
+    return number
+
+rng = random.Random(0)
+begun = time.perf_counter()
+convert(source(1), out)
+took = time.perf_counter() - begun
+last = 1
+for number in range(2, 2 + int(sys.argv[2])):
+    child = os.fork()
+    if not child:
+        convert(source(number), out)
+        os._exit(0)
+    time.sleep(rng.uniform(0, 1.2 * took))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    if not out.exists():
+        with writing(out):
+            pass
+    assert found() in (last, number)
+    last = found()
+convert(source(0.5), out)
+assert found() == 0.5 and os.listdir(out.parent) == ["out"], os.listdir(out.parent)
+"""
+
+
+@pytest.mark.slow
+def test_convert_is_killed_at_any_moment(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLS, tmp_path / "place" / "out", "10"], check=True)
+
+
 def test_converted_times_take_options_as_the_source_does(actionformer, tmp_path):
     """Time is kept in seconds: frames that were never there must not be counted with."""
     write_json(actionformer / "tiny.json", stride=4, window=8, streams=[2, 2], database=database(fps=30))
@@ -399,6 +506,17 @@ def test_convert_refuses_names_that_leave_the_folder(cola, tmp_path):
     source = simulate(tmp_path / "evil.json", stream_widths=(2, 2))
     with pytest.raises(InputError, match=re.escape("'../v1' cannot be the name of a file")):
         convert(source, tmp_path / "out" / "inner")
+    for subset in ("../../escaped", "/escaped", "..", "a\\b", "a\nb"):
+        rows = {n: e | {"subset": subset if n == "v1" else e["subset"]} for n, e in database().items()}
+        write_json(tmp_path / "evil.json", database=rows)
+        with pytest.raises(InputError, match="cannot be the name of a file"):
+            convert(simulate(tmp_path / "evil.json", stream_widths=(2, 2)), tmp_path / "out" / "inner")
+    assert not list((tmp_path / "out").iterdir()) and not (tmp_path / "escaped").exists()
+
+
+def test_cola_refuses_a_split_that_leads_elsewhere(cola):
+    (cola / "split_...txt").write_text("v1\n")
+    fails(r"split_\.\.\.txt: '\.\.' cannot be the name", cola)
 
 
 # --- broken feature files ---

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from d2net import equations
 from d2net.errors import InputError
 from d2net.losses import (
     D2NetLoss,
@@ -20,68 +20,27 @@ from d2net.losses import (
 from d2net.recipes import LossRecipe, load_recipe
 
 
-def naive_loss(tcam, embeddings, lengths, labels, partners, reference, recipe):
-    """Eq. 1 to 11, one recording at a time, as the paper writes them."""
-
-    def cosine(u, v):
-        return float(u @ v / (u.norm() * v.norm()))
-
-    b = len(tcam)
-    fg, bg, p = [], [], []
-    for i in range(b):
-        s = int(lengths[i])
-        activation, x = tcam[i, :s], embeddings[i, :s]
-        attention = activation.max(1).values
-        fg.append(sum((a * v for a, v in zip(attention, x, strict=True) if a > 0.5), torch.zeros_like(x[0])))
-        bg.append(sum(((1 - a) * v for a, v in zip(attention, x, strict=True) if 1 - a > 0.5), torch.zeros_like(x[0])))
-        k = math.ceil(s / recipe.topk_divisor)
-        p.append(activation.topk(k, 0).values.mean(0))
-    dis = 0.0
-    for i in range(b):
-        j = int(partners[i])
-        exists = [bool(v.abs().sum() > 0) for v in (fg[i], bg[i], fg[j], bg[j])]
-        w_fb = max(0.0, cosine(fg[i], bg[j])) if exists[0] and exists[3] else 0.0
-        w_fg = recipe.gamma * (1 - cosine(fg[i], fg[j])) if exists[0] and exists[2] else 0.0
-        w_bg = recipe.gamma * (1 - cosine(bg[i], bg[j])) if exists[1] and exists[3] else 0.0
-        for c in range(labels.shape[1]):
-            q = float(p[i][c])
-            if labels[i, c]:
-                dis -= (1 - q + w_fg + w_fb) ** recipe.beta * math.log(q)
-            else:
-                dis -= (q + w_bg + w_fb) ** recipe.beta * math.log(1 - q)
-    some_bg = [v for v in bg if v.abs().sum() > 0]
-    if some_bg:
-        reference = 0.9 * reference + 0.1 * torch.stack(some_bg).mean(0)
-    snippet, counted = 0.0, 0
-    for i in range(b):
-        s = int(lengths[i])
-        attention = tcam[i, :s].max(1).values
-        score = torch.tensor([0.5 * (1 - cosine(v, reference)) for v in embeddings[i, :s]])
-        f, g = attention[score > 0.5], attention[score < 0.5]
-        if len(f) and len(g):
-            u = torch.stack([torch.stack([f.sum(), g.sum()]), torch.stack([(1 - f).sum(), (1 - g).sum()])])
-            sigma = torch.linalg.svdvals(u / (len(f) + len(g)))
-            snippet += float((sigma[0] / sigma[1]).log())
-            counted += 1
-    sigma = torch.linalg.svdvals(torch.stack(p).T @ labels / b)
-    sigma = sigma[sigma > 1e-5]
-    return dis / b, snippet / max(counted, 1), float((sigma[0] / sigma[-1]).log()), reference
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_equals_the_equations_one_recording_at_a_time(make_batch, seed):
     tcam, embeddings, lengths, labels = make_batch(seed=seed)
+    tcam.requires_grad_()
+    embeddings.requires_grad_()
     partners = torch.roll(torch.arange(6), 1)
     loss = D2NetLoss(5, 8).double()
     start = torch.randn(8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     loss.reference.copy_(start)
     result = loss(tcam, embeddings, lengths, labels, partners=partners)
-    dis, snippet, video, reference = naive_loss(tcam, embeddings, lengths, labels, partners, start, LossRecipe())
-    assert result.discriminative.item() == pytest.approx(dis, rel=1e-9)
-    assert result.snippet.item() == pytest.approx(snippet, rel=1e-9)
-    assert result.video.item() == pytest.approx(video, rel=1e-9)
-    assert result.total.item() == pytest.approx(dis + 0.2 * (snippet + video), rel=1e-9)
-    torch.testing.assert_close(loss.reference, reference)
+
+    own = [tcam[i, :s] for i, s in enumerate(lengths)], [embeddings[i, :s] for i, s in enumerate(lengths)]
+    total, x_ref = equations.total_loss(*own, list(labels), partners.tolist(), start)
+    snippet, video = equations.denoising_losses(*own, list(labels), x_ref)
+    assert result.total.item() == pytest.approx(total.item(), rel=1e-12)
+    assert result.snippet.item() == pytest.approx(snippet.item(), rel=1e-9)
+    assert result.video.item() == pytest.approx(video.item(), rel=1e-9)
+    torch.testing.assert_close(loss.reference, x_ref)
+    expected = torch.autograd.grad(total, (tcam, embeddings))
+    for found, gradient in zip(torch.autograd.grad(result.total, (tcam, embeddings)), expected, strict=True):
+        torch.testing.assert_close(found, gradient, rtol=1e-9, atol=1e-12)
 
 
 def test_gradients(make_batch):
@@ -216,8 +175,8 @@ def test_half_precision(make_batch):
 
 def test_unknown_choices_are_refused():
     for change, message in [
-        ({"classification": "softmax"}, "loss.classification is 'softmax', expected discriminative or focal"),
-        ({"denoising": "l2"}, "loss.denoising is 'l2', expected pdmi"),
+        ({"classification": "softmax"}, "loss.classification is 'softmax'; it must be discriminative or focal"),
+        ({"denoising": "l2"}, "loss.denoising is 'l2'; it must be pdmi"),
         ({"pairing": "same"}, "pairing is 'same'"),
         ({"embedding_pooling": "max"}, "embedding_pooling is 'max'"),
         ({"video_normalization": "row"}, "normalization is 'row'"),
@@ -269,11 +228,16 @@ def test_partners_of_another_integer_type(make_batch):
         assert totals[0] == totals[1]
 
 
-def test_the_reference_in_half_precision_and_behind_autograds_back(make_batch):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_reference_of_a_loss_in_half_precision_and_behind_autograds_back(make_batch, dtype):
     tcam, embeddings, lengths, labels = make_batch(dtype=torch.float32)
-    loss = D2NetLoss(5, 8).to(torch.bfloat16)
-    loss(tcam.bfloat16(), embeddings.bfloat16(), lengths, labels)
-    assert loss.reference.dtype == torch.bfloat16 and loss.reference.abs().sum() > 0
+    loss = D2NetLoss(5, 8)
+    loss.reference.fill_(1e5)  # which float16 does not have
+    loss = torch.nn.Sequential(loss).to(dtype)[0]
+    assert loss.reference.dtype == torch.float32 and (loss.reference == 1e5).all()
+    loss(tcam.to(dtype), embeddings.to(dtype), lengths, labels)
+    assert loss.reference.isfinite().all() and (loss.reference != 1e5).all()
+    assert loss.to("meta").reference.device.type == "meta" and loss.double().reference.dtype == torch.float64
     loss = D2NetLoss(5, 8)
     weight = torch.ones(8, requires_grad=True)
     before = (loss.reference * weight).sum()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from fractions import Fraction
+
 import pytest
 import torch
 
@@ -32,6 +36,82 @@ def test_a_reversed_segment_is_empty_and_nan_propagates(device):
     for broken in ([float("nan"), 1.0], [0.0, float("nan")]):
         x = torch.tensor([broken], device=device)
         assert iou_1d(x, b).isnan().all() and iou_1d(b, x).isnan().all()
+
+
+# Products of them are below and above the range of their type, some of their differences too.
+EXTREME = {
+    torch.float32: [0.0, 1e-45, 3e-45, 1e-40, 5e-39, 1e-30, 1e-23, 2e-23, 3e-23, 1.0, 3.0, 1e19, 1e30, 1.6e38, 3e38],
+    torch.float64: [
+        0.0,
+        5e-324,
+        2e-323,
+        1e-310,
+        3e-308,
+        1e-200,
+        1e-160,
+        2e-160,
+        1.0,
+        3.0,
+        1e154,
+        1e300,
+        8e307,
+        1.6e308,
+    ],
+}
+
+
+def extreme_segments(dtype):
+    numbers = EXTREME[dtype]
+    return torch.tensor([*itertools.product([-numbers[-1], -numbers[-6], *numbers], numbers)], dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_smallest_and_the_largest_segments(device, dtype):
+    x = extreme_segments(dtype)
+    iou = iou_1d(x.to(device), x.to(device)).cpu()
+    assert ((iou >= 0) & (iou <= 1)).all() and torch.equal(iou, iou.T)
+    exact = [(Fraction(s), Fraction(e)) for s, e in x.tolist()]
+    largest, eps = Fraction(torch.finfo(dtype).max), torch.finfo(dtype).eps
+    some = range(0, len(x), 5)
+    for i, j in itertools.product(some, some):
+        (a, b), (c, d) = exact[i], exact[j]
+        lengths = max(b - a, 0) + max(d - c, 0)
+        overlap = max(min(b, d) - max(a, c), 0) if lengths <= largest else 0
+        expected = float(overlap / (lengths - overlap)) if overlap else 0.0
+        assert iou[i, j].item() == pytest.approx(expected, rel=4 * eps, abs=torch.finfo(dtype).tiny)
+
+
+def test_endless_segments_overlap_nothing_and_only_nan_gives_nan(device):
+    ends = [-math.inf, -1.0, 0.0, 2.0, math.inf, math.nan]
+    x = torch.tensor([*itertools.product(ends, ends)], device=device)
+    iou, broken = iou_1d(x, x), x.isnan().any(1)
+    assert torch.equal(iou.isnan(), broken[:, None] | broken)
+    endless = x.isinf().any(1) & ~broken
+    assert not iou[endless][:, ~broken].any() and not iou[:, endless][~broken].any()
+    finite = x[~broken & ~endless].requires_grad_()
+    (gradient,) = torch.autograd.grad(iou_1d(finite, x[endless]).sum(), finite)
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("exponent", [-148, -128, -120, -76, -40, 60, 120])
+def test_the_gradient_of_the_smallest_and_the_largest_segments(device, exponent):
+    """It is that of segments of ordinary lengths over the scale, and 0 where a union has no reciprocal."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(0, 9, (n, 2), generator=generator).sort(1).values for n in (9, 7))
+    a, b = a[a[:, 0] < a[:, 1]], b[b[:, 0] < b[:, 1]]
+    wide = [x.double().to(device).requires_grad_() for x in (a, b)]
+    expected = torch.autograd.grad(iou_1d(*wide).sum(), wide)
+    narrow = [torch.ldexp(x.float(), torch.tensor(exponent)).to(device).requires_grad_() for x in (a, b)]
+    iou = iou_1d(*narrow)
+    torch.testing.assert_close(iou.double(), iou_1d(*wide), rtol=1e-6, atol=0)
+    for found, wanted in zip(torch.autograd.grad(iou.sum(), narrow), expected, strict=True):
+        if exponent < -126 - 4:
+            assert not found.any()
+        elif exponent >= -120:
+            torch.testing.assert_close(
+                torch.ldexp(found.double(), torch.tensor(exponent)), wanted, rtol=1e-5, atol=1e-6
+            )
+        assert not found.isnan().any()  # infinity is where their sum is too large for the type
 
 
 def test_symmetry_bounds_and_shift_invariance(device):

@@ -326,6 +326,29 @@ def test_soft_drops_what_infinity_times_nothing_gives_and_keeps_endless_segments
     assert keep.tolist() == [0, 1, 2, 3] and new.tolist() == scores.tolist()
 
 
+@pytest.mark.parametrize("exponent", [-149, -128, -76, 100, 115])
+def test_the_smallest_and_the_largest_segments(device, exponent):
+    """A power of two as the unit changes nothing, from 1e-45 to 4e34."""
+    generator = torch.Generator().manual_seed(exponent)
+    start, length = (
+        torch.randint(0, 400, (300,), generator=generator),
+        torch.randint(0, 60, (300,), generator=generator),
+    )
+    whole = torch.stack((start, start + length), 1).float().to(device)
+    scores = torch.rand(300, generator=generator).to(device)
+    groups = torch.arange(300, device=device) % 2
+    scaled = torch.ldexp(whole.cpu(), torch.tensor(exponent)).to(device)
+    assert scaled.any() and scaled.isfinite().all()
+    for threshold in (0.0, 0.3, 0.7, 1.0):
+        assert torch.equal(nms_1d(scaled, scores, threshold), nms_1d(whole, scores, threshold))
+        found, expected = (batched_nms_1d(x, scores, groups, threshold) for x in (scaled, whole))
+        assert torch.equal(found, expected)
+    for method in ("linear", "gaussian"):
+        options = {"iou_threshold": 0.3, "sigma": 0.5, "min_score": 0.2, "method": method}
+        for found, expected in zip(*(soft_nms_1d(x, scores, **options) for x in (scaled, whole)), strict=True):
+            assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("n", [1000, 5000])
 def test_results_hold_little_memory(device, n):
     """They may lie in memory for all segments where that is little, but not where it is much."""
@@ -587,6 +610,6 @@ def test_wrong_options(device):
         batched_nms_1d(segments, scores, torch.zeros(2, dtype=torch.int64, device=device), 0.5)
     with pytest.raises(InputError, match="groups"):
         batched_nms_1d(segments, scores, torch.zeros(3, device=device), 0.5)
-    for options in ({"sigma": 0.0}, {"min_score": -1.0}, {"method": "cubic"}):
+    for options in ({"sigma": 0.0}, {"sigma": 1e-50}, {"min_score": -1.0}, {"method": "cubic"}):
         with pytest.raises(InputError, match=next(iter(options))):
             soft_nms_1d(segments, scores, **({"iou_threshold": 0.5, "sigma": 0.5, "min_score": 0.0} | options))

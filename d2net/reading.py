@@ -1,0 +1,111 @@
+"""Reading what others have written: ordinary files, text, JSON and the values in it, with errors a user can act on.
+
+A file that cannot be used ends in an InputError, whatever is in it: what is asked of a value is checked here, and no
+other exception is caught on the way.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any, TypeVar
+
+from d2net.errors import InputError
+from d2net.words import quoted
+
+_KINDS = {dict: "an object", list: "a list", str: "text"}
+_Kind = TypeVar("_Kind", dict[str, Any], list[Any], str)
+
+
+def check_ordinary(path: Path) -> None:
+    """Raises InputError for what is no ordinary file: a pipe would be waited for, a device may never end."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from None
+    except ValueError:  # a NUL, or letters that no file system takes
+        raise InputError(f"{path}: cannot be the path of a file; check it") from None
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path}: is a pipe or a device; write what comes from it to a file, and give that")
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of an ordinary file. Raises InputError where it cannot be read."""
+    check_ordinary(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from None
+
+
+def read_text(path: Path) -> str:
+    """All of a text file in UTF-8, with or without BOM. Raises InputError where it cannot be read."""
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        kind = path.suffix[1:].upper() or "text"
+        raise InputError(f"{path}: not UTF-8 ({error}); save it as {kind} in UTF-8") from None
+
+
+def load_json(path: Path, content: bytes | None = None) -> Any:
+    """What a JSON file holds; some editors begin it with a mark, which is no JSON.
+
+    Args:
+        content: Of the file, where it has been read already.
+
+    Raises:
+        InputError: a missing or malformed file, or an object in which a key stands twice.
+    """
+    content = read_bytes(path) if content is None else content
+    try:
+        return json.loads(content, object_pairs_hook=_once)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}); truncated perhaps: write or download it again") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises InputError for a missing or malformed file, or another JSON type."""
+    value = load_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f'{path}: holds a JSON {type(value).__name__}, expected an object with the key "database"')
+    return value
+
+
+def typed(value: Any, kind: type[_Kind], what: str) -> _Kind:
+    """``value`` itself where it is a dict, list or str as asked. Raises InputError that names ``what``."""
+    if not isinstance(value, kind):
+        raise InputError(f"{what} is not {_KINDS[kind]}, but {quoted(value)}")
+    return value
+
+
+def number(value: Any, what: str, way_out: str = "") -> float:
+    """A finite number, also one in a string, as THUMOS14's files have them. Raises InputError that names ``what``."""
+    try:
+        # Python would read "1_0" as 10, and True as 1.
+        wrong = isinstance(value, bool) or (isinstance(value, str) and "_" in value)
+        result = math.nan if wrong else float(value)
+    except (TypeError, ValueError, OverflowError):
+        result = math.nan
+    if not math.isfinite(result):
+        raise InputError(f"{what} is {quoted(value)}, not a finite number" + (f"; {way_out}" if way_out else ""))
+    return result
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which Python would keep the last of two values under one key."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise InputError(f"'{key}' comes twice in one object; merge or drop one of them")
+            seen.add(key)
+    return table

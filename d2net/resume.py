@@ -1,0 +1,108 @@
+"""Whether a checkpoint can go on as what is asked for now; where it cannot, what differs and the way out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from d2net.data.dataset import Dataset, Recording
+from d2net.errors import InputError
+from d2net.recipes import Recipe
+from d2net.words import listed
+
+OTHERWISE = "resume with the same or choose another --out"
+
+
+def check_same(what: str, expected: tuple[object, ...], found: tuple[object, ...], where: str) -> None:
+    """Raises InputError where ``found``, in ``where``, is not as expected."""
+    if expected != found:
+        first, second = (", ".join(map(str, x)) for x in (expected, found))
+        raise InputError(f"{where} has the {what} {second}, expected {first}; use data of the same kind")
+
+
+def check_same_recipe(saved: Recipe, wanted: Recipe) -> None:
+    """What decides the weights must be the same; names, localization and the number of iterations may differ.
+
+    Raises:
+        InputError: naming the settings that differ.
+    """
+    old, new = saved.to_dict(), wanted.to_dict()
+    differences = [
+        f"{section}.{key} was {old[section][key]} and is {new[section][key]}"
+        for section in ("model", "loss", "training")
+        for key in new[section]
+        if old[section][key] != new[section][key] and (section, key) != ("training", "iterations")
+    ]
+    if differences:
+        raise InputError(f"was trained with another recipe ({'; '.join(differences)}); {OTHERWISE}")
+
+
+def digests(dataset: Dataset) -> Tensor:
+    """(N, 2) int64: of each recording its name, and its name with its length and labels, as hashes.
+
+    A checkpoint keeps these: no names, and 16 bytes a recording.
+    """
+    rows = [[_hash(r.name), _hash(_said_of(r))] for r in dataset.recordings]
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)
+
+
+def _said_of(recording: Recording) -> str:
+    return repr((recording.name, recording.snippets, sorted(set(recording.labels))))
+
+
+def _hash(text: str) -> int:
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
+
+
+def check_same_recordings(saved: Tensor, dataset: Dataset) -> None:
+    """The same names, lengths and labels, in the same order, by which batches are drawn.
+
+    Args:
+        saved: :func:`digests` of the recordings trained on.
+
+    Raises:
+        InputError: naming those that are new or have changed, and how many are gone.
+    """
+    now = digests(dataset)
+    if torch.equal(saved, now):
+        return
+    old, new = dict(saved.tolist()), dict(now.tolist())
+    names = {_hash(r.name): r.name for r in dataset.recordings}
+    gone = len(old.keys() - new.keys())
+    added = [names[key] for key in new if key not in old]
+    changed = [names[key] for key in new if key in old and old[key] != new[key]]
+    differences = [f"{len(saved)} then and {len(now)} now"]
+    if gone:
+        differences.append(f"{gone} of them are gone")
+    if added:
+        differences.append(f"{listed(added)} new")
+    if changed:
+        differences.append(f"{listed(changed)} of another length or with other labels")
+    if not (gone or added or changed):
+        differences.append("in another order")
+    raise InputError(f"was trained on other recordings ({'; '.join(differences)}); {OTHERWISE}")
+
+
+def check_tensors(found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:
+    """Every tensor that a run goes on from is there, in the shape and of the type that it has now.
+
+    Raises:
+        InputError: naming what is missing, or the first that is of another shape or type.
+    """
+    missing = [name for name in needed if name not in found]
+    if missing:
+        raise InputError(
+            f"cannot go on, as it has no {listed(missing)}; it can still be localized with: train anew, or use "
+            "another copy"
+        )
+    for name, like in needed.items():
+        t = found[name]
+        if t.shape != like.shape or t.dtype != like.dtype:
+            raise InputError(
+                f"its tensors do not fit this recipe ('{name}' is {t.dtype} {tuple(t.shape)}, expected {like.dtype} "
+                f"{tuple(like.shape)}); train anew"
+            )

@@ -1,0 +1,168 @@
+"""``log.jsonl``: what a training says of itself, a line per entry; and the same as TensorBoard scalars.
+
+The file is only ever appended to, a line in one go: a kill at any moment leaves every earlier line. A run that begins
+or goes on where lines are there already says so by a line ``{"resumed_at": N}``: entries above it of iterations past N
+are of work that was lost, or replaced, and is done again below. So later lines win; :func:`read_log` reads so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from d2net.errors import InputError
+from d2net.reading import read_bytes
+
+LOG_NAME = "log.jsonl"
+_RESUMED = "resumed_at"
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The entries of a log by iteration, without those that were done again.
+
+    Lines that are no entry, as a kill, a full disk or a damaged file system leave them, are left out.
+
+    Args:
+        path: The file, or the folder of the run.
+
+    Returns:
+        Each with its "iteration" and what was logged then: the terms of the loss, or what an evaluation found.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / LOG_NAME
+    entries: list[dict[str, Any]] = []
+    for line in read_bytes(path).split(b"\n"):
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(entry, dict):
+            continue
+        iteration = entry.get(_RESUMED, entry.get("iteration"))
+        if not isinstance(iteration, int) or isinstance(iteration, bool):
+            continue
+        while entries and entries[-1]["iteration"] > iteration:
+            entries.pop()
+        if _RESUMED not in entry:
+            entries.append(entry)
+    return entries
+
+
+class TrainingLog:
+    """Appends to ``log.jsonl`` and to TensorBoard's events; a context manager.
+
+    What cannot be written is said once, as a warning, and never stops a training: its checkpoint is worth more.
+
+    Args:
+        out: Folder of the run.
+        iteration: At which the run begins or goes on.
+        tensorboard: Write events for TensorBoard; None: where it is installed.
+
+    Raises:
+        InputError: the log or the folder of the events is a symbolic link; TensorBoard is wanted and not installed.
+    """
+
+    def __init__(self, out: Path, iteration: int, tensorboard: bool | None) -> None:
+        self.path = out / LOG_NAME
+        events = out / "tensorboard"
+        for place in (self.path, events):
+            if place.is_symlink():
+                raise InputError(f"{place}: is a link, which no log follows; remove it or choose another --out")
+        self._lost = False  # whether that has been said
+        self._cut = False  # whether the last line lacks its end
+        self._file: int | None = None
+        try:
+            self._file = _open(self.path)
+            size = os.fstat(self._file).st_size
+            if size:
+                os.lseek(self._file, -1, os.SEEK_END)
+                self._cut = os.read(self._file, 1) != b"\n"
+        except OSError as error:
+            self._lose(error)
+            size = 0
+        if size:
+            self._append({_RESUMED: iteration})
+        self._events = self._open_events(events, iteration, tensorboard)
+
+    def __enter__(self) -> TrainingLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            with suppress(OSError):
+                os.close(self._file)
+        if self._events is not None:
+            try:
+                self._events.close()
+            except OSError as error:
+                self._lose(error)
+
+    def write(self, iteration: int, values: Mapping[str, Any]) -> None:
+        """Append numbers; a nested mapping becomes one scalar per key."""
+        self._append({"iteration": iteration, **values})
+        if self._events is None:
+            return
+        try:
+            for key, value in values.items():
+                scalars = {f"{key}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+                for name, scalar in scalars.items():
+                    if not isinstance(scalar, (str, list)):
+                        self._events.add_scalar(name, scalar, iteration)
+        except OSError as error:
+            self._lose(error)
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        if self._file is None:
+            return
+        left = memoryview(("\n" * self._cut + json.dumps(entry) + "\n").encode())
+        try:
+            while left:
+                written = os.write(self._file, left)
+                self._cut = written < len(left)
+                left = left[written:]
+        except OSError as error:
+            self._lose(error)
+
+    def _open_events(self, folder: Path, iteration: int, wanted: bool | None) -> Any:
+        """A TensorBoard writer that hides events past ``iteration``, or None."""
+        if wanted is False:
+            return None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            if wanted:
+                raise InputError("TensorBoard is not installed; run: pip install tensorboard") from error
+            return None
+        try:
+            return SummaryWriter(str(folder), purge_step=iteration + 1)
+        except OSError as error:
+            self._lose(error)
+            return None
+
+    def _lose(self, error: OSError) -> None:
+        if not self._lost:
+            self._lost = True
+            why = error.strerror or error
+            warnings.warn(f"{self.path}: cannot be written ({why}); the training goes on without that", stacklevel=3)
+
+
+def _open(path: Path) -> int:
+    """The file for appending, made where it is missing; never through a link, and never waiting for a pipe's reader."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"):  # as far as the platform has them
+        flags |= getattr(os, name, 0)
+    file = os.open(path, flags, 0o666)
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        return file
+    os.close(file)
+    raise OSError("not an ordinary file")

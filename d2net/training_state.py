@@ -1,0 +1,182 @@
+"""All that a training changes, and so all that it goes on from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import Tensor
+
+from d2net.checkpoint import Checkpoint
+from d2net.data.batches import BatchSampler
+from d2net.data.dataset import Dataset
+from d2net.losses import D2NetLoss
+from d2net.model import D2Net
+from d2net.recipes import Recipe
+from d2net.resume import check_tensors, digests
+
+
+class TrainingState:
+    """The networks, x_ref, the optimizer, the batches to come and the generators of a run.
+
+    Args:
+        dataset: The recordings to train on.
+        recipe: All settings.
+        seed: Of the weights, the batches, the pairing and the dropout.
+        device: Where to train.
+
+    Attributes:
+        model: The network that is trained. result: The average of its weights, or the network itself.
+        loss, optimizer, sampler: As the recipe says.
+        pairing: The generator of the pairs, on the device.
+
+    Raises:
+        InputError: settings that do not go together, or unlabelled recordings.
+    """
+
+    def __init__(self, dataset: Dataset, recipe: Recipe, seed: int, device: torch.device) -> None:
+        self._device = device
+        self._decay = recipe.training.ema_decay
+        on_gpu = device.type == "cuda"
+        self.sampler = BatchSampler(
+            dataset,
+            batch_size=recipe.training.batch_size,
+            max_snippets=recipe.training.max_snippets,
+            seed=seed,
+            allow_unlabelled=recipe.loss.skip_unlabelled,
+        )
+        with self._own_rng():
+            torch.manual_seed(seed)
+            self.model = D2Net.from_recipe(
+                recipe.model, num_classes=len(dataset.classes), stream_widths=dataset.stream_widths
+            ).to(device)
+            self._rng = self._rng_state()  # dropout goes on from here
+        # What is evaluated and saved as the network: the average of the weights, or the trained network itself.
+        self.result = copy.deepcopy(self.model) if self._decay > 0 else self.model
+        # How many steps the average is worth, 1 + decay + decay^2 ...; on the device, so that a CUDA graph can count.
+        self._average_size = torch.zeros((), device=device)
+        self.loss = D2NetLoss.from_recipe(
+            recipe.loss, num_classes=len(dataset.classes), embedding_dim=self.model.embedding_dim
+        ).to(device)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(),
+            lr=recipe.training.learning_rate,
+            weight_decay=recipe.training.weight_decay,
+            fused=on_gpu or None,
+            capturable=on_gpu,
+        )
+        self.pairing = torch.Generator(device).manual_seed(seed)
+        self._digests = digests(dataset)
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Take the weights into their average: after n steps the new ones count (1 - decay) / (1 - decay^n).
+
+        So the first average is the weights after the first step, and what the network began with has no share.
+        """
+        if self.result is self.model:
+            return
+        self._average_size.mul_(self._decay).add_(1)
+        weight = self._average_size.reciprocal()
+        for average, new in zip(self.result.parameters(), self.model.parameters(), strict=True):
+            average.lerp_(new, weight)
+
+    @contextmanager
+    def generators(self) -> Iterator[None]:
+        """Within, the global generators, which dropout draws from, are this run's; afterwards the caller's again."""
+        with self._own_rng():
+            torch.set_rng_state(self._rng["cpu"])
+            if self._device.type == "cuda" and "cuda" in self._rng:  # not there when the run began on a CPU
+                torch.cuda.set_rng_state(self._rng["cuda"], self._device)
+            yield
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, by dotted name, as :class:`d2net.checkpoint.Checkpoint` keeps it; within :meth:`generators`."""
+        return _named(self._groups())
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            InputError: a tensor is missing, or of another shape or type.
+            RuntimeError, ValueError: tensors that are no state of a generator or an optimizer.
+        """
+        check_tensors(saved.tensors, _named(self._needed(saved)))
+        self.result.load_state_dict(saved.group("model"))
+        if self.result is not self.model:
+            self.model.load_state_dict(saved.group("weights"))
+            # Older files have none: their averages began with the initial weights, as after endlessly many steps.
+            endless = torch.tensor(1 / (1 - self._decay))
+            self._average_size.copy_(saved.group("average").get("size", endless))
+        self.loss.load_state_dict(saved.group("loss"))
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, t in saved.group("optimizer").items():
+            index, _, name = key.partition(".")
+            state.setdefault(int(index), {})[name] = t
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.sampler.restore(saved.group("sampler"))
+        self._rng = saved.group("rng")
+        torch.Generator().set_state(self._rng["cpu"])  # fails now, not when training begins
+        if self._began_elsewhere(saved):
+            self.pairing.manual_seed(saved.seed)
+        else:
+            self.pairing.set_state(self._rng[self._pairing_key])
+
+    def _groups(self) -> dict[str, Mapping[str, Tensor]]:
+        groups: dict[str, Mapping[str, Tensor]] = {
+            "model": self.result.state_dict(),
+            "loss": self.loss.state_dict(),
+            "optimizer": {
+                f"{index}.{key}": value
+                for index, state in self.optimizer.state_dict()["state"].items()
+                for key, value in state.items()
+            },
+            "sampler": self.sampler.state(),
+            "rng": {self._pairing_key: self.pairing.get_state(), **self._rng_state()},
+            "recordings": {"digests": self._digests},
+        }
+        if self.result is not self.model:
+            groups["weights"] = self.model.state_dict()
+            groups["average"] = {"size": self._average_size}
+        return groups
+
+    def _needed(self, saved: Checkpoint) -> dict[str, Mapping[str, Tensor]]:
+        """Tensors of the names, shapes and types that ``saved`` must have."""
+        groups = self._groups()
+        if saved.iteration > 0:  # what Adam has from its first step on
+            groups["optimizer"] = {
+                f"{index}.{name}": like
+                for index, weight in enumerate(self.model.parameters())
+                for name, like in (("step", torch.zeros(())), ("exp_avg", weight), ("exp_avg_sq", weight))
+            }
+        if self._began_elsewhere(saved):
+            groups["rng"] = {"cpu": groups["rng"]["cpu"]}
+        if saved.format == 1:
+            del groups["recordings"]
+            if not saved.group("average"):
+                groups.pop("average", None)
+        return groups
+
+    def _began_elsewhere(self, saved: Checkpoint) -> bool:
+        """Whether on a GPU and now on a CPU, or the other way round, whose generators have another state."""
+        pairings = {key for key in saved.group("rng") if key.startswith("pairing")}
+        return bool(pairings) and self._pairing_key not in pairings
+
+    @property
+    def _pairing_key(self) -> str:
+        return "pairing_cuda" if self._device.type == "cuda" else "pairing"
+
+    def _own_rng(self) -> AbstractContextManager[None]:
+        return torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else [])
+
+    def _rng_state(self) -> dict[str, Tensor]:
+        state = {"cpu": torch.get_rng_state()}
+        if self._device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self._device)
+        return state
+
+
+def _named(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{name}.{key}": t for name, group in groups.items() for key, t in group.items()}

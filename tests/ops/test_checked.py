@@ -1,0 +1,262 @@
+"""Operators called as ``torch.ops.d2net`` with anything: an error or a defined result, and never a crash."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from d2net.errors import InputError
+from d2net.ops import _library, _native, discriminative
+
+# Not importable by name under --import-mode=importlib.
+_spec = importlib.util.spec_from_file_location("every", Path(__file__).parents[1] / "test_every_operator.py")
+every = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(every)
+
+Arguments = list[Any]
+ERRORS = (InputError, RuntimeError, TypeError)  # of ours, of torch's dispatcher and memory, of its schemas
+WAIT = ("nms_1d", "batched_nms_1d", "soft_nms_1d", "extract_proposals")  # no number of results without values
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the arguments of the first call of each operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[str, Arguments] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "d2net":
+            name = function._schema.name.removeprefix("d2net::")
+            self.calls.setdefault(name, [x.detach().clone() if isinstance(x, Tensor) else x for x in args])
+        return function(*args, **(kwargs or {}))
+
+
+def recorded() -> dict[str, Arguments]:
+    """One right call of every registered operator, backwards included."""
+    with Recorder() as recorder:
+        for name, case in sorted(every.CASES.items(), reverse=True):  # "attention_pool by mean" first: it has more
+            every.results(case, torch.device("cpu"))
+            assert name.split()[0] in recorder.calls
+    return recorder.calls
+
+
+CALLS = recorded()
+
+
+@pytest.fixture(params=["cpu", "simt"])
+def kernels(request) -> str:
+    """The CPU's kernels, or the CUDA functions with their kernels, on tensors of the CPU."""
+    if request.param == "simt":
+        request.getfixturevalue("simt_kernels")
+    return request.param
+
+
+def test_every_registered_operator_is_called():
+    assert set(CALLS) == set(_library._DEVICES)
+
+
+def copied(arguments: Arguments) -> Arguments:
+    return [x.clone() if isinstance(x, Tensor) else x for x in arguments]
+
+
+def call(name: str, arguments: Arguments) -> list[Tensor]:
+    """Results, and what became of an argument that is changed in place."""
+    arguments = copied(arguments)
+    out = getattr(torch.ops.d2net, name)(*arguments)
+    return arguments[:1] if out is None else [out] if isinstance(out, Tensor) else list(out)
+
+
+def wrong_tensors(x: Tensor, alone: bool) -> Iterator[Any]:
+    """What no tensor argument may be in place of ``x``; ``alone``: there is no other one."""
+    yield from ([[0.5]], 0.5, "x", x[None], x.cfloat())
+    if not alone:
+        yield x.to("meta")
+    if x.ndim:
+        yield from (x[0], x.to_sparse())
+    if x.is_floating_point():
+        yield from (x.long(), x > 0.5, x.to(torch.float8_e4m3fn))
+        yield torch.quantize_per_tensor(x.float(), 0.1, 0, torch.qint8)
+    else:
+        yield x.double()
+
+
+def unequal_sizes(x: Tensor) -> Iterator[Tensor]:
+    """One size other than that of ``x``: wrong, unless it is free."""
+    for dim in range(x.ndim):
+        yield torch.cat((x, x), dim)
+        for size in {0, 1, max(x.shape[dim] - 1, 0)} - {x.shape[dim]}:
+            yield x.narrow(dim, 0, size)
+
+
+def other_types(x: Tensor) -> Iterator[Tensor]:
+    types = (torch.float64, torch.float32, torch.float16, torch.int32) if x.is_floating_point() else (torch.int32,)
+    yield from (x.to(dtype) for dtype in types if dtype != x.dtype)
+
+
+def other_numbers(x: object) -> Iterator[Any]:
+    """In place of a number or a list of them: out of range, maybe."""
+    if isinstance(x, list):
+        yield from ([], [*x, *x], x[:1], [None], ["x"], [math.nan] * len(x), [math.inf] * len(x), x * 200)
+    elif isinstance(x, (bool, int, float)):
+        yield from ("x", None, [], 0, 1, -1, 2**31, -(2**31), 2**62, 2**63 - 1, -(2**63), 2**64)
+        yield from (math.nan, math.inf, -math.inf, 0.5, -0.5, 1e308, 1e-320)
+
+
+def replaced(arguments: Arguments, at: int, x: Any) -> Arguments:
+    return [*arguments[:at], x, *arguments[at + 1 :]]
+
+
+def outcome(name: str, arguments: Arguments) -> list[tuple[torch.Size, torch.dtype]] | None:
+    """Shapes and types of the results; None for an error."""
+    try:
+        return [(x.shape, x.dtype) for x in call(name, arguments)]
+    except ERRORS:
+        return None
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # deprecated, and still what a user can hand in
+@pytest.mark.parametrize("name", CALLS)
+def test_what_is_no_such_tensor_is_refused(name, kernels):
+    right = call(name, CALLS[name])
+    alone = sum(isinstance(x, Tensor) for x in CALLS[name]) == 1
+    for at, x in enumerate(CALLS[name]):
+        for wrong in wrong_tensors(x, alone) if isinstance(x, Tensor) else ():
+            with pytest.raises(ERRORS) as error:
+                call(name, replaced(CALLS[name], at, wrong))
+            assert not isinstance(error.value, InputError) or "\n" not in str(error.value)
+    for x, y in zip(call(name, CALLS[name]), right, strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_other_sizes_types_and_numbers_are_refused_or_do_what_the_fake_kernel_says(name, kernels):
+    """The same contract with and without values: an error both times, or results of the same shapes and types."""
+    right = call(name, CALLS[name])
+    refused = 0
+    for at, x in enumerate(CALLS[name]):
+        others = [*unequal_sizes(x), *other_types(x), None] if isinstance(x, Tensor) else other_numbers(x)
+        for other in others:
+            arguments = replaced(CALLS[name], at, other)
+            found = outcome(name, arguments)
+            refused += found is None
+            if name not in WAIT:
+                fake = [x.to("meta") if isinstance(x, Tensor) else x for x in arguments]
+                assert found == outcome(name, fake), (at, other)
+    assert refused > 3
+    for x, y in zip(call(name, CALLS[name]), right, strict=True):
+        assert torch.equal(x, y)
+
+
+def test_arguments_may_lie_anywhere(kernels):
+    """Also those that only a backward has, which are contiguous in a training."""
+    for name, arguments in CALLS.items():
+        expected = call(name, arguments)
+        for place in (every.strided, every.misaligned, negated):
+            at = 1 if name == "update_reference" else 0  # the first is changed: below
+            placed = [*arguments[:at], *(place(x) if isinstance(x, Tensor) else x for x in arguments[at:])]
+            out = getattr(torch.ops.d2net, name)(*copied(placed[:at]), *placed[at:])
+            found = expected if out is None else [out] if isinstance(out, Tensor) else out
+            for x, y in zip(found, expected, strict=True):
+                torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
+
+
+def negated(x: Tensor) -> Tensor:
+    """The same values, of which torch has still to turn the sign."""
+    return torch._neg_view(-x) if x.is_floating_point() else x
+
+
+def test_a_reference_is_updated_wherever_it_lies(kernels):
+    reference, *rest = CALLS["update_reference"]
+    (expected,) = call("update_reference", CALLS["update_reference"])
+    for place in (every.strided, every.misaligned, Tensor.clone):
+        x = place(reference)
+        version = x._version
+        torch.ops.d2net.update_reference(x, *rest)
+        assert torch.equal(x, expected) and x._version > version
+    with pytest.raises(RuntimeError, match="single memory location"):
+        torch.ops.d2net.update_reference(torch.zeros(()).expand(len(reference)), *rest)
+    with pytest.raises(InputError, match="requires a gradient"):
+        torch.ops.d2net.update_reference(reference.clone().requires_grad_(), *rest)
+
+
+ODD = (-1, 0, 1, 2, 4, 5, 50, 2**31 - 1, -(2**31), 2**62, -(2**62))
+
+# What numbers stand for that lead outside.
+MEANING = {
+    "lengths": lambda x: x.clamp(0, every.T),
+    "counted": lambda x: (x > 0).long(),
+    "partner": lambda x: torch.where((x >= 0) & (x < every.B), x, -1),
+    "source": lambda x: torch.where((x >= 0) & (x < every.B), x, -1),
+    "peak": lambda x: torch.where((x >= 0) & (x < every.C), x, -1),
+    "last": lambda x: x.clamp(-1, every.T - 1),
+    "groups": lambda x: x.unique(return_inverse=True)[1],
+}
+
+
+def argument_names(name: str) -> list[str]:
+    return [x.name for x in getattr(torch.ops.d2net, name).default._schema.arguments]
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if set(argument_names(name)) & set(MEANING)])
+def test_indices_may_be_any_number(name, kernels):
+    """Nothing is read or written where they lead outside."""
+    generator = torch.Generator().manual_seed(0)
+    for at, what in enumerate(argument_names(name)):
+        if what not in MEANING:
+            continue
+        like = CALLS[name][at]
+        shape, dtype = ((every.B,), torch.int64) if like is None or what == "counted" else (like.shape, like.dtype)
+        numbers = torch.tensor([x for x in ODD if dtype == torch.int64 or abs(x) <= 2**31 - (x > 0)])
+        for _ in range(20):
+            odd = numbers[torch.randint(len(numbers), shape, generator=generator)].to(dtype)
+            if name == "extract_proposals":  # a length past the end is a mistake there, and said
+                if odd.min() < 0 or odd.max() > every.T:
+                    with pytest.raises(InputError, match="lengths must lie in 0 to T"):
+                        call(name, replaced(CALLS[name], at, odd))
+                continue
+            found = call(name, replaced(CALLS[name], at, odd))
+            expected = call(name, replaced(CALLS[name], at, MEANING[what](odd).to(dtype)))
+            for x, y in zip(found, expected, strict=True):
+                torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
+
+
+def test_partners_are_drawn_from_any_keys(kernels):
+    """NaN is the largest of them: each recording has one partner, and is that of one."""
+    everyone = torch.ones(40, dtype=torch.bool)
+    keys = torch.tensor([math.nan, math.inf, -math.inf, 0.5, -0.0, 0.0]).repeat(20).view(3, 40)
+    for k in (keys, torch.full_like(keys, math.nan)):
+        (partner,) = call("different_partners", [k, everyone, everyone])
+        assert torch.equal(partner.sort(1).values, torch.arange(40).expand(3, 40))
+        valid = torch.arange(40) % 3 > 0
+        (found,) = call("different_partners", [k, valid, ~valid | (k[0] > 0)])
+        assert torch.equal(found, discriminative.different_partners_reference(k, valid, ~valid | (k[0] > 0)))
+
+
+def test_without_memory_nothing_is_read():
+    x = torch.ones(2, 8, 3)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="topk_pool expects contiguous tensors in memory of cpu"):
+        torch.ops.d2net.topk_pool(x, None, 8)
+    with pytest.raises(RuntimeError, match=r"topk_pool expects contiguous .* with strides \(1, 2\)"):
+        _native.cpu("topk_pool", torch.float32, torch.ones(3, 2).T)
+    with pytest.raises(RuntimeError, match="on meta"):
+        _native.on_cpu("topk_pool", torch.ones(2), torch.ones(2, device="meta"))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_without_values_are_checked_too(name):
+    """As torch.compile makes them, in the fake kernel."""
+    at = next(i for i, x in enumerate(CALLS[name]) if isinstance(x, Tensor))
+    wrong = replaced(CALLS[name], at, CALLS[name][at][None])
+    with FakeTensorMode() as mode, pytest.raises(InputError, match=name):
+        getattr(torch.ops.d2net, name)(*(mode.from_tensor(x) if isinstance(x, Tensor) else x for x in wrong))

@@ -1,0 +1,222 @@
+"""Derivatives of every operator in every way that PyTorch has: right, or an error that says so; never 0 by silence."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, func
+from torch.autograd import forward_ad
+
+from d2net.losses import D2NetLoss
+from d2net.ops import _library, log_condition_number, soft_nms_1d
+
+# Not importable by name under --import-mode=importlib.
+_spec = importlib.util.spec_from_file_location("every", Path(__file__).parents[1] / "test_every_operator.py")
+every = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(every)
+
+DIFFERENTIABLE = [name for name, case in every.CASES.items() if case[1]]
+
+
+def scalar(name: str):
+    """A smooth function of the first argument of a case, in float64, and that argument."""
+    function, (x, *others), rest = every.CASES[name]
+    others = [y.double() for y in others]
+
+    def of(x: Tensor) -> Tensor:
+        out = function(x, *others, *rest)
+        out = [out] if isinstance(out, Tensor) else out
+        return sum((1 + i) * y.square().sum() for i, y in enumerate(y for y in out if y.is_floating_point()))
+
+    return of, x.double()
+
+
+def gradient(of, x: Tensor) -> Tensor:
+    """By the kernels."""
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(of(x), x)[0]
+
+
+def direction(x: Tensor) -> Tensor:
+    return torch.rand(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(7))
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_forward_mode(name):
+    of, x = scalar(name)
+    t = direction(x)
+    expected = (gradient(of, x) * t).sum()
+    assert expected != 0
+    value, tangent = func.jvp(of, (x,), (t,))
+    close(value, of(x))
+    close(tangent, expected)
+    with forward_ad.dual_level():
+        close(forward_ad.unpack_dual(of(forward_ad.make_dual(x, t))).tangent, expected)
+    close(func.jacfwd(lambda by: of(x + by * t))(torch.zeros((), dtype=x.dtype)), expected)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_reverse_mode(name):
+    of, x = scalar(name)
+    expected = gradient(of, x)
+    close(func.grad(of)(x), expected)
+    value, pull = func.vjp(of, x)
+    close(pull(torch.ones_like(value))[0], expected)
+    close(func.jacrev(lambda x: of(x)[None])(x)[0], expected)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_vmap(name):
+    of, x = scalar(name)
+    both = torch.stack((x, direction(x)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a slow way
+        close(func.vmap(of)(both), torch.stack([of(x) for x in both]))
+    gradients = torch.stack([gradient(of, x) for x in both])
+    close(func.vmap(func.grad(of))(both), gradients)
+    close(func.grad(lambda both: func.vmap(of)(both).sum())(both), gradients)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_second_derivatives_are_right_or_refused(name):
+    """By torch.func: of operators whose reference PyTorch can differentiate again."""
+    of, x = scalar(name)
+    t, step = direction(x), 1e-5
+    expected = (gradient(of, x + step * t) - gradient(of, x - step * t)) / (2 * step)
+    try:
+        found = func.grad(lambda x: (func.grad(of)(x) * t).sum())(x)
+    except RuntimeError as error:
+        assert "differentiable once" in str(error)
+        assert "condition" in name or "pdmi" in name
+        with pytest.raises(RuntimeError, match="differentiable once"):
+            func.jvp(func.grad(of), (x,), (t,))
+    else:
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(func.jvp(func.grad(of), (x,), (t,))[1], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["kernel", "reference"])
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_a_second_backward_is_refused(name, kind, monkeypatch):
+    """Also of a linear function of the results, where the incoming gradient is a constant, beside another term."""
+    function, differentiable, others = every.CASES[name]
+    if kind == "reference":
+        if "condition" not in name:
+            pytest.skip("plain PyTorch can be differentiated again")
+        monkeypatch.setattr(_library, "_DEVICES", {operator: frozenset() for operator in _library._DEVICES})
+    for at in range(len(differentiable)):
+        leaves = [x.detach().clone() for x in differentiable]
+        x = leaves[at].requires_grad_()
+        out = function(*leaves, *others)
+        out = [out] if isinstance(out, Tensor) else out
+        (first,) = torch.autograd.grad(sum(y.sum() for y in out if y.requires_grad), x, create_graph=True)
+        penalty = first.sum() + x.sum()
+        if name == "total_loss":  # linear in its terms
+            assert torch.equal(torch.autograd.grad(penalty, x)[0], torch.ones_like(x))
+            continue
+        with pytest.raises(RuntimeError, match="differentiable once"):
+            torch.autograd.grad(penalty, x)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_two_backwards_of_one_graph(name):
+    of, x = scalar(name)
+    x.requires_grad_()
+    loss = of(x)
+    first = torch.autograd.grad(loss, x, retain_graph=True)[0]
+    assert torch.equal(first, torch.autograd.grad(loss, x)[0])
+
+
+@pytest.mark.parametrize("name", [name for name in DIFFERENTIABLE if name != "total_loss"])
+def test_an_input_that_was_changed_in_place_is_found(name):
+    function, differentiable, others = every.CASES[name]
+    for at in range(len(differentiable)):
+        leaves = [x.detach().clone().requires_grad_() for x in differentiable]
+        inputs = [x.clone() for x in leaves]
+        out = function(*inputs, *others)
+        out = [out] if isinstance(out, Tensor) else out
+        inputs[at].detach().mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(sum(y.sum() for y in out if y.requires_grad), leaves)
+
+
+def test_operators_themselves_have_no_forward_mode():
+    """Behind the dispatcher tangents cannot be seen: without an error they would be 0."""
+    x = torch.rand(2, 3, 4)
+    for function in (lambda x: torch.ops.d2net.topk_pool(x, None, 8)[0], torch.ops.d2net.iou_1d.default):
+        args = (x,) if function is not torch.ops.d2net.iou_1d.default else (x[0, :, :2], x[1, :, :2])
+        with pytest.raises(RuntimeError, match="no forward-mode derivative; the functions of d2net.ops"):
+            func.jvp(function, args, args)
+        with forward_ad.dual_level(), pytest.raises(RuntimeError, match="no forward-mode derivative"):
+            function(*(forward_ad.make_dual(y, y) for y in args))
+        with pytest.raises(RuntimeError, match="functorch transforms"):
+            func.grad(lambda y, function=function, args=args: function(y, *args[1:]).sum())(args[0])
+
+
+def test_what_is_not_differentiable_says_so():
+    segments, scores = every.segments()
+    segments.requires_grad_(), scores.requires_grad_()
+    for out in (
+        soft_nms_1d(segments, scores, iou_threshold=0.3, sigma=0.5, min_score=0.05),
+        torch.ops.d2net.soft_nms_1d(segments, scores, 0.3, 0.5, 0.05, True),
+    ):
+        assert not out[0].requires_grad and not out[1].requires_grad
+
+
+def test_transforms_within_a_compiled_function():
+    x = torch.rand(4, 3, 3)
+
+    def of(x: Tensor) -> Tensor:
+        return log_condition_number(x).sum()
+
+    compiled = torch.compile(lambda x: func.grad(of)(x), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), func.grad(of)(x))
+
+
+class TestLoss:
+    """D2NetLoss, in evaluation: in training it changes its x_ref, which transforms refuse."""
+
+    def of(self, training: bool = False):
+        generator = torch.Generator().manual_seed(0)
+        loss = D2NetLoss(every.C, every.D).double().train(training)
+        loss.reference.copy_(torch.randn(every.D, generator=generator))
+        tcam = torch.rand(every.B, every.T, every.C, generator=generator, dtype=torch.float64)
+        embeddings = torch.randn(every.B, every.T, every.D, generator=generator, dtype=torch.float64)
+        labels, partners = torch.eye(every.C)[: every.B], torch.tensor([1, 2, 0])
+        lengths = torch.tensor([every.T, 40, 37])
+        return lambda t, e: loss(t, e, lengths, labels, partners).total, (tcam, embeddings)
+
+    def test_forward_and_reverse_mode(self):
+        of, inputs = self.of()
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        expected = torch.autograd.grad(of(*leaves), leaves)
+        for found, grad in zip(func.grad(of, argnums=(0, 1))(*inputs), expected, strict=True):
+            close(found, grad)
+        tangents = tuple(direction(x) for x in inputs)
+        close(
+            func.jvp(of, inputs, tangents)[1],
+            sum((x * t).sum() for x, t in zip(expected, tangents, strict=True)),
+        )
+
+    def test_vmap(self):
+        of, (t, e) = self.of()
+        found = func.vmap(of)(torch.stack((t, 0.9 * t)), torch.stack((e, 0.5 * e)))
+        close(found, torch.stack((of(t, e), of(0.9 * t, 0.5 * e))))
+
+    def test_in_training_and_twice_it_is_refused(self):
+        of, (t, e) = self.of(training=True)
+        for transform in (func.grad(of), lambda *x: func.jvp(of, x, x)):
+            with pytest.raises(RuntimeError, match="in-place"):
+                transform(t, e)
+        t.requires_grad_()
+        (first,) = torch.autograd.grad(of(t, e), t, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiable once"):
+            torch.autograd.grad(first.sum() + t.sum(), t)
