@@ -174,6 +174,8 @@ def _be_child(
     try:
         for fd, stream in zip((1, 2), streams, strict=False):
             os.dup2(stream, fd)
+        sys.stdout = open(1, "w", closefd=False)  # the parent's may be of a file, in which it can seek
+        sys.stderr = open(2, "w", closefd=False, buffering=1, errors="backslashreplace")
         os.setsid()  # a signal to it is to it alone
         if memory is not None:
             size = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024

@@ -392,8 +392,9 @@ def main() -> int:
         folder = Path(name) / "a" / "b" / "c"  # room for what climbs out of its folder
         place, out = folder / "data", folder / "out"
         place.mkdir(parents=True)
-        chosen = [kind for kind in kinds(place) if given.only in kind.name]
-        contents = [(place / file).read_bytes() for kind in chosen for file in kind.files]
+        every = kinds(place)
+        contents = [(place / file).read_bytes() for kind in every for file in kind.files]
+        chosen = [kind for kind in every if given.only in kind.name]
         for kind in chosen:
             undisturbed = read(kind, place, out)
             if undisturbed.code != 0 or not clean(undisturbed.stdout):
@@ -426,6 +427,7 @@ def main() -> int:
                     last = (outcome.stderr.strip().splitlines() or [""])[-1]
                     how = f"{file.name} {what}; exit code {outcome.code}, {last[:200]!a}"
                     problems.append(f"{kind.name}, case {case}: {verdict}: {how}")
+                    print(f"  {problems[-1]}", flush=True)
                     if given.keep and file.is_file():
                         given.keep.mkdir(exist_ok=True)
                         shutil.copy(file, given.keep / f"{kind.name.replace(' ', '_')}-{case}-{file.name}")
@@ -438,8 +440,6 @@ def main() -> int:
                     shutil.rmtree(path) if os.path.isdir(path) else os.path.lexists(path) and os.unlink(path)
             table[kind.name] = dict(counts)
             print(f"{kind.name}: {', '.join(f'{k} {v}' for k, v in counts.items() if v)}", flush=True)
-    for problem in problems[:200]:
-        print(f"  {problem}")
     total = Counter()
     for counts in table.values():
         total.update(counts)

@@ -26,14 +26,17 @@ def ran(found: dict) -> str:
 
 
 def kills(found: dict | None) -> str:
-    head = row("ended", "runs", "of them to the end", "lost", "different", "left over", "no way on", "traceback")
-    text = head + "|---|" + 7 * "---:|" + "\n"
+    head = row(
+        "ended", "runs", "of them to the end", "lost", "moved away", "different", "left over", "no way on", "traceback"
+    )
+    text = head + "|---|" + 8 * "---:|" + "\n"
     if found is None:
-        return text + row("not yet run", *7 * [""])
+        return text + row("not yet run", *8 * [""])
     words = {"time": "at a random moment", "change": "before a change of a file", "full": "full disk"}
     for name, ways in found["attacks"].items():
         for way, n in ways.items():
-            numbers = (n["runs"], n["went through"], n["lost"], n["different"], n["litter"], n["no way on"])
+            moved = n.get("earlier result not at its place", 0)
+            numbers = (n["runs"], n["went through"], n["lost"], moved, n["different"], n["litter"], n["no way on"])
             text += row(f"`{name}`, {words[way]}", *numbers, n["traceback"] + n["hung"])
     return f"Kills and full disks ({ran(found)}):\n\n{text}"
 

@@ -43,6 +43,14 @@ def test_operators_equal_their_references_and_refuse_the_rest(tmp_path):
     assert found["problems"] == [] and sum(found["calls"].values()) == 20_000
 
 
+def test_the_page_has_the_figures_of_the_stored_results():
+    spec = importlib.util.spec_from_file_location("tables", HERE / "tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    _, shown, _ = tables.split(tables.PAGE.read_text(encoding="utf-8"))
+    assert shown == tables.figures()
+
+
 def test_some_calls_of_operators(tmp_path):
     found = attack("operators.py", "--number", 320, "--seed", 1, figures=tmp_path / "operators.json")
     assert found["problems"] == [] and sum(found["calls"].values()) == 320
