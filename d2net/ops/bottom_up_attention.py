@@ -38,8 +38,10 @@ def bottom_up_attention(embeddings: Tensor, reference: Tensor, lengths: Tensor |
 
 def bottom_up_attention_reference(embeddings: Tensor, reference: Tensor, lengths: Tensor | None) -> Tensor:
     """:func:`bottom_up_attention` in plain PyTorch, on any device, without checks; reference in float32 or float64."""
-    padding = ~within(embeddings, lengths)
-    x = embeddings.to(reference.dtype).masked_fill(padding[:, :, None], 0)
+    # Past a length, and of a reference that is zero, nothing depends on either, NaN or not.
+    unused = ~within(embeddings, lengths) | ~reference.any()
+    x = embeddings.to(reference.dtype).masked_fill(unused[:, :, None], 0)
+    reference = reference.masked_fill(unused.all(), 0)
 
     def scaled(v: Tensor) -> Tensor:
         # The cosine does not depend on it, and no square leaves the range of the type.
@@ -48,7 +50,7 @@ def bottom_up_attention_reference(embeddings: Tensor, reference: Tensor, lengths
 
     x, reference = scaled(x), scaled(reference)
     norm = torch.linalg.vector_norm(x, dim=2) * torch.linalg.vector_norm(reference)
-    cosine = torch.where(norm == 0, 0, _native.product(x, reference) / torch.where(norm == 0, 1, norm))
+    cosine = torch.where(unused | (norm == 0), 0, _native.product(x, reference) / torch.where(norm == 0, 1, norm))
     return 0.5 * (1 - cosine.clamp(-1, 1))
 
 
@@ -155,7 +157,7 @@ def _gradients(
     grad = (-0.5 * grad).masked_fill(unused, 0)[:, :, None]
     unit = x.to(reference.dtype).masked_fill(unused[:, :, None], 0).div_(norms)
     length = torch.linalg.vector_norm(reference, dtype=torch.float64)
-    r = (reference / torch.where(length == 0, 1, length)).to(reference.dtype)
+    r = (reference / torch.where(length == 0, 1, length)).to(reference.dtype).masked_fill(unused.all(), 0)
     grad_x, grad_reference = x.new_empty(0), reference.new_empty(0)
     if need_reference:
         # Twice the same sum: PyTorch cuts one that gives a single number into as many parts as there are threads.
@@ -163,7 +165,7 @@ def _gradients(
         total = (grad * unit).sum((0, 1)) - along * r
         grad_reference = (total / torch.where(length == 0, 1, length)).to(reference.dtype)
     if need_x:
-        grad_x = (unit.mul_(-cosine).add_(r).mul_(grad / norms)).to(x.dtype)
+        grad_x = unit.mul_(-cosine).add_(r).mul_(grad / norms).masked_fill_(unused[:, :, None], 0).to(x.dtype)
     return grad_x, grad_reference
 
 
