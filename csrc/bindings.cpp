@@ -113,6 +113,7 @@ void bind_cuda_activations(py::module_& m, const std::string& dtype) {
   def(m, "cuda_attention_pool_" + dtype, &ops::attention_pool<T>);
   def(m, "cuda_attention_pool_backward_" + dtype, &ops::attention_pool_backward<T>);
   def(m, "cuda_bottom_up_attention_" + dtype, &ops::bottom_up_attention<T>);
+  def(m, "cuda_loss_scratch_bytes_" + dtype, &ops::loss_scratch_bytes<T>);
   def(m, "cuda_loss_" + dtype, &ops::loss<T>);
   def(m, "cuda_loss_backward_" + dtype, &ops::loss_backward<T>);
   def(m, "cuda_topk_pool_" + dtype, &ops::topk_pool<T>);

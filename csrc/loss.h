@@ -48,13 +48,16 @@ struct Loss {
   A* scores;                                    // (b, t): lambda' of Eq. 8
   bool* valid;                                  // (2, b): whether there is an x_fg and an x_bg
   A* new_x_ref;                                 // (d)
-  void* workspace;                              // what the backward needs, and room to work in
+  void* workspace;                              // what the backward needs
   int64_t workspace_bytes;
 
   // Backward: gradients of results, null for 0, and what they become; grad_embeddings may be null.
   const A *of_total, *of_discriminative, *of_snippet, *of_video, *of_attention, *of_pooled, *of_x;
   A* grad_tcam;
   X* grad_embeddings;
+
+  void* scratch;  // of CUDA: loss_scratch_bytes() for as long as a call lasts
+  int64_t scratch_bytes;
 };
 
 // Hands out one block of memory piece by piece.
@@ -68,6 +71,7 @@ class Pieces {
     used_ += (n * int64_t(sizeof(T)) + kAlign - 1) / kAlign * kAlign;
     if (used_ > bytes_) throw std::length_error("the workspace of a loss is too small");
   }
+  int64_t used() const { return used_; }
 
  private:
   static constexpr int64_t kAlign = 64;
@@ -80,15 +84,14 @@ template <typename X, typename A = accumulator_t<X>>
 struct LossWorkspace {
   int32_t *peak, *last;  // (b, t), (b, c) of two_stream_tcam.h and topk_pool.h, with kth (b, c)
   A* kth;
-  int64_t* partner;               // (3, b), as drawn
-  A *terms, *to_pooled, *saved;   // (b), (b, c), (kPairsSaved, b): Eq. 4, its gradient to p, see math/pairs.h
-  A *snippets, *to_attention;     // (b), (b, 2) of snippet_pdmi.h
-  bool* comparable;               // (b): a recording has a snippet term
-  A* seen;                        // (b, t): the attention that Eq. 9 sees, with own_classes, ...
-  int32_t* seen_peak;             // ... and its class, -1 for none
-  A *p_left, *p_right;            // (2, c), (2, b) of condition_number.h
-  // Only while a call lasts: the factors of U_2 (c, b) and (b, c); the gradients of its labels, which nobody wants.
-  A *p, *y, *y_left, *y_right;
+  int64_t* partner;              // (3, b), as drawn
+  A *terms, *to_pooled, *saved;  // (b), (b, c), (kPairsSaved, b): Eq. 4, its gradient to p, see math/pairs.h
+  A *snippets, *to_attention;    // (b), (b, 2) of snippet_pdmi.h
+  bool* comparable;              // (b): a recording has a snippet term
+  A* seen;                       // (b, t): the attention that Eq. 9 sees, with own_classes, ...
+  int32_t* seen_peak;            // ... and its class, -1 for none
+  A *p_left, *p_right;           // (2, c), (2, b) of condition_number.h
+  double* weights;               // (2, b): sums of the weights of Eq. 2, of CUDA
 
   explicit LossWorkspace(const Loss<X>& x) {
     Pieces pieces(x.workspace, x.workspace_bytes);
@@ -107,10 +110,7 @@ struct LossWorkspace {
     pieces.take(seen_peak, own);
     pieces.take(p_left, 2 * c);
     pieces.take(p_right, 2 * b);
-    pieces.take(p, b * c);
-    pieces.take(y, b * c);
-    pieces.take(y_left, 2 * b);
-    pieces.take(y_right, 2 * c);
+    pieces.take(weights, 2 * b);
   }
 
   // Who is paired with whom.
@@ -132,6 +132,9 @@ void loss_backward(const Loss<X>& x, int threads);
 
 // The same on `device`, enqueued on `stream` (a cudaStream_t); every pointer is device memory.
 namespace cuda {
+
+template <typename X>
+int64_t loss_scratch_bytes(int64_t b, int64_t t, int64_t c, int64_t d, int device, void* stream);
 
 template <typename X>
 void loss(const Loss<X>& x, int device, void* stream);

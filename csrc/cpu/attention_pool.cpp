@@ -1,10 +1,9 @@
-#include "attention_pool_gradient.h"
+#include "attention_pool.h"
 
 #include <algorithm>
 #include <memory>
 
-#include "attention_pool.h"
-
+#include "attention_pool_gradient.h"
 #include "pages.h"
 #include "parallel.h"
 #include "simd.h"
@@ -167,9 +166,8 @@ void attention_pool(const T* x, const T* attention, const int64_t* lengths, int6
 
 template <typename T>
 AttentionPoolGradient<T>::AttentionPoolGradient(const T* x, const T* attention, const int64_t* lengths, const T* x_fg,
-                                                const T* x_bg, const T* grad_fg, const T* grad_bg, int64_t b,
-                                                int64_t t, int64_t d, double threshold, double background_threshold,
-                                                bool mean)
+                                                const T* x_bg, const T* grad_fg, const T* grad_bg, int64_t b, int64_t t,
+                                                int64_t d, double threshold, double background_threshold, bool mean)
     : x_(x),
       attention_(attention),
       lengths_(lengths),

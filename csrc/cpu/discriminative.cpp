@@ -136,10 +136,10 @@ void discriminative_terms_backward(const T* grad, const T* to_pooled, const T* s
   });
 }
 
-#define D2NET_INSTANTIATE(T)                                                                                         \
+#define D2NET_INSTANTIATE(T)                                                                                          \
   template void discriminative_terms<T>(const T*, const T*, const int64_t*, const T*, const Pairs&, int64_t, int64_t, \
-                                        int64_t, const LossSettings&, T*, T*, T*, int);                              \
-  template void discriminative_terms_backward<T>(const T*, const T*, const T*, const T*, const Pairs&, int64_t,      \
+                                        int64_t, const LossSettings&, T*, T*, T*, int);                               \
+  template void discriminative_terms_backward<T>(const T*, const T*, const T*, const T*, const Pairs&, int64_t,       \
                                                  int64_t, int64_t, T*, T*, int);
 D2NET_INSTANTIATE(float)
 D2NET_INSTANTIATE(double)

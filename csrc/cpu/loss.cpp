@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "attention_pool.h"
+#include "attention_pool_gradient.h"
 #include "bottom_up_attention.h"
 #include "condition_number.h"
-#include "attention_pool_gradient.h"
 #include "discriminative.h"
 #include "math/peaks.h"
 #include "math/topk.h"
@@ -202,9 +202,10 @@ void loss(const Loss<X>& x, int threads) {
     snippet = mean_of(w.snippets, w.comparable, b);
   }
   if (with.video != 0 && b > 0 && c > 0) {
-    video_factors(x, w.p, w.y);
-    joint_log_condition_number(w.p, w.y, 1, c, b, kVideoRankTol, x.video, w.p_left, w.p_right, w.y_left, w.y_right,
-                               threads);
+    std::vector<X> p(c * b), y(b * c), y_left(2 * b), y_right(2 * c);  // of Y_2 nobody wants a gradient
+    video_factors(x, p.data(), y.data());
+    joint_log_condition_number(p.data(), y.data(), 1, c, b, kVideoRankTol, x.video, w.p_left, w.p_right, y_left.data(),
+                               y_right.data(), threads);
   }
   *x.discriminative = X(discriminative);
   *x.snippet = X(snippet);
@@ -232,8 +233,7 @@ void loss_backward(const Loss<X>& x, int threads) {
   }
   std::vector<X> of_snippets(2 * b);  // of the attention of any pseudo-foreground and pseudo-background snippet
   if (snippet) {
-    const auto grad =
-        spread_mean<X>(weighted(with.alpha_snippet, total) + or_zero(x.of_snippet), w.comparable, b);
+    const auto grad = spread_mean<X>(weighted(with.alpha_snippet, total) + or_zero(x.of_snippet), w.comparable, b);
     for (int64_t i = 0; i < 2 * b; ++i) of_snippets[i] = grad[i / 2] * w.to_attention[i];
   }
   const AttentionPoolGradient<X> pool(x.embeddings, x.attention, x.counted, x.x, x.x + b * d, grad_x.data(),
@@ -245,9 +245,9 @@ void loss_backward(const Loss<X>& x, int threads) {
   X* const to = x.grad_embeddings;
   if (to != nullptr) prefer_large_pages(to, b * t * d * int64_t(sizeof(X)));
 
-  const PooledGradient<X> gradient{nullptr, grad_attention.data(), grad_pooled.data(), x.tcam, x.counted,
-                                   w.peak,  w.kth,                 w.last,             b,      t,
-                                   c,       int64_t(with.topk_divisor)};
+  const PooledGradient<X> gradient{
+      nullptr, grad_attention.data(),     grad_pooled.data(), x.tcam, x.counted, w.peak, w.kth, w.last, b, t,
+      c,       int64_t(with.topk_divisor)};
   const auto of_snippet = [&](int64_t row) {
     const X* of = &of_snippets[2 * (row / t)];
     return (x.scores[row] > fg_threshold ? of[0] : X(0)) + (x.scores[row] < bg_threshold ? of[1] : X(0));
@@ -275,7 +275,7 @@ void loss_backward(const Loss<X>& x, int threads) {
       });
 }
 
-#define D2NET_INSTANTIATE(X)                        \
+#define D2NET_INSTANTIATE(X)                          \
   template void loss<X>(const Loss<X>&, int threads); \
   template void loss_backward<X>(const Loss<X>&, int threads);
 D2NET_INSTANTIATE(float)

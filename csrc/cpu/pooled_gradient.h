@@ -46,7 +46,7 @@ void pooled_gradient(const PooledGradient<T>& g, T* grad_x, int64_t row_cost, in
   using Key = typename math::Ordered<T>::Key;
   const int64_t t = g.t, c = g.c;
   const int64_t grain = 1 + 32768 / (c + row_cost + 1);  // about 10 us of work
-  const int64_t group = 1 + 128 / (c + 1);    // rows of few classes are too short for vectors: take several together
+  const int64_t group = 1 + 128 / (c + 1);  // rows of few classes are too short for vectors: take several together
   const int64_t block = group * (1 + 32 / group);
   parallel_for(g.b * t, grain, threads, [&](int64_t begin, int64_t end) {
     std::vector<T> share(group * c);

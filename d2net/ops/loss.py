@@ -107,7 +107,7 @@ def _empty(x: LossInputs, settings: LossSettings) -> LossResult:
     new, a = x.tcam.new_empty, x.tcam.dtype.itemsize
     # At least what LossWorkspace of csrc/loss.h lays out; that is checked there.
     own = t * (a + 4) if settings.own_classes else 0
-    workspace = b * (4 * t + (4 + 4 * a) * c + own + 16 * a + 32) + 4 * a * c + 64 * 20
+    workspace = b * (4 * t + (4 + 2 * a) * c + own + 14 * a + 41) + 2 * a * c + 64 * 15
     # On a CPU zeros cost nothing, and whoever compares a traced call with another finds the same bytes.
     blank = torch.zeros if x.tcam.device.type == "cpu" else torch.empty
     return LossResult(
@@ -148,8 +148,12 @@ def _run(
     results: LossResult,
     *gradients: Tensor | None,
 ) -> None:
-    call = Struct(settings, (*x.sizes, *x, *results, results.workspace.numel(), *gradients))
-    native(function, x.tcam if x.embeddings is None else x.embeddings, call)
+    like, scratch, size = x.tcam if x.embeddings is None else x.embeddings, None, 0
+    if native is not _native.on_cpu:
+        size = native("loss_scratch_bytes", like, *x.sizes)
+        scratch = torch.empty(size, dtype=torch.uint8, device=like.device)
+    members = *x.sizes, *x, *results, results.workspace.numel(), *gradients, scratch, size
+    native(function, like, Struct(settings, members))
 
 
 # What the backward gets of inputs and results, in lists without the others: None.
