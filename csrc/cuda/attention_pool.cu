@@ -6,8 +6,6 @@
 // those of the last round are used, for without a loop in between the compiler puts each load where the row is used.
 // For the same reason what is not selected is replaced by 0, without a branch (and not multiplied by 0, for it may be
 // NaN).
-#include <limits>
-
 #include "attention_pool.h"
 #include "cuda/pool_over_time.h"
 #include "math/ordered_float.h"
@@ -23,7 +21,7 @@ static_assert(kPoolChunk == 32, "one lane weighs one snippet");
 template <typename A>
 __device__ __forceinline__ int64_t lowest_of(const A* attention, int64_t length) {
   using Key = typename math::Ordered<A>::Key;
-  Key best = std::numeric_limits<Key>::min();
+  Key best = -math::kLargest<Key> - 1;
   for (int64_t s = threadIdx.x; s < length; s += blockDim.x) best = max(best, math::ordered_key(1 - attention[s]));
   best = block_reduce(best, Max());
   int64_t first = length;
@@ -36,7 +34,7 @@ __device__ __forceinline__ int64_t lowest_of(const A* attention, int64_t length)
 // A block sums one chunk of one recording (blockIdx.x) over one tile of columns (blockIdx.y), in order of time. The
 // last one of a recording and a tile adds the chunks, in order, in double.
 template <typename T, int N, typename A = accumulator_t<T>>
-__global__ void __launch_bounds__(kSumThreads) pool_over_time_kernel(const PoolOverTime<T> pool, int64_t chunks) {
+__global__ void __launch_bounds__(kSumThreads, 4) pool_over_time_kernel(const PoolOverTime<T> pool, int64_t chunks) {
   const int64_t t = pool.t, d = pool.d, recording = blockIdx.x / chunks;
   const int64_t first = blockIdx.x % chunks * kPoolChunk, length = math::clamped_length(pool.lengths, recording, t);
   const int64_t last = min(first + kPoolChunk, length);

@@ -253,9 +253,9 @@ class VideoDenoising(VideoJoint):
     """
 
     def forward(self, tcam: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor:
+        tcam, lengths, labels = take_scores(type(self).__name__, tcam, lengths, labels)
         if not has_video_kernel(*labels.shape):
             return super().forward(tcam, lengths, labels)
-        tcam, lengths, labels = take_scores(type(self).__name__, tcam, lengths, labels)
         return d2net_loss(LossInputs(tcam, None, lengths, labels), LossSettings(**self.settings(), video=True)).video
 
     def from_pooled(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> Tensor:

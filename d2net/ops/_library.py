@@ -129,14 +129,12 @@ def call(name: str, *arguments: Any) -> Any:
     """
     if torch.compiler.is_compiling() or _is_observed():
         return getattr(torch.ops.d2net, name)(*arguments)
-    device, differentiable = None, False
-    for x in _tensors(arguments):
-        if type(x) not in _PLAIN or x.is_neg():
-            return getattr(torch.ops.d2net, name)(*arguments)
-        device = device or x.device.type
-        differentiable = differentiable or x.requires_grad
-    if not (differentiable and torch.is_grad_enabled()):
-        return KERNELS[name][device](*arguments)
+    tensors = _tensors(arguments)
+    kernel = KERNELS[name].get(tensors[0].device.type)  # on the meta device there is none
+    if kernel is None or any(type(x) not in _PLAIN or x.is_neg() for x in tensors):
+        return getattr(torch.ops.d2net, name)(*arguments)
+    if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+        return kernel(*arguments)
     if name not in _DIRECT:  # a backward: the dispatcher refuses to differentiate it
         return getattr(torch.ops.d2net, name)(*arguments)
     return _DIRECT[name].apply(*arguments)

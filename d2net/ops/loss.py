@@ -196,12 +196,10 @@ def _check_backward(
     if (len(grads), len(inputs), len(results)) != (_SMOOTH, 8, len(LossResult._fields)) or inputs[0] is None:
         raise InputError(f"{where}: expected {_SMOOTH} gradients, 8 inputs and {len(LossResult._fields)} results")
     x = LossInputs(*inputs)
-    b, _, c, _ = x.sizes
-    without_x_ref = settings._replace(update=False, score=False, snippet=False)
-    blank = x._replace(labels=x.tcam.new_empty((b, c)))
-    _check_inputs(where, blank, without_x_ref)
-    if settings.score and x.embeddings is None:
-        raise InputError(f"{where}: embeddings are missing")
+    check_shape(where, "tcam", x.tcam, "B, T, C")
+    # Of labels, lengths and x_ref nothing is left to do.
+    labels = x.tcam.new_empty((x.tcam.shape[0], x.tcam.shape[2]))
+    _check_inputs(where, x._replace(labels=labels), settings._replace(update=False, score=False, snippet=False))
     expected = _empty(x, settings)
     for name, like, grad in zip(LossResult._fields, expected, grads, strict=False):
         if grad is not None:
@@ -221,10 +219,14 @@ def _gradient(
     values: LossSettings | list[float],
     need_embeddings: bool,
 ) -> tuple[Tensor, Tensor]:
+    # Of tensors in lists torch does not turn the sign that it has put off.
+    grads, inputs, results = ([y if y is None else y.resolve_neg() for y in z] for z in (grads, inputs, results))
     x, settings = _readable(native, LossInputs(*inputs)), LossSettings(*values)
     of_tcam = torch.empty_like(x.tcam)
     of_embeddings = torch.empty_like(x.embeddings) if need_embeddings else None
     result = LossResult(*_native.contiguous(*results))
+    if result.workspace.data_ptr() % 8 != 0:  # of numbers; where torch makes bytes, they lie well
+        result = result._replace(workspace=result.workspace.clone())
     _run(native, "loss_backward", x, settings, result, *_native.contiguous(*grads), of_tcam, of_embeddings)
     if of_embeddings is None:
         return of_tcam, x.tcam.new_empty(0)

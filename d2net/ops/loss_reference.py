@@ -117,7 +117,7 @@ def d2net_loss_reference(inputs: LossInputs, settings: LossSettings) -> LossResu
     zero, none = tcam.new_zeros(()), tcam.new_empty(0)
     counted = counted_lengths(tcam, lengths, labels, settings)
     attention, pooled = tcam_pool_reference(tcam, counted, divisor=int(settings.topk_divisor))
-    x = valid = new_x_ref = scores = none
+    x, valid, scores, new_x_ref = none, none.bool(), none, none
     if embeddings is not None and settings.embed:
         thresholds = settings.threshold, settings.background_threshold, bool(settings.mean_embeddings)
         with nullcontext() if settings.separate else torch.no_grad():
