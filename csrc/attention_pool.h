@@ -36,11 +36,11 @@ namespace cuda {
 
 constexpr int64_t kPoolChunk = 32;  // snippets; d2net/ops/attention_pool.py knows it too
 
-// Scratch: partial (b, chunks, 2, d) and totals (b, chunks, 2), where chunks = ceil(t / kPoolChunk).
+// Scratch: partial (b, chunks, 2, d), where chunks = ceil(t / kPoolChunk), and arrived (b, d / 32 + 1).
 template <typename T>
 void attention_pool(const T* x, const accumulator_t<T>* attention, const int64_t* lengths, int64_t b, int64_t t,
                     int64_t d, double threshold, double background_threshold, bool mean, accumulator_t<T>* partial,
-                    double* totals, accumulator_t<T>* x_fg, accumulator_t<T>* x_bg, bool* valid_fg, bool* valid_bg,
+                    unsigned* arrived, accumulator_t<T>* x_fg, accumulator_t<T>* x_bg, bool* valid_fg, bool* valid_bg,
                     int device, void* stream);
 
 // Scratch: terms (b, 2, 2), used with `mean` only.

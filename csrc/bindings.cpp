@@ -5,14 +5,16 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <cstring>
+#include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include "attention_pool.h"
-#include "batch_loss.h"
 #include "bottom_up_attention.h"
 #include "condition_number.h"
-#include "discriminative.h"
 #include "iou.h"
+#include "loss.h"
 #include "nms.h"
 #include "proposals.h"
 #include "snippet_pdmi.h"
@@ -26,7 +28,7 @@ namespace py = pybind11;
 
 namespace {
 
-// What Python passes for a C++ parameter: an address for a pointer, anything else as it is.
+// What Python passes for a C++ parameter: an address for a pointer, bytes for a struct, anything else as it is.
 template <typename T>
 struct Passed {
   using type = T;
@@ -36,6 +38,16 @@ template <typename T>
 struct Passed<T*> {
   using type = std::uintptr_t;
   static T* get(std::uintptr_t address) { return reinterpret_cast<T*>(address); }
+};
+template <typename X>
+struct Passed<const d2net::Loss<X>&> {
+  using type = std::string_view;
+  static d2net::Loss<X> get(std::string_view bytes) {
+    d2net::Loss<X> value;
+    if (bytes.size() != sizeof value) throw std::length_error("d2net/ops/loss.py packs another struct");
+    std::memcpy(&value, bytes.data(), sizeof value);
+    return value;
+  }
 };
 
 template <typename R, typename... Args>
@@ -71,13 +83,8 @@ void bind_cpu(py::module_& m, const std::string& dtype) {
   def(m, "log_condition_number_backward_" + dtype, &ops::log_condition_number_backward<T>);
   def(m, "snippet_pdmi_" + dtype, &ops::snippet_pdmi<T>);
   def(m, "snippet_pdmi_backward_" + dtype, &ops::snippet_pdmi_backward<T>);
-  def(m, "discriminative_terms_" + dtype, &ops::discriminative_terms<T>);
-  def(m, "discriminative_terms_backward_" + dtype, &ops::discriminative_terms_backward<T>);
-  def(m, "video_factors_" + dtype, &ops::video_factors<T>);
-  def(m, "video_factors_backward_" + dtype, &ops::video_factors_backward<T>);
-  def(m, "total_loss_" + dtype, &ops::total_loss<T>);
-  def(m, "total_loss_backward_" + dtype, &ops::total_loss_backward<T>);
-  def(m, "update_reference_" + dtype, &ops::update_reference<T>);
+  def(m, "loss_" + dtype, &ops::loss<T>);
+  def(m, "loss_backward_" + dtype, &ops::loss_backward<T>);
 }
 
 #if defined(D2NET_WITH_CUDA) || defined(D2NET_SIMT)
@@ -97,13 +104,6 @@ void bind_cuda(py::module_& m, const std::string& dtype) {
   def(m, "cuda_snippet_pdmi_" + dtype, &ops::snippet_pdmi<T>);
   def(m, "cuda_snippet_pdmi_backward_" + dtype, &ops::snippet_pdmi_backward<T>);
   def(m, "cuda_iou_1d_" + dtype, &ops::iou_1d<T>);
-  def(m, "cuda_discriminative_terms_" + dtype, &ops::discriminative_terms<T>);
-  def(m, "cuda_discriminative_terms_backward_" + dtype, &ops::discriminative_terms_backward<T>);
-  def(m, "cuda_video_factors_" + dtype, &ops::video_factors<T>);
-  def(m, "cuda_video_factors_backward_" + dtype, &ops::video_factors_backward<T>);
-  def(m, "cuda_total_loss_" + dtype, &ops::total_loss<T>);
-  def(m, "cuda_total_loss_backward_" + dtype, &ops::total_loss_backward<T>);
-  def(m, "cuda_update_reference_" + dtype, &ops::update_reference<T>);
 }
 
 // Operators on activations, which come in half precision too.
@@ -115,6 +115,9 @@ void bind_cuda_activations(py::module_& m, const std::string& dtype) {
   def(m, "cuda_attention_pool_" + dtype, &ops::attention_pool<T>);
   def(m, "cuda_attention_pool_backward_" + dtype, &ops::attention_pool_backward<T>);
   def(m, "cuda_bottom_up_attention_" + dtype, &ops::bottom_up_attention<T>);
+  def(m, "cuda_loss_scratch_bytes_" + dtype, &ops::loss_scratch_bytes<T>);
+  def(m, "cuda_loss_" + dtype, &ops::loss<T>);
+  def(m, "cuda_loss_backward_" + dtype, &ops::loss_backward<T>);
   def(m, "cuda_topk_pool_" + dtype, &ops::topk_pool<T>);
   def(m, "cuda_topk_pool_backward_" + dtype, &ops::topk_pool_backward<T>);
   def(m, "cuda_tcam_pool_" + dtype, &ops::tcam_pool<T>);
@@ -151,13 +154,11 @@ PYBIND11_MODULE(_simt, m) {
 PYBIND11_MODULE(_C, m) {
   bind_cpu<float>(m, "float32");
   bind_cpu<double>(m, "float64");
-  def(m, "different_partners_float32", &d2net::cpu::different_partners);
 #endif
   m.def("build_info", &build_info);
 #if defined(D2NET_WITH_CUDA) || defined(D2NET_SIMT)
   bind_cuda<float>(m, "float32");
   bind_cuda<double>(m, "float64");
-  def(m, "cuda_different_partners_float32", &d2net::cuda::different_partners);
   bind_cuda_activations<float>(m, "float32");
   bind_cuda_activations<double>(m, "float64");
   bind_cuda_activations<d2net::float16>(m, "float16");

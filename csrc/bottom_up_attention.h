@@ -10,9 +10,9 @@ namespace d2net {
 namespace cpu {
 
 // x (b, t, d) and reference (d) -> attention (b, t), 0.5 where either vector is zero, and norms (b, t) of the x(t) for
-// the backward: 0 where attention does not depend on x(t). Lengths are clamped to [0, t], null means all t; snippets
-// past a length are not read and get 0.5. Sums are in double, and vectors whose squared norm a double cannot hold are
-// scaled first. NaN propagates.
+// the backward: 0 where attention does not depend on x(t); null: not wanted. Lengths are clamped to [0, t], null means
+// all t; snippets past a length are not read and get 0.5. Sums are in double, and vectors whose squared norm a double
+// cannot hold are scaled first. NaN propagates.
 template <typename T>
 void bottom_up_attention(const T* x, const T* reference, const int64_t* lengths, int64_t b, int64_t t, int64_t d,
                          T* attention, T* norms, int threads);

@@ -23,8 +23,7 @@ from d2net.data.watch import TRAIN_SUBJECTS
 from d2net.errors import D2NetError, InputError
 from d2net.evaluation import evaluate
 from d2net.localization import localize
-from d2net.losses import SnippetDenoising, VideoDenoising
-from d2net.ops.discriminative import discriminative_terms
+from d2net.losses import FocalLoss, SnippetDenoising, VideoDenoising
 from d2net.recipes import load_recipe
 from d2net.studies.ablation import (
     LOSSES,
@@ -405,7 +404,7 @@ def test_what_pdmi_cannot_see() -> None:
 
 
 def _focal(p: torch.Tensor, counted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return discriminative_terms(p, labels, counted, beta=2.0).mean()
+    return FocalLoss()(p[:, None], None, labels)  # a single snippet's activations are the scores
 
 
 def _gradient(loss, p: torch.Tensor, counted: torch.Tensor, labels: torch.Tensor) -> float:

@@ -13,8 +13,8 @@ from d2net import ops
 from d2net.errors import InputError
 from d2net.info import operator_names
 from d2net.ops import _library
-from d2net.ops.batch_loss import total_loss, update_reference, video_factors
-from d2net.ops.discriminative import Pairs, different_partners, discriminative_terms
+from d2net.ops.loss import d2net_loss
+from d2net.ops.loss_reference import LossInputs, LossSettings
 
 B, T, C, D, N = 3, 70, 5, 33, 90  # no multiple of a warp
 
@@ -32,10 +32,16 @@ def segments() -> tuple[Tensor, Tensor]:
     return torch.stack((50 * x[:, 0], 50 * x[:, 0] + 0.5 + 10 * x[:, 1]), 1), x[:, 2].contiguous()
 
 
-def updated_reference(reference: Tensor, background: Tensor, valid: Tensor) -> Tensor:
-    reference = reference.clone()
-    update_reference(reference, background, valid, 0.9)
-    return reference
+LOSS = LossSettings(
+    classify=True, separate=True, gamma=0.3, embed=True, mean_embeddings=True, background_threshold=0.3, update=True,
+    score=True, snippet=True, alpha_snippet=0.2, own_classes=True, bg_threshold=0.4, video=True, alpha_video=0.3,
+    peak_share=0.2,
+)  # fmt: skip
+
+
+def loss(tcam: Tensor, embeddings: Tensor, n: Tensor, y: Tensor, x_ref: Tensor, partner: Tensor) -> list[Tensor]:
+    batch = LossInputs(tcam, embeddings, n, y, x_ref, partner=partner, source=torch.arange(B, device=n.device))
+    return list(d2net_loss(batch, LOSS)[:-1])
 
 
 # Every case: the operator on differentiable inputs (the first list) and others (the second).
@@ -65,23 +71,11 @@ CASES: dict[str, Case] = {
         [],
         list(segments()),
     ),
-    "different_partners": (different_partners, [], [uniform(3, N), uniform(N) > 0.3, uniform(N) > 0.5]),
-    "discriminative_terms": (
-        lambda p, fg, bg, y, n, partner: discriminative_terms(p, y, n, (fg, bg), Pairs(partner)),
-        [uniform(B, C), uniform(B, D) - 0.5, uniform(B, D + 1)[:, 1:] - 0.5],
-        [(uniform(B, C) > 0.5).float(), lengths() > 0, torch.tensor([[1, 2, 0]] * 3)],
+    "d2net_loss": (
+        loss,
+        [uniform(B, T, C), uniform(B, T, D) - 0.5],
+        [lengths(), (uniform(B, C) > 0.5).float(), uniform(D) - 0.5, torch.tensor([[1, 2, 0], [2, 0, 1], [0, 2, 1]])],
     ),
-    "video_factors": (
-        lambda p, y, n: video_factors(p, y, n, peak_share=0.2),
-        [uniform(B, C)],
-        [(uniform(B, C) > 0.5).float(), lengths() > 0],
-    ),
-    "total_loss": (
-        lambda d, s, v, n: total_loss(d, n, s, ~n, v, alpha_snippet=0.2, alpha_video=0.3),
-        [uniform(B), uniform(B, 1)[:, 0], uniform(1)[0]],
-        [lengths() > 0],
-    ),
-    "update_reference": (updated_reference, [], [uniform(D), uniform(B, D), lengths() > 0]),
     "tcam_pool": (ops.tcam_pool, [uniform(B, T, C)], [lengths()]),
     "topk_pool": (ops.topk_pool, [uniform(B, T, C)], [lengths()]),
     "two_stream_tcam": (
@@ -135,8 +129,7 @@ def test_inputs_may_lie_anywhere(name, place, device):
 
 
 def test_no_operator_is_left_out():
-    parts = (different_partners, discriminative_terms, video_factors, total_loss, update_reference)
-    assert {name.split()[0] for name in CASES} == set(operator_names()) | {f.__name__ for f in parts}
+    assert {name.split()[0] for name in CASES} == {*operator_names(), "d2net_loss"}
 
 
 @pytest.mark.skipif(not hasattr(torch, "float8_e4m3fn"), reason="this torch has no 8-bit floats")

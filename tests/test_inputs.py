@@ -23,7 +23,7 @@ _spec = importlib.util.spec_from_file_location("every", Path(__file__).with_name
 every = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(every)
 
-INTERNAL = ("different_partners", "discriminative_terms", "video_factors", "total_loss", "update_reference")
+INTERNAL = ("d2net_loss",)
 B, T, C, D = 4, 30, 3, 8
 
 

@@ -15,8 +15,8 @@ from d2net import ops
 from d2net.info import operator_names
 from d2net.localization import Localizer
 from d2net.losses import D2NetLoss
-from d2net.ops.batch_loss import total_loss, update_reference, video_factors
-from d2net.ops.discriminative import Pairs, different_partners, discriminative_terms
+from d2net.ops.loss import d2net_loss
+from d2net.ops.loss_reference import LossInputs, LossSettings
 from d2net.recipes import load_recipe
 
 
@@ -89,26 +89,18 @@ def every_operator(b: int, t: int, c: int, d: int, n: int) -> dict[str, Case]:
         "soft_nms_1d": (lambda *x: ops.soft_nms_1d(*x, **soft), [], [segments, scores]),
         "iou_1d": (ops.iou_1d, [segments[:300], segments[-900:]], []),
         "iou_1d of one segment": (ops.iou_1d, [torch.tensor([[0.0, n]]), segments], []),
-        "different_partners": (different_partners, [], [drawn(3, b), drawn(b) > 0.3, drawn(b) > 0.5]),
-        "discriminative_terms": (
-            lambda p, fg, bg: discriminative_terms(p, labels, lengths, (fg, bg), Pairs(partner)),
-            [drawn(b, c), drawn(b, d) - 0.5, drawn(b, d + 1)[:, 1:] - 0.5],
+        "d2net_loss": (
+            lambda x, y: d2net_loss(LossInputs(x, y, lengths, labels, drawn(d), partner=partner), LOSS)[:-1],
+            [drawn(b, t, c) ** 2, drawn(b, t, d) - 0.5],
             [],
         ),
-        "video_factors": (lambda p: video_factors(p, labels, lengths, peak_share=0.2), [drawn(b, c)], []),
-        "total_loss": (
-            lambda x, y, z: total_loss(x, lengths, y, lengths > 0, z, alpha_snippet=0.2, alpha_video=0.3),
-            [drawn(b), drawn(b, 1)[:, 0], drawn(1)[0]],
-            [],
-        ),
-        "update_reference": (updated, [], [drawn(d), drawn(b, d), lengths > 0]),
     }
 
 
-def updated(reference: Tensor, background: Tensor, valid: Tensor) -> Tensor:
-    reference = reference.clone()
-    update_reference(reference, background, valid, 0.9)
-    return reference
+LOSS = LossSettings(
+    classify=True, separate=True, embed=True, mean_embeddings=True, update=True, score=True, snippet=True,
+    alpha_snippet=0.2, own_classes=True, video=True, alpha_video=0.3, peak_share=0.2,
+)  # fmt: skip
 
 
 SIZES = [(9, 1200, 20, 128, 5000), (2, 40000, 3, 9, 40000)]
@@ -146,8 +138,7 @@ def test_operators_for_every_number_of_threads(name: str, size: tuple[int, ...])
 
 
 def test_no_operator_is_left_out() -> None:
-    parts = (different_partners, discriminative_terms, video_factors, total_loss, update_reference)
-    assert {name.split()[0] for name in NAMES} == set(operator_names()) | {f.__name__ for f in parts}
+    assert {name.split()[0] for name in NAMES} == {*operator_names(), "d2net_loss"}
 
 
 @pytest.mark.parametrize(

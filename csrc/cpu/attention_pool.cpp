@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <memory>
-#include <vector>
 
+#include "attention_pool_gradient.h"
 #include "pages.h"
 #include "parallel.h"
 #include "simd.h"
@@ -74,14 +74,6 @@ void combine(const T* partial, int64_t stride, int64_t n, int64_t d, double divi
   }
 }
 
-// What one side of one recording hands to the gradients: with `mean`, pooled = scale * (weighted sum), and the quotient
-// rule takes shift = pooled . grad off every x . grad.
-template <typename T>
-struct Side {
-  const T* grad;
-  T scale, shift;
-};
-
 // A snippet's part in one side: weight * grad goes to its x, scale * (x . grad - shift) to its attention.
 template <typename T>
 struct Share {
@@ -123,7 +115,7 @@ D2NET_SIMD double row_backward_of(const double* x, const Share<double>& f, const
 
 // Makes `side` that of a mean over weights of sum `total`; pooled is null where its shift is not wanted.
 template <typename T>
-void divide(Side<T>& side, double total, const T* pooled, int64_t d) {
+void divide(PoolSide<T>& side, double total, const T* pooled, int64_t d) {
   if (!(total > 0)) return;
   side.scale = T(1 / total);
   if (pooled == nullptr) return;
@@ -173,44 +165,62 @@ void attention_pool(const T* x, const T* attention, const int64_t* lengths, int6
 }
 
 template <typename T>
-void attention_pool_backward(const T* x, const T* attention, const int64_t* lengths, const T* x_fg, const T* x_bg,
-                             const T* grad_fg, const T* grad_bg, int64_t b, int64_t t, int64_t d, double threshold,
-                             double background_threshold, bool mean, T* grad_x, T* grad_attention, int threads) {
-  const T over = T(threshold), background_over = T(background_threshold);
-  if (grad_x != nullptr) prefer_large_pages(grad_x, b * t * d * int64_t(sizeof(T)));
-  std::vector<Side<T>> fg(b), bg(b);
+AttentionPoolGradient<T>::AttentionPoolGradient(const T* x, const T* attention, const int64_t* lengths, const T* x_fg,
+                                                const T* x_bg, const T* grad_fg, const T* grad_bg, int64_t b, int64_t t,
+                                                int64_t d, double threshold, double background_threshold, bool mean)
+    : x_(x),
+      attention_(attention),
+      lengths_(lengths),
+      t_(t),
+      d_(d),
+      over_(T(threshold)),
+      background_over_(T(background_threshold)),
+      fg_(b),
+      bg_(b) {
   for (int64_t i = 0; i < b; ++i) {
-    fg[i] = {grad_fg + i * d, 1, 0};
-    bg[i] = {grad_bg + i * d, 1, 0};
+    fg_[i] = {grad_fg + i * d, 1, 0};
+    bg_[i] = {grad_bg + i * d, 1, 0};
     if (!mean) continue;
     double total_fg = 0, total_bg = 0;
     for (const T *a = attention + i * t, *end = a + length_of(lengths, i, t); a != end; ++a) {
-      if (*a > over) total_fg += *a;
-      if (1 - *a > background_over) total_bg += 1 - *a;
+      if (*a > over_) total_fg += *a;
+      if (1 - *a > background_over_) total_bg += 1 - *a;
     }
-    const bool shift = grad_attention != nullptr;
-    divide(fg[i], total_fg, shift ? x_fg + i * d : nullptr, d);
-    divide(bg[i], total_bg, shift ? x_bg + i * d : nullptr, d);
+    divide(fg_[i], total_fg, x == nullptr ? nullptr : x_fg + i * d, d);
+    divide(bg_[i], total_bg, x == nullptr ? nullptr : x_bg + i * d, d);
   }
+}
+
+template <typename T>
+T AttentionPoolGradient<T>::row(int64_t row, T* to) const {
+  const int64_t i = row / t_;
+  const T foreground = attention_[row], background = 1 - foreground;
+  const bool inside = row % t_ < length_of(lengths_, i, t_);
+  const bool in_fg = inside && foreground > over_, in_bg = inside && background > background_over_;
+  if (!in_fg && !in_bg) {
+    if (to != nullptr) std::fill(to, to + d_, T(0));
+    return 0;
+  }
+  // A side without this snippet must not be touched, for its gradient may be NaN: the other stands in for it.
+  const PoolSide<T>&f = in_fg ? fg_[i] : bg_[i], &g = in_bg ? bg_[i] : fg_[i];
+  const Share<T> f_share = {f.grad, in_fg ? fg_[i].scale * foreground : 0, in_fg ? fg_[i].scale : 0};
+  const Share<T> g_share = {g.grad, in_bg ? bg_[i].scale * background : 0, in_bg ? -bg_[i].scale : 0};
+  const T dot = row_backward_of(x_ == nullptr ? nullptr : x_ + row * d_, f_share, g_share, d_, to);
+  return dot - f_share.scale * f.shift - g_share.scale * g.shift;
+}
+
+template <typename T>
+void attention_pool_backward(const T* x, const T* attention, const int64_t* lengths, const T* x_fg, const T* x_bg,
+                             const T* grad_fg, const T* grad_bg, int64_t b, int64_t t, int64_t d, double threshold,
+                             double background_threshold, bool mean, T* grad_x, T* grad_attention, int threads) {
+  if (grad_x == nullptr && grad_attention == nullptr) return;
+  if (grad_x != nullptr) prefer_large_pages(grad_x, b * t * d * int64_t(sizeof(T)));
+  const AttentionPoolGradient<T> gradient(grad_attention == nullptr ? nullptr : x, attention, lengths, x_fg, x_bg,
+                                          grad_fg, grad_bg, b, t, d, threshold, background_threshold, mean);
   parallel_for(b * t, 1 + 65536 / (d + 1), threads, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t i = row / t;
-      const T foreground = attention[row], background = 1 - foreground;
-      const bool inside = row % t < length_of(lengths, i, t);
-      const bool in_fg = inside && foreground > over, in_bg = inside && background > background_over;
-      T* to = grad_x == nullptr ? nullptr : grad_x + row * d;
-      if (!in_fg && !in_bg) {
-        if (to != nullptr) std::fill(to, to + d, T(0));
-        if (grad_attention != nullptr) grad_attention[row] = 0;
-        continue;
-      }
-      // A side without this snippet must not be touched, for its gradient may be NaN: the other stands in for it.
-      const Side<T>&f = in_fg ? fg[i] : bg[i], &g = in_bg ? bg[i] : fg[i];
-      const Share<T> f_share = {f.grad, in_fg ? fg[i].scale * foreground : 0, in_fg ? fg[i].scale : 0};
-      const Share<T> g_share = {g.grad, in_bg ? bg[i].scale * background : 0, in_bg ? -bg[i].scale : 0};
-      const T* from = grad_attention == nullptr ? nullptr : x + row * d;
-      const T dot = row_backward_of(from, f_share, g_share, d, to);
-      if (grad_attention != nullptr) grad_attention[row] = dot - f_share.scale * f.shift - g_share.scale * g.shift;
+      const T of_attention = gradient.row(row, grad_x == nullptr ? nullptr : grad_x + row * d);
+      if (grad_attention != nullptr) grad_attention[row] = of_attention;
     }
   });
 }
@@ -219,7 +229,8 @@ void attention_pool_backward(const T* x, const T* attention, const int64_t* leng
   template void attention_pool<T>(const T*, const T*, const int64_t*, int64_t, int64_t, int64_t, double, double, bool, \
                                   T*, T*, bool*, bool*, int);                                                          \
   template void attention_pool_backward<T>(const T*, const T*, const int64_t*, const T*, const T*, const T*, const T*, \
-                                           int64_t, int64_t, int64_t, double, double, bool, T*, T*, int);
+                                           int64_t, int64_t, int64_t, double, double, bool, T*, T*, int);              \
+  template class AttentionPoolGradient<T>;
 INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE

@@ -80,7 +80,7 @@ void bottom_up_attention(const T* x, const T* reference, const int64_t* lengths,
       if (cosine > 1) cosine = 1;
       if (cosine < -1) cosine = -1;
       attention[row] = T(0.5 * (1 - cosine));
-      norms[row] = T(norm);
+      if (norms != nullptr) norms[row] = T(norm);
     }
   });
 }

@@ -36,14 +36,17 @@ void pooled_gradient_rows(const double* of_x, const double* x, int64_t first, in
 
 }  // namespace detail
 
-// Writes grad_x (b, t, c) within the lengths. Calls then(offset, n) for each stretch of it as soon as it is written,
-// and still in the nearest cache, and padding(offset, n) for what lies past a length and was not written.
-template <typename T, typename Then, typename Padding>
-void pooled_gradient(const PooledGradient<T>& g, T* grad_x, int threads, Then then, Padding padding) {
+// Writes grad_x (b, t, c) within the lengths, in stretches of a few rows, which count through all recordings. Calls
+// before(row, rows) for each of them, after which g.of_attention is read, then(row, rows) when it is written and still
+// in the nearest cache, and padding(row, rows) for what lies past a length and is not written. row_cost: what the three
+// take, in numbers of a row of grad_x.
+template <typename T, typename Before, typename Then, typename Padding>
+void pooled_gradient(const PooledGradient<T>& g, T* grad_x, int64_t row_cost, int threads, Before before, Then then,
+                     Padding padding) {
   using Key = typename math::Ordered<T>::Key;
   const int64_t t = g.t, c = g.c;
-  const int64_t grain = 1 + 32768 / (c + 1);  // about 10 us of work
-  const int64_t group = 1 + 128 / (c + 1);    // rows of few classes are too short for vectors: take several together
+  const int64_t grain = 1 + 32768 / (c + row_cost + 1);  // about 10 us of work
+  const int64_t group = 1 + 128 / (c + 1);  // rows of few classes are too short for vectors: take several together
   const int64_t block = group * (1 + 32 / group);
   parallel_for(g.b * t, grain, threads, [&](int64_t begin, int64_t end) {
     std::vector<T> share(group * c);
@@ -61,6 +64,7 @@ void pooled_gradient(const PooledGradient<T>& g, T* grad_x, int threads, Then th
       const int64_t valid = std::clamp(length, from, to);
       for (int64_t first = from; first < valid; first += block) {
         const int64_t rows = std::min(block, valid - first), row = recording * t + first;
+        before(row, rows);
         detail::pooled_gradient_rows(g.of_x != nullptr ? g.of_x + row * c : nullptr, g.x + row * c, first, rows, c,
                                      group, share.data(), kth.data(), last.data(), grad_x + row * c);
         if (g.of_attention != nullptr && c > 0) {
@@ -69,9 +73,9 @@ void pooled_gradient(const PooledGradient<T>& g, T* grad_x, int threads, Then th
             if (peak >= 0 && peak < c) grad_x[i * c + peak] += g.of_attention[i];
           }
         }
-        then(row * c, rows * c);
+        then(row, rows);
       }
-      padding((recording * t + valid) * c, (to - valid) * c);
+      padding(recording * t + valid, to - valid);
       begin += to - from;
     }
   });

@@ -384,9 +384,9 @@ template <typename T>
 void topk_pool_backward(const T* grad, const T* x, const int64_t* lengths, const T* kth, const int32_t* last, int64_t b,
                         int64_t t, int64_t c, int64_t divisor, T* grad_x, int threads) {
   const PooledGradient<T> gradient{nullptr, nullptr, grad, x, lengths, nullptr, kth, last, b, t, c, divisor};
-  pooled_gradient(
-      gradient, grad_x, threads, [](int64_t, int64_t) {},
-      [&](int64_t offset, int64_t n) { std::fill_n(grad_x + offset, n, T(0)); });
+  const auto nothing = [](int64_t, int64_t) {};
+  pooled_gradient(gradient, grad_x, 0, threads, nothing, nothing,
+                  [&](int64_t row, int64_t rows) { std::fill_n(grad_x + row * c, rows * c, T(0)); });
 }
 
 #define D2NET_INSTANTIATE(T)                                                                                          \

@@ -121,9 +121,9 @@ void tcam_pool_backward(const T* grad_attention, const T* grad_pooled, const T* 
                         int64_t divisor, T* grad_tcam, int threads) {
   const PooledGradient<T> gradient{nullptr, grad_attention, grad_pooled, tcam, lengths, peak,
                                    kth,     last,           b,           t,    c,       divisor};
-  pooled_gradient(
-      gradient, grad_tcam, threads, [](int64_t, int64_t) {},
-      [&](int64_t offset, int64_t n) { std::fill_n(grad_tcam + offset, n, T(0)); });
+  const auto nothing = [](int64_t, int64_t) {};
+  pooled_gradient(gradient, grad_tcam, 0, threads, nothing, nothing,
+                  [&](int64_t row, int64_t rows) { std::fill_n(grad_tcam + row * c, rows * c, T(0)); });
 }
 
 template <typename T>
@@ -148,13 +148,14 @@ void two_stream_tcam_backward(const T* grad_tcam, const T* grad_attention, const
   const PooledGradient<T> gradient{grad_tcam, grad_attention, grad_pooled, tcam, lengths, peak,
                                    kth,       last,           b,           t,    c,       divisor};
   pooled_gradient(
-      gradient, grad_a, threads,
-      [&](int64_t offset, int64_t n) {
-        through_sigmoids(logits_a + offset, logits_b + offset, n, grad_a + offset, grad_b + offset);
+      gradient, grad_a, 0, threads, [](int64_t, int64_t) {},
+      [&](int64_t row, int64_t rows) {
+        const int64_t at = row * c;
+        through_sigmoids(logits_a + at, logits_b + at, rows * c, grad_a + at, grad_b + at);
       },
-      [&](int64_t offset, int64_t n) {
-        std::fill_n(grad_a + offset, n, T(0));
-        std::fill_n(grad_b + offset, n, T(0));
+      [&](int64_t row, int64_t rows) {
+        std::fill_n(grad_a + row * c, rows * c, T(0));
+        std::fill_n(grad_b + row * c, rows * c, T(0));
       });
 }
 

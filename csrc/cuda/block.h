@@ -97,4 +97,18 @@ __device__ __forceinline__ T block_exclusive_sum(T value, T* total) {
   return before + in_warp;
 }
 
+// Whether this block is the last of `blocks` to come here, all of which count in *arrived, 0 at first. It sees what the
+// others wrote before: memory that is not const and __restrict__, which may be read from a cache that does not know.
+__device__ __forceinline__ bool is_last_block(unsigned* arrived, unsigned blocks) {
+  D2NET_SHARED(bool, is_last, );
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    is_last = atomicAdd(arrived, 1u) + 1 == blocks;
+    __threadfence();
+  }
+  __syncthreads();
+  return is_last;
+}
+
 }  // namespace d2net::cuda

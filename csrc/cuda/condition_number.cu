@@ -9,7 +9,7 @@
 #include <limits>
 
 #include "condition_number.h"
-#include "cuda/jacobi.h"
+#include "cuda/joint.h"
 #include "math/svd2x2.h"
 
 namespace d2net::cuda {
@@ -17,12 +17,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kMostThreads = 512;  // of jacobi_threads(128); one such block may have all registers, none is spilled
-
-// Cosine of columns that count as orthogonal: results of type T do not show it.
-template <typename T>
-double orthogonality(int64_t length) {
-  return sizeof(T) == 4 ? 1e-12 : 1e-15 * std::sqrt(double(length));
-}
 
 // ---- 2x2
 
@@ -121,171 +115,18 @@ __global__ void __launch_bounds__(kMostThreads, 1)
 
 // ---- products P Y
 
-// Where things lie in the memory of a block, in doubles.
-struct JointLayout {
-  int64_t p, y, stride;         // columns of P and Y^T and their stride, if they are factored
-  int64_t tau, diagonal;        // of both factors
-  int64_t small, small_stride;  // the matrix that is decomposed
-  int64_t rest;                 // two a column: norms, or what is left of its factorization
-  int64_t left, right, by_p;    // u and v (2, classes), P^T u (2, items)
-  int64_t total;
-
-  __host__ __device__ JointLayout(int64_t classes, int64_t items) {
-    const bool reduce = items < classes;
-    const int64_t order = reduce ? items : classes, factored = reduce ? items : 0;
-    stride = column_stride(classes);
-    small_stride = column_stride(order);
-    p = 0;
-    y = p + factored * stride;
-    tau = y + factored * stride;
-    diagonal = tau + 2 * factored;
-    small = diagonal + 2 * factored;
-    rest = small + order * small_stride;
-    left = rest + 2 * order;
-    right = left + 2 * classes;
-    by_p = right + 2 * classes;
-    total = by_p + 2 * items;
-  }
-};
-
-// x = H_0 ... H_{n-1} x, by one warp whose lanes own the elements as in factor().
-__device__ void apply_reflectors(const double* columns, const double* tau, int length, int n, int64_t stride,
-                                 double* x) {
-  const int lane = threadIdx.x % 32;
-  for (int k = n - 1; k >= 0; --k) {
-    const double* v = columns + k * stride;
-    const int begin = k / 32 * 32 + lane;
-    double dot = 0;
-    for (int i = begin; i < length; i += 32) {
-      if (i >= k) dot += v[i] * x[i];
-    }
-    dot = tau[k] * warp_reduce(dot, Sum{});
-    for (int i = begin; i < length; i += 32) {
-      if (i >= k) x[i] -= dot * v[i];
-    }
-  }
-}
-
-// With fewer items than classes, QR of both, P = Q_p R_p and Y^T = Q_y R_y, leaves the small R_p R_y^T with the same
-// singular values; else the product itself is small. Of its vectors only u is needed: u^T P, v^T = u^T P Y / sigma and
-// Y v follow from the inputs.
 template <typename T, bool kScratch>
 __global__ void __launch_bounds__(kMostThreads, 1)
     joint_kernel(const T* __restrict__ p, const T* __restrict__ y, int64_t n, int classes, int items, double rank_tol,
                  double tolerance, T* __restrict__ value, T* __restrict__ p_left, T* __restrict__ p_right,
                  T* __restrict__ y_left, T* __restrict__ y_right, double* scratch) {
   D2NET_DYNAMIC_SHARED(double, shared);
-  const JointLayout at(classes, items);
-  const bool reduce = items < classes;
-  const int order = reduce ? items : classes, stride = int(at.small_stride);
-  const bool factored = factored_first(order);  // the matrix is transposed then: its right vectors are found
-  double* memory = kScratch ? scratch + blockIdx.x * at.total : shared;
-  double *a = memory + at.small, *u = memory + at.left, *v = memory + at.right, *by_p = memory + at.by_p;
+  double* memory = kScratch ? scratch + blockIdx.x * JointLayout(classes, items).total : shared;
   const int64_t size = int64_t(classes) * items;
   for (int64_t i = blockIdx.x; i < n; i += gridDim.x) {
-    const T *pi = p + i * size, *yi = y + i * size;
-    T *pl = p_left + 2 * i * classes, *pr = p_right + 2 * i * items;
-    T *yl = y_left + 2 * i * items, *yr = y_right + 2 * i * classes;
-    int p_exponent = 0, y_exponent = 0, exponent = 0;  // the barrier for these also parts two products
-    const bool p_finite = block_exponent(size, [=](int64_t k) { return pi[k]; }, &p_exponent);
-    const bool finite = block_exponent(size, [=](int64_t k) { return yi[k]; }, &y_exponent) && p_finite;
-    const PowerOfTwo p_scaled(-p_exponent), y_scaled(-y_exponent);
-    Extremes found;
-    bool proper = false;
-    if (finite) {
-      if (reduce) {
-        double *ps = memory + at.p, *ys = memory + at.y, *diagonal = memory + at.diagonal;
-        for (int64_t k = threadIdx.x; k < size; k += blockDim.x) {
-          ps[k % items * at.stride + k / items] = p_scaled(pi[k]);
-          ys[k / classes * at.stride + k % classes] = y_scaled(yi[k]);
-        }
-        __syncthreads();
-        factor(ps, 2, classes, items, at.stride, memory + at.tau, diagonal);
-        for (int k = threadIdx.x; k < order * order; k += blockDim.x) {
-          const int r = k % order, c = k / order;
-          double sum = 0;
-          for (int l = max(r, c); l < order; ++l) {
-            sum +=
-                (l == r ? diagonal[l] : ps[l * at.stride + r]) * (l == c ? diagonal[items + l] : ys[l * at.stride + c]);
-          }
-          a[factored ? r * stride + c : c * stride + r] = sum;
-        }
-      } else {
-        for (int k = threadIdx.x; k < order * order; k += blockDim.x) {
-          const int r = k / order, c = k % order;
-          double sum = 0;
-          for (int64_t l = 0; l < items; ++l)
-            sum += p_scaled(pi[r * int64_t(items) + l]) * y_scaled(yi[l * classes + c]);
-          a[factored ? r * stride + c : c * stride + r] = sum;
-        }
-      }
-      __syncthreads();
-      block_exponent(order * order, [=](int64_t k) { return a[k / order * stride + k % order]; }, &exponent);
-      const PowerOfTwo scaled(-exponent);
-      for (int k = threadIdx.x; k < order * order; k += blockDim.x) {
-        double* x = a + k / order * stride + k % order;
-        *x = scaled(*x);
-      }
-      __syncthreads();
-      const double least = ldexp(rank_tol, -exponent - p_exponent - y_exponent);
-      double* rest = memory + at.rest;
-      if (factored) replace_by_factor(a, order, order, stride, rest, rest + order);
-      orthogonalize(a, order, order, stride, tolerance, least);
-      proper = extreme_columns(a, order, order, stride, least, rest, &found);
-    }
-    if (threadIdx.x == 0) {
-      value[i] = proper ? T(max(0.0, log(found.sigma[0] / found.sigma[1]))) : T(finite ? 0 : NAN);
-    }
-    if (!proper) {
-      const T none = T(finite ? 0 : NAN);
-      for (int k = threadIdx.x; k < 2 * classes; k += blockDim.x) pl[k] = yr[k] = none;
-      for (int k = threadIdx.x; k < 2 * items; k += blockDim.x) pr[k] = yl[k] = none;
-      continue;
-    }
-    const int warp = threadIdx.x / 32;
-    if (warp < 2) {
-      const double* column = a + (warp == 0 ? found.column[0] : found.column[1]) * stride;
-      const double inverse = 1 / (warp == 0 ? found.sigma[0] : found.sigma[1]);
-      double* x = u + warp * classes;
-      for (int k = threadIdx.x % 32; k < classes; k += 32) x[k] = k < order ? column[k] * inverse : 0;
-      if (reduce) apply_reflectors(memory + at.p, memory + at.tau, classes, items, at.stride, x);
-    }
-    __syncthreads();
-    // 1 / sigma of P Y, both scaled.
-    const double inverse_first = ldexp(1 / found.sigma[0], -exponent);
-    const double inverse_last = ldexp(1 / found.sigma[1], -exponent);
-    for (int k = threadIdx.x; k < 2 * classes; k += blockDim.x) pl[k] = T(u[k]);
-    group_sums(
-        2 * int64_t(items), classes,
-        [=](int64_t k, int64_t c) {
-          const int64_t s = k >= items;
-          return p_scaled(pi[c * items + k - s * items]) * u[s * classes + c];
-        },
-        [=](int64_t k, double sum) {
-          by_p[k] = sum;
-          yl[k] = T(ldexp(k < items ? sum * inverse_first : -sum * inverse_last, -y_exponent));
-        });
-    __syncthreads();
-    group_sums(
-        2 * int64_t(classes), items,
-        [=](int64_t c, int64_t k) {
-          const int64_t s = c >= classes;
-          return y_scaled(yi[k * classes + c - s * classes]) * by_p[s * items + k];
-        },
-        [=](int64_t c, double sum) {
-          v[c] = sum * (c < classes ? inverse_first : inverse_last);
-          yr[c] = T(v[c]);
-        });
-    __syncthreads();
-    group_sums(
-        2 * int64_t(items), classes,
-        [=](int64_t k, int64_t c) {
-          const int64_t s = k >= items;
-          return y_scaled(yi[(k - s * items) * classes + c]) * v[s * classes + c];
-        },
-        [=](int64_t k, double sum) {
-          pr[k] = T(ldexp(k < items ? sum * inverse_first : -sum * inverse_last, -p_exponent));
-        });
+    joint_condition_number(p + i * size, y + i * size, classes, items, rank_tol, tolerance, value + i,
+                           p_left + 2 * i * classes, p_right + 2 * i * items, y_left + 2 * i * items,
+                           y_right + 2 * i * classes, memory);
   }
 }
 
@@ -353,9 +194,8 @@ void joint_log_condition_number(const T* p, const T* y, int64_t n, int64_t class
                                 T* value, T* p_left, T* p_right, T* y_left, T* y_right, double* scratch, int device,
                                 void* stream) {
   const Stream on("joint_log_condition_number", device, stream);
-  const int64_t order = std::min(classes, items);
-  const int64_t threads = std::max<int64_t>(128, jacobi_threads(order));
-  const double tolerance = orthogonality<T>(order);
+  const int64_t threads = joint_threads(classes, items);
+  const double tolerance = orthogonality<T>(std::min(classes, items));
   if (scratch == nullptr) {
     on.launch(joint_kernel<T, false>, n, threads, JointLayout(classes, items).total * sizeof(double), p, y, n,
               int(classes), int(items), rank_tol, tolerance, value, p_left, p_right, y_left, y_right, scratch);

@@ -52,6 +52,10 @@ struct Plain {
   template <int N>
   __device__ __forceinline__ void keep(int64_t, const Pack<T, N>&) const {}
   bool packs(int64_t c) const { return fits_packs(c, x); }
+  // Of a recording; asked once by all threads of a block. The last argument: whether it is the recording's first block.
+  __device__ __forceinline__ int64_t length(const int64_t* lengths, int64_t recording, int64_t t, bool) const {
+    return math::clamped_length(lengths, recording, t);
+  }
 };
 
 constexpr int kPoolThreads = 256, kMostPoolThreads = 512;  // 512: what the registers are enough for
@@ -144,7 +148,7 @@ __global__ void __launch_bounds__(kMostPoolThreads, 1)
     pool_columns_kernel(const Input input, const Pool<T> pool, RowLayout layout, int width, int64_t tiles) {
   using Key = typename Keys<T>::Key;
   const int64_t recording = blockIdx.x / tiles, tile = blockIdx.x % tiles, c = pool.c;
-  const int length = int(math::clamped_length(pool.lengths, recording, pool.t));
+  const int length = int(input.length(pool.lengths, recording, pool.t, tile == 0));
   if (kMaxima) class_maxima_of_share(input, pool, layout, tiles, recording, tile, length);
 
   const int64_t column = tile * width + threadIdx.x % width, out = recording * c + column;
@@ -225,9 +229,9 @@ __global__ void __launch_bounds__(kMostPoolThreads, 1)
 template <typename Input, typename T = typename Input::Number>
 __global__ void __launch_bounds__(kPoolThreads, 1)
     class_maxima_kernel(const Input input, const Pool<T> pool, RowLayout layout, int64_t shares) {
-  const int64_t recording = blockIdx.x / shares;
-  const int64_t length = math::clamped_length(pool.lengths, recording, pool.t);
-  class_maxima_of_share(input, pool, layout, shares, recording, blockIdx.x % shares, length);
+  const int64_t recording = blockIdx.x / shares, share = blockIdx.x % shares;
+  const int64_t length = input.length(pool.lengths, recording, pool.t, share == 0);
+  class_maxima_of_share(input, pool, layout, shares, recording, share, length);
 }
 
 template <typename T>

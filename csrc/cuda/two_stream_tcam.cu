@@ -31,6 +31,9 @@ struct TwoStreams {
     store(tcam + i, values);
   }
   bool packs(int64_t c) const { return fits_packs(c, a, b, tcam); }
+  __device__ __forceinline__ int64_t length(const int64_t* lengths, int64_t recording, int64_t t, bool) const {
+    return math::clamped_length(lengths, recording, t);
+  }
 };
 
 template <typename T, typename Input>

@@ -8,21 +8,31 @@
 
 namespace d2net {
 
-// Recordings of x and x~; x is -1 where there is no pair.
+// Rows of what the forward of Eq. 3 and 4 leaves to its backward, (8, b): the gradient of a recording's term to its
+// cosines of w_fb, w_fg and w_bg; those cosines; 1 / |x_fg| and 1 / |x_bg|.
+constexpr int kToCosine = 0, kCosine = 3, kInverseNorm = 6, kPairsSaved = 8;
+
+// Rows of x (2, b, d), which holds x_fg and x_bg; x is -1 where there is no pair.
 struct Pair {
   int64_t x, other;
 };
 
-// kind: 0 for w_fb (x_fg with x~_bg), 1 for w_fg, 2 for w_bg.
-D2NET_HD inline Pair pair_of(const int64_t* partner, const int64_t* source, int64_t b, int kind, int64_t i) {
-  const int64_t other = partner[kind * b + i], x = kind == 0 && source != nullptr ? source[i] : i;
-  const bool exists = other >= 0 && other < b && x >= 0 && x < b;
-  return {exists ? x : -1, other};
-}
+struct Pairs {
+  const int64_t *partner, *source;  // see loss.h; partner null: no pairs
+  const bool* valid;                // (2, b)
+  int64_t b;
 
-// Whether the two are foreground embeddings.
-D2NET_HD inline bool x_is_foreground(int kind) { return kind < 2; }
-D2NET_HD inline bool other_is_foreground(int kind) { return kind == 1; }
+  // Whether the two are foreground embeddings. kind: 0 for w_fb (x_fg with x~_bg), 1 for w_fg, 2 for w_bg.
+  static D2NET_HD bool x_is_foreground(int kind) { return kind < 2; }
+  static D2NET_HD bool other_is_foreground(int kind) { return kind == 1; }
+
+  D2NET_HD Pair of(int kind, int64_t i) const {
+    const int64_t to = partner[kind * b + i], from = kind == 0 && source != nullptr ? source[i] : i;
+    if (to < 0 || to >= b || from < 0 || from >= b || (source == nullptr && to == i)) return {-1, -1};
+    const Pair rows = {x_is_foreground(kind) ? from : b + from, other_is_foreground(kind) ? to : b + to};
+    return valid[rows.x] && valid[rows.other] ? rows : Pair{-1, -1};
+  }
+};
 
 // 1 / |x| from the sum of x's squares, 0 for a zero vector: its cosines are 0 and have no gradient. The epsilon keeps
 // the gradients of very short vectors in range.

@@ -611,6 +611,12 @@ void* shared(SharedSite& site, size_t bytes, size_t alignment) {
 
 void* dynamic_shared() { return rt.current->block->dynamic; }
 
+void fence() {
+  static char all;
+  Identity::acquire(all);
+  Identity::release(all);
+}
+
 void polled() {
   Thread& me = *rt.current;
   if (me.during != rt.changes) {

@@ -124,6 +124,9 @@ To bit_cast(From from) {
 void polled();
 void updated();
 
+// What a thread did before its fence comes before what any thread does after a later one.
+void fence();
+
 // What threads of any block have written by now: for a loop that waits for it.
 template <typename T>
 T load_now(const T* address) {
@@ -252,7 +255,7 @@ template <typename T>
 T __ldg(const T* address) {
   return *address;
 }
-inline void __threadfence() {}
+inline void __threadfence() { d2net::simt::fence(); }
 inline void __nanosleep(unsigned) {}
 
 template <typename T>

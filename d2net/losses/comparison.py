@@ -10,13 +10,12 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from d2net.losses._common import present, take_scores
+from d2net.losses._common import take_scores
 from d2net.losses.denoising import RANK_TOL, SnippetJoint, SnippetTerm, VideoJoint, VideoTerm
 from d2net.losses.discriminative import PROBABILITY_FLOOR, probabilities
 from d2net.ops._native import product
-from d2net.ops.batch_loss import mean_of
-from d2net.ops.discriminative import discriminative_terms
-from d2net.ops.topk_pool import topk_pool
+from d2net.ops.loss import d2net_loss
+from d2net.ops.loss_reference import LossInputs, LossSettings, mean_of
 
 
 class FocalLoss(nn.Module):
@@ -44,9 +43,13 @@ class FocalLoss(nn.Module):
             InputError: shapes or devices that do not fit, or logits as ``tcam`` (seen on a CPU only).
         """
         tcam, lengths, labels = take_scores(type(self).__name__, tcam, lengths, labels)
-        pooled, counted = topk_pool(tcam, lengths, divisor=self.topk_divisor), present(tcam, lengths)
-        terms = discriminative_terms(pooled, labels, counted, beta=self.beta, probability_floor=self.probability_floor)
-        return mean_of(terms, counted)
+        settings = LossSettings(
+            topk_divisor=self.topk_divisor,
+            classify=True,
+            beta=self.beta,
+            probability_floor=self.probability_floor,
+        )
+        return d2net_loss(LossInputs(tcam, None, lengths, labels), settings).discriminative
 
 
 class CrossEntropyLoss(FocalLoss):
@@ -63,7 +66,7 @@ class _SnippetPointwise(SnippetTerm):
     """Mean of a loss between lambda(t) and the pseudo-label (1 foreground, 0 background) over a recording's
     pseudo-labelled snippets; recordings without any do not count."""
 
-    def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         foreground, background = self.pseudo_labels(scores, lengths).unbind(2)
         chosen = foreground | background
         p = probabilities(torch.where(chosen, attention, 0.5))
@@ -116,7 +119,7 @@ class SnippetDMI(SnippetJoint):
     Recordings without pseudo-foreground or pseudo-background, or whose U_1 is singular, do not count.
     """
 
-    def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         u, valid = self.joint(attention, scores, lengths)
         loss, regular = _dmi(u, self.rank_tol)
         return loss, valid & regular

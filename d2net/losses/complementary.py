@@ -12,8 +12,7 @@ from d2net.losses._common import check_batch, present
 from d2net.ops._checks import as_lengths, as_tensors, check_same, check_shape, valid_mask, within
 from d2net.ops._native import at_least_float32, product
 from d2net.ops.attention_pool import attention_pool
-from d2net.ops.batch_loss import mean_of
-from d2net.ops.discriminative import unit_vectors
+from d2net.ops.loss_reference import mean_of, unit_vectors
 
 
 class UncertaintyModelingResult(NamedTuple):

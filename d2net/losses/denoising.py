@@ -7,7 +7,7 @@ is compared with in ``comparison.py``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,19 @@ from torch import Tensor, nn
 from d2net.errors import InputError
 from d2net.losses._common import check_choice, check_labels, present, take_scores
 from d2net.losses.discriminative import PROBABILITY_FLOOR
-from d2net.ops._checks import as_lengths, as_tensor, as_tensors, check_activations, check_same, check_shape, valid_mask
+from d2net.ops._checks import as_lengths, as_tensor, as_tensors, check_activations, check_same, check_shape, within
 from d2net.ops._native import at_least_float32
-from d2net.ops.batch_loss import mean_of, video_factors
-from d2net.ops.bottom_up_attention import bottom_up_attention
 from d2net.ops.condition_number import joint_log_condition_number
-from d2net.ops.snippet_pdmi import snippet_pdmi
+from d2net.ops.loss import d2net_loss, has_video_kernel
+from d2net.ops.loss_reference import (
+    LossInputs,
+    LossResult,
+    LossSettings,
+    mean_of,
+    own_class_attention,
+    video_factors,
+)
 from d2net.ops.topk_pool import topk_pool
-from d2net.ops.two_stream_tcam import class_max
 
 Normalization = Literal["joint", "per_class"]
 RANK_TOL = 1e-5
@@ -77,35 +82,39 @@ class SnippetTerm(nn.Module, ABC):
             check_labels(name, tcam, labels)
         lengths = as_lengths(name, lengths, tcam)
         check_activations(name, "tcam", tcam, lengths)
-        tcam = at_least_float32(tcam)
-        return mean_of(*self.terms(class_max(tcam), tcam, embeddings, lengths, reference, labels))
+        if labels is None:
+            if self.own_classes:
+                raise InputError(f"{name}: own_classes needs the labels")
+            labels = tcam.new_zeros(tcam.shape[0], tcam.shape[2])
+        batch = LossInputs(
+            at_least_float32(tcam), embeddings, lengths, labels, as_tensor(name, "x_ref", reference, tcam)
+        )
+        return self.of(batch, d2net_loss(batch, LossSettings(**self.settings())))
 
-    def terms(
-        self,
-        attention: Tensor,
-        tcam: Tensor,
-        embeddings: Tensor,
-        lengths: Tensor | None,
-        reference: Tensor,
-        labels: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(B,) losses and (B,) bool, whether they count; with the top-down attention (B, T) already there."""
-        with torch.no_grad():  # the scores only select snippets
-            scores = bottom_up_attention(embeddings, reference, lengths)
+    def settings(self) -> dict[str, Any]:
+        """Its part of :class:`~d2net.ops.loss_reference.LossSettings`; :meth:`of` does the rest."""
+        return {
+            "score": True,
+            "fg_threshold": self.fg_threshold,
+            "bg_threshold": self.bg_threshold,
+            "own_classes": self.own_classes,
+        }
+
+    def of(self, batch: LossInputs, result: LossResult) -> Tensor:
+        """:meth:`forward` from what :meth:`settings` gave."""
+        attention = result.attention
         if self.own_classes:
-            if labels is None:
-                raise InputError(f"{type(self).__name__}: own_classes needs the labels")
-            own = class_max(tcam.masked_fill(labels[:, None] <= 0, -1)).clamp(min=0)  # 0 without a label
-            attention = torch.where(scores > self.fg_threshold, own, attention)
-        return self.per_recording(at_least_float32(attention), scores, lengths)
+            labels = batch.labels.to(attention.dtype)
+            attention = own_class_attention(attention, batch.tcam, result.scores, labels, self.fg_threshold)
+        return mean_of(*self.per_recording(attention, result.scores, result.counted))
 
     @abstractmethod
-    def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What :meth:`terms` gives, from (B, T) attention and scores."""
+    def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) losses and (B,) bool, whether they count, from (B, T) attention and scores."""
 
-    def pseudo_labels(self, scores: Tensor, lengths: Tensor | None) -> Tensor:
+    def pseudo_labels(self, scores: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, 2) bool: pseudo-foreground, pseudo-background."""
-        mask = valid_mask(type(self).__name__, scores, lengths)
+        mask = within(scores, lengths)
         return torch.stack((mask & (scores > self.fg_threshold), mask & (scores < self.bg_threshold)), 2)
 
 
@@ -133,7 +142,7 @@ class SnippetJoint(SnippetTerm):
         self.normalization: Normalization = normalization
         self.entry_floor, self.rank_tol = entry_floor, rank_tol
 
-    def joint(self, attention: Tensor, scores: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    def joint(self, attention: Tensor, scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """U_1 (B, 2, 2), and (B,) bool: there are pseudo-foreground and pseudo-background; a zero matrix where not."""
         chosen = self.pseudo_labels(scores, lengths)
         count = chosen.sum(1)
@@ -152,17 +161,20 @@ class SnippetDenoising(SnippetJoint):
     Recordings without pseudo-foreground or pseudo-background do not count.
     """
 
-    def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        return snippet_pdmi(
-            attention,
-            scores,
-            lengths,
-            fg_threshold=self.fg_threshold,
-            bg_threshold=self.bg_threshold,
-            normalization=self.normalization,
-            entry_floor=self.entry_floor,
-            rank_tol=self.rank_tol,
-        )
+    def settings(self) -> dict[str, Any]:
+        return {
+            **super().settings(),
+            "snippet": True,
+            "snippet_per_class": self.normalization == "per_class",
+            "entry_floor": self.entry_floor,
+            "rank_tol": self.rank_tol,
+        }
+
+    def of(self, batch: LossInputs, result: LossResult) -> Tensor:
+        return result.snippet
+
+    def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("the operator knows the mean over recordings only")
 
 
 class VideoTerm(nn.Module, ABC):
@@ -191,8 +203,8 @@ class VideoTerm(nn.Module, ABC):
 
     @abstractmethod
     def from_pooled(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
-        """:meth:`forward` with the pooled scores (B, C) already there; ``counted``: see
-        :func:`~d2net.ops.batch_loss.total_loss`."""
+        """:meth:`forward` with the pooled scores (B, C) already there, and ``counted`` (B,), bool or lengths, of which
+        those above 0 count."""
 
 
 class VideoJoint(VideoTerm):
@@ -221,14 +233,17 @@ class VideoJoint(VideoTerm):
 
     def factors(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """P_2 (C, B) and Y_2 (B, C) of Eq. 10."""
-        return video_factors(
-            pooled,
-            labels,
-            counted,
-            probability_floor=self.probability_floor,
-            peak_share=self.peak_share,
-            per_class=self.normalization == "per_class",
-        )
+        pooled = at_least_float32(pooled)
+        return video_factors(pooled, labels.detach().to(pooled.dtype), counted, LossSettings(**self.settings()))
+
+    def settings(self) -> dict[str, Any]:
+        """Its part of :class:`~d2net.ops.loss_reference.LossSettings`."""
+        return {
+            "topk_divisor": self.topk_divisor,
+            "probability_floor": self.probability_floor,
+            "peak_share": -1.0 if self.peak_share is None else self.peak_share,
+            "video_per_class": self.normalization == "per_class",
+        }
 
 
 class VideoDenoising(VideoJoint):
@@ -236,6 +251,12 @@ class VideoDenoising(VideoJoint):
 
     0 for fewer than two linearly independent recordings.
     """
+
+    def forward(self, tcam: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor:
+        tcam, lengths, labels = take_scores(type(self).__name__, tcam, lengths, labels)
+        if not has_video_kernel(*labels.shape):
+            return super().forward(tcam, lengths, labels)
+        return d2net_loss(LossInputs(tcam, None, lengths, labels), LossSettings(**self.settings(), video=True)).video
 
     def from_pooled(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
         p, y = self.factors(pooled, counted, labels)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from d2net.losses._common import check_choice, present, take_batch
-from d2net.losses.pairing import Pairing, pair_by_permutation, pair_different
+from d2net.losses._common import check_choice, take_batch
+from d2net.losses.pairing import Pairing, Pairs, pair_by_permutation, pair_different
 from d2net.ops._native import at_least_float32
-from d2net.ops.attention_pool import Pooled, attention_pool
-from d2net.ops.batch_loss import mean_of
-from d2net.ops.discriminative import discriminative_terms
-from d2net.ops.two_stream_tcam import tcam_pool
+from d2net.ops.attention_pool import Pooled
+from d2net.ops.loss import d2net_loss
+from d2net.ops.loss_reference import LossInputs, LossSettings, counted_lengths
 
 PROBABILITY_FLOOR = 1e-6  # keeps log(p) and log(1 - p) finite when a float32 sigmoid saturates
 
@@ -106,45 +105,39 @@ class DiscriminativeLoss(nn.Module):
             InputError: shapes or devices that do not fit, or logits as ``tcam`` (seen on a CPU only).
         """
         tcam, embeddings, lengths, labels = take_batch("DiscriminativeLoss", tcam, embeddings, lengths, labels)
-        attention, pooled = tcam_pool(tcam, lengths, divisor=self.topk_divisor)
-        x = self.pool(attention, embeddings, lengths)
-        counted = present(tcam, lengths)
-        return Discriminative(mean_of(self.terms(pooled, x, counted, labels, partners, generator), counted), x)
+        settings = LossSettings(**self.settings())
+        pairs = self.pairs(tcam, lengths, labels, settings, partners, generator)
+        result = d2net_loss(LossInputs(tcam, embeddings, lengths, labels, None, *pairs), settings)
+        return Discriminative(result.discriminative, Pooled(*result.x.unbind(), *result.valid.unbind()))
 
-    def pool(self, attention: Tensor, embeddings: Tensor, lengths: Tensor | None) -> Pooled:
-        """x_fg and x_bg of Eq. 2 from the top-down attention (B, T)."""
-        return attention_pool(
-            embeddings,
-            attention,
-            lengths,
-            threshold=self.threshold,
-            background_threshold=self.background_threshold,
-            reduction=self.embedding_pooling,
-        )
+    def settings(self) -> dict[str, Any]:
+        """Its part of :class:`~d2net.ops.loss_reference.LossSettings`."""
+        return {
+            "topk_divisor": self.topk_divisor,
+            "classify": True,
+            "separate": True,
+            "beta": self.beta,
+            "gamma": self.gamma,
+            "probability_floor": self.probability_floor,
+            "mean_over_classes": self.class_reduction == "mean",
+            "balanced": self.balance_classes,
+            "embed": True,
+            "threshold": self.threshold,
+            "background_threshold": self.background_threshold,
+            "mean_embeddings": self.embedding_pooling == "mean",
+        }
 
-    def terms(
+    def pairs(
         self,
-        pooled: Tensor,
-        x: Pooled,
-        counted: Tensor,
+        tcam: Tensor,
+        lengths: Tensor | None,
         labels: Tensor,
-        partners: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """(B,): Eq. 4 of each recording, from its pooled scores (B, C) and what :meth:`pool` gives."""
+        settings: LossSettings,
+        partners: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Pairs:
+        """Who is compared with whom; see :meth:`forward`."""
         if self.pairing == "different":
-            pairs = pair_different(x.valid_fg, x.valid_bg, partners, generator)
-        else:
-            pairs = pair_by_permutation(counted, x.valid_fg, x.valid_bg, partners, generator)
-        return discriminative_terms(
-            pooled,
-            labels,
-            counted,
-            (x.x_fg, x.x_bg),
-            pairs,
-            beta=self.beta,
-            gamma=self.gamma,
-            probability_floor=self.probability_floor,
-            mean=self.class_reduction == "mean",
-            balanced=self.balance_classes,
-        )
+            return pair_different(tcam.shape[0], tcam.device, partners, generator)
+        counted = counted_lengths(tcam, lengths, labels, settings)
+        return pair_by_permutation(tcam, counted, self.threshold, self.background_threshold, partners, generator)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +14,11 @@ from d2net.losses.comparison import SnippetBCE, SnippetDMI, SnippetL1, VideoBCE,
 from d2net.losses.complementary import UncertaintyModeling
 from d2net.losses.denoising import SnippetDenoising, SnippetTerm, VideoDenoising, VideoTerm
 from d2net.losses.discriminative import DiscriminativeLoss
-from d2net.ops._checks import valid_mask
+from d2net.losses.pairing import Pairs
+from d2net.ops._checks import within
 from d2net.ops._native import at_least_float32
-from d2net.ops.attention_pool import Pooled
-from d2net.ops.batch_loss import total_loss, update_reference
-from d2net.ops.discriminative import discriminative_terms
-from d2net.ops.two_stream_tcam import tcam_pool
+from d2net.ops.loss import d2net_loss, has_video_kernel
+from d2net.ops.loss_reference import LossInputs, LossSettings
 from d2net.recipes import LossRecipe, load_recipe
 
 
@@ -132,74 +130,46 @@ class D2NetLoss(nn.Module):
             raise InputError(
                 f"D2NetLoss: tcam is on {tcam.device} but the loss on {self.reference.device}; use loss.to()"
             )
-        recipe = self.recipe
-        lengths = self._counted(tcam, lengths, labels)
-        # Recordings with a snippet count: the lengths say so themselves.
-        counted = tcam.new_full(tcam.shape[:1], tcam.shape[1], dtype=torch.int64) if lengths is None else lengths
-        attention, pooled = tcam_pool(tcam, lengths, divisor=recipe.topk_divisor)
-
-        separates = recipe.classification == "discriminative"
-        with nullcontext() if separates else torch.no_grad():  # else the embeddings only make x_ref
-            x = self.discriminative.pool(attention, embeddings, lengths)
-        if separates:
-            terms = self.discriminative.terms(pooled, x, counted, labels, partners, generator)
-        else:
-            terms = discriminative_terms(
-                pooled,
-                labels,
-                counted,
-                beta=recipe.beta if recipe.classification == "focal" else 0.0,
-                probability_floor=recipe.probability_floor,
-                mean=recipe.class_reduction == "mean",
-                balanced=recipe.balance_classes,
-            )
+        recipe, settings = self.recipe, self._settings(denoise)
+        pairs = Pairs()
+        if settings.separate:
+            pairs = self.discriminative.pairs(tcam, lengths, labels, settings, partners, generator)
+        batch = LossInputs(tcam, embeddings, lengths, labels, self.reference, *pairs)
+        video_at_once = has_video_kernel(*labels.shape)
+        result = d2net_loss(batch, settings if video_at_once else settings._replace(video=False))
         if self.training:
-            self._update_reference(x, attention, embeddings, lengths)
+            with torch.no_grad():
+                self.reference.copy_(result.x_ref)
 
-        snippet = valid = video = None
-        if denoise and recipe.alpha_snippet != 0:
-            snippet, valid = self.snippet.terms(attention, tcam, embeddings, lengths, self.reference, labels)
-        if denoise and recipe.alpha_video != 0:
-            video = self.video.from_pooled(pooled, counted, labels)
-        uncertainty = None
+        # What the operator does not know comes on top.
+        total, snippet, video, uncertainty = result.total, result.snippet, result.video, torch.zeros_like(result.total)
+        if settings.score and not settings.snippet:
+            snippet = self.snippet.of(batch, result)
+            total = total + recipe.alpha_snippet * snippet
+        if denoise and recipe.alpha_video != 0 and not (settings.video and video_at_once):
+            video = self.video.from_pooled(result.pooled, result.counted, labels)
+            total = total + recipe.alpha_video * video
         if recipe.um_weight != 0:
-            padding = ~valid_mask("D2NetLoss", tcam, lengths)[:, :, None]
+            padding = ~within(tcam, result.counted)[:, :, None]
             logits = torch.logit(at_least_float32(tcam).masked_fill(padding, 0.5), eps=recipe.probability_floor)
-            uncertainty = self.uncertainty(embeddings, logits, lengths).total
-        total = total_loss(
-            terms,
-            counted,
-            snippet,
-            valid,
-            video,
-            uncertainty,
-            alpha_snippet=recipe.alpha_snippet,
-            alpha_video=recipe.alpha_video,
-            weight=recipe.um_weight,
-        )
-        return D2NetLossResult(*total)
+            uncertainty = self.uncertainty(embeddings, logits, result.counted).total
+            total = total + recipe.um_weight * uncertainty
+        return D2NetLossResult(total, result.discriminative, snippet, video, uncertainty)
 
-    def _counted(self, tcam: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor | None:
-        """The lengths, 0 for recordings that are skipped: every term leaves those out."""
-        if self.recipe.min_snippets <= 1 and not self.recipe.skip_unlabelled:
-            return lengths
-        if lengths is None:
-            lengths = torch.full(tcam.shape[:1], tcam.shape[1], device=tcam.device)
-        counted = lengths >= self.recipe.min_snippets
-        if self.recipe.skip_unlabelled:
-            counted = counted & (labels > 0).any(1)
-        return lengths * counted
-
-    @torch.no_grad()
-    def _update_reference(self, x: Pooled, attention: Tensor, embeddings: Tensor, lengths: Tensor | None) -> None:
-        """x_ref, the running mean of background embeddings (below Eq. 8)."""
-        background = x.x_bg  # 0 where not valid
-        if self.recipe.reference_update == "lowest_attention" and attention.shape[1]:
-            padding = ~valid_mask("D2NetLoss", attention, lengths)
-            lowest = (1 - attention).masked_fill(padding, -1).argmax(1)
-            chosen = embeddings.gather(1, lowest[:, None, None].expand(-1, 1, embeddings.shape[2]))[:, 0]
-            background = torch.where(x.valid_bg[:, None], chosen, 0)
-        update_reference(self.reference, background, x.valid_bg, self.recipe.momentum)
+    def _settings(self, denoise: bool) -> LossSettings:
+        recipe, settings = self.recipe, self.discriminative.settings()
+        settings["min_snippets"], settings["skip_unlabelled"] = recipe.min_snippets, recipe.skip_unlabelled
+        if recipe.classification != "discriminative":  # the embeddings only make x_ref
+            settings.update(separate=False, embed=self.training)
+            settings["beta"] = recipe.beta if recipe.classification == "focal" else 0.0
+        if self.training:
+            settings["update"], settings["momentum"] = True, recipe.momentum
+            settings["lowest_attention"] = recipe.reference_update == "lowest_attention"
+        if denoise and recipe.alpha_snippet != 0:
+            settings.update(self.snippet.settings(), alpha_snippet=recipe.alpha_snippet)
+        if denoise and recipe.alpha_video != 0 and isinstance(self.video, VideoDenoising):
+            settings.update(self.video.settings(), video=True, alpha_video=recipe.alpha_video)
+        return LossSettings(**settings)
 
 
 def _denoising(recipe: LossRecipe) -> tuple[SnippetTerm, VideoTerm]:

@@ -36,6 +36,10 @@ _DEVICES: dict[str, frozenset[str]] = {}
 # the CPU (tests/ops/simt.py).
 CUDA_FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
+# By operator: its kernels behind their check, by device; and the autograd.Function of whoever calls them directly.
+KERNELS: dict[str, dict[str, Callable[..., Any]]] = {}
+_DIRECT: dict[str, type[torch.autograd.Function]] = {}
+
 
 def register(
     schema: str,
@@ -77,8 +81,11 @@ def register(
     for device, function in kernels.items():
         LIBRARY.impl(name, function, device.upper())
     torch.library.register_fake(f"d2net::{name}", _checked(name, check, fake, backward), lib=LIBRARY)
+    KERNELS[name] = kernels
     if backward is not None:
         torch.library.register_autograd(f"d2net::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+        if setup_context is not None:
+            _DIRECT[name] = _direct_function(name, setup_context, backward)
     else:
         LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")  # else torch warns of results without gradient
     if autocast is not None:
@@ -112,6 +119,63 @@ def _refuse_missing(name: str, args: tuple[Any, ...]) -> None:
     for argument, x in zip(getattr(torch.ops.d2net, name).default._schema.arguments, args, strict=True):
         if x is None and str(argument.type) == "Tensor":
             raise InputError(f"d2net::{name}: {argument.name} is missing, expected a tensor") from None
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """Operator ``name``, of whose device there is a kernel; the first tensor says which.
+
+    By torch's dispatcher only where something traces or changes the call (torch.compile, a mode, a subclass of Tensor),
+    for its way through autograd and back takes longer than most kernels.
+    """
+    if torch.compiler.is_compiling() or _is_observed():
+        return getattr(torch.ops.d2net, name)(*arguments)
+    tensors = _tensors(arguments)
+    kernel = KERNELS[name].get(tensors[0].device.type)  # on the meta device there is none
+    if kernel is None or any(type(x) not in _PLAIN or x.is_neg() for x in tensors):
+        return getattr(torch.ops.d2net, name)(*arguments)
+    if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+        return kernel(*arguments)
+    if name not in _DIRECT:  # a backward: the dispatcher refuses to differentiate it
+        return getattr(torch.ops.d2net, name)(*arguments)
+    return _DIRECT[name].apply(*arguments)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _is_observed() -> bool:
+    """By a mode (of dispatch or of functions), or by the tracer of torch.jit."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def _tensors(arguments: tuple[Any, ...]) -> list[Tensor]:
+    found = []
+    for x in arguments:
+        if isinstance(x, Tensor):
+            found.append(x)
+        elif isinstance(x, list):
+            found += [y for y in x if isinstance(y, Tensor)]
+    return found
+
+
+def _direct_function(
+    name: str, setup_context: Callable[..., None], backward: Callable[..., Any]
+) -> type[torch.autograd.Function]:
+    """The autograd that ``register`` gives to torch.library, without its dispatcher."""
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        device = next(x for x in inputs if isinstance(x, Tensor)).device.type
+        output = KERNELS[name][device](*inputs)
+        setup_context(ctx, inputs, output)
+        return tuple(output) if isinstance(output, tuple) else output
+
+    return type(
+        name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    )
 
 
 def has_kernel(name: str, x: Tensor) -> bool:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+import struct
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,12 +41,19 @@ _SUFFIX = {
 }
 
 
+class Struct(NamedTuple):
+    """Goes as one struct of 8 bytes a member: settings as doubles, then integers and addresses of tensors."""
+
+    settings: tuple[float, ...]
+    members: tuple[Tensor | int | None, ...]
+
+
 def build_info() -> dict[str, Any]:
     """How it was built: ``compiler``, ``cuda`` (bool), ``cuda_compiler`` and ``cuda_archs`` ('' without CUDA)."""
     return dict(_C.build_info())
 
 
-def cpu(function: str, dtype: torch.dtype, *args: Tensor | float | None) -> Any:
+def cpu(function: str, dtype: torch.dtype, *args: Tensor | float | Struct | None) -> Any:
     """Call the CPU function ``function`` for ``dtype`` with up to ``torch.get_num_threads()`` threads.
 
     Tensors go as their address, None as null, numbers as they are; the number of threads is added last.
@@ -53,7 +61,7 @@ def cpu(function: str, dtype: torch.dtype, *args: Tensor | float | None) -> Any:
     return _bound(function, dtype)(*_passed(function, _CPU, args), torch.get_num_threads())
 
 
-def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: Tensor | float | None) -> Any:
+def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: Tensor | float | Struct | None) -> Any:
     """Enqueue the kernels of ``function`` on ``device`` and its current stream; both are added last.
 
     Raises:
@@ -111,12 +119,12 @@ def runs_on(archs: str, capability: tuple[int, int]) -> bool:
     return False
 
 
-def on_cpu(function: str, like: Tensor, *args: Tensor | float | None) -> Any:
+def on_cpu(function: str, like: Tensor, *args: Tensor | float | Struct | None) -> Any:
     """:func:`cpu` for the type of ``like``."""
     return cpu(function, like.dtype, *args)
 
 
-def on_cuda(function: str, like: Tensor, *args: Tensor | float | None) -> Any:
+def on_cuda(function: str, like: Tensor, *args: Tensor | float | Struct | None) -> Any:
     """:func:`cuda` for the type and the device of ``like``."""
     return cuda(function, like.dtype, like.device, *args)
 
@@ -151,9 +159,9 @@ def plain_lengths(lengths: Tensor | None) -> Tensor | None:
     return lengths.to(torch.int64).contiguous()
 
 
-def _passed(function: str, device: torch.device, arguments: tuple[Tensor | float | None, ...]) -> list[float]:
-    """Addresses of tensors, null for None, numbers as they are."""
-    passed: list[float] = []
+def _passed(function: str, device: torch.device, arguments: tuple[Any, ...]) -> list[Any]:
+    """Addresses of tensors, null for None, numbers as they are, a struct as its bytes."""
+    passed: list[Any] = []
     on_cpu = device is _CPU
     for x in arguments:
         if isinstance(x, Tensor):
@@ -165,6 +173,9 @@ def _passed(function: str, device: torch.device, arguments: tuple[Tensor | float
                     f"{x.stride()} on {x.device} at address {address}"
                 )
             passed.append(address)
+        elif isinstance(x, Struct):
+            members = _passed(function, device, x.members)
+            passed.append(struct.pack(f"={len(x.settings)}d{len(members)}q", *x.settings, *members))
         else:
             passed.append(0 if x is None else x)
     return passed

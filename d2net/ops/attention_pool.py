@@ -177,7 +177,7 @@ def _cuda(
         background_threshold,
         mean,
         attention.new_empty(b, chunks, 2, d),
-        x.new_empty(b, chunks, 2, dtype=torch.float64),
+        x.new_empty(b * (d // 32 + 1), dtype=torch.int32),
         fg,
         bg,
         valid_fg,

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from d2net import losses
-from d2net.ops.batch_loss import total_loss, total_loss_reference
+from d2net.ops.loss import d2net_loss
+from d2net.ops.loss_reference import LossInputs, LossSettings, d2net_loss_reference
 from d2net.recipes import LossRecipe, load_recipe
 
 B, T, C, D = 7, 40, 3, 6
@@ -196,20 +197,25 @@ def test_nan_in_what_counts_is_not_hidden(name: str) -> None:
         assert any(v.isnan().any() for v in found), broken
 
 
-@pytest.mark.parametrize("function", [total_loss, total_loss_reference])
+@pytest.mark.parametrize("function", [d2net_loss, d2net_loss_reference])
 def test_a_term_of_weight_0_is_off_whatever_it_is(function: Callable) -> None:
-    terms = [torch.tensor([1.0, 2.0]), *(torch.tensor(x) for x in ([math.nan, 1.0], math.inf, -math.inf))]
-    dis, snippet, video, other = (x.requires_grad_() for x in terms)
-    counted = torch.tensor([True, True])
-    weights = {"alpha_snippet": 0.0, "alpha_video": 0.0, "weight": 0.0}
-    result = function(dis, counted, snippet, counted, video, other, **weights)
-    assert result.total == 1.5 and result.snippet.isnan() and result.video == math.inf
-    grads = torch.autograd.grad(
-        result.total, (dis, snippet, video, other), torch.tensor(math.inf), materialize_grads=True
+    embeddings, labels = INPUTS["embeddings"], (LABELS > 0).float()
+    on = LossSettings(
+        topk_divisor=1, classify=True, score=True, snippet=True, fg_threshold=0.3, bg_threshold=0.2, video=True
     )
-    assert (grads[0] == math.inf).all() and not any(x.any() for x in grads[1:])
-    for weight in weights:
-        assert not function(dis, counted, snippet, counted, video, other, **{**weights, weight: 0.5}).total.isfinite()
+    tcam = INPUTS["tcam"].masked_fill((torch.arange(T) == 3)[:, None], 0.5)
+    chosen = function(LossInputs(tcam, embeddings, LENGTHS, labels, REFERENCE), on).scores[0] > 0.3
+    tcam[0, chosen.nonzero()[0]] = math.nan  # in all three terms
+    tcam.requires_grad_()
+    result = function(LossInputs(tcam, embeddings, LENGTHS, labels, REFERENCE), on)
+    assert result.snippet.isnan() and result.video.isnan() and result.total.isnan()
+    without = function(LossInputs(tcam, embeddings, LENGTHS, labels, REFERENCE), on._replace(classify=False))
+    assert without.total == 0
+    if without.total.requires_grad:
+        assert not torch.autograd.grad(without.total, tcam, torch.tensor(math.inf))[0].any()
+    for weight in ("alpha_snippet", "alpha_video"):
+        settings = on._replace(classify=False, **{weight: 0.5})
+        assert function(LossInputs(tcam, embeddings, LENGTHS, labels, REFERENCE), settings).total.isnan()
 
 
 def test_the_magnitude_of_um_is_off_where_its_weight_is_0() -> None:

@@ -35,12 +35,12 @@ Result on_cuda(const Case<T>& c, bool want_x, bool want_attention) {
   using A = d2net::accumulator_t<T>;
   const int64_t chunks = (c.t + d2net::cuda::kPoolChunk - 1) / d2net::cuda::kPoolChunk;
   std::vector<A> partial(c.b * chunks * 2 * c.d), terms(4 * c.b), grad_attention(want_attention ? c.b * c.t : 0);
-  std::vector<double> totals(c.b * chunks * 2);
+  std::vector<unsigned> arrived(c.b * (c.d / 32 + 1));
   std::vector<A> fg(c.b * c.d), bg(c.b * c.d);
   std::vector<T> grad_x(want_x ? c.b * c.t * c.d : 0);
   const std::unique_ptr<bool[]> valid(new bool[2 * c.b]);
   d2net::cuda::attention_pool<T>(c.x.data(), c.attention.data(), c.lengths.data(), c.b, c.t, c.d, c.threshold,
-                                 c.threshold, c.mean, partial.data(), totals.data(), fg.data(), bg.data(), valid.get(),
+                                 c.threshold, c.mean, partial.data(), arrived.data(), fg.data(), bg.data(), valid.get(),
                                  valid.get() + c.b, 0, nullptr);
   // Of what is read for the gradient of attention alone, nothing is given without it.
   d2net::cuda::attention_pool_backward<T>(

@@ -1,9 +1,10 @@
 #include <algorithm>
+
 #include <limits>
 #include <memory>
 
 #include "check.h"
-#include "discriminative.h"
+#include "cpu/discriminative.h"
 
 namespace {
 
@@ -11,9 +12,10 @@ namespace {
 template <typename T>
 struct Batch {
   int64_t b, c, d;
-  std::vector<T> pooled, labels, x_fg, x_bg;
+  std::vector<T> pooled, labels, x;  // x: (2, b, d), x_fg and x_bg
   std::vector<int64_t> counted;
   std::vector<int64_t> partner, source;
+  std::unique_ptr<bool[]> valid;
 
   Batch(int64_t b_, int64_t c_, int64_t d_)
       : b(b_),
@@ -21,15 +23,16 @@ struct Batch {
         d(d_),
         pooled(check::uniform<T>(b * c, 1, 0.1, 0.9)),
         labels(check::uniform<T>(b * c, 2)),
-        x_fg(check::uniform<T>(b * d, 3, -1)),
-        x_bg(check::uniform<T>(b * d, 4, -1)),
+        x(check::uniform<T>(2 * b * d, 3, -1)),
         counted(b),
         partner(3 * b),
-        source(b) {
+        source(b),
+        valid(new bool[2 * b]) {
     for (T& y : labels) y = y > T(0.6);
     for (int64_t i = 0; i < b; ++i) counted[i] = i % 4 != 1;
     for (int64_t i = 0; i < 3 * b; ++i) partner[i] = i * 7 % (b + 3) - 1;  // also out of range on both sides
     for (int64_t i = 0; i < b; ++i) source[i] = (i * 5 + 1) % b;
+    for (int64_t i = 0; i < 2 * b; ++i) valid[i] = i % 7 != 3;
   }
 
   double cosine(const T* u, const T* v) const {
@@ -38,14 +41,26 @@ struct Batch {
     return uv / std::sqrt(uu * vv);
   }
 
-  bool usable(int64_t j) const { return j >= 0 && j < b; }
+  d2net::Pairs pairs() const { return {partner.data(), source.data(), valid.get(), b}; }
+  d2net::LossSettings settings() const {
+    d2net::LossSettings with = {};
+    with.beta = 2, with.gamma = 0.3, with.probability_floor = 1e-6;
+    return with;
+  }
+
+  // The cosine of rows u and v of x, or nothing.
+  bool compared(int64_t u, int64_t v, int64_t first, int64_t other, double* cosine) const {
+    if (other < 0 || other >= b || !valid[u * b + first] || !valid[v * b + other]) return false;
+    *cosine = this->cosine(&x[(u * b + first) * d], &x[(v * b + other) * d]);
+    return true;
+  }
 
   double expected(int64_t i, double gamma) const {
     if (!counted[i]) return 0;
-    const int64_t fb = partner[i], fg = partner[b + i], bg = partner[2 * b + i];
-    double w_fb = usable(fb) ? std::max(0.0, cosine(&x_fg[source[i] * d], &x_bg[fb * d])) : 0;
-    double w_fg = usable(fg) ? gamma * (1 - cosine(&x_fg[i * d], &x_fg[fg * d])) : 0;
-    double w_bg = usable(bg) ? gamma * (1 - cosine(&x_bg[i * d], &x_bg[bg * d])) : 0;
+    double of = 0;
+    const double w_fb = compared(0, 1, source[i], partner[i], &of) ? std::max(0.0, of) : 0;
+    const double w_fg = compared(0, 0, i, partner[b + i], &of) ? gamma * (1 - of) : 0;
+    const double w_bg = compared(1, 1, i, partner[2 * b + i], &of) ? gamma * (1 - of) : 0;
     double sum = 0;
     for (int64_t k = i * c; k < (i + 1) * c; ++k) {
       const double p = pooled[k];
@@ -58,10 +73,9 @@ struct Batch {
   std::vector<T> terms(int threads, std::vector<T>* to_pooled, std::vector<T>* saved) const {
     std::vector<T> result(b);
     to_pooled->assign(b * c, 0);
-    saved->assign(d2net::kDiscriminativeSaved * b, 0);
-    d2net::cpu::discriminative_terms(pooled.data(), labels.data(), counted.data(), x_fg.data(), x_bg.data(),
-                                     partner.data(), source.data(), b, c, d, 2.0, 0.3, 1e-6, false, false,
-                                     result.data(), to_pooled->data(), saved->data(), threads);
+    saved->assign(d2net::kPairsSaved * b, 0);
+    d2net::cpu::discriminative_terms(pooled.data(), labels.data(), counted.data(), x.data(), pairs(), b, c, d,
+                                     settings(), result.data(), to_pooled->data(), saved->data(), threads);
     return result;
   }
 };
@@ -72,18 +86,17 @@ TEST(partners_form_cycles) {
   for (int64_t b : {0, 1, 2, 50}) {
     auto keys = check::uniform<float>(3 * b, 1);
     for (int64_t i = 0; i < 3 * b; i += 4) keys[i] = std::numeric_limits<float>::quiet_NaN();
-    std::unique_ptr<bool[]> fg(new bool[b]), bg(new bool[b]);
-    for (int64_t i = 0; i < b; ++i) fg[i] = i % 3 != 0, bg[i] = i % 5 != 1;
+    std::unique_ptr<bool[]> valid(new bool[2 * b]);
+    for (int64_t i = 0; i < b; ++i) valid[i] = i % 3 != 0, valid[b + i] = i % 5 != 1;
     std::vector<int64_t> partner(3 * b, 99);
-    d2net::cpu::different_partners(keys.data(), fg.get(), bg.get(), b, partner.data(), 1);
-    for (int kind = 1; kind < 3; ++kind) {
-      const bool* valid = kind == 1 ? fg.get() : bg.get();
-      const int64_t members = std::count(valid, valid + b, true);
+    d2net::cpu::different_partners(keys.data(), valid.get(), b, partner.data());
+    for (int kind = 0; kind < 3; ++kind) {
+      const auto takes_part = [&](int64_t i) { return kind == 0 || valid[(kind - 1) * b + i]; };
       std::vector<int64_t> met(b, 0);
       for (int64_t i = 0; i < b; ++i) {
         const int64_t j = partner[kind * b + i];
-        CHECK((j >= 0) == (valid[i] && members > 1));
-        if (j >= 0) CHECK(j < b && j != i && valid[j] && ++met[j] == 1);
+        CHECK((j >= 0) == takes_part(i));
+        if (j >= 0) CHECK(j < b && takes_part(j) && ++met[j] == 1);
       }
     }
   }
@@ -103,11 +116,10 @@ TEST(discriminative_terms_equal_their_definition) {
 TEST(discriminative_terms_gradient_equals_differences) {
   Batch<double> x(6, 4, 5);
   const auto grad = check::uniform<double>(x.b, 9);
-  std::vector<double> to_pooled, saved, unused, grad_pooled(x.b * x.c), grad_fg(x.b * x.d), grad_bg(x.b * x.d);
+  std::vector<double> to_pooled, saved, unused, grad_pooled(x.b * x.c), grad_x(2 * x.b * x.d);
   x.terms(2, &to_pooled, &saved);
-  d2net::cpu::discriminative_terms_backward(grad.data(), to_pooled.data(), saved.data(), x.x_fg.data(), x.x_bg.data(),
-                                            x.partner.data(), x.source.data(), x.b, x.c, x.d, grad_pooled.data(),
-                                            grad_fg.data(), grad_bg.data(), 2);
+  d2net::cpu::discriminative_terms_backward(grad.data(), to_pooled.data(), saved.data(), x.x.data(), x.pairs(), x.b,
+                                            x.c, x.d, grad_pooled.data(), grad_x.data(), 2);
   const auto total = [&] {
     const auto terms = x.terms(1, &unused, &saved);
     double sum = 0;
@@ -126,8 +138,7 @@ TEST(discriminative_terms_gradient_equals_differences) {
     }
   };
   compare(x.pooled, grad_pooled);
-  compare(x.x_fg, grad_fg);
-  compare(x.x_bg, grad_bg);
+  compare(x.x, grad_x);
 }
 
 TEST(discriminative_terms_of_ugly_values) {
@@ -135,12 +146,11 @@ TEST(discriminative_terms_of_ugly_values) {
   const float values[] = {0, 1, Limits::denorm_min(), Limits::max(), -1, Limits::quiet_NaN(), Limits::infinity()};
   Batch<float> x(8, 5, 6);
   std::mt19937 generator(3);
-  for (auto* leaf : {&x.pooled, &x.x_fg, &x.x_bg, &x.labels}) {
+  for (auto* leaf : {&x.pooled, &x.x, &x.labels}) {
     for (float& v : *leaf) v = values[generator() % 7];
   }
-  std::vector<float> to_pooled, saved, grad(x.b, 1.0f), a(x.b * x.c), f(x.b * x.d), g(x.b * x.d);
+  std::vector<float> to_pooled, saved, grad(x.b, 1.0f), a(x.b * x.c), f(2 * x.b * x.d);
   x.terms(2, &to_pooled, &saved);
-  d2net::cpu::discriminative_terms_backward(grad.data(), to_pooled.data(), saved.data(), x.x_fg.data(), x.x_bg.data(),
-                                            x.partner.data(), x.source.data(), x.b, x.c, x.d, a.data(), f.data(),
-                                            g.data(), 2);
+  d2net::cpu::discriminative_terms_backward(grad.data(), to_pooled.data(), saved.data(), x.x.data(), x.pairs(), x.b,
+                                            x.c, x.d, a.data(), f.data(), 2);
 }

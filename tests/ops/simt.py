@@ -54,6 +54,7 @@ def kernels_on_the_cpu(module: ModuleType) -> Iterator[None]:
         overrides = torch.library.Library("d2net", "IMPL")  # gone when destroyed: the CPU kernels are back
         try:
             for name, function in _library.CUDA_FUNCTIONS.items():
+                patch.setitem(_library.KERNELS[name], "cpu", function)
                 # torch before 2.8 refuses a second implementation from Python unless it is made to forget the first.
                 torch.library._impls.discard(f"d2net/{name}/CPU")
                 with warnings.catch_warnings():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2net.errors import InputError
-from d2net.ops import _library, _native, discriminative
+from d2net.ops import _library, _native
 
 # Not importable by name under --import-mode=importlib.
 _spec = importlib.util.spec_from_file_location("every", Path(__file__).parents[1] / "test_every_operator.py")
@@ -162,31 +162,22 @@ def test_arguments_may_lie_anywhere(kernels):
     for name, arguments in CALLS.items():
         expected = call(name, arguments)
         for place in (every.strided, every.misaligned, negated):
-            at = 1 if name == "update_reference" else 0  # the first is changed: below
-            placed = [*arguments[:at], *(place(x) if isinstance(x, Tensor) else x for x in arguments[at:])]
-            out = getattr(torch.ops.d2net, name)(*copied(placed[:at]), *placed[at:])
+            placed = [placed_by(place, x) for x in arguments]
+            out = getattr(torch.ops.d2net, name)(*placed)
             found = expected if out is None else [out] if isinstance(out, Tensor) else out
             for x, y in zip(found, expected, strict=True):
                 torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
 
 
+def placed_by(place: Callable[[Tensor], Tensor], x: Any) -> Any:
+    if isinstance(x, list):
+        return [placed_by(place, y) for y in x]
+    return place(x) if isinstance(x, Tensor) else x
+
+
 def negated(x: Tensor) -> Tensor:
     """The same values, of which torch has still to turn the sign."""
     return torch._neg_view(-x) if x.is_floating_point() else x
-
-
-def test_a_reference_is_updated_wherever_it_lies(kernels):
-    reference, *rest = CALLS["update_reference"]
-    (expected,) = call("update_reference", CALLS["update_reference"])
-    for place in (every.strided, every.misaligned, Tensor.clone):
-        x = place(reference)
-        version = x._version
-        torch.ops.d2net.update_reference(x, *rest)
-        assert torch.equal(x, expected) and x._version > version
-    with pytest.raises(RuntimeError, match="single memory location"):
-        torch.ops.d2net.update_reference(torch.zeros(()).expand(len(reference)), *rest)
-    with pytest.raises(InputError, match="requires a gradient"):
-        torch.ops.d2net.update_reference(reference.clone().requires_grad_(), *rest)
 
 
 ODD = (-1, 0, 1, 2, 4, 5, 50, 2**31 - 1, -(2**31), 2**62, -(2**62))
@@ -230,18 +221,6 @@ def test_indices_may_be_any_number(name, kernels):
                 torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
 
 
-def test_partners_are_drawn_from_any_keys(kernels):
-    """NaN is the largest of them: each recording has one partner, and is that of one."""
-    everyone = torch.ones(40, dtype=torch.bool)
-    keys = torch.tensor([math.nan, math.inf, -math.inf, 0.5, -0.0, 0.0]).repeat(20).view(3, 40)
-    for k in (keys, torch.full_like(keys, math.nan)):
-        (partner,) = call("different_partners", [k, everyone, everyone])
-        assert torch.equal(partner.sort(1).values, torch.arange(40).expand(3, 40))
-        valid = torch.arange(40) % 3 > 0
-        (found,) = call("different_partners", [k, valid, ~valid | (k[0] > 0)])
-        assert torch.equal(found, discriminative.different_partners_reference(k, valid, ~valid | (k[0] > 0)))
-
-
 def test_without_memory_nothing_is_read():
     x = torch.ones(2, 8, 3)
     x.untyped_storage().resize_(0)
@@ -256,7 +235,10 @@ def test_without_memory_nothing_is_read():
 @pytest.mark.parametrize("name", CALLS)
 def test_calls_without_values_are_checked_too(name):
     """As torch.compile makes them, in the fake kernel."""
-    at = next(i for i, x in enumerate(CALLS[name]) if isinstance(x, Tensor))
-    wrong = replaced(CALLS[name], at, CALLS[name][at][None])
-    with FakeTensorMode() as mode, pytest.raises(InputError, match=name):
-        getattr(torch.ops.d2net, name)(*(mode.from_tensor(x) if isinstance(x, Tensor) else x for x in wrong))
+    with FakeTensorMode() as mode:
+        arguments = [placed_by(mode.from_tensor, x) for x in CALLS[name]]
+    at = next(i for i, x in enumerate(arguments) if isinstance(x, Tensor) or isinstance(x, list) and x[-1] is not None)
+    first = arguments[at]
+    wrong = replaced(arguments, at, first[None] if isinstance(first, Tensor) else [*first[:-1], first[-1][None]])
+    with mode, pytest.raises(InputError, match=name):
+        getattr(torch.ops.d2net, name)(*wrong)

@@ -12,17 +12,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2net import ops
 from d2net.ops import _library
-from d2net.ops.batch_loss import total_loss, update_reference, video_factors
-from d2net.ops.discriminative import Pairs, different_partners, discriminative_terms
+from d2net.ops.loss import d2net_loss
+from d2net.ops.loss_reference import LossInputs, LossSettings
 
 SIZES = list(itertools.product((0, 2), (0, 3), (0, 4), (0, 5)))
 WAIT = ("nms_1d", "batched_nms_1d", "soft_nms_1d", "extract_proposals")
 
 
-def updated(reference: Tensor, background: Tensor, valid: Tensor) -> Tensor:
-    reference = reference.detach().clone()
-    update_reference(reference, background, valid, 0.9)
-    return reference
+LOSS = LossSettings(
+    classify=True, separate=True, embed=True, update=True, score=True, snippet=True, alpha_snippet=0.2, video=True,
+    alpha_video=0.3,
+)  # fmt: skip
+MORE = LOSS._replace(
+    mean_over_classes=True, balanced=True, mean_embeddings=True, lowest_attention=True, own_classes=True,
+    skip_unlabelled=True, peak_share=0.5, video_per_class=True,
+)  # fmt: skip
 
 
 def cases(b: int, t: int, c: int, d: int):
@@ -62,24 +66,21 @@ def cases(b: int, t: int, c: int, d: int):
             [],
             [x(b, t, c), x(b, c) > 0.3, lengths],
         ),
-        "different_partners": (different_partners, [], [x(3, b).float(), lengths > 0, lengths > 0]),
-        "discriminative_terms": (
-            lambda p, fg, bg, y, n, partner: discriminative_terms(p, y, n, (fg, bg), Pairs(partner)),
-            [x(b, c), x(b, d), x(b, d)],
-            [labels, lengths, partner],
+        **{
+            name: (
+                lambda t, e, n, y, r, p, settings=settings: d2net_loss(LossInputs(t, e, n, y, r, partner=p), settings)[
+                    :-1
+                ],
+                [x(b, t, c), x(b, t, d)],
+                [lengths, labels, x(d), partner],
+            )
+            for name, settings in (("d2net_loss", LOSS), ("d2net_loss by release", MORE))
+        },
+        "d2net_loss without embeddings": (
+            lambda t, n, y: d2net_loss(LossInputs(t, None, n, y), LossSettings(classify=True, video=True))[:-1],
+            [x(b, t, c)],
+            [lengths, labels],
         ),
-        "discriminative_terms by mean": (
-            lambda p, y, n: discriminative_terms(p, y, n, mean=True, balanced=True),
-            [x(b, c)],
-            [labels, lengths],
-        ),
-        "video_factors": (
-            lambda p, y, n: video_factors(p, y, n, peak_share=0.5, per_class=True),
-            [x(b, c)],
-            [labels, lengths],
-        ),
-        "total_loss": (lambda d, s, n: total_loss(d, n, s, n > 0, alpha_snippet=0.3), [x(b), x(b)], [lengths]),
-        "update_reference": (updated, [], [x(d), x(b, d), lengths > 0]),
     }
 
 

@@ -47,8 +47,8 @@ def test_soft_nms_just_below_48_kib(cuda_device):
 
 
 def test_a_launch_that_cannot_be_names_operator_and_sizes_and_breaks_nothing(cuda_device):
-    x, attention = torch.ones(1, 1, 32 * 65535 + 1, device=cuda_device), torch.ones(1, 1, device=cuda_device)
-    with pytest.raises(RuntimeError, match=r"attention_pool .*grid 2x65536x1, block 256x1x1.*must be within"):
+    x, attention = torch.ones(1, 1, 128 * 65535 + 1, device=cuda_device), torch.ones(1, 1, device=cuda_device)
+    with pytest.raises(RuntimeError, match=r"attention_pool .*grid 1x65536x1, block 128x1x1.*must be within"):
         attention_pool(x, attention)
     assert attention_pool(x[:, :, :3], attention).x_fg.tolist() == [[1, 1, 1]]
     segments = torch.tensor([[0.0, 2], [1, 3], [7, 8]], device=cuda_device)

@@ -1,0 +1,285 @@
+// The operators one after the other, with what they share computed once. What is of (b) or (b, c) is a few thousand
+// numbers, on the caller's thread; the backward goes through time once, for embeddings and activations together.
+#include "loss.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "attention_pool.h"
+#include "attention_pool_gradient.h"
+#include "bottom_up_attention.h"
+#include "condition_number.h"
+#include "discriminative.h"
+#include "math/peaks.h"
+#include "math/topk.h"
+#include "pages.h"
+#include "parallel.h"
+#include "pooled_gradient.h"
+#include "snippet_pdmi.h"
+#include "two_stream_tcam.h"
+
+namespace d2net::cpu {
+namespace {
+
+// Flag: of recordings that count, bool or a number above 0.
+template <typename Flag>
+int64_t count_of(const Flag* counted, int64_t b) {
+  return std::count_if(counted, counted + b, [](Flag flag) { return flag > 0; });
+}
+
+// The mean of values[i] where counted[i] > 0; 0 of nothing.
+template <typename T, typename Flag>
+double mean_of(const T* values, const Flag* counted, int64_t b) {
+  double sum = 0;
+  for (int64_t i = 0; i < b; ++i) sum += counted[i] > 0 ? double(values[i]) : 0;
+  const int64_t count = count_of(counted, b);
+  return count > 0 ? sum / count : 0;
+}
+
+// gradient[i] = grad / count where counted[i] > 0.
+template <typename T, typename Flag>
+std::vector<T> spread_mean(double grad, const Flag* counted, int64_t b) {
+  const int64_t count = count_of(counted, b);
+  std::vector<T> gradient(b);
+  for (int64_t i = 0; i < b; ++i) gradient[i] = counted[i] > 0 ? T(grad / count) : T(0);
+  return gradient;
+}
+
+template <typename T>
+double or_zero(const T* x) {
+  return x == nullptr ? 0 : double(*x);
+}
+
+// A term of weight 0 is off, whatever it is: NaN * 0 would be NaN.
+double weighted(double weight, double x) { return weight == 0 ? 0 : weight * x; }
+
+template <typename T>
+std::vector<T> copy_or_zero(const T* x, int64_t n) {
+  return x == nullptr ? std::vector<T>(n) : std::vector<T>(x, x + n);
+}
+
+template <typename X>
+void count_recordings(const Loss<X>& x) {
+  for (int64_t i = 0; i < x.b; ++i) {
+    const auto* labels = x.labels + i * x.c;
+    const bool counts = (x.lengths == nullptr ? x.t : x.lengths[i]) >= x.with.min_snippets &&
+                        (x.with.skip_unlabelled == 0 || std::any_of(labels, labels + x.c, [](X y) { return y > 0; }));
+    x.counted[i] = counts ? math::clamped_length(x.lengths, i, x.t) : 0;
+  }
+}
+
+// Of a recording's snippets that of the least attention, whose NaN is less than any.
+template <typename T>
+int64_t lowest(const T* attention, int64_t length) {
+  int64_t found = 0;
+  for (int64_t s = 1; s < length; ++s) {
+    // 1 - attention rounds, and of equals the first is taken.
+    if (math::ordered_key(1 - attention[s]) > math::ordered_key(1 - attention[found])) found = s;
+  }
+  return found;
+}
+
+// The mean of what x_ref moves towards, over the recordings that have a background.
+template <typename X>
+void update_x_ref(const Loss<X>& x) {
+  const bool* valid = x.valid + x.b;
+  const int64_t count = count_of(valid, x.b);
+  std::vector<double> sum(x.d);
+  for (int64_t i = 0; i < x.b; ++i) {
+    if (!valid[i]) continue;
+    const X* row = x.x + (x.b + i) * x.d;
+    if (x.with.lowest_attention != 0) {
+      row = x.embeddings + (i * x.t + lowest(x.attention + i * x.t, x.counted[i])) * x.d;
+    }
+    for (int64_t k = 0; k < x.d; ++k) sum[k] += row[k];
+  }
+  const double momentum = x.with.momentum;
+  for (int64_t k = 0; k < x.d; ++k) {
+    x.new_x_ref[k] = count == 0 ? x.x_ref[k] : X(momentum * x.x_ref[k] + (1 - momentum) / count * sum[k]);
+  }
+}
+
+// With own_classes, the pseudo-foreground's attention is the maximum over the recording's own classes, 0 without.
+template <typename X>
+void see_own_classes(const Loss<X>& x, const LossWorkspace<X>& w, int threads) {
+  const X threshold = X(x.with.fg_threshold);
+  parallel_for(x.b * x.t, 1 + 16384 / (x.c + 1), threads, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      w.seen[row] = x.attention[row];
+      w.seen_peak[row] = w.peak[row];
+      const int64_t i = row / x.t;
+      if (row % x.t >= x.counted[i] || !(x.scores[row] > threshold)) continue;
+      w.seen[row] = 0;
+      w.seen_peak[row] = -1;
+      auto best = math::ordered_key(X(0)) - 1;
+      for (int64_t k = 0; k < x.c; ++k) {
+        const X value = x.tcam[row * x.c + k];
+        if (!(x.labels[i * x.c + k] > 0) || math::ordered_key(value) <= best) continue;
+        best = math::ordered_key(value);
+        w.seen[row] = value;
+        w.seen_peak[row] = int32_t(k);
+      }
+    }
+  });
+}
+
+template <typename X>
+Peaks<X> peaks_of(const X* pooled, const Loss<X>& x) {
+  Peaks<X> peaks{X(x.with.probability_floor), X(x.with.peak_share)};
+  for (int64_t k = 0; k < x.c; ++k) peaks.compare(pooled[k]);
+  for (int64_t k = 0; k < x.c; ++k) peaks.add(pooled[k]);
+  return peaks;
+}
+
+// P_2 (c, b) and Y_2 (b, c) of Eq. 10: scores; labels of recordings that count, over their number or the class's.
+template <typename X>
+void video_factors(const Loss<X>& x, X* p, X* y) {
+  const int64_t b = x.b, c = x.c;
+  const bool per_class = x.with.video_per_class != 0;
+  std::vector<double> size(c, per_class ? 0 : double(count_of(x.counted, b)));
+  for (int64_t i = 0; per_class && i < b; ++i) {
+    for (int64_t k = 0; k < c; ++k) size[k] += x.counted[i] > 0 ? double(x.labels[i * c + k]) : 0;
+  }
+  for (int64_t i = 0; i < b; ++i) {
+    const X* row = x.pooled + i * c;
+    const Peaks<X> peaks = peaks_of(row, x);
+    for (int64_t k = 0; k < c; ++k) {
+      p[k * b + i] = peaks.value(row[k]);
+      y[i * c + k] = x.counted[i] > 0 ? X(x.labels[i * c + k] / std::max(size[k], 1.0)) : X(0);
+    }
+  }
+}
+
+// Adds grad times the gradient of L_DV.
+template <typename X>
+void video_backward(X grad, const Loss<X>& x, const LossWorkspace<X>& w, X* grad_pooled) {
+  const int64_t b = x.b, c = x.c;
+  std::vector<X> of_p(c);
+  for (int64_t i = 0; i < b; ++i) {
+    const X* row = x.pooled + i * c;
+    const Peaks<X> peaks = peaks_of(row, x);
+    double along = 0;  // the gradient times the value
+    for (int64_t k = 0; k < c; ++k) {
+      of_p[k] = grad * w.p_left[k] * w.p_right[i] + grad * w.p_left[c + k] * w.p_right[b + i];
+      along += double(of_p[k]) * peaks.value(row[k]);
+    }
+    for (int64_t k = 0; k < c; ++k) grad_pooled[i * c + k] += peaks.gradient(row[k], of_p[k], along);
+  }
+}
+
+}  // namespace
+
+template <typename X>
+void loss(const Loss<X>& x, int threads) {
+  const LossWorkspace<X> w(x);
+  const LossSettings& with = x.with;
+  const int64_t b = x.b, t = x.t, c = x.c, d = x.d;
+  double discriminative = 0, snippet = 0;
+  *x.video = 0;
+  count_recordings(x);
+  tcam_pool(x.tcam, x.counted, b, t, c, int64_t(with.topk_divisor), x.attention, w.peak, x.pooled, w.kth, w.last,
+            threads);
+  if (with.embed != 0) {
+    attention_pool(x.embeddings, x.attention, x.counted, b, t, d, with.threshold, with.background_threshold,
+                   with.mean_embeddings != 0, x.x, x.x + b * d, x.valid, x.valid + b, threads);
+  }
+  if (with.classify != 0) {
+    if (with.separate != 0 && x.keys != nullptr) different_partners(x.keys, x.valid, b, w.partner);
+    discriminative_terms(x.pooled, x.labels, x.counted, x.x, w.pairs(x), b, c, d, with, w.terms, w.to_pooled, w.saved,
+                         threads);
+    discriminative = mean_of(w.terms, x.counted, b);
+  }
+  if (with.update != 0) update_x_ref(x);
+  if (with.score != 0) {
+    bottom_up_attention(x.embeddings, with.update != 0 ? x.new_x_ref : x.x_ref, x.counted, b, t, d, x.scores,
+                        static_cast<X*>(nullptr), threads);
+  }
+  if (with.snippet != 0) {
+    if (with.own_classes != 0) see_own_classes(x, w, threads);
+    snippet_pdmi(with.own_classes != 0 ? w.seen : x.attention, x.scores, x.counted, b, t, with.fg_threshold,
+                 with.bg_threshold, with.snippet_per_class != 0, with.entry_floor, with.rank_tol, w.snippets,
+                 w.comparable, w.to_attention, threads);
+    snippet = mean_of(w.snippets, w.comparable, b);
+  }
+  if (with.video != 0 && b > 0 && c > 0) {
+    std::vector<X> p(c * b), y(b * c), y_left(2 * b), y_right(2 * c);  // of Y_2 nobody wants a gradient
+    video_factors(x, p.data(), y.data());
+    joint_log_condition_number(p.data(), y.data(), 1, c, b, kVideoRankTol, x.video, w.p_left, w.p_right, y_left.data(),
+                               y_right.data(), threads);
+  }
+  *x.discriminative = X(discriminative);
+  *x.snippet = X(snippet);
+  *x.total = X(discriminative + weighted(with.alpha_snippet, snippet) + weighted(with.alpha_video, double(*x.video)));
+}
+
+template <typename X>
+void loss_backward(const Loss<X>& x, int threads) {
+  const LossWorkspace<X> w(x);
+  const LossSettings& with = x.with;
+  const int64_t b = x.b, t = x.t, c = x.c, d = x.d;
+  const double total = or_zero(x.of_total);
+  const bool embed = with.embed != 0 && with.separate != 0;
+  // A term that nothing asks for is left out, for its gradient may be NaN.
+  const bool video = with.video != 0 && (x.of_video != nullptr || with.alpha_video != 0);
+  const bool snippet = with.snippet != 0 && (x.of_snippet != nullptr || with.alpha_snippet != 0);
+  std::vector<X> grad_pooled = copy_or_zero(x.of_pooled, b * c), grad_x = copy_or_zero(x.of_x, embed ? 2 * b * d : 0);
+  if (video && c > 0) {
+    video_backward(X(weighted(with.alpha_video, total) + or_zero(x.of_video)), x, w, grad_pooled.data());
+  }
+  if (with.classify != 0) {
+    const auto grad = spread_mean<X>(total + or_zero(x.of_discriminative), x.counted, b);
+    discriminative_terms_backward(grad.data(), w.to_pooled, w.saved, x.x, w.pairs(x), b, c, d, grad_pooled.data(),
+                                  grad_x.data(), threads);
+  }
+  std::vector<X> of_snippets(2 * b);  // of the attention of any pseudo-foreground and pseudo-background snippet
+  if (snippet) {
+    const auto grad = spread_mean<X>(weighted(with.alpha_snippet, total) + or_zero(x.of_snippet), w.comparable, b);
+    for (int64_t i = 0; i < 2 * b; ++i) of_snippets[i] = grad[i / 2] * w.to_attention[i];
+  }
+  const AttentionPoolGradient<X> pool(x.embeddings, x.attention, x.counted, x.x, x.x + b * d, grad_x.data(),
+                                      grad_x.data() + b * d, embed ? b : 0, t, d, with.threshold,
+                                      with.background_threshold, with.mean_embeddings != 0);
+  const X fg_threshold = X(with.fg_threshold), bg_threshold = X(with.bg_threshold);
+  const bool own_classes = with.own_classes != 0;
+  std::vector<X> grad_attention(b * t);
+  X* const to = x.grad_embeddings;
+  if (to != nullptr) prefer_large_pages(to, b * t * d * int64_t(sizeof(X)));
+
+  const PooledGradient<X> gradient{
+      nullptr, grad_attention.data(),     grad_pooled.data(), x.tcam, x.counted, w.peak, w.kth, w.last, b, t,
+      c,       int64_t(with.topk_divisor)};
+  const auto of_snippet = [&](int64_t row) {
+    const X* of = &of_snippets[2 * (row / t)];
+    return (x.scores[row] > fg_threshold ? of[0] : X(0)) + (x.scores[row] < bg_threshold ? of[1] : X(0));
+  };
+  pooled_gradient(
+      gradient, x.grad_tcam, embed ? d / 2 : 0, threads,
+      [&](int64_t first, int64_t rows) {
+        for (int64_t row = first; row < first + rows; ++row) {
+          X sum = x.of_attention == nullptr ? X(0) : x.of_attention[row];
+          if (embed) sum += pool.row(row, to == nullptr ? nullptr : to + row * d);
+          if (snippet && !own_classes) sum += of_snippet(row);
+          grad_attention[row] = sum;
+        }
+        if (!embed && to != nullptr) std::fill_n(to + first * d, rows * d, X(0));
+      },
+      [&](int64_t first, int64_t rows) {
+        for (int64_t row = first; snippet && own_classes && row < first + rows; ++row) {
+          const int32_t peak = w.seen_peak[row];
+          if (peak >= 0 && peak < c) x.grad_tcam[row * c + peak] += of_snippet(row);
+        }
+      },
+      [&](int64_t first, int64_t rows) {
+        std::fill_n(x.grad_tcam + first * c, rows * c, X(0));
+        if (to != nullptr) std::fill_n(to + first * d, rows * d, X(0));
+      });
+}
+
+#define D2NET_INSTANTIATE(X)                          \
+  template void loss<X>(const Loss<X>&, int threads); \
+  template void loss_backward<X>(const Loss<X>&, int threads);
+D2NET_INSTANTIATE(float)
+D2NET_INSTANTIATE(double)
+#undef D2NET_INSTANTIATE
+
+}  // namespace d2net::cpu

@@ -1,0 +1,173 @@
+// Embeddings over time: their sums, and the gradients of these, for attention_pool and for the loss, which does more
+// with a gradient of attention than to write it.
+//
+// Backward: rows of x that are on a side are read once, all rows of its gradient written once; the two gradients that
+// come in stay in registers for the 20 snippets of a block. 380 blocks of 256 threads (an H100 holds 396 at once) for
+// 10 recordings of 750 snippets. Several rows are on their way to a thread. What is not selected is replaced by 0,
+// without a branch (and not multiplied by 0, for it may be NaN).
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/block.h"
+#include "cuda/device.h"
+#include "cuda/vector.h"
+#include "math/topk.h"
+
+namespace d2net::cuda {
+
+constexpr int kBackwardThreads = 256, kBackwardRows = 20, kRowsAtOnce = 4;
+static_assert(kBackwardRows <= 32, "one lane weighs one snippet");
+static_assert(kBackwardRows % kRowsAtOnce == 0, "rows are taken in full rounds");
+
+// x (b, t, d), attention (b, t) -> x_fg, x_bg (b, d); see attention_pool.h.
+template <typename T>
+struct PoolOverTime {
+  using A = accumulator_t<T>;
+  const T* x;
+  const A* attention;
+  const int64_t* lengths;
+  int64_t b, t, d;
+  A over, background_over;
+  bool mean;
+  A* partial;         // (b, chunks, 2, d) of scratch, chunks = ceil(t / kPoolChunk)
+  unsigned* arrived;  // pool_counters(b, d) of them, 0 at first
+  A *x_fg, *x_bg;
+  bool *valid_fg, *valid_bg;
+  double* weights = nullptr;  // (2, b): sums of the weights; null: not wanted
+  int64_t* lowest = nullptr;  // (b): the snippet of the least attention; null: not wanted
+};
+
+inline int64_t pool_counters(int64_t b, int64_t d) { return b * (d / 32 + 1); }  // a tile has 32 columns at least
+
+// One launch.
+template <typename T>
+void pool_over_time(const Stream& on, const PoolOverTime<T>& pool);
+
+// The weights of one snippet on both sides. NaN: not on that side, for no selected weight is NaN.
+template <typename A>
+struct Weights {
+  A fg, bg;
+};
+
+template <typename A>
+__device__ __forceinline__ bool selected(A weight) {
+  return weight == weight;
+}
+
+template <typename A>
+__device__ __forceinline__ Weights<A> weigh(A lambda, A over, A background_over) {
+  const A background = 1 - lambda;
+  return {lambda > over ? lambda : A(NAN), background > background_over ? background : A(NAN)};
+}
+
+// Every lane weighs one snippet: `lane` of those from `first` on, up to `last` (exclusive).
+template <typename A>
+__device__ __forceinline__ Weights<A> weigh_mine(const A* attention, int64_t first, int64_t last, A over,
+                                                 A background_over) {
+  const int64_t mine = first + threadIdx.x % 32;
+  return weigh(mine < last ? attention[mine] : A(NAN), over, background_over);
+}
+
+template <typename A>
+__device__ __forceinline__ Weights<A> of_lane(const Weights<A>& mine, int lane) {
+  return {__shfl_sync(kAllLanes, mine.fg, lane), __shfl_sync(kAllLanes, mine.bg, lane)};
+}
+
+// The gradients that reach one thread's columns, times the scale.
+template <int N, typename A>
+__device__ __forceinline__ Pack<A, N> scaled(const A* grad, A scale) {
+  Pack<A, N> values = load<N>(grad);
+#pragma unroll
+  for (int j = 0; j < N; ++j) values.at[j] *= scale;
+  return values;
+}
+
+template <typename T>
+struct PoolGradient {
+  using A = accumulator_t<T>;
+  const T* x;  // null: the gradient of attention is not wanted
+  const A* attention;
+  const int64_t* lengths;
+  const A* terms;  // (b, 2, 2): scale and shift of each side, of means; null: of sums
+  const A *grad_fg, *grad_bg;
+  int64_t b, t, d;
+  A over, background_over;
+  T* grad_x;  // null: not wanted
+};
+
+// A block takes 20 snippets of one recording (blockIdx.x) and all columns, tile by tile, and hands the gradients of
+// their attention to use(recording, first, rows, gradient), called by all threads: thread i has that of first + i.
+template <typename T, int N, typename Use, typename A = accumulator_t<T>>
+__global__ void __launch_bounds__(kBackwardThreads, 2)
+    pool_gradient_kernel(const PoolGradient<T> g, int64_t groups, const Use use) {
+  D2NET_SHARED(A, dots, [kBackwardRows][kBackwardThreads / 32]);
+  const T* __restrict__ x = g.x;
+  T* __restrict__ grad_x = g.grad_x;
+  const int64_t t = g.t, d = g.d, recording = blockIdx.x / groups, first = blockIdx.x % groups * kBackwardRows;
+  const int rows = int(min(t - first, int64_t(kBackwardRows)));
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int64_t last = min(first + rows, math::clamped_length(g.lengths, recording, t));
+  const Weights<A> mine = weigh_mine(g.attention + recording * t, first, last, g.over, g.background_over);
+  const A* term = g.terms + 4 * recording;
+  const A scale_fg = g.terms == nullptr ? A(1) : term[0], scale_bg = g.terms == nullptr ? A(1) : term[2];
+  if (lane < kBackwardRows) dots[lane][warp] = 0;
+  __syncwarp();
+  for (int64_t tile = 0; tile < d; tile += int64_t(blockDim.x) * N) {
+    const int64_t column = tile + threadIdx.x * N, from = (recording * t + first) * d + column;
+    const bool has_column = column < d;
+    Pack<A, N> fg = {}, bg = {};
+    if (has_column) {
+      fg = scaled<N>(g.grad_fg + recording * d + column, scale_fg);
+      bg = scaled<N>(g.grad_bg + recording * d + column, scale_bg);
+    }
+    for (int begin = 0; begin < rows; begin += kRowsAtOnce) {
+      Pack<T, N> values[kRowsAtOnce] = {};
+      Weights<A> weights[kRowsAtOnce];
+#pragma unroll
+      for (int i = 0; i < kRowsAtOnce; ++i) {
+        weights[i] = of_lane(mine, begin + i);  // past `rows`: selected nowhere
+        const bool used = selected(weights[i].fg) || selected(weights[i].bg);
+        if (x != nullptr && used && has_column) values[i] = load<N>(x + from + (begin + i) * d);
+      }
+#pragma unroll
+      for (int i = 0; i < kRowsAtOnce; ++i) {
+        const bool in_fg = selected(weights[i].fg), in_bg = selected(weights[i].bg);
+        const A weight_fg = in_fg ? weights[i].fg : 0, weight_bg = in_bg ? weights[i].bg : 0;
+        Pack<T, N> grad;
+        A dot = 0;
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+          const A f = in_fg ? fg.at[j] : 0, b = in_bg ? bg.at[j] : 0;
+          grad.at[j] = from_float<T>(weight_fg * f + weight_bg * b);
+          dot += to_float(values[i].at[j]) * (f - b);
+        }
+        if (grad_x != nullptr && has_column && begin + i < rows) store(grad_x + from + (begin + i) * d, grad);
+        if (x != nullptr) {
+          dot = warp_reduce(dot, Sum());
+          if (lane == 0) dots[begin + i][warp] += dot;
+        }
+      }
+    }
+  }
+  __syncthreads();
+  A of_attention = 0;
+  if (int(threadIdx.x) < rows) {  // whose `mine` is that of the same row
+    for (unsigned other = 0; other < blockDim.x / 32; ++other) of_attention += dots[threadIdx.x][other];
+    if (g.terms != nullptr && selected(mine.fg)) of_attention -= term[1];
+    if (g.terms != nullptr && selected(mine.bg)) of_attention += term[3];
+  }
+  use(recording, first, rows, of_attention);
+}
+
+template <typename T, typename Use>
+void pool_gradient(const Stream& on, const PoolGradient<T>& g, const Use& use) {
+  const int64_t groups = (g.t + kBackwardRows - 1) / kBackwardRows;
+  const bool packs = fits_packs(g.d, g.x, g.grad_x) && fits_packs(g.d, g.grad_fg, g.grad_bg);
+  const int64_t threads = threads_for(packs ? g.d / kPackOf<T> : g.d, kBackwardThreads);
+  on.launch(packs ? pool_gradient_kernel<T, kPackOf<T>, Use> : pool_gradient_kernel<T, 1, Use>, g.b * groups,
+            std::max<int64_t>(threads, Use::kLeastThreads), 0, g, groups, use);
+}
+
+}  // namespace d2net::cuda

@@ -1,0 +1,147 @@
+// The loss of D2-Net (Eq. 1 to 11) of one batch: a call forward and one backward, of one struct for all devices.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+
+#include "float16.h"
+#include "math/pairs.h"
+
+namespace d2net {
+
+constexpr double kVideoRankTol = 1e-5;  // singular values of U_2 up to this are zero
+
+// What a recipe says and what is on; members as in LossSettings of d2net/ops/loss.py, flags 0 or 1.
+struct LossSettings {
+  double topk_divisor, min_snippets, skip_unlabelled;  // of p; which recordings count
+  double classify, separate;                           // Eq. 4; its weights are those of Eq. 3, else 0
+  double beta, gamma, probability_floor, mean_over_classes, balanced;
+  double embed, threshold, background_threshold, mean_embeddings;  // Eq. 2
+  double update, momentum, lowest_attention;                       // x_ref
+  double score, snippet, alpha_snippet;                            // Eq. 8; Eq. 9 and its weight
+  double fg_threshold, bg_threshold, own_classes, snippet_per_class, entry_floor, rank_tol;
+  double video, alpha_video, peak_share, video_per_class;  // Eq. 10 and its weight; peak_share below 0: none
+};
+
+// X: the type of the embeddings. All other numbers are of the type that sums of embeddings are kept in. What is off
+// reads and writes nothing of its own. Members as d2net/ops/loss.py packs them: LossInputs, LossResult and gradients.
+template <typename X>
+struct Loss {
+  using A = accumulator_t<X>;
+  LossSettings with;
+  int64_t b, t, c, d;
+  const A* tcam;           // (b, t, c)
+  const X* embeddings;     // (b, t, d)
+  const int64_t* lengths;  // (b), clamped to [0, t]; null: all t
+  const A* labels;         // (b, c), above 0 where a recording has the class
+  const A* x_ref;          // (d)
+  // Whose embedding is x~ of w_fb, w_fg and w_bg in Eq. 3: the next recording in a cycle through those that have one,
+  // in the order of `keys` (3, b); without keys that of `partner` (3, b), none where it is not in [0, b). source (b):
+  // whose x_fg stands in w_fb; null: the recording's own, and nothing is paired with itself.
+  const float* keys;
+  const int64_t *partner, *source;
+
+  A *total, *discriminative, *snippet, *video;  // scalars, 0 for what is off: Eq. 1, and its terms before their weights
+  A *attention, *pooled;                        // (b, t), (b, c)
+  A* x;                                         // (2, b, d): x_fg and x_bg of Eq. 2, 0 where there is none
+  int64_t* counted;                             // (b): lengths of the recordings that count, 0 of others
+  A* scores;                                    // (b, t): lambda' of Eq. 8
+  bool* valid;                                  // (2, b): whether there is an x_fg and an x_bg
+  A* new_x_ref;                                 // (d)
+  void* workspace;                              // what the backward needs
+  int64_t workspace_bytes;
+
+  // Backward: gradients of results, null for 0, and what they become; grad_embeddings may be null.
+  const A *of_total, *of_discriminative, *of_snippet, *of_video, *of_attention, *of_pooled, *of_x;
+  A* grad_tcam;
+  X* grad_embeddings;
+
+  void* scratch;  // of CUDA: loss_scratch_bytes() for as long as a call lasts
+  int64_t scratch_bytes;
+};
+
+// Hands out one block of memory piece by piece.
+class Pieces {
+ public:
+  Pieces(void* memory, int64_t bytes) : memory_(static_cast<char*>(memory)), bytes_(bytes) {}
+
+  template <typename T>
+  void take(T*& piece, int64_t n) {
+    piece = reinterpret_cast<T*>(memory_ + used_);
+    used_ += (n * int64_t(sizeof(T)) + kAlign - 1) / kAlign * kAlign;
+    if (used_ > bytes_) throw std::length_error("the workspace of a loss is too small");
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  static constexpr int64_t kAlign = 64;
+  char* memory_;
+  int64_t bytes_, used_ = 0;
+};
+
+// The workspace. How large it must be: workspace_bytes() of d2net/ops/loss.py.
+template <typename X, typename A = accumulator_t<X>>
+struct LossWorkspace {
+  int32_t *peak, *last;  // (b, t), (b, c) of two_stream_tcam.h and topk_pool.h, with kth (b, c)
+  A* kth;
+  int64_t* partner;              // (3, b), as drawn
+  A *terms, *to_pooled, *saved;  // (b), (b, c), (kPairsSaved, b): Eq. 4, its gradient to p, see math/pairs.h
+  A *snippets, *to_attention;    // (b), (b, 2) of snippet_pdmi.h
+  bool* comparable;              // (b): a recording has a snippet term
+  A* seen;                       // (b, t): the attention that Eq. 9 sees, with own_classes, ...
+  int32_t* seen_peak;            // ... and its class, -1 for none
+  A *p_left, *p_right;           // (2, c), (2, b) of condition_number.h
+  double* weights;               // (2, b): sums of the weights of Eq. 2, of CUDA
+
+  explicit LossWorkspace(const Loss<X>& x) {
+    Pieces pieces(x.workspace, x.workspace_bytes);
+    const int64_t b = x.b, c = x.c, own = x.with.own_classes != 0 ? b * x.t : 0;
+    pieces.take(peak, b * x.t);
+    pieces.take(last, b * c);
+    pieces.take(kth, b * c);
+    pieces.take(partner, 3 * b);
+    pieces.take(terms, b);
+    pieces.take(to_pooled, b * c);
+    pieces.take(saved, kPairsSaved * b);
+    pieces.take(snippets, b);
+    pieces.take(to_attention, 2 * b);
+    pieces.take(comparable, b);
+    pieces.take(seen, own);
+    pieces.take(seen_peak, own);
+    pieces.take(p_left, 2 * c);
+    pieces.take(p_right, 2 * b);
+    pieces.take(weights, 2 * b);
+  }
+
+  // Who is paired with whom.
+  Pairs pairs(const Loss<X>& x) const {
+    if (x.with.separate == 0) return {nullptr, nullptr, nullptr, x.b};
+    return {x.keys != nullptr ? partner : x.partner, x.source, x.valid, x.b};
+  }
+};
+
+namespace cpu {
+
+template <typename X>
+void loss(const Loss<X>& x, int threads);
+
+template <typename X>
+void loss_backward(const Loss<X>& x, int threads);
+
+}  // namespace cpu
+
+// The same on `device`, enqueued on `stream` (a cudaStream_t); every pointer is device memory.
+namespace cuda {
+
+template <typename X>
+int64_t loss_scratch_bytes(int64_t b, int64_t t, int64_t c, int64_t d, int device, void* stream);
+
+template <typename X>
+void loss(const Loss<X>& x, int device, void* stream);
+
+template <typename X>
+void loss_backward(const Loss<X>& x, int device, void* stream);
+
+}  // namespace cuda
+
+}  // namespace d2net

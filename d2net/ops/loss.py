@@ -1,0 +1,263 @@
+"""The whole loss of a batch (Eq. 1 to 11) in one call forward and one backward."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from d2net.errors import InputError
+from d2net.ops import _library, _native
+from d2net.ops._checks import (
+    check_computed,
+    check_floating,
+    check_floor,
+    check_lengths,
+    check_like,
+    check_numbers,
+    check_real,
+    check_same,
+    check_shape,
+)
+from d2net.ops._native import Native, Struct
+from d2net.ops.condition_number import MAX_SIZE, check_rank_tol
+from d2net.ops.loss_reference import LossInputs, LossResult, LossSettings, d2net_loss_reference
+
+_SMOOTH = 7  # results that have a gradient
+
+
+def d2net_loss(inputs: LossInputs, settings: LossSettings) -> LossResult:
+    """The parts of the loss that ``settings`` turn on.
+
+    Computed in float32, or in float64 where activations or embeddings are. Differentiable once, with respect to the
+    activations and, through ``discriminative`` and ``x`` of ``separate``, to the embeddings.
+
+    Raises:
+        InputError: shapes, types or devices that do not fit, or a setting out of range.
+    """
+    tcam, embeddings, lengths, labels, x_ref, *pairs = inputs
+    check_real("d2net_loss", "labels", labels)
+    dtype = torch.promote_types(tcam.dtype, torch.float32)
+    if embeddings is not None:
+        dtype = torch.promote_types(dtype, embeddings.dtype)
+        if _native.accumulator(embeddings.dtype) is not dtype:
+            embeddings = embeddings.to(dtype)
+    x_ref = None if x_ref is None else x_ref.detach().to(dtype)
+    arguments = tcam.to(dtype), embeddings, lengths, labels.detach().to(dtype), x_ref, *pairs, settings
+    if _library.has_kernel("d2net_loss", tcam):
+        return LossResult(*_library.call("d2net_loss", *arguments))
+    _check(*arguments)
+    return d2net_loss_reference(LossInputs(*arguments[:-1]), settings)
+
+
+def has_video_kernel(b: int, c: int) -> bool:
+    """Whether ``video`` may be on for so many recordings and classes."""
+    return min(b, c) <= MAX_SIZE
+
+
+def _check(*arguments: Tensor | None | LossSettings | list[float]) -> None:
+    _check_inputs("d2net_loss", LossInputs(*arguments[:-1]), _checked("d2net_loss", arguments[-1]))
+
+
+def _checked(operator: str, values: LossSettings | list[float]) -> LossSettings:
+    if len(values) != len(LossSettings._fields):
+        raise InputError(f"{operator}: there are {len(values)} settings, expected {len(LossSettings._fields)}")
+    settings = LossSettings(*values)
+    if not all(x == x for x in settings):
+        check_numbers(operator, **settings._asdict())
+    if not 1 <= settings.topk_divisor < 2**62:
+        raise InputError(f"{operator}: topk_divisor is {settings.topk_divisor}, expected at least 1")
+    check_floor(operator, settings.probability_floor)
+    check_rank_tol(operator, settings.rank_tol)
+    for part, needed in (("separate", "embed"), ("separate", "classify"), ("update", "embed"), ("snippet", "score")):
+        if getattr(settings, part) and not getattr(settings, needed):
+            raise InputError(f"{operator}: {part} is on without {needed}")
+    return settings
+
+
+def _check_inputs(operator: str, x: LossInputs, settings: LossSettings) -> None:
+    check_shape(operator, "tcam", x.tcam, "B, T, C")
+    check_computed(operator, "tcam", x.tcam)
+    dtype, device = x.tcam.dtype, x.tcam.device
+    if x.embeddings is not None:
+        check_shape(operator, "embeddings", x.embeddings, "B, T, D")
+        check_floating(operator, "embeddings", x.embeddings)
+        check_same(operator, "tcam", x.tcam, "embeddings", x.embeddings, 2)
+        if _native.accumulator(x.embeddings.dtype) is not dtype:
+            raise InputError(f"{operator}: tcam has dtype {dtype}, which does not go with {x.embeddings.dtype}")
+    elif settings.embed or settings.score:
+        raise InputError(f"{operator}: embeddings are missing")
+    b, _, c, d = x.sizes
+    check_lengths(operator, x.lengths, x.tcam)
+    check_like(operator, "labels", x.labels, (b, c), dtype, device)
+    if x.x_ref is not None or settings.update or settings.score:
+        check_like(operator, "x_ref", x.x_ref, (d,), dtype, device)
+    if x.keys is not None:
+        check_like(operator, "keys", x.keys, (3, b), torch.float32, device)
+    if x.partner is not None or (settings.separate and x.keys is None):
+        check_like(operator, "partner", x.partner, (3, b), torch.int64, device)
+    if x.source is not None:
+        check_like(operator, "source", x.source, (b,), torch.int64, device)
+    if settings.video and not has_video_kernel(b, c):
+        raise InputError(f"{operator}: video takes up to {MAX_SIZE} recordings or classes, not {b} and {c}")
+
+
+def _empty(x: LossInputs, settings: LossSettings) -> LossResult:
+    """Results without values."""
+    b, t, c, d = x.sizes
+    new, a = x.tcam.new_empty, x.tcam.dtype.itemsize
+    # At least what LossWorkspace of csrc/loss.h lays out; that is checked there.
+    own = t * (a + 4) if settings.own_classes else 0
+    workspace = b * (4 * t + (4 + 2 * a) * c + own + 14 * a + 41) + 2 * a * c + 64 * 15
+    # On a CPU zeros cost nothing, and whoever compares a traced call with another finds the same bytes.
+    blank = torch.zeros if x.tcam.device.type == "cpu" else torch.empty
+    return LossResult(
+        *(new(()), new(()), new(()), new(())),
+        *(new((b, t)), new((b, c)), new((2, b, d) if settings.embed else 0)),
+        new(b, dtype=torch.int64),
+        new((b, t) if settings.score else 0),
+        new((2, b) if settings.embed else 0, dtype=torch.bool),
+        new(d if settings.update else 0),
+        blank(workspace, dtype=torch.uint8, device=x.tcam.device),
+    )
+
+
+def _fake(*arguments: Tensor | None | LossSettings | list[float]) -> LossResult:
+    return _empty(LossInputs(*arguments[:-1]), LossSettings(*arguments[-1]))
+
+
+def _forward(native: Native, *arguments: Tensor | None | LossSettings | list[float]) -> LossResult:
+    x, settings = _readable(native, LossInputs(*arguments[:-1])), LossSettings(*arguments[-1])
+    results = _empty(x, settings)
+    _run(native, "loss", x, settings, results, *(None,) * (_SMOOTH + 2))
+    return results
+
+
+def _readable(native: Native, x: LossInputs) -> LossInputs:
+    """As the kernels read them: half precision, of embeddings alone, on a GPU only."""
+    if x.embeddings is not None and native is _native.on_cpu:
+        x = x._replace(embeddings=x.embeddings.to(x.tcam.dtype))
+    x = x._replace(lengths=_native.plain_lengths(x.lengths))
+    return LossInputs(*_native.contiguous(*x))
+
+
+def _run(
+    native: Native,
+    function: str,
+    x: LossInputs,
+    settings: LossSettings,
+    results: LossResult,
+    *gradients: Tensor | None,
+) -> None:
+    like, scratch, size = x.tcam if x.embeddings is None else x.embeddings, None, 0
+    if native is not _native.on_cpu:
+        size = native("loss_scratch_bytes", like, *x.sizes)
+        scratch = torch.empty(size, dtype=torch.uint8, device=like.device)
+    members = *x.sizes, *x, *results, results.workspace.numel(), *gradients, scratch, size
+    native(function, like, Struct(settings, members))
+
+
+# What the backward gets of inputs and results, in lists without the others: None.
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    tcam, embeddings, _, _, _, keys, partner, source, ctx.settings = inputs
+    result, settings = LossResult(*output), LossSettings(*ctx.settings)
+    constant = result[_SMOOTH:] if settings.separate else result[_SMOOTH - 1 :]
+    ctx.mark_non_differentiable(*constant)
+    ctx.set_materialize_grads(False)
+    kept = (None,) * 4 + result[4:10] + (None, result.workspace)
+    ctx.save_for_backward(tcam, embeddings, None, None, None, keys, partner, source, *kept)
+
+
+def _backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    grads, saved = list(gradients[:_SMOOTH]), list(ctx.saved_tensors)
+    inputs, results, settings = saved[:8], saved[8:], LossSettings(*ctx.settings)
+    total, discriminative, *_, x = grads
+    reached = settings.separate and any(grad is not None for grad in (total, discriminative, x))
+    need_tcam, need_embeddings = ctx.needs_input_grad[0], bool(ctx.needs_input_grad[1] and reached)
+    if all(grad is None for grad in grads) or not (need_tcam or need_embeddings):
+        return (None,) * 9
+    of_tcam, of_embeddings = _library.call("d2net_loss_backward", grads, inputs, results, ctx.settings, need_embeddings)
+    leaves = [y for y in inputs[:2] if y is not None]
+    return (
+        _library.differentiable_once(of_tcam, *leaves) if need_tcam else None,
+        _library.differentiable_once(of_embeddings, *leaves) if need_embeddings else None,
+        *(None,) * 7,
+    )
+
+
+Tensors = list[Tensor | None]
+
+
+def _check_backward(
+    grads: Tensors, inputs: Tensors, results: Tensors, values: LossSettings | list[float], need_embeddings: bool
+) -> None:
+    where, settings = "d2net_loss_backward", _checked("d2net_loss_backward", values)
+    if (len(grads), len(inputs), len(results)) != (_SMOOTH, 8, len(LossResult._fields)) or inputs[0] is None:
+        raise InputError(f"{where}: expected {_SMOOTH} gradients, 8 inputs and {len(LossResult._fields)} results")
+    x = LossInputs(*inputs)
+    check_shape(where, "tcam", x.tcam, "B, T, C")
+    # Of labels, lengths and x_ref nothing is left to do.
+    labels = x.tcam.new_empty((x.tcam.shape[0], x.tcam.shape[2]))
+    _check_inputs(where, x._replace(labels=labels), settings._replace(update=False, score=False, snippet=False))
+    expected = _empty(x, settings)
+    for name, like, grad in zip(LossResult._fields, expected, grads, strict=False):
+        if grad is not None:
+            check_like(where, f"the gradient of {name}", grad, like.shape, like.dtype, x.tcam.device)
+    for name, like, result in list(zip(LossResult._fields, expected, results, strict=True))[4:]:
+        if name != "x_ref":
+            check_like(where, name, result, like.shape, like.dtype, x.tcam.device)
+    if need_embeddings and not settings.separate:
+        raise InputError(f"{where}: embeddings have no gradient without separate")
+
+
+def _gradient(
+    native: Native,
+    grads: Tensors,
+    inputs: Tensors,
+    results: Tensors,
+    values: LossSettings | list[float],
+    need_embeddings: bool,
+) -> tuple[Tensor, Tensor]:
+    # Of tensors in lists torch does not turn the sign that it has put off.
+    grads, inputs, results = ([y if y is None else y.resolve_neg() for y in z] for z in (grads, inputs, results))
+    x, settings = _readable(native, LossInputs(*inputs)), LossSettings(*values)
+    of_tcam = torch.empty_like(x.tcam)
+    of_embeddings = torch.empty_like(x.embeddings) if need_embeddings else None
+    result = LossResult(*_native.contiguous(*results))
+    if result.workspace.data_ptr() % 8 != 0:  # of numbers; where torch makes bytes, they lie well
+        result = result._replace(workspace=result.workspace.clone())
+    _run(native, "loss_backward", x, settings, result, *_native.contiguous(*grads), of_tcam, of_embeddings)
+    if of_embeddings is None:
+        return of_tcam, x.tcam.new_empty(0)
+    return of_tcam, of_embeddings.to(inputs[1].dtype)
+
+
+def _gradient_fake(
+    grads: Tensors, inputs: Tensors, results: Tensors, values: list[float], need_embeddings: bool
+) -> tuple[Tensor, Tensor]:
+    tcam, embeddings, *_ = inputs
+    like = torch.contiguous_format
+    of_embeddings = torch.empty_like(embeddings, memory_format=like) if need_embeddings else tcam.new_empty(0)
+    return torch.empty_like(tcam, memory_format=like), of_embeddings
+
+
+_library.register(
+    "d2net_loss(Tensor tcam, Tensor? embeddings, Tensor? lengths, Tensor labels, Tensor? x_ref, Tensor? keys,"
+    " Tensor? partner, Tensor? source, float[] settings) -> (Tensor total, Tensor discriminative, Tensor snippet,"
+    " Tensor video, Tensor attention, Tensor pooled, Tensor x, Tensor counted, Tensor scores, Tensor valid,"
+    " Tensor new_x_ref, Tensor workspace)",
+    check=_check,
+    kernel=_forward,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+_library.register(
+    "d2net_loss_backward(Tensor?[] grads, Tensor?[] inputs, Tensor?[] results, float[] settings, bool need_embeddings)"
+    " -> (Tensor, Tensor)",
+    check=_check_backward,
+    kernel=_gradient,
+    fake=_gradient_fake,
+    backward=_library.refuse_double_backward,
+)
