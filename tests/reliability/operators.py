@@ -41,7 +41,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2net import losses, ops
 from d2net.errors import D2NetError
-from d2net.ops import _library, batch_loss, discriminative
+from d2net.ops import _library
 
 EPS = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float32: 2e-5, torch.float64: 1e-9}
 # Squares of these are within the type that is computed in, as docs/numbers.md asks for.
@@ -280,65 +280,6 @@ def extract_proposals(n: Numbers) -> Call:
     return Call("extract_proposals", call, [], [x, n.bools(b, c), lengths])
 
 
-def different_partners(n: Numbers) -> Call:
-    b = n.size()
-    keys = torch.rand((3, b), generator=n.torch)
-    return Call("different_partners", discriminative.different_partners, [], [keys, n.bools(b), n.bools(b)], exact=True)
-
-
-def discriminative_terms(n: Numbers) -> Call:
-    b, c, d = n.size(17), n.size(33), n.size(40)
-    partner = torch.randint(-1, b + 2, (3, b), generator=n.torch)
-    source = None if n.chance(0.5) else torch.randint(-1, b + 1, (b,), generator=n.torch)
-    beta, mean, balanced = n.rng.choice((0.0, 1.0, 2.0)), n.chance(0.3), n.chance(0.3)
-
-    def call(
-        p: Tensor, fg: Tensor, bg: Tensor, y: Tensor, counted: Tensor, partner: Tensor, source: Tensor | None
-    ) -> Any:
-        pairs = discriminative.Pairs(partner, source)
-        return discriminative.discriminative_terms(
-            p, y, counted, (fg, bg), pairs, beta=beta, mean=mean, balanced=balanced
-        )
-
-    # No equal numbers: at a cosine of 0 its gradient is a matter of rounding.
-    fg, bg = n.normal(b, d, ties=False), n.normal(b, d, ties=False)
-    others = [n.labels(b, c), n.bools(b), partner, source]
-    slack = {2: rounding(fg) * c, 3: rounding(bg) * c}
-    return Call("discriminative_terms", call, [n.uniform(b, c), fg, bg], others, slack=slack)
-
-
-def video_factors(n: Numbers) -> Call:
-    b, c = n.size(17), n.size(33)
-    share, per_class = n.rng.choice((None, 0.21)), n.chance(0.5)
-
-    def call(p: Tensor, y: Tensor, counted: Tensor) -> Any:
-        return batch_loss.video_factors(p, y, counted, peak_share=share, per_class=per_class)
-
-    return Call("video_factors", call, [n.uniform(b, c)], [n.labels(b, c), n.bools(b)])
-
-
-def total_loss(n: Numbers) -> Call:
-    b = n.size()
-    weights = {"alpha_snippet": 0.2, "alpha_video": 0.3, "weight": 0.7}
-    leaves = [n.normal(b), n.normal(b), n.normal(1)[0], n.normal(1)[0]]
-
-    def call(terms: Tensor, snippet: Tensor, video: Tensor, other: Tensor, counted: Tensor, valid: Tensor) -> Any:
-        return batch_loss.total_loss(terms, counted, snippet, valid, video, other, **weights)
-
-    return Call("total_loss", call, leaves, [n.bools(b), n.bools(b)])
-
-
-def update_reference(n: Numbers) -> Call:
-    b, d = n.size(17), n.size(40)
-
-    def call(reference: Tensor, background: Tensor, valid: Tensor) -> Any:
-        reference = reference.clone()
-        batch_loss.update_reference(reference, background, valid, 0.9)
-        return reference
-
-    return Call("update_reference", call, [], [n.normal(d), n.normal(b, d), n.bools(b)])
-
-
 # -- the losses, whose whole computation runs once with the operators and once with their references
 
 
@@ -433,7 +374,6 @@ def draw_permutations(n: Numbers) -> Call:
 DRAWN: list[Callable[[Numbers], Call]] = [
     *(topk_pool, tcam_pool, two_stream_tcam, attention_pool, bottom_up_attention, log_condition_number),
     *(joint_log_condition_number, snippet_pdmi, nms_1d, batched_nms_1d, soft_nms_1d, iou_1d, extract_proposals),
-    *(different_partners, discriminative_terms, video_factors, total_loss, update_reference),
     *(discriminative_loss, d2net_loss, uncertainty_modeling, co_activity_similarity, snippet_contrast),
     *(denoising_loss, draw_permutations),
     *(
