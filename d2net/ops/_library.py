@@ -92,7 +92,7 @@ def register(
         for device in kernels:
             torch.library.register_autocast(f"d2net::{name}", device, autocast, lib=LIBRARY)
     _DEVICES[name] = frozenset(kernels) | {"meta"}
-    return getattr(torch.ops.d2net, name).default
+    return partial(call, name)
 
 
 def _checked(
