@@ -69,7 +69,7 @@ class _Commands(TyperGroup):
             raise
         except KeyboardInterrupt as error:
             code, message = 130, f"interrupted; {error}".rstrip("; ")
-            if ctx.invoked_subcommand == "train" and error.args:  # then something is saved
+            if ctx.invoked_subcommand == "train" and str(error):  # then something is saved
                 again = [a for a in ctx.meta["d2net.arguments"] if a not in ("--resume", "--overwrite")]
                 message += f"; go on with: {shlex.join(['d2net', *again, '--resume'])}"
             _report(error, message, ctx.params["debug"])

@@ -169,7 +169,7 @@ class Trainer:
             with locked(self.out):
                 return self._run(resume)
         except KeyboardInterrupt as error:
-            if error.args or _identity(self.path) == earlier:
+            if str(error) or _identity(self.path) == earlier:
                 raise
             raise KeyboardInterrupt(f"stopped at once; what was saved last is {self.path}") from error
 

@@ -222,7 +222,7 @@ def test_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     # From another folder: with -m, Python would import the source tree of this one, which may hold no extension.
     process = subprocess.Popen([*command, *small, "--save-every", "1"], stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     try:
-        for _ in range(600):
+        for _ in range(2400):
             if (out / "checkpoint.safetensors").exists() or process.poll() is not None:
                 break
             time.sleep(0.05)
