@@ -149,7 +149,7 @@ def plain(x: Tensor) -> Tensor:
     return (x if x.dtype in (torch.float32, torch.float64) else x.float()).contiguous()
 
 
-def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+def contiguous(*tensors: Tensor | None) -> list[Any]:
     return [None if x is None else x.contiguous() for x in tensors]
 
 

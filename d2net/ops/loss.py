@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -42,11 +44,11 @@ def d2net_loss(inputs: LossInputs, settings: LossSettings) -> LossResult:
         if _native.accumulator(embeddings.dtype) is not dtype:
             embeddings = embeddings.to(dtype)
     x_ref = None if x_ref is None else x_ref.detach().to(dtype)
-    arguments = tcam.to(dtype), embeddings, lengths, labels.detach().to(dtype), x_ref, *pairs, settings
+    taken = LossInputs(tcam.to(dtype), embeddings, lengths, labels.detach().to(dtype), x_ref, *pairs)
     if _library.has_kernel("d2net_loss", tcam):
-        return LossResult(*_library.call("d2net_loss", *arguments))
-    _check(*arguments)
-    return d2net_loss_reference(LossInputs(*arguments[:-1]), settings)
+        return LossResult(*_library.call("d2net_loss", *taken, settings))
+    _check(*taken, settings)
+    return d2net_loss_reference(taken, settings)
 
 
 def has_video_kernel(b: int, c: int) -> bool:
@@ -54,7 +56,7 @@ def has_video_kernel(b: int, c: int) -> bool:
     return min(b, c) <= MAX_SIZE
 
 
-def _check(*arguments: Tensor | None | LossSettings | list[float]) -> None:
+def _check(*arguments: Any) -> None:
     _check_inputs("d2net_loss", LossInputs(*arguments[:-1]), _checked("d2net_loss", arguments[-1]))
 
 
@@ -121,11 +123,11 @@ def _empty(x: LossInputs, settings: LossSettings) -> LossResult:
     )
 
 
-def _fake(*arguments: Tensor | None | LossSettings | list[float]) -> LossResult:
+def _fake(*arguments: Any) -> LossResult:
     return _empty(LossInputs(*arguments[:-1]), LossSettings(*arguments[-1]))
 
 
-def _forward(native: Native, *arguments: Tensor | None | LossSettings | list[float]) -> LossResult:
+def _forward(native: Native, *arguments: Any) -> LossResult:
     x, settings = _readable(native, LossInputs(*arguments[:-1])), LossSettings(*arguments[-1])
     results = _empty(x, settings)
     _run(native, "loss", x, settings, results, *(None,) * (_SMOOTH + 2))
@@ -186,7 +188,7 @@ def _backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     )
 
 
-Tensors = list[Tensor | None]
+Tensors = list[Any]  # some of them None
 
 
 def _check_backward(
@@ -223,7 +225,7 @@ def _gradient(
     grads, inputs, results = ([y if y is None else y.resolve_neg() for y in z] for z in (grads, inputs, results))
     x, settings = _readable(native, LossInputs(*inputs)), LossSettings(*values)
     of_tcam = torch.empty_like(x.tcam)
-    of_embeddings = torch.empty_like(x.embeddings) if need_embeddings else None
+    of_embeddings = torch.empty_like(x.embeddings) if need_embeddings and x.embeddings is not None else None
     result = LossResult(*_native.contiguous(*results))
     if result.workspace.data_ptr() % 8 != 0:  # of numbers; where torch makes bytes, they lie well
         result = result._replace(workspace=result.workspace.clone())
