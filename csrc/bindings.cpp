@@ -1,5 +1,7 @@
-// The only C++ file that knows Python. Pointers come as integers from d2net/ops/_native.py, which has checked
-// shapes, types and devices; nothing here touches a Python object while the kernels run, so the GIL is released.
+// The only C++ file that knows Python. The module is private to d2net/ops/_native.py: pointers come as integers and are
+// believed. Operators have checked shapes, types, devices and numbers before, _native.py once more that memory is
+// contiguous and where it should be. Nothing here touches a Python object while the kernels run, so the GIL is
+// released.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>

@@ -150,6 +150,7 @@ def test_any_array_of_numbers_is_taken(array, writable):
         ([[1.0], [1.0, 2.0]], "a list that cannot"),
         (np.array([1 + 2j]), "an array of complex128 that cannot"),
         (np.array([None, "x"]), "an array of object that cannot"),
+        (np.array([2**63], dtype=np.uint64), "an array of uint64 that cannot"),
         ([torch.zeros(2), torch.zeros(2)], "a list of tensors; torch.stack"),
         ([[torch.zeros(2, requires_grad=True)]], "a list of tensors; torch.stack"),
     ],

@@ -1,4 +1,7 @@
-"""Operators of temporal action localization. Shapes: B recordings, T snippets, C classes, D embedding width."""
+"""Operators of temporal action localization. Shapes: B recordings, T snippets, C classes, D embedding width.
+
+Each may be 0: results have the sizes that follow, and a sum, mean or maximum over nothing is 0.
+"""
 
 from d2net.ops.attention_pool import Pooled, attention_pool
 from d2net.ops.bottom_up_attention import bottom_up_attention

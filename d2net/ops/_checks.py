@@ -24,13 +24,12 @@ def as_tensor(operator: str, name: str, x: Any, like: Tensor | None = None) -> T
     ``like`` where it is wider.
 
     Raises:
-        InputError: anything else, sparse and nested tensors included.
+        InputError: anything else, sparse tensors included.
     """
     if isinstance(x, Tensor):
-        if x.layout is torch.strided and not x.is_nested:
+        if x.layout is torch.strided:
             return x
-        kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
-        raise InputError(f"{operator}: {name} is a {kind} tensor, expected a dense one: convert it")
+        raise InputError(f"{operator}: {name} has layout {x.layout}, expected a dense tensor: convert it")
     first = x
     while isinstance(first, (list, tuple)) and first:
         first = first[0]
@@ -40,8 +39,10 @@ def as_tensor(operator: str, name: str, x: Any, like: Tensor | None = None) -> T
         array = np.asarray(x)
         if array.dtype.kind not in "biuf":
             raise TypeError
-        if array.dtype.kind == "u" and array.itemsize > 1:
-            array = array.astype(np.int64)  # PyTorch can do little with them
+        if array.dtype.kind == "u" and array.itemsize > 1:  # PyTorch can do little with them
+            if array.size and array.max() > np.iinfo(np.int64).max:
+                raise ValueError
+            array = array.astype(np.int64)
         # Tensors cannot be read-only, misaligned, of another byte order or of negative strides: then it is a copy.
         tensor = torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "A", "W"]))
     except (TypeError, ValueError):
@@ -131,11 +132,10 @@ def check_lengths(operator: str, lengths: Tensor | None, x: Tensor, name: str = 
     """Require None, or integers (B,) on the device of ``x`` (B, ...). Their values may be any: they are clamped."""
     if lengths is None:
         return
-    shape = x.shape[:1]
-    if lengths.shape != shape or lengths.dtype not in INTEGERS:
+    if lengths.shape != (x.shape[0],) or lengths.dtype not in INTEGERS:
         raise InputError(
             f"{operator}: {name} has shape {tuple(lengths.shape)} and dtype {lengths.dtype}, "
-            f"expected {tuple(shape)} int64"
+            f"expected ({x.shape[0]},) int64"
         )
     if lengths.device != x.device:
         raise InputError(f"{operator}: {name} is on {lengths.device} but the input on {x.device}; move one of them")

@@ -146,7 +146,8 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 def _is_observed() -> bool:
     """By a transform, a mode (of dispatch or of functions), or the tracer of torch.jit."""
     return (
-        _is_transformed()
+        forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
         or torch._C._get_tracing_state() is not None
@@ -180,13 +181,13 @@ def _direct_function(
 
 
 def has_kernel(name: str, x: Tensor) -> bool:
-    """Whether the kernel of operator ``name`` can do what is asked with ``x``; otherwise its reference runs."""
-    return x.device.type in _DEVICES[name] and not _is_transformed()
-
-
-def _is_transformed() -> bool:
-    """Within ``torch.func``'s transforms or forward-mode differentiation."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    """Whether the kernel of operator ``name`` can do what is asked with ``x``; otherwise its reference runs: on other
+    devices, in forward-mode differentiation, and within the transforms of ``torch.func``."""
+    if torch.compiler.is_compiling():  # what else is asked below would stay in the graph
+        return x.device.type in _DEVICES[name] and forward_ad._current_level < 0
+    device = "cpu" if x.is_cpu else x.device.type  # a string that takes longer to make than all else here
+    plain = forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
+    return plain and device in _DEVICES[name]
 
 
 def backend(name: str, device: str) -> str:

@@ -58,7 +58,7 @@ def cpu(function: str, dtype: torch.dtype, *args: Tensor | float | Struct | None
 
     Tensors go as their address, None as null, numbers as they are; the number of threads is added last.
     """
-    return getattr(_C, f"{function}_{_SUFFIX[dtype]}")(*_passed(function, _CPU, args), torch.get_num_threads())
+    return _bound(function, dtype)(*_passed(function, _CPU, args), torch.get_num_threads())
 
 
 def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: Tensor | float | Struct | None) -> Any:
@@ -69,13 +69,18 @@ def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: Tensor 
         RuntimeError: a launch failed.
     """
     _check_chip(device)
-    call = getattr(_C, f"cuda_{function}_{_SUFFIX[dtype]}")
+    call = _bound(f"cuda_{function}", dtype)
     # What torch.cuda.current_stream(device).cuda_stream is, without making an object of it at every call.
     where = device.index, torch._C._cuda_getCurrentRawStream(device.index)
     if torch.cuda.current_device() == device.index:
         return call(*_passed(function, device, args), *where)
     with torch.cuda.device(device):  # the launch makes its device current; this restores the caller's
         return call(*_passed(function, device, args), *where)
+
+
+@functools.cache
+def _bound(function: str, dtype: torch.dtype) -> Callable[..., Any]:
+    return getattr(_C, f"{function}_{_SUFFIX[dtype]}")
 
 
 @functools.cache
@@ -149,12 +154,15 @@ def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def plain_lengths(lengths: Tensor | None) -> Tensor | None:
-    return None if lengths is None else lengths.to(torch.int64).contiguous()
+    if lengths is None or (lengths.dtype is torch.int64 and lengths.is_contiguous()):
+        return lengths  # two calls of PyTorch less
+    return lengths.to(torch.int64).contiguous()
 
 
 def _passed(function: str, device: torch.device, arguments: tuple[Any, ...]) -> list[Any]:
     """Addresses of tensors, null for None, numbers as they are, a struct as its bytes."""
     passed: list[Any] = []
+    on_cpu = device is _CPU
     for x in arguments:
         kind = type(x)
         if x is None:
@@ -166,7 +174,8 @@ def _passed(function: str, device: torch.device, arguments: tuple[Any, ...]) -> 
             passed.append(struct.pack(f"={len(x.settings)}d{len(members)}q", *x.settings, *members))
         elif isinstance(x, Tensor):
             address = x.data_ptr()
-            if not x.is_contiguous() or x.device != device or (address == 0 and x.numel() > 0):
+            here = x.is_cpu if on_cpu else x.device == device
+            if not here or not x.is_contiguous() or (address == 0 and x.numel() > 0):
                 raise RuntimeError(
                     f"{function} expects contiguous tensors in memory of {device}, not {tuple(x.shape)} with strides "
                     f"{x.stride()} on {x.device} at address {address}"

@@ -46,7 +46,7 @@ def attention_pool(
 
     Foreground weights are lambda where lambda > threshold, background weights 1 - lambda where
     1 - lambda > background_threshold. All other snippets are left out, so that a NaN among them does no harm, and so is
-    a NaN lambda. The selection has no gradient, the weights do.
+    a NaN lambda; NaN in a snippet that is taken propagates. The selection has no gradient, the weights do.
 
     Args:
         x: (B, T, D) embeddings.
@@ -60,7 +60,7 @@ def attention_pool(
         Differentiable once, in x and attention.
 
     Raises:
-        InputError: shapes, dtypes or devices that do not fit, or an unknown reduction.
+        InputError: shapes, dtypes or devices that do not fit, a threshold that is NaN, or an unknown reduction.
     """
     x, attention = as_tensors("attention_pool", x=x, attention=attention)
     lengths = None if lengths is None else as_tensor("attention_pool", "lengths", lengths, x)
@@ -127,7 +127,7 @@ def _cpu(
     mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     b, t, d = x.shape
-    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    lengths = _native.plain_lengths(lengths)
     fg, bg = attention.new_empty(b, d), attention.new_empty(b, d)
     valid_fg, valid_bg = x.new_empty(b, dtype=torch.bool), x.new_empty(b, dtype=torch.bool)
     _native.cpu(
@@ -159,7 +159,7 @@ def _cuda(
     mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     b, t, d = x.shape
-    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    lengths = _native.plain_lengths(lengths)
     fg, bg = attention.new_empty(b, d), attention.new_empty(b, d)
     valid_fg, valid_bg = x.new_empty(b, dtype=torch.bool), x.new_empty(b, dtype=torch.bool)
     chunks = -(-t // _CHUNK)
@@ -258,7 +258,7 @@ def _backward_cpu(
 ) -> tuple[Tensor, Tensor]:
     b, t, d = x.shape
     dtype = attention.dtype
-    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    lengths = _native.plain_lengths(lengths)
     fg, bg = _native.contiguous(fg, bg) if mean else (None, None)
     grad_x = attention.new_empty(x.shape if need_x else 0)
     grad_attention = attention.new_empty((b, t) if need_attention else 0)
@@ -299,7 +299,7 @@ def _backward_cuda(
     need_attention: bool,
 ) -> tuple[Tensor, Tensor]:
     b, t, d = x.shape
-    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    lengths = _native.plain_lengths(lengths)
     fg, bg = _native.contiguous(fg, bg) if mean else (None, None)
     grad_x = x.new_empty(x.shape if need_x else 0)
     grad_attention = attention.new_empty((b, t) if need_attention else 0)

@@ -75,7 +75,7 @@ def _check(
 
 def _cpu(x: Tensor, reference: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     b, t, d = x.shape
-    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    lengths = _native.plain_lengths(lengths)
     attention, norms = reference.new_empty(b, t), reference.new_empty(b, t)
     _native.cpu(
         "bottom_up_attention",
@@ -94,7 +94,7 @@ def _cpu(x: Tensor, reference: Tensor, lengths: Tensor | None) -> tuple[Tensor, 
 
 def _cuda(x: Tensor, reference: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     b, t, d = x.shape
-    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    lengths = _native.plain_lengths(lengths)
     attention, norms = reference.new_empty(b, t), reference.new_empty(b, t)
     _native.cuda(
         "bottom_up_attention",

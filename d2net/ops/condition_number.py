@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
@@ -39,17 +40,16 @@ def log_condition_number(u: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
         rank_tol: singular values up to this count as zero.
 
     Returns:
-        (N,); 0 for rank <= 1, NaN where ``u`` holds NaN or Inf. Differentiable once: the gradient is
-        u1 v1^T / sigma_1 - ur vr^T / sigma_r, one of its finite choices for repeated singular values, 0 for
-        rank <= 1, and NaN where the value is.
+        (N,); 0 for rank <= 1 and for matrices without elements, NaN where ``u`` holds NaN or Inf. Differentiable once:
+        the gradient is u1 v1^T / sigma_1 - ur vr^T / sigma_r, one of its finite choices for repeated singular values, 0
+        for rank <= 1, and NaN where the value is.
 
     Raises:
         InputError: wrong shape or dtype, or rank_tol < 0.
     """
     u = as_tensor("log_condition_number", "u", u)
-    check_shape("log_condition_number", "u", u, "N, R, C")
     u = at_least_float32(u)
-    if max(u.shape[1:]) <= MAX_SIZE and _library.has_kernel("log_condition_number", u):
+    if u.ndim == 3 and max(u.shape[1:]) <= MAX_SIZE and _library.has_kernel("log_condition_number", u):
         return _log_condition_number(u, rank_tol)[0]
     _check_matrices(u, rank_tol)
     return log_condition_number_reference(u, rank_tol=rank_tol)
@@ -68,12 +68,11 @@ def joint_log_condition_number(p: Tensor, y: Tensor, *, rank_tol: float = 1e-5) 
         InputError: shapes, dtypes or devices that do not fit, or rank_tol < 0.
     """
     p, y = as_tensors("joint_log_condition_number", p=p, y=y)
-    check_shape("joint_log_condition_number", "p", p, "N, C, n")
     check_floating("joint_log_condition_number", "p", p)
     check_real("joint_log_condition_number", "y", y)
     p = at_least_float32(p)
     y = y.to(p.dtype)
-    if min(p.shape[1:]) <= MAX_SIZE and _library.has_kernel("joint_log_condition_number", p):
+    if p.ndim == 3 and min(p.shape[1:]) <= MAX_SIZE and _library.has_kernel("joint_log_condition_number", p):
         return _joint_log_condition_number(p, y, rank_tol)[0]
     _check_factors(p, y, rank_tol)
     return joint_log_condition_number_reference(p, y, rank_tol=rank_tol)
@@ -83,6 +82,10 @@ def log_condition_number_reference(u: Tensor, *, rank_tol: float = 1e-5) -> Tens
     """:func:`log_condition_number` in plain PyTorch, on any device, without checks."""
     if 0 in u.shape[1:]:
         return u.sum((1, 2))
+    if torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "d2net: torch.compile forgets the forward-mode derivative of condition numbers; call jvp eagerly"
+        )
     return _Reference.apply(u, rank_tol)[0]
 
 
@@ -179,7 +182,7 @@ def _check_size(operator: str, size: int) -> None:
 
 def _cpu(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor, Tensor]:
     out = _fake(u, rank_tol)
-    if 0 in u.shape:
+    if u.numel() == 0:
         return _zeros(out)
     _native.cpu("log_condition_number", u.dtype, u.contiguous(), *u.shape, rank_tol, *out)
     return out
@@ -187,7 +190,7 @@ def _cpu(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor, Tensor]:
 
 def _cuda(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor, Tensor]:
     out = _fake(u, rank_tol)
-    if 0 in u.shape:
+    if u.numel() == 0:
         return _zeros(out)
     scratch = _scratch("log_condition_number", u) if u.shape[1] * u.shape[2] > _SMALL else None
     _native.cuda("log_condition_number", u.dtype, u.device, u.contiguous(), *u.shape, rank_tol, *out, scratch)
@@ -258,7 +261,7 @@ def _backward_fake(grad: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 def _joint_cpu(p: Tensor, y: Tensor, rank_tol: float) -> tuple[Tensor, ...]:
     out = _joint_fake(p, y, rank_tol)
-    if 0 in p.shape:
+    if p.numel() == 0:
         return _zeros(out)
     _native.cpu("joint_log_condition_number", p.dtype, *_native.contiguous(p, y), *p.shape, rank_tol, *out)
     return out
@@ -266,7 +269,7 @@ def _joint_cpu(p: Tensor, y: Tensor, rank_tol: float) -> tuple[Tensor, ...]:
 
 def _joint_cuda(p: Tensor, y: Tensor, rank_tol: float) -> tuple[Tensor, ...]:
     out = _joint_fake(p, y, rank_tol)
-    if 0 in p.shape:
+    if p.numel() == 0:
         return _zeros(out)
     scratch = _scratch("joint_log_condition_number", p) if p.shape[1] * p.shape[2] > _SMALL else None
     shape, p, y = p.shape, p.contiguous(), y.contiguous()

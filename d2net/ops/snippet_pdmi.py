@@ -64,7 +64,8 @@ def snippet_pdmi(
         Differentiable once, to ``attention``.
 
     Raises:
-        InputError: shapes, dtypes or devices that do not fit, an unknown normalization, or rank_tol < 0.
+        InputError: shapes, dtypes or devices that do not fit, an unknown normalization, a setting that is NaN, or
+            rank_tol < 0.
     """
     attention, scores = as_tensors("snippet_pdmi", attention=attention, scores=scores)
     lengths = None if lengths is None else as_tensor("snippet_pdmi", "lengths", lengths, attention)

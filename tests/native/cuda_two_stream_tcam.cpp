@@ -73,6 +73,19 @@ TEST(cuda_two_stream_tcam_equals_the_cpu) {
   check_equals_the_cpu<double>(1, 8200, 1);  // more than registers hold: rows and columns in two launches
 }
 
+TEST(cuda_a_peak_that_is_no_class_gets_no_gradient) {
+  constexpr int32_t kLargest = std::numeric_limits<int32_t>::max(), kLowest = std::numeric_limits<int32_t>::min();
+  for (int64_t c : {3, 4}) {
+    const std::vector<int32_t> peak = {0, -1, int32_t(c), 2, kLargest, kLowest, 1 << 20, -(1 << 20)}, last(c, kLargest);
+    const int64_t t = int64_t(peak.size());
+    const std::vector<float> tcam(t * c, 0.5f), ones(t, 1.0f), kth(c, 0.5f);
+    std::vector<float> grad(t * c, -1.0f);
+    d2net::cuda::tcam_pool_backward<float>(ones.data(), nullptr, tcam.data(), nullptr, peak.data(), kth.data(),
+                                           last.data(), 1, t, c, 8, grad.data(), 0, nullptr);
+    for (int64_t i = 0; i < t * c; ++i) CHECK(grad[i] == (i == 0 || i == 3 * c + 2 ? 1.0f : 0.0f));
+  }
+}
+
 TEST(cuda_tcam_without_classes) {
   std::vector<float> attention(4, 1.0f);
   std::vector<int32_t> peak(4, 0);

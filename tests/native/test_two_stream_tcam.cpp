@@ -108,6 +108,20 @@ TEST(tcam_pool_takes_the_lowest_of_equal_classes) {
   }
 }
 
+TEST(a_peak_that_is_no_class_gets_no_gradient) {
+  const int64_t t = 8, c = 3;
+  constexpr int32_t kLargest = std::numeric_limits<int32_t>::max(), kLowest = std::numeric_limits<int32_t>::min();
+  const std::vector<int32_t> peak = {0, -1, 3, 2, kLargest, kLowest, 1 << 20, -(1 << 20)},
+                             last = {kLargest, kLowest, 0};
+  const std::vector<float> tcam(t * c, 0.5f), ones(t, 1.0f), kth(c, 0.5f);
+  for (int threads : check::kThreads) {
+    std::vector<float> grad(t * c, -1.0f);
+    d2net::cpu::tcam_pool_backward<float>(ones.data(), nullptr, tcam.data(), nullptr, peak.data(), kth.data(),
+                                          last.data(), 1, t, c, 8, grad.data(), threads);
+    for (int64_t i = 0; i < t * c; ++i) CHECK(grad[i] == (i == 0 || i == 3 * c + 2 ? 1.0f : 0.0f));
+  }
+}
+
 TEST(tcam_without_classes_or_recordings) {
   std::vector<float> attention(4, 1.0f);
   std::vector<int32_t> peak(4, 0);

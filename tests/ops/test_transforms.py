@@ -12,7 +12,7 @@ from torch import Tensor, func
 from torch.autograd import forward_ad
 
 from d2net.losses import D2NetLoss
-from d2net.ops import _library, log_condition_number, soft_nms_1d
+from d2net.ops import _library, log_condition_number, soft_nms_1d, topk_pool
 
 # Not importable by name under --import-mode=importlib.
 _spec = importlib.util.spec_from_file_location("every", Path(__file__).parents[1] / "test_every_operator.py")
@@ -147,7 +147,7 @@ def test_an_input_that_was_changed_in_place_is_found(name):
 
 def test_operators_themselves_have_no_forward_mode():
     """Behind the dispatcher tangents cannot be seen: without an error they would be 0."""
-    x = torch.rand(2, 3, 4)
+    x = direction(torch.empty(2, 3, 4))
     for function in (lambda x: torch.ops.d2net.topk_pool(x, None, 8)[0], torch.ops.d2net.iou_1d.default):
         args = (x,) if function is not torch.ops.d2net.iou_1d.default else (x[0, :, :2], x[1, :, :2])
         with pytest.raises(RuntimeError, match="no forward-mode derivative; the functions of d2net.ops"):
@@ -169,13 +169,41 @@ def test_what_is_not_differentiable_says_so():
 
 
 def test_transforms_within_a_compiled_function():
-    x = torch.rand(4, 3, 3)
+    x = direction(torch.empty(4, 3, 3, dtype=torch.float64))
 
-    def of(x: Tensor) -> Tensor:
-        return log_condition_number(x).sum()
+    def compiled(function):
+        return torch.compile(function, fullgraph=True, backend="aot_eager")(x)
 
-    compiled = torch.compile(lambda x: func.grad(of)(x), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), func.grad(of)(x))
+    for of in (lambda x: topk_pool(x).square().sum(), lambda x: log_condition_number(x).sum()):
+
+        def batch(x, of=of):
+            return func.vmap(of)(torch.stack((x, 2 * x)))
+
+        def tangent(x, of=of):
+            return func.jvp(of, (x,), (x,))[1]
+
+        def gradient(x, of=of):
+            return func.grad(of)(x)
+
+        torch.testing.assert_close(compiled(batch), batch(x))
+        try:
+            torch.testing.assert_close(compiled(tangent), tangent(x))
+        except Exception as error:  # torch._dynamo's own classes
+            assert "call jvp eagerly" in str(error)  # noqa: PT017
+        with pytest.raises(Exception, match="functorch transforms"):
+            compiled(gradient)
+
+
+def test_a_compiled_function_has_our_operator_alone():
+    """No question that was asked while it was traced."""
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
+        return graph
+
+    torch.compile(lambda x: topk_pool(x), fullgraph=True, backend=backend)(torch.rand(2, 5, 3))
+    assert len(graphs[0]) == 2 and torch.ops.d2net.topk_pool.default in graphs[0]  # and one of its results
 
 
 class TestLoss:
