@@ -1,54 +1,53 @@
 #include "iou.h"
 
-#include <cmath>
+#include <memory>
 
+#include "math/interval.h"
 #include "parallel.h"
 #include "simd.h"
 
 namespace d2net::cpu {
 namespace {
 
-// NaN on either side wins, as in torch.maximum and torch.minimum.
+// Segments as columns, of which vectors are read at once.
 template <typename T>
-[[gnu::always_inline]] inline T larger(T x, T y) {
-  return x > y || x != x ? x : y;
-}
-template <typename T>
-[[gnu::always_inline]] inline T smaller(T x, T y) {
-  return x < y || x != x ? x : y;
-}
-
-// Asks before it subtracts: infinity less infinity would be NaN.
-template <typename T>
-[[gnu::always_inline]] inline T length_of(T start, T end) {
-  return end <= start ? T(0) : end - start;
-}
+struct Columns {
+  T *start, *end, *length;
+};
 
 template <typename T>
-[[gnu::always_inline]] inline void row(T start, T end, const T* b, int64_t m, T* iou) {
-  const T length = length_of(start, end);
+[[gnu::always_inline]] inline void split_rows(const T* b, int64_t m, Columns<T> columns) {
   for (int64_t j = 0; j < m; ++j) {
-    const T from = b[2 * j], to = b[2 * j + 1];
-    const T both = length + length_of(from, to);
-    const bool nothing = both == 0 || both == T(INFINITY);
-    const T overlap = nothing ? T(0) : larger(smaller(end, to) - larger(start, from), T(0));
-    iou[j] = overlap / (both == 0 ? T(1) : both - overlap);  // which is not 0: no overlap is longer than its segments
+    const Interval<T> segment = interval_of(b[2 * j], b[2 * j + 1]);
+    columns.start[j] = segment.start;
+    columns.end[j] = segment.end;
+    columns.length[j] = segment.length;
   }
 }
+D2NET_SIMD void split(const float* b, int64_t m, Columns<float> columns) { split_rows(b, m, columns); }
+D2NET_SIMD void split(const double* b, int64_t m, Columns<double> columns) { split_rows(b, m, columns); }
 
-D2NET_SIMD void rows(const float* a, int64_t begin, int64_t end, const float* b, int64_t m, float* iou) {
-  for (int64_t i = begin; i < end; ++i) row(a[2 * i], a[2 * i + 1], b, m, iou + i * m);
+template <typename T>
+[[gnu::always_inline]] inline void row(const Interval<T>& a, Columns<T> b, int64_t m, T* iou) {
+  for (int64_t j = 0; j < m; ++j) iou[j] = iou_of(a, Interval<T>{b.start[j], b.end[j], b.length[j]});
 }
-D2NET_SIMD void rows(const double* a, int64_t begin, int64_t end, const double* b, int64_t m, double* iou) {
-  for (int64_t i = begin; i < end; ++i) row(a[2 * i], a[2 * i + 1], b, m, iou + i * m);
+
+D2NET_SIMD void rows(const float* a, int64_t begin, int64_t end, Columns<float> b, int64_t m, float* iou) {
+  for (int64_t i = begin; i < end; ++i) row(interval_of(a[2 * i], a[2 * i + 1]), b, m, iou + i * m);
+}
+D2NET_SIMD void rows(const double* a, int64_t begin, int64_t end, Columns<double> b, int64_t m, double* iou) {
+  for (int64_t i = begin; i < end; ++i) row(interval_of(a[2 * i], a[2 * i + 1]), b, m, iou + i * m);
 }
 
 }  // namespace
 
 template <typename T>
 void iou_1d(const T* a, int64_t n, const T* b, int64_t m, T* iou, int threads) {
+  const std::unique_ptr<T[]> memory(new T[3 * m]);
+  const Columns<T> columns{memory.get(), memory.get() + m, memory.get() + 2 * m};
+  split(b, m, columns);
   const int64_t grain = 1 + 16384 / (m + 1);  // about 10 us of work
-  parallel_for(n, grain, threads, [&](int64_t begin, int64_t end) { rows(a, begin, end, b, m, iou); });
+  parallel_for(n, grain, threads, [&](int64_t first, int64_t last) { rows(a, first, last, columns, m, iou); });
 }
 
 template void iou_1d<float>(const float*, int64_t, const float*, int64_t, float*, int);

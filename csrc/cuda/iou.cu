@@ -1,47 +1,26 @@
 // Bytes: the n * m results, each written once; the segments come from the caches. A thread keeps one segment of b and
 // goes through 8 segments of a, so a warp writes neighbouring results and nothing is divided to find a place.
-#include <cmath>
-
 #include "cuda/device.h"
 #include "iou.h"
+#include "math/interval.h"
 
 namespace d2net::cuda {
 namespace {
 
 constexpr int kThreads = 256, kRows = 8;  // of a thread
 
-// NaN on either side wins, as in torch.maximum and torch.minimum.
-template <typename T>
-__device__ __forceinline__ T larger(T x, T y) {
-  return x > y || x != x ? x : y;
-}
-template <typename T>
-__device__ __forceinline__ T smaller(T x, T y) {
-  return x < y || x != x ? x : y;
-}
-
-// Asks before it subtracts: infinity less infinity would be NaN.
-template <typename T>
-__device__ __forceinline__ T length_of(T start, T end) {
-  return end <= start ? T(0) : end - start;
-}
-
 template <typename T>
 __global__ void __launch_bounds__(kThreads) iou_kernel(const T* __restrict__ a, int64_t n, const T* __restrict__ b,
                                                        int64_t m, int64_t tiles, T* __restrict__ iou) {
   const int64_t column = blockIdx.x % tiles * blockDim.x + threadIdx.x;
   if (column >= m) return;
-  const T from = b[2 * column], to = b[2 * column + 1], length = length_of(from, to);
+  const Interval<T> mine = interval_of(b[2 * column], b[2 * column + 1]);
   const int64_t first = (blockIdx.x / tiles * blockDim.y + threadIdx.y) * kRows;
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int64_t row = first + i;
     if (row >= n) return;
-    const T start = a[2 * row], end = a[2 * row + 1];
-    const T both = length_of(start, end) + length;
-    const bool nothing = both == 0 || both == T(INFINITY);
-    const T overlap = nothing ? T(0) : larger(smaller(end, to) - larger(start, from), T(0));
-    iou[row * m + column] = overlap / (both == 0 ? T(1) : both - overlap);
+    iou[row * m + column] = iou_of(interval_of(a[2 * row], a[2 * row + 1]), mine);
   }
 }
 

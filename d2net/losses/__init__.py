@@ -1,7 +1,8 @@
 """The losses of D2-Net (Eq. 1 to 11), of its comparisons and of its neighbours, as drop-in modules.
 
 Plain tensors in (activations, embeddings, lengths, labels), a scalar or a small named result out. Nothing here waits
-for the device, so that a training step can be one CUDA graph; every loss is finite for every batch of finite inputs.
+for the device, so that a training step can be one CUDA graph; every loss is finite for every batch of finite inputs,
+within the limits of docs/numbers.md.
 """
 
 from d2net.losses.comparison import (

@@ -158,8 +158,9 @@ def _gradients(
     r = (reference / torch.where(length == 0, 1, length)).to(reference.dtype)
     grad_x, grad_reference = x.new_empty(0), reference.new_empty(0)
     if need_reference:
-        # One sum a column: PyTorch cuts a sum to one number into as many parts as there are threads.
-        total = torch.addcmul(unit, cosine, r, value=-1).mul_(grad).sum((0, 1))
+        # Twice the same sum: PyTorch cuts one that gives a single number into as many parts as there are threads.
+        along = (grad * cosine).expand(-1, -1, 2).sum((0, 1))[0]
+        total = (grad * unit).sum((0, 1)) - along * r
         grad_reference = (total / torch.where(length == 0, 1, length)).to(reference.dtype)
     if need_x:
         grad_x = (unit.mul_(-cosine).add_(r).mul_(grad / norms)).to(x.dtype)

@@ -23,7 +23,7 @@ from d2net.recipes import LossRecipe, load_recipe
 
 B, T, C, D = 7, 40, 3, 6
 LENGTHS = torch.tensor([40, 0, 33, 1, 12, 26, 4])
-LABELS = torch.eye(C)[[0, 1, 0, 1, 2, 1, 1]]
+LABELS = torch.eye(C)[[0, 1, 0, 1, 2, 1, 1]] * torch.tensor([1, 1, 1, 1, 1, 0, 1])[:, None]
 PARTNERS = {"different": torch.tensor([2, 0, 4, 5, 6, 0, 2]), "permutation": torch.arange(B).expand(4, B)}
 REFERENCE = torch.linspace(-1, 1, D)
 JUNK = [math.nan, math.inf, -math.inf, 3e38, -7.0]
@@ -73,7 +73,8 @@ RECIPES = {
     **{kind: replace(PAPER, denoising=kind) for kind in ("dmi", "l1", "bce")},
     **{kind: replace(PAPER, classification=kind) for kind in ("focal", "cross_entropy")},
 }
-PAIRED = (LENGTHS > 0) & ((LABELS * (LENGTHS > 0)[:, None]).sum(0) >= 2)[LABELS.argmax(1)]
+IN_CLASS = LABELS * (LENGTHS > 0)[:, None]
+PAIRED = (IN_CLASS * (IN_CLASS.sum(0) >= 2)).any(1)
 
 
 def scored(loss: torch.nn.Module) -> Case:
@@ -92,7 +93,7 @@ CASES = {
             whole(recipe),
             "tcam",
             "embeddings",
-            counted=(LENGTHS >= recipe.min_snippets) & (LENGTHS > 0),
+            counted=(LENGTHS >= max(recipe.min_snippets, 1)) & (LABELS.any(1) | (not recipe.skip_unlabelled)),
         )
         for name, recipe in RECIPES.items()
     },
