@@ -133,9 +133,9 @@ def _check_backward(
     where = "bottom_up_attention_backward"
     _check(x, reference, None, where)
     shape, device = x.shape[:2], x.device
-    check_like(where, "attention", attention, shape, x.dtype, device)
+    check_like(where, "attention", attention, shape, reference.dtype, device)
     check_like(where, "norms", norms, shape, reference.dtype, device)
-    check_like(where, "grad", grad, shape, x.dtype, device)
+    check_like(where, "grad", grad, shape, reference.dtype, device)
 
 
 def _gradients(
