@@ -150,6 +150,7 @@ PYBIND11_MODULE(_simt, m) {
   m.def("set_shared_memory_limit", &d2net::simt::set_shared_memory_limit);
   m.def("set_schedule", &d2net::simt::set_schedule, py::arg("resident_blocks") = d2net::simt::kResidentBlocks,
         py::arg("seed") = 0);
+  m.def("enqueued", &d2net::simt::enqueued);
 #else
 PYBIND11_MODULE(_C, m) {
   bind_cpu<float>(m, "float32");

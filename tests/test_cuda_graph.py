@@ -23,7 +23,7 @@ from d2net.training import Trainer
 pytestmark = pytest.mark.gpu
 
 B, T, C, D = 10, 750, 20, 1024
-LAUNCHES = 12, 10  # forward, backward
+LAUNCHES = 7, 4  # forward, backward; six are ours, and torch draws, copies x_ref and fills
 LAUNCH_CALLS = ("cudaLaunch", "cuLaunch", "cudaMemcpy", "cudaMemset")  # what the profiler calls them
 
 

@@ -130,6 +130,7 @@ class Stream {
       refuse(grid, block, shared_bytes, "a block may use at most " + std::to_string(shared_memory_limit()) + " bytes");
     }
 #ifdef D2NET_SIMT
+    simt::enqueue();
     auto thread = [&] { kernel(static_cast<P>(args)...); };
     simt::run(
         name_, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared_bytes,
@@ -153,6 +154,7 @@ class Stream {
   void fill(T* to, int byte, int64_t n) const {
     if (n == 0) return;
 #ifdef D2NET_SIMT
+    simt::enqueue();
     std::memset(static_cast<void*>(to), byte, n * sizeof(T));
 #else
     check(cudaMemsetAsync(to, byte, n * sizeof(T), raw()), "filling " + std::to_string(n) + " elements");
@@ -164,6 +166,7 @@ class Stream {
   void copy(T* to, const T* from, int64_t n) const {
     if (n == 0) return;
 #ifdef D2NET_SIMT
+    simt::enqueue();
     std::memcpy(static_cast<void*>(to), from, n * sizeof(T));
 #else
     check(cudaMemcpyAsync(to, from, n * sizeof(T), cudaMemcpyDeviceToDevice, raw()),

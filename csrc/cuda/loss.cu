@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "attention_pool.h"
 #include "cuda/bottom_up.h"
 #include "cuda/joint.h"
 #include "cuda/pool_columns.h"
@@ -21,8 +22,8 @@ namespace d2net::cuda {
 namespace {
 
 constexpr int kThreads = kScoreThreads;
-constexpr int kColumns = 4;                  // of a thread, of gradients of x_fg and x_bg
-constexpr int64_t kChunk = 32;               // snippets whose embeddings are added up together
+constexpr int kColumns = 4;  // of a thread, of gradients of x_fg and x_bg
+
 constexpr int64_t kSharedJoint = 24 * 1024;  // bytes of a block that hinder no other block
 
 template <typename A>
@@ -38,7 +39,7 @@ struct Scratch {
 
   Scratch(Pieces& pieces, int64_t b, int64_t t, int64_t c, int64_t d) {
     n_arrived = pool_counters(b, d) + b + 1;
-    pieces.take(partial, b * (t / kChunk + 1) * 2 * d);
+    pieces.take(partial, b * (t / kPoolChunk + 1) * 2 * d);
     pieces.take(sums, b * (t / kScoreBlockRows + 1) * 4);
     pieces.take(lowest, b);
     pieces.take(arrived, n_arrived);
@@ -542,47 +543,43 @@ template <typename X>
 struct ToTcam {
   using A = accumulator_t<X>;
   static constexpr int64_t kLeastThreads = 128;
-  const A *tcam, *of_attention, *of_snippets, *grad_pooled, *scores, *kth;
-  const int64_t* counted;
-  const int32_t *peak, *seen_peak, *last;
-  int64_t t, c, divisor;
-  A fg_threshold, bg_threshold;
-  bool snippet, own_classes;
-  A* grad_tcam;
+  Task<X> x;
+  bool snippet;
 
   __device__ __forceinline__ void operator()(int64_t recording, int64_t first, int rows, A gradient) const {
     D2NET_SHARED(A, of_peak, [kBackwardRows]);
     D2NET_SHARED(A, of_seen, [kBackwardRows]);
     D2NET_SHARED(int32_t, peaks, [kBackwardRows]);
     D2NET_SHARED(int32_t, seen_peaks, [kBackwardRows]);
-    const int64_t length = counted[recording];
+    const int64_t t = x.t, c = x.c, length = x.counted[recording];
     if (int(threadIdx.x) < rows) {
       const int64_t row = recording * t + first + threadIdx.x;
-      const bool inside = first + threadIdx.x < length;
-      const A fg = inside && snippet && scores[row] > fg_threshold ? of_snippets[2 * recording] : A(0);
-      const A bg = inside && snippet && scores[row] < bg_threshold ? of_snippets[2 * recording + 1] : A(0);
-      const bool own = own_classes && snippet && inside;
-      const bool seen = own && (scores[row] > fg_threshold || scores[row] < bg_threshold);
-      of_peak[threadIdx.x] =
-          gradient + (of_attention == nullptr || !inside ? A(0) : of_attention[row]) + (own ? A(0) : fg + bg);
-      of_seen[threadIdx.x] = seen ? fg + bg : A(0);
-      peaks[threadIdx.x] = inside ? peak[row] : -1;
-      seen_peaks[threadIdx.x] = seen ? seen_peak[row] : -1;
+      const bool inside = first + threadIdx.x < length, own = x.with.own_classes != 0;
+      const bool is_fg = inside && snippet && x.scores[row] > A(x.with.fg_threshold);
+      const bool is_bg = inside && snippet && x.scores[row] < A(x.with.bg_threshold);
+      const A* of = x.s.of_snippets + 2 * recording;
+      const A of_snippet = (is_fg ? of[0] : A(0)) + (is_bg ? of[1] : A(0));
+      const A of_attention = inside && x.of_attention != nullptr ? x.of_attention[row] : A(0);
+      of_peak[threadIdx.x] = gradient + of_attention + (own ? A(0) : of_snippet);
+      of_seen[threadIdx.x] = of_snippet;
+      peaks[threadIdx.x] = inside ? x.w.peak[row] : -1;
+      seen_peaks[threadIdx.x] = own && (is_fg || is_bg) ? x.w.seen_peak[row] : -1;
     }
     __syncthreads();
-    const A k_of_top = A(math::topk_count(length, divisor));
+    const A k_of_top = A(math::topk_count(length, int64_t(x.with.topk_divisor)));
     for (unsigned i = threadIdx.x; i < unsigned(rows) * unsigned(c); i += blockDim.x) {
       const int row = int(i / unsigned(c)), k = int(i % unsigned(c));
       const int64_t at = (recording * t + first) * c + i, column = recording * c + k;
       A sum = 0;
       if (first + row < length) {
-        if (math::among_topk(tcam[at], int32_t(first + row), math::ordered_key(kth[column]), last[column])) {
-          sum = grad_pooled[column] / k_of_top;
+        const auto kth = math::ordered_key(x.w.kth[column]);
+        if (math::among_topk(x.tcam[at], int32_t(first + row), kth, x.w.last[column])) {
+          sum = x.s.grad_pooled[column] / k_of_top;
         }
         if (peaks[row] == k) sum += of_peak[row];
         if (seen_peaks[row] == k) sum += of_seen[row];
       }
-      grad_tcam[at] = sum;
+      x.grad_tcam[at] = sum;
     }
   }
 };
@@ -656,37 +653,16 @@ void loss_backward(const Loss<X>& arguments, int device, void* stream) {
   const bool video = x.has_video && (x.of_video != nullptr || with.alpha_video != 0);
   const bool snippet = with.snippet != 0 && (x.of_snippet != nullptr || with.alpha_snippet != 0);
   on.launch(gradients_kernel<X>, embed ? 2 * x.b : x.b, kThreads, 0, x, embed, video, snippet);
-  const ToTcam<X> to{x.tcam,
-                     x.of_attention,
-                     x.s.of_snippets,
-                     x.s.grad_pooled,
-                     x.scores,
-                     x.w.kth,
-                     x.counted,
-                     x.w.peak,
-                     x.w.seen_peak,
-                     x.w.last,
-                     x.t,
-                     x.c,
-                     int64_t(with.topk_divisor),
-                     A(with.fg_threshold),
-                     A(with.bg_threshold),
-                     snippet,
-                     with.own_classes != 0,
-                     x.grad_tcam};
-  const PoolGradient<X> gradient{embed ? x.embeddings : nullptr,
-                                 x.attention,
-                                 x.counted,
-                                 embed && with.mean_embeddings != 0 ? x.s.terms : nullptr,
-                                 x.s.grad_x,
-                                 x.s.grad_x + x.b * x.d,
-                                 x.b,
-                                 x.t,
-                                 embed ? x.d : 0,
-                                 A(with.threshold),
-                                 A(with.background_threshold),
-                                 x.grad_embeddings};
-  pool_gradient(on, gradient, to);
+  PoolGradient<X> gradient = {};
+  gradient.attention = x.attention, gradient.lengths = x.counted;
+  gradient.over = A(with.threshold), gradient.background_over = A(with.background_threshold);
+  gradient.b = x.b, gradient.t = x.t, gradient.grad_x = x.grad_embeddings;
+  if (embed) {
+    gradient.x = x.embeddings, gradient.d = x.d;
+    gradient.grad_fg = x.s.grad_x, gradient.grad_bg = x.s.grad_x + x.b * x.d;
+    gradient.terms = with.mean_embeddings != 0 ? x.s.terms : nullptr;
+  }
+  pool_gradient(on, gradient, ToTcam<X>{x, snippet});
 }
 
 #define D2NET_INSTANTIATE(X)                                                              \

@@ -22,6 +22,7 @@ void __tsan_release(void* address);
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <deque>
 #include <map>
@@ -759,6 +760,12 @@ void set_schedule(int resident_blocks, uint64_t seed) {
   rt.seed = seed;
   rt.launches = 0;
 }
+
+namespace {
+std::atomic<int64_t> all_enqueued{0};
+}
+int64_t enqueued() { return all_enqueued; }
+void enqueue() { ++all_enqueued; }
 
 void run(const std::string& name, Size3 grid, Size3 block, int64_t shared_bytes, void (*body)(void*), void* context) {
   std::lock_guard<std::mutex> lock(rt.one_launch_at_a_time);

@@ -90,6 +90,10 @@ void run(const std::string& name, Size3 grid, Size3 block, int64_t shared_bytes,
 // one. The launches that follow are the same every time.
 void set_schedule(int resident_blocks, uint64_t seed);
 
+// What has been enqueued since the program began: launches, fills and copies.
+int64_t enqueued();
+void enqueue();
+
 // Of the device that is imitated: 227 KiB unless a test asks for a smaller one.
 int64_t shared_memory_limit();
 void set_shared_memory_limit(int64_t bytes);

@@ -83,6 +83,8 @@ class D2NetLoss(nn.Module):
         )
         self.snippet, self.video = _denoising(recipe)
         self.uncertainty = UncertaintyModeling(magnitude=recipe.um_magnitude, margin=recipe.um_margin)
+        off_on = (False, True)
+        self._settings = {(train, denoise): self._settings_of(train, denoise) for train in off_on for denoise in off_on}
         self.register_buffer("reference", at_least_float32(torch.zeros(embedding_dim)))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> D2NetLoss:
@@ -130,7 +132,7 @@ class D2NetLoss(nn.Module):
             raise InputError(
                 f"D2NetLoss: tcam is on {tcam.device} but the loss on {self.reference.device}; use loss.to()"
             )
-        recipe, settings = self.recipe, self._settings(denoise)
+        recipe, settings = self.recipe, self._settings[self.training, denoise]
         pairs = Pairs()
         if settings.separate:
             pairs = self.discriminative.pairs(tcam, lengths, labels, settings, partners, generator)
@@ -156,13 +158,13 @@ class D2NetLoss(nn.Module):
             total = total + recipe.um_weight * uncertainty
         return D2NetLossResult(total, result.discriminative, snippet, video, uncertainty)
 
-    def _settings(self, denoise: bool) -> LossSettings:
+    def _settings_of(self, training: bool, denoise: bool) -> LossSettings:
         recipe, settings = self.recipe, self.discriminative.settings()
         settings["min_snippets"], settings["skip_unlabelled"] = recipe.min_snippets, recipe.skip_unlabelled
         if recipe.classification != "discriminative":  # the embeddings only make x_ref
-            settings.update(separate=False, embed=self.training)
+            settings.update(separate=False, embed=training)
             settings["beta"] = recipe.beta if recipe.classification == "focal" else 0.0
-        if self.training:
+        if training:
             settings["update"], settings["momentum"] = True, recipe.momentum
             settings["lowest_attention"] = recipe.reference_update == "lowest_attention"
         if denoise and recipe.alpha_snippet != 0:

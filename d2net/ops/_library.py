@@ -144,9 +144,11 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _is_observed() -> bool:
-    """By a mode (of dispatch or of functions), or by the tracer of torch.jit."""
+    """By a transform, a mode (of dispatch or of functions), or the tracer of torch.jit."""
     return (
-        torch._C._len_torch_dispatch_stack() > 0
+        forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
         or torch._C._get_tracing_state() is not None
     )
@@ -171,7 +173,7 @@ def _direct_function(
         device = next(x for x in inputs if isinstance(x, Tensor)).device.type
         output = KERNELS[name][device](*inputs)
         setup_context(ctx, inputs, output)
-        return tuple(output) if isinstance(output, tuple) else output
+        return output
 
     return type(
         name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)}

@@ -164,7 +164,15 @@ def _passed(function: str, device: torch.device, arguments: tuple[Any, ...]) -> 
     passed: list[Any] = []
     on_cpu = device is _CPU
     for x in arguments:
-        if isinstance(x, Tensor):
+        kind = type(x)
+        if x is None:
+            passed.append(0)
+        elif kind is int or kind is float or kind is bool:
+            passed.append(x)
+        elif kind is Struct:
+            members = _passed(function, device, x.members)
+            passed.append(struct.pack(f"={len(x.settings)}d{len(members)}q", *x.settings, *members))
+        elif isinstance(x, Tensor):
             address = x.data_ptr()
             here = x.is_cpu if on_cpu else x.device == device
             if not here or not x.is_contiguous() or (address == 0 and x.numel() > 0):
@@ -173,9 +181,6 @@ def _passed(function: str, device: torch.device, arguments: tuple[Any, ...]) -> 
                     f"{x.stride()} on {x.device} at address {address}"
                 )
             passed.append(address)
-        elif isinstance(x, Struct):
-            members = _passed(function, device, x.members)
-            passed.append(struct.pack(f"={len(x.settings)}d{len(members)}q", *x.settings, *members))
         else:
-            passed.append(0 if x is None else x)
+            passed.append(x)
     return passed

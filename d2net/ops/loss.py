@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,11 +46,11 @@ def d2net_loss(inputs: LossInputs, settings: LossSettings) -> LossResult:
         if _native.accumulator(embeddings.dtype) is not dtype:
             embeddings = embeddings.to(dtype)
     x_ref = None if x_ref is None else x_ref.detach().to(dtype)
-    taken = LossInputs(tcam.to(dtype), embeddings, lengths, labels.detach().to(dtype), x_ref, *pairs)
+    x = LossInputs(tcam.to(dtype), embeddings, lengths, labels.detach().to(dtype), x_ref, *pairs)
     if _library.has_kernel("d2net_loss", tcam):
-        return LossResult(*_library.call("d2net_loss", *taken, settings))
-    _check(*taken, settings)
-    return d2net_loss_reference(taken, settings)
+        return LossResult(*_library.call("d2net_loss", *x, settings))
+    _check(*x, settings)
+    return d2net_loss_reference(x, settings)
 
 
 def has_video_kernel(b: int, c: int) -> bool:
@@ -56,11 +58,20 @@ def has_video_kernel(b: int, c: int) -> bool:
     return min(b, c) <= MAX_SIZE
 
 
+Values = LossSettings | list[float]  # a list from torch's dispatcher
+
+
 def _check(*arguments: Any) -> None:
-    _check_inputs("d2net_loss", LossInputs(*arguments[:-1]), _checked("d2net_loss", arguments[-1]))
+    *inputs, values = arguments
+    _check_inputs("d2net_loss", LossInputs(*inputs), _checked("d2net_loss", tuple(values)))
 
 
-def _checked(operator: str, values: LossSettings | list[float]) -> LossSettings:
+def _named(values: Values) -> LossSettings:
+    return values if isinstance(values, LossSettings) else LossSettings(*values)
+
+
+@functools.lru_cache(maxsize=64)
+def _checked(operator: str, values: tuple[float, ...]) -> LossSettings:
     if len(values) != len(LossSettings._fields):
         raise InputError(f"{operator}: there are {len(values)} settings, expected {len(LossSettings._fields)}")
     settings = LossSettings(*values)
@@ -103,140 +114,148 @@ def _check_inputs(operator: str, x: LossInputs, settings: LossSettings) -> None:
         raise InputError(f"{operator}: video takes up to {MAX_SIZE} recordings or classes, not {b} and {c}")
 
 
-def _empty(x: LossInputs, settings: LossSettings) -> LossResult:
-    """Results without values."""
-    b, t, c, d = x.sizes
-    new, a = x.tcam.new_empty, x.tcam.dtype.itemsize
+Shape = tuple[int, ...]
+
+
+def _shapes(x: LossInputs, settings: LossSettings) -> list[tuple[Shape, torch.dtype]]:
+    """Of the results."""
+    (b, t, c, d), dtype = x.sizes, x.tcam.dtype
+    a, own = dtype.itemsize, t if settings.own_classes else 0
     # At least what LossWorkspace of csrc/loss.h lays out; that is checked there.
-    own = t * (a + 4) if settings.own_classes else 0
-    workspace = b * (4 * t + (4 + 2 * a) * c + own + 14 * a + 41) + 2 * a * c + 64 * 15
+    workspace = b * (4 * t + (4 + 2 * a) * c + own * (a + 4) + 14 * a + 41) + 2 * a * c + 64 * 15
+    return [
+        *[((), dtype)] * 4,
+        ((b, t), dtype),
+        ((b, c), dtype),
+        ((2, b, d) if settings.embed else (0,), dtype),
+        ((b,), torch.int64),
+        ((b, t) if settings.score else (0,), dtype),
+        ((2, b) if settings.embed else (0,), torch.bool),
+        ((d if settings.update else 0,), dtype),
+        ((workspace,), torch.uint8),
+    ]
+
+
+def _empty(x: LossInputs, settings: LossSettings) -> list[Tensor]:
+    """Results without values."""
+    *shapes, (workspace, uint8) = _shapes(x, settings)
     # On a CPU zeros cost nothing, and whoever compares a traced call with another finds the same bytes.
     blank = torch.zeros if x.tcam.device.type == "cpu" else torch.empty
-    return LossResult(
-        *(new(()), new(()), new(()), new(())),
-        *(new((b, t)), new((b, c)), new((2, b, d) if settings.embed else 0)),
-        new(b, dtype=torch.int64),
-        new((b, t) if settings.score else 0),
-        new((2, b) if settings.embed else 0, dtype=torch.bool),
-        new(d if settings.update else 0),
-        blank(workspace, dtype=torch.uint8, device=x.tcam.device),
-    )
+    return [
+        *[x.tcam.new_empty(size, dtype=dtype) for size, dtype in shapes],
+        blank(workspace, dtype=uint8, device=x.tcam.device),
+    ]
 
 
-def _fake(*arguments: Any) -> LossResult:
-    return _empty(LossInputs(*arguments[:-1]), LossSettings(*arguments[-1]))
+def _fake(*arguments: Any) -> tuple[Tensor, ...]:
+    *inputs, values = arguments
+    return tuple(_empty(LossInputs(*inputs), _named(values)))
 
 
-def _forward(native: Native, *arguments: Any) -> LossResult:
-    x, settings = _readable(native, LossInputs(*arguments[:-1])), LossSettings(*arguments[-1])
+def _forward(native: Native, *arguments: Any) -> tuple[Tensor, ...]:
+    *inputs, values = arguments
+    x, settings = _readable(native, inputs), _named(values)
     results = _empty(x, settings)
     _run(native, "loss", x, settings, results, *(None,) * (_SMOOTH + 2))
-    return results
+    return tuple(results)
 
 
-def _readable(native: Native, x: LossInputs) -> LossInputs:
+Tensors = Sequence[Any]  # of torch's Tensor?[]
+
+
+def _readable(native: Native, inputs: Tensors) -> LossInputs:
     """As the kernels read them: half precision, of embeddings alone, on a GPU only."""
-    if x.embeddings is not None and native is _native.on_cpu:
-        x = x._replace(embeddings=x.embeddings.to(x.tcam.dtype))
-    x = x._replace(lengths=_native.plain_lengths(x.lengths))
-    return LossInputs(*_native.contiguous(*x))
+    tcam, embeddings, lengths, *rest = inputs
+    if embeddings is not None and native is _native.on_cpu:
+        embeddings = embeddings.to(tcam.dtype)
+    read: Tensors = _native.contiguous(tcam, embeddings, _native.plain_lengths(lengths), *rest)
+    return LossInputs(*read)
 
 
 def _run(
-    native: Native,
-    function: str,
-    x: LossInputs,
-    settings: LossSettings,
-    results: LossResult,
-    *gradients: Tensor | None,
+    native: Native, function: str, x: LossInputs, settings: LossSettings, results: Tensors, *gradients: Tensor | None
 ) -> None:
-    like, scratch, size = x.tcam if x.embeddings is None else x.embeddings, None, 0
+    like, scratch, size, sizes = x.tcam if x.embeddings is None else x.embeddings, None, 0, x.sizes
     if native is not _native.on_cpu:
-        size = native("loss_scratch_bytes", like, *x.sizes)
+        size = native("loss_scratch_bytes", like, *sizes)
         scratch = torch.empty(size, dtype=torch.uint8, device=like.device)
-    members = *x.sizes, *x, *results, results.workspace.numel(), *gradients, scratch, size
+    members = *sizes, *x, *results, results[-1].numel(), *gradients, scratch, size
     native(function, like, Struct(settings, members))
-
-
-# What the backward gets of inputs and results, in lists without the others: None.
 
 
 def _setup_context(ctx, inputs, output) -> None:
     tcam, embeddings, _, _, _, keys, partner, source, ctx.settings = inputs
-    result, settings = LossResult(*output), LossSettings(*ctx.settings)
-    constant = result[_SMOOTH:] if settings.separate else result[_SMOOTH - 1 :]
-    ctx.mark_non_differentiable(*constant)
+    smooth = _SMOOTH if _named(ctx.settings).separate else _SMOOTH - 1
+    ctx.mark_non_differentiable(*output[smooth:])
     ctx.set_materialize_grads(False)
-    kept = (None,) * 4 + result[4:10] + (None, result.workspace)
-    ctx.save_for_backward(tcam, embeddings, None, None, None, keys, partner, source, *kept)
+    # What the backward needs of inputs and results, in their places.
+    none = (None,) * 4
+    ctx.save_for_backward(tcam, embeddings, *none[:3], keys, partner, source, *none, *output[4:10], None, output[11])
 
 
 def _backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     grads, saved = list(gradients[:_SMOOTH]), list(ctx.saved_tensors)
-    inputs, results, settings = saved[:8], saved[8:], LossSettings(*ctx.settings)
+    inputs, results = saved[:8], saved[8:]
     total, discriminative, *_, x = grads
-    reached = settings.separate and any(grad is not None for grad in (total, discriminative, x))
-    need_tcam, need_embeddings = ctx.needs_input_grad[0], bool(ctx.needs_input_grad[1] and reached)
-    if all(grad is None for grad in grads) or not (need_tcam or need_embeddings):
-        return (None,) * 9
+    reached = total is not None or discriminative is not None or x is not None
+    need_tcam = ctx.needs_input_grad[0]
+    need_embeddings = ctx.needs_input_grad[1] and reached and bool(_named(ctx.settings).separate)
+    none = (None,) * 7
+    if not (need_tcam or need_embeddings) or all(grad is None for grad in grads):
+        return None, None, *none
     of_tcam, of_embeddings = _library.call("d2net_loss_backward", grads, inputs, results, ctx.settings, need_embeddings)
     leaves = [y for y in inputs[:2] if y is not None]
     return (
         _library.differentiable_once(of_tcam, *leaves) if need_tcam else None,
         _library.differentiable_once(of_embeddings, *leaves) if need_embeddings else None,
-        *(None,) * 7,
+        *none,
     )
 
 
-Tensors = list[Any]  # some of them None
-
-
-def _check_backward(
-    grads: Tensors, inputs: Tensors, results: Tensors, values: LossSettings | list[float], need_embeddings: bool
-) -> None:
-    where, settings = "d2net_loss_backward", _checked("d2net_loss_backward", values)
+def _check_backward(grads: Tensors, inputs: Tensors, results: Tensors, values: Values, need_embeddings: bool) -> None:
+    if isinstance(values, LossSettings):
+        return  # straight from _backward, with what the forward left
+    where, settings = "d2net_loss_backward", _checked("d2net_loss_backward", tuple(values))
     if (len(grads), len(inputs), len(results)) != (_SMOOTH, 8, len(LossResult._fields)) or inputs[0] is None:
         raise InputError(f"{where}: expected {_SMOOTH} gradients, 8 inputs and {len(LossResult._fields)} results")
-    x = LossInputs(*inputs)
+    x, device = LossInputs(*inputs), inputs[0].device
     check_shape(where, "tcam", x.tcam, "B, T, C")
     # Of labels, lengths and x_ref nothing is left to do.
     labels = x.tcam.new_empty((x.tcam.shape[0], x.tcam.shape[2]))
     _check_inputs(where, x._replace(labels=labels), settings._replace(update=False, score=False, snippet=False))
-    expected = _empty(x, settings)
-    for name, like, grad in zip(LossResult._fields, expected, grads, strict=False):
+    shapes = dict(zip(LossResult._fields, _shapes(x, settings), strict=True))
+    for name, grad in zip(LossResult._fields, grads, strict=False):
         if grad is not None:
-            check_like(where, f"the gradient of {name}", grad, like.shape, like.dtype, x.tcam.device)
-    for name, like, result in list(zip(LossResult._fields, expected, results, strict=True))[4:]:
-        if name != "x_ref":
-            check_like(where, name, result, like.shape, like.dtype, x.tcam.device)
+            check_like(where, f"the gradient of {name}", grad, *shapes[name], device)
+    for name, result in zip(LossResult._fields, results, strict=True):
+        if name in ("attention", "pooled", "x", "counted", "scores", "valid", "workspace"):
+            check_like(where, name, result, *shapes[name], device)
     if need_embeddings and not settings.separate:
         raise InputError(f"{where}: embeddings have no gradient without separate")
 
 
 def _gradient(
-    native: Native,
-    grads: Tensors,
-    inputs: Tensors,
-    results: Tensors,
-    values: LossSettings | list[float],
-    need_embeddings: bool,
+    native: Native, grads: Tensors, inputs: Tensors, results: Tensors, values: Values, need_embeddings: bool
 ) -> tuple[Tensor, Tensor]:
-    # Of tensors in lists torch does not turn the sign that it has put off.
-    grads, inputs, results = ([y if y is None else y.resolve_neg() for y in z] for z in (grads, inputs, results))
-    x, settings = _readable(native, LossInputs(*inputs)), LossSettings(*values)
+    if isinstance(values, list):
+        # Of tensors in lists torch does not turn a sign that it has put off.
+        turned: list[list[Any]] = [[y if y is None else y.resolve_neg() for y in z] for z in (grads, inputs, results)]
+        grads, inputs, (*others, workspace) = turned
+        results = [*others, workspace]
+        if workspace.data_ptr() % 8 != 0:  # bytes that are numbers; where we make them, they lie well
+            results = [*others, workspace.clone()]
+    x, settings = _readable(native, inputs), _named(values)
     of_tcam = torch.empty_like(x.tcam)
     of_embeddings = torch.empty_like(x.embeddings) if need_embeddings and x.embeddings is not None else None
-    result = LossResult(*_native.contiguous(*results))
-    if result.workspace.data_ptr() % 8 != 0:  # of numbers; where torch makes bytes, they lie well
-        result = result._replace(workspace=result.workspace.clone())
-    _run(native, "loss_backward", x, settings, result, *_native.contiguous(*grads), of_tcam, of_embeddings)
+    gradients = *_native.contiguous(*grads), of_tcam, of_embeddings
+    _run(native, "loss_backward", x, settings, _native.contiguous(*results), *gradients)
     if of_embeddings is None:
         return of_tcam, x.tcam.new_empty(0)
     return of_tcam, of_embeddings.to(inputs[1].dtype)
 
 
 def _gradient_fake(
-    grads: Tensors, inputs: Tensors, results: Tensors, values: list[float], need_embeddings: bool
+    grads: Tensors, inputs: Tensors, results: Tensors, values: Values, need_embeddings: bool
 ) -> tuple[Tensor, Tensor]:
     tcam, embeddings, *_ = inputs
     like = torch.contiguous_format

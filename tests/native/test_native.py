@@ -56,6 +56,7 @@ OUTSIDE = "AddressSanitizer: use-after-poison"
         ("missing_syncwarp", "thread", RACE),
         ("blocks_write_one_place", "thread", RACE),
         ("distant_blocks_write_one_place", "thread", RACE),
+        ("missing_fence", "thread", RACE),
         ("read_after_a_barrier", "thread", RACE),
         ("static_index", "address", OUTSIDE),
         ("dynamic_index", "address", OUTSIDE),

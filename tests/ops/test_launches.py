@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from d2net.errors import D2NetError
+from d2net.losses import D2NetLoss
 from d2net.ops import _native, attention_pool, condition_number, nms, proposals
 
 
@@ -53,6 +56,28 @@ def test_a_launch_that_cannot_be_names_operator_and_sizes_and_breaks_nothing(cud
     assert attention_pool(x[:, :, :3], attention).x_fg.tolist() == [[1, 1, 1]]
     segments = torch.tensor([[0.0, 2], [1, 3], [7, 8]], device=cuda_device)
     assert nms.nms_1d(segments, torch.tensor([0.1, 0.3, 0.2], device=cuda_device), 0.3).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sizes", "forward", "backward"),
+    [
+        ("thumos14-paper", (3, 50, 20, 64), 4, 2),  # pooling of the TCAM, of embeddings, Eq. 3 and 4, Eq. 8 to 11
+        ("thumos14-release", (3, 50, 20, 64), 4, 2),
+        ("activitynet12-paper", (3, 50, 100, 64), 4, 2),
+        ("thumos14-paper", (70, 2, 100, 8), 5, 2),  # U_2 has a launch of its own
+        ("thumos14-paper", (1, 17000, 2, 8), 5, 2),  # the TCAM is too long for registers
+    ],
+)
+def test_the_loss_is_six_launches(simt_kernels, recipe, sizes, forward, backward):
+    b, t, c, d = sizes
+    loss, generator = D2NetLoss.from_recipe(recipe, num_classes=c, embedding_dim=d), torch.Generator().manual_seed(0)
+    leaves = [torch.rand(b, t, n, generator=generator).requires_grad_() for n in (c, d)]
+    counts = [simt_kernels.enqueued()]
+    total = loss(*leaves, None, torch.ones(b, c)).total
+    counts.append(simt_kernels.enqueued())
+    torch.autograd.grad(total, leaves)
+    counts.append(simt_kernels.enqueued())
+    assert [y - x for x, y in itertools.pairwise(counts)] == [forward, backward]
 
 
 @pytest.mark.parametrize(

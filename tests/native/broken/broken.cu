@@ -40,6 +40,17 @@ __global__ void blocks_write_one_place(int* out) {
 }
 
 // Blocks 0 and 2 do, with a block between them that does not.
+// The last block adds what all wrote, but no fence says that it sees it.
+__global__ void missing_fence(int* out) {
+  D2NET_SHARED(bool, is_last, );
+  if (threadIdx.x == 0) {
+    out[1 + blockIdx.x] = int(blockIdx.x);
+    is_last = atomicAdd(out, 1) + 1 == int(gridDim.x);
+  }
+  __syncthreads();
+  if (is_last && threadIdx.x == 1) out[3] = out[1] + out[2];
+}
+
 __global__ void distant_blocks_write_one_place(int* out) {
   __syncthreads();
   if (threadIdx.x == 0 && blockIdx.x != 1) out[0] = int(blockIdx.x);
@@ -148,6 +159,7 @@ int main(int count, char** arguments) {
     if (name == "missing_barrier") launch(missing_barrier);
     if (name == "missing_syncwarp") launch(missing_syncwarp);
     if (name == "blocks_write_one_place") launch(blocks_write_one_place, 2);
+    if (name == "missing_fence") launch(missing_fence, 2);
     if (name == "distant_blocks_write_one_place") launch(distant_blocks_write_one_place, 3);
     if (name == "read_after_a_barrier") launch(read_after_a_barrier, 2);
     if (name == "static_index") launch(static_index);
