@@ -290,9 +290,10 @@ def main() -> int:
             largest = max(p.stat().st_size for p in (attack.end / "out").rglob("*") if p.is_file())
             number = -(-given.number // 2)  # two attacks a command
             ways: dict[str, list[dict]] = {way: [] for way in WAYS}
-            for i in range(2 * number):
+            for i in range(5 * number):
                 kind = {8: signal.SIGTERM, 9: signal.SIGINT}.get(i % 10, signal.SIGKILL)
                 ways["time"].append({"blow": (kind, random_number.uniform(0, attack.seconds))})
+            for i in range(number):
                 size = int(largest ** random_number.random() if i % 2 else random_number.uniform(0, largest))
                 ways["full"].append({"file_size": size})
             every = range(1, attack.changes + 1)
