@@ -46,7 +46,7 @@ class Outcome:
         code: Exit code; minus the number of the signal that ended it.
         stdout, stderr: What it printed, the first MiB of each.
         printed: Bytes it printed, of both.
-        seconds: From its first line on.
+        seconds: From its first line on, or from its first change of a file.
         late: Whether it was ended because its time was over.
     """
 
@@ -109,6 +109,7 @@ def run(
     *,
     limit: float = 120,
     blow: tuple[int, float] | None = None,
+    at_work: bool = False,
     before_change: int | None = None,
     changes: Path | None = None,
     memory: int | None = None,
@@ -119,6 +120,7 @@ def run(
     Args:
         limit: Seconds, after which it is killed.
         blow: Signal, and the second at which the child gets it.
+        at_work: Count seconds from its first change of a file or folder on, not from its first line.
         before_change: Kill it right before its so manyth change (from 1) of a file or folder.
         changes: File that gets a byte for every such change, for counting.
         memory: Bytes of address space that it may take above what it has.
@@ -129,7 +131,7 @@ def run(
     pipes = [os.pipe() for _ in range(3)]  # stdout, stderr, and one that says that the work begins
     pid = os.fork()
     if pid == 0:
-        _be_child(work, [w for _, w in pipes], before_change, changes, memory, file_size)
+        _be_child(work, [w for _, w in pipes], at_work, before_change, changes, memory, file_size)
     for _, w in pipes:
         os.close(w)
     (out, _), (err, _), (ready, _) = pipes
@@ -165,6 +167,7 @@ def run(
 def _be_child(
     work: Callable[[], object],
     streams: list[int],
+    at_work: bool,
     before_change: int | None,
     changes: Path | None,
     memory: int | None,
@@ -183,9 +186,10 @@ def _be_child(
         if file_size is not None:  # Python ignores SIGXFSZ, so that a write beyond it is the error EFBIG
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if before_change is not None or changes is not None:
-            _watch_changes(before_change, changes)
-        os.write(streams[2], b"!")
+        if at_work or before_change is not None or changes is not None:
+            _watch_changes(before_change, changes, streams[2])
+        if not at_work:
+            os.write(streams[2], b"!")
         work()
         code = 0
     except SystemExit as end:
@@ -199,7 +203,8 @@ def _be_child(
         os._exit(code)
 
 
-def _watch_changes(before: int | None, counted: Path | None) -> None:
+def _watch_changes(before: int | None, counted: Path | None, begun: int) -> None:
+    """Counts changes, each before it is made: to ``counted``, the first one to the pipe ``begun``."""
     log = os.open(counted, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) if counted else -1
     done = 0
 
@@ -212,6 +217,8 @@ def _watch_changes(before: int | None, counted: Path | None) -> None:
             if isinstance(path, int) or not flags & (os.O_WRONLY | os.O_RDWR) or str(path).startswith("/dev/"):
                 return
         done += 1
+        if done == 1:
+            os.write(begun, b"!")
         if log >= 0:
             os.write(log, b".")
         if done == before:

@@ -6,7 +6,7 @@ The command runs in a child with 20 seconds and 2 GiB. What came of it is, by th
 
 - ``crash``, ``hang``, ``traceback``: it was ended by a signal, did not end, or Python's traceback was printed;
 - ``written elsewhere``: a file or folder outside the output appeared, changed or went;
-- ``unclean``: an exit code other than those of d2net, more than one line of error, a line of over 1,000 characters, or
+- ``unclean``: an exit code other than those of d2net, more than one line of error, one of over 2,000 characters, or
   anything that could move a terminal's cursor, on either stream;
 - ``clean error``: exit code 2 and one line that begins with ``error:``;
 - ``same result``: exit code 0, and output and files are, byte for byte, those that the undamaged file gives;
@@ -36,7 +36,8 @@ import damage
 import documented
 import small_data
 
-SECONDS, MEMORY, LONGEST = 20, 2 << 30, 1000
+SECONDS, MEMORY = 20, 2 << 30
+LONGEST = 2000 + len("error: ")  # of a line: what d2net/words.py promises of a message
 BAD = ("crash", "hang", "traceback", "written elsewhere", "unclean", "silently other")
 GOOD = ("clean error", "same result", "other, and says so", "valid but another input")
 TRAINED = [*small_data.RECIPE, *("--set", "training.learning_rate=0.02", "--set", "training.ema_decay=0.9")]

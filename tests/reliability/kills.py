@@ -5,8 +5,8 @@
 ``train``, ``convert`` and ``localize`` each run into an empty place and over an earlier result (``train --resume``: of
 half its iterations), and are ended
 
-- ``time``: at moments drawn uniformly from the time of an undisturbed run, by SIGKILL, one in ten by SIGTERM and one in
-  ten by SIGINT;
+- ``time``: at moments drawn uniformly from the time that an undisturbed run takes from its first change of a file to
+  its end, by SIGKILL, one in ten by SIGTERM and one in ten by SIGINT; moments that come too late are drawn again;
 - ``change``: by SIGKILL right before each change that Python makes to a file or folder, as opening one for writing,
   renaming or removing it;
 - ``full``: not at all, but no file can grow above so many bytes (RLIMIT_FSIZE): writing fails in the middle of a file,
@@ -50,7 +50,7 @@ class Attack:
         arguments: The command.
         result: What it writes, below the folder: a file, or a folder.
         end: The folder after an undisturbed run.
-        seconds: That such a run takes.
+        seconds: That such a run takes from its first change of a file on.
         changes: That such a run makes to files and folders.
     """
 
@@ -73,7 +73,7 @@ class Attack:
             arguments = [a for a in arguments if a != "--resume"]
             if (place / self.result / "checkpoint.safetensors").exists():
                 arguments.append("--resume")
-        return children.run(children.command(*arguments), **how)
+        return children.run(children.command(*arguments), at_work=True, **how)
 
     def measure(self, folder: Path) -> None:
         times = []
@@ -290,9 +290,10 @@ def main() -> int:
             largest = max(p.stat().st_size for p in (attack.end / "out").rglob("*") if p.is_file())
             number = -(-given.number // 2)  # two attacks a command
             ways: dict[str, list[dict]] = {way: [] for way in WAYS}
-            for i in range(number):
+            for i in range(5 * number):
                 kind = {8: signal.SIGTERM, 9: signal.SIGINT}.get(i % 10, signal.SIGKILL)
                 ways["time"].append({"blow": (kind, random_number.uniform(0, attack.seconds))})
+            for i in range(number):
                 size = int(largest ** random_number.random() if i % 2 else random_number.uniform(0, largest))
                 ways["full"].append({"file_size": size})
             every = range(1, attack.changes + 1)
@@ -303,6 +304,8 @@ def main() -> int:
             for way in given.ways.split(","):
                 found: Counter = Counter(dict.fromkeys(("runs", "went through", *FAILURES), 0))
                 for how in ways[way]:
+                    if found["runs"] - found["went through"] == number:  # so many were ended
+                        break
                     strike(attack, folder, found, problems.append, **how)
                 table[attack.name][way] = dict(found)
                 print(f"{attack.name} ({attack.seconds:.2f} s), {way}: {dict(found)}", flush=True)
