@@ -183,13 +183,21 @@ def _from_metadata(metadata: dict[str, Any], tensors: dict[str, Tensor], path: P
     try:
         if not metadata["format"] > FORMAT:
             known = {f.name: metadata[f.name] for f in fields(Checkpoint) if f.name in metadata}
-            recipe = Recipe.from_dict(metadata["recipe"], source="recipe")
+            recipe = _recipe(metadata["recipe"])
             return Checkpoint(**{**known, "recipe": recipe, "tensors": tensors})
         newer = f"{quoted(metadata['format'])}, written by d2net {quoted(metadata['version'])}"
     except (ValueError, KeyError, TypeError) as error:
         why = error if isinstance(error, InputError) else quoted(error)
         raise InputError(f"{path}: damaged header ({why}); use another copy or train again") from error
     raise InputError(f"{path}: has checkpoint format {newer}; this d2net reads up to {FORMAT}: upgrade it")
+
+
+def _recipe(table: Any) -> Recipe:
+    """A recipe as it was written: with every section, of which none may be as it is by default today."""
+    for f in fields(Recipe):
+        if isinstance(table, dict) and f.name not in table:
+            raise InputError(f"recipe has no {f.name}")
+    return Recipe.from_dict(table, source="recipe")
 
 
 def _header(content: bytes) -> dict[str, str]:

@@ -130,7 +130,11 @@ def main() -> None:
     warnings.showwarning = say_warning
     if not sys.stdout.isatty():
         os.environ.setdefault("COLUMNS", str(OFF_TERMINAL_WIDTH))
-    app(prog_name="d2net")
+    try:
+        app(prog_name="d2net")
+    except KeyboardInterrupt:  # before there is a command
+        say("interrupted", err=True)
+        sys.exit(130)
 
 
 def _show_version(value: bool) -> None:
@@ -386,7 +390,7 @@ def evaluate(
     levels = parse_tiou(tiou)
     if json_out:
         check_output(json_out, "--json")
-        if json_out.resolve() in (detections.resolve(), Path(annotations).resolve()):
+        if os.path.realpath(json_out) in (os.path.realpath(detections), os.path.realpath(annotations)):
             raise InputError(f"--json {json_out}: is a file that is read here; give another path")
     if compare:
         from d2net.report import paper_tables

@@ -272,6 +272,16 @@ def test_metadata_of_wrong_types_and_beyond_their_ranges(
     assert len(str(error.value)) < 500 + len(str(path)) and str(error.value).isprintable()
 
 
+@pytest.mark.parametrize("section", ["name", "model", "loss", "training", "localization", "evaluation"])
+def test_a_recipe_without_a_section_takes_no_defaults(tmp_path: Path, checkpoint: Checkpoint, section: str) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    recipe = checkpoint.recipe.to_dict()
+    del recipe[section]
+    rewrite(path, replace(checkpoint, tensors={"x": torch.zeros(2)}), recipe=recipe)
+    with pytest.raises(InputError, match=f"damaged header .recipe has no {section}"):
+        load_checkpoint(path)
+
+
 @pytest.mark.parametrize("header", ["[" * 10**5, "9" * 10**4, '{"format": 1e999}', '"2"', "null", "[]", "\udcff{}"])
 def test_metadata_that_are_none(tmp_path: Path, header: str) -> None:
     path = tmp_path / "checkpoint.safetensors"

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from d2net import __version__
-from d2net.cli import app, parse_tiou
+from d2net.cli import app, main, parse_tiou
 from d2net.errors import InputError
 from d2net.recipes import recipe_names
 
@@ -233,6 +233,22 @@ def test_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     assert process.returncode == 130
     last = stderr.splitlines()[-1]
     assert last.startswith("interrupted; stopped at iteration") and last.endswith("--save-every 1 --resume")
+
+
+def test_interrupt_before_there_is_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("d2net.cli.app", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+def test_links_to_themselves_are_compared_with_the_output(tmp_path: Path) -> None:
+    loop = tmp_path / "loop.json"
+    loop.symlink_to(loop)
+    assert "loop.json" in fails("evaluate", loop, "--annotations", "watch", "--json", tmp_path / "out.json")
 
 
 def test_convert(tmp_path: Path) -> None:

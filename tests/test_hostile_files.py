@@ -172,6 +172,11 @@ def test_splits_and_ambiguous_segments(folder: Path) -> None:
     split.write_text("v1\nv2\n")
     odd = [b"v1 1_0 2_0", b"v1 nan 1", b"v1 1e999 2", b"v1 " + b"1" * 10**6 + b" 2"]
     all_end(doubtful, [*flipped(doubtful.read_bytes(), 100), *WHOLE, *odd], lambda: use_dataset(folder))
+    for target in (folder / "absent", doubtful):  # a link that leads nowhere, and one to itself
+        doubtful.unlink()
+        doubtful.symlink_to(target)
+        with pytest.raises(InputError, match="Ambiguous_test.txt"):
+            use_dataset(folder)
 
 
 @pytest.mark.parametrize("suffix", [".json", ".csv"])

@@ -8,6 +8,7 @@ in the name of the file. docs/data.md has every key.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -158,7 +159,7 @@ def read_ambiguous(path: Path) -> dict[str, list[tuple[float, float]]]:
         InputError: a line of another form, or a file that cannot be read.
     """
     found: dict[str, list[tuple[float, float]]] = {}
-    if not path.exists():
+    if not os.path.lexists(path):  # a link that leads nowhere is no absence
         return found
     for i, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
@@ -214,7 +215,9 @@ def _entry(value: Any, ids: dict[str, float], top: Times, subset: Any) -> Entry:
     ambiguous = [segment(pair) for pair in _list(value, "ambiguous")]
     labels: dict[str, None] = {}
     without_segment = 0
-    for i, row in enumerate(_list(value, "annotations")):
+    if "annotations" not in value:  # a misspelt key would lose them without a word
+        raise InputError('no "annotations"; give an empty list where there are none')
+    for i, row in enumerate(typed(value["annotations"], list, '"annotations"')):
         if "label" not in typed(row, dict, f"annotation {i}"):
             raise InputError(f"annotation {i} has no 'label'")
         label = _name(row["label"], "label")
@@ -266,9 +269,11 @@ def _list(table: dict[str, Any], key: str) -> list[Any]:
 
 
 def _name(value: Any, what: str) -> str:
-    """A label or subset; numbers are written out."""
-    if isinstance(value, (str, int, float)) and not isinstance(value, bool) and str(value).strip():
-        return str(value).strip() if what == "subset" else str(value)
+    """A label or subset; a label that is a number is written out."""
+    if isinstance(value, str) and value.strip():
+        return value.strip() if what == "subset" else value
+    if what == "label" and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
     raise InputError(f'"{what}" is {quoted(value)}, expected a name')
 
 
