@@ -22,8 +22,7 @@ namespace d2net::cuda {
 namespace {
 
 constexpr int kThreads = kScoreThreads;
-constexpr int kColumns = 4;  // of a thread, of gradients of x_fg and x_bg
-
+constexpr int kColumns = 4;                  // of a thread, of gradients of x_fg and x_bg
 constexpr int64_t kSharedJoint = 24 * 1024;  // bytes of a block that hinder no other block
 
 template <typename A>
@@ -601,7 +600,10 @@ void loss(const Loss<X>& arguments, int device, void* stream) {
   const LossSettings& with = x.with;
   const int64_t b = x.b, t = x.t, c = x.c, d = x.d;
   if (b == 0) {
-    for (A* scalar : {x.total, x.discriminative, x.snippet, x.video}) on.fill(scalar, 0, 1);
+    on.fill(x.total, 0, 1);
+    on.fill(x.discriminative, 0, 1);
+    on.fill(x.snippet, 0, 1);
+    on.fill(x.video, 0, 1);
     if (with.update != 0) on.copy(x.new_x_ref, x.x_ref, d);
     return;
   }
