@@ -25,6 +25,10 @@
 namespace d2net::cuda {
 namespace {
 
+// Not in the kernel: nvcc takes a function of the host there, even for a constant.
+template <typename T>
+constexpr T kFar = std::numeric_limits<T>::max();
+
 constexpr int64_t kMaxBlock = 1024;
 constexpr int kLanes = 32;
 constexpr int kGone = -1;  // a score below any floor
@@ -217,13 +221,12 @@ __global__ void __launch_bounds__(kMaxBlock)
   sort(rows, unsigned(n));
 
   // Of the lane's tile: the stretch that its rows cover, and its best.
-  constexpr T kFar = std::numeric_limits<T>::max();
-  T from = kFar, to = -kFar;
+  T from = kFar<T>, to = -kFar<T>;
   Top<T> top = {{kGone, n}, n, kGone};
   const auto begin_of = [&](int of_lane) { return (of_lane * warps + warp) * tile_rows; };
   const auto end_of = [&](int of_lane) { return begin_of(of_lane) + min(tile_rows, n - begin_of(of_lane)); };
   for (int l = 0; l < kLanes && begin_of(l) < n; ++l) {
-    T first = kFar, last = -kFar;
+    T first = kFar<T>, last = -kFar<T>;
     for (int i = begin_of(l) + lane; i < end_of(l); i += kLanes) {
       if (rows[i].score < 0) continue;
       first = min(first, rows[i].start);
