@@ -164,6 +164,7 @@ def _gradients(
         along = (grad * cosine).expand(-1, -1, 2).sum((0, 1))[0]
         total = (grad * unit).sum((0, 1)) - along * r
         grad_reference = (total / torch.where(length == 0, 1, length)).to(reference.dtype)
+        grad_reference.masked_fill_(unused.all(), 0)
     if need_x:
         grad_x = unit.mul_(-cosine).add_(r).mul_(grad / norms).masked_fill_(unused[:, :, None], 0).to(x.dtype)
     return grad_x, grad_reference

@@ -178,7 +178,9 @@ def tcam_pool(n: Numbers) -> Call:
 def two_stream_tcam(n: Numbers) -> Call:
     b, t, c = n.size(5), n.size(), n.size(33)
     lengths, divisor = n.lengths(b, t), n.rng.choice((1, 2, 8, 100))
-    x, y = (n.padded(n.normal(b, t, c), lengths) for _ in range(2))
+    # On a grid that is not symmetric, means of sigmoids are equal or far apart: of two that differ in their last bit,
+    # rounding would decide which is among the k largest.
+    x, y = (n.padded((4 * n.normal(b, t, c)).round() / 4 + 0.1, lengths) for _ in range(2))
     call = lambda x, y, z: ops.two_stream_tcam(x, y, z, divisor=divisor)  # noqa: E731
     if n.dtype in (torch.float16, torch.bfloat16):  # the reference rounds more often, and takes other ones of equals
         return Call("two_stream_tcam", call, [], [x, y, lengths])
@@ -340,7 +342,8 @@ def d2net_loss(n: Numbers) -> Call:
 
 
 def uncertainty_modeling(n: Numbers) -> Call:
-    (_, x), (lengths, _), (b, t, c, _) = _activations(n)
+    _, (lengths, _), (b, t, c, d) = _activations(n)
+    x = n.padded(n.normal(b, t, d, ties=False), lengths)  # equal norms would be ordered by rounding
     logits = n.padded(n.normal(b, t, c), lengths)
     return Call("UncertaintyModeling", lambda x, y, n: losses.UncertaintyModeling()(x, y, n), [x, logits], [lengths])
 
