@@ -424,5 +424,5 @@ def test_frames(tmp_path: Path, in_time: None) -> None:
     all_end(path, [*flipped(path.read_bytes(), 12), *WHOLE[:5]], draw)
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(InputError, match="is a pipe or a device"):
+    with pytest.raises(InputError, match="not a readable image"):
         draw()

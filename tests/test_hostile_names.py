@@ -169,7 +169,9 @@ def test_a_terminal_that_lacks_letters(trained: tuple[Path, str, Path], encoding
     command = [sys.executable, "-m", "d2net", "--debug", "evaluate", folder / "other.json", "--annotations"]
     (folder / "other.json").write_text(json.dumps({"results": {EVIL["halves"] + "é…\x1b[1m日": []}}))
     subset = "nö\udcff\x1b[1m" if encoding == "ascii" else "test\nx"
-    done = subprocess.run([*command, folder / "gt.json", "--subset", subset], env=environment, capture_output=True)
+    done = subprocess.run(
+        [*command, folder / "gt.json", "--subset", subset], env=environment, capture_output=True, cwd=folder
+    )
     assert done.returncode in (0, 2) and b"UnicodeEncodeError" not in done.stderr
     clean(done.stdout.decode() + done.stderr.decode())
 

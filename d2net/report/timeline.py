@@ -346,8 +346,8 @@ def _draw_frames(figure: Figure, ax: Axes, paths: Sequence[Path], end: float) ->
 
 
 def _open_image(path: Path) -> Image.Image:
-    check_ordinary(path)
     try:
+        check_ordinary(path)
         with Image.open(path) as image:
             return image.convert("RGB")
     except Exception as error:  # a damaged image can raise anything
