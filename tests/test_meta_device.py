@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from d2net import losses, ops
 from d2net.data.resident import ResidentFeatures
 from d2net.losses import D2NetLoss
 from d2net.model import D2Net
@@ -80,3 +81,12 @@ def test_a_training_step_waits_for_nothing(recipe, widths, launched):
     loss(output.tcam, output.embeddings, batch.lengths, batch.labels).total.backward()
     assert {"d2net_loss", "d2net_loss_backward"} <= {f"d2net_{name}" for name in launched}
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_products_have_no_values_to_multiply():
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(*shape, device="meta")
+
+    assert ops.joint_log_condition_number(empty(2, 200, 150), empty(2, 150, 200)).shape == (2,)
+    assert losses.VideoDMI()(empty(2, 5, 4), None, empty(2, 4)).is_meta
+    assert losses.CoActivitySimilarity()(empty(2, 5, 4), empty(2, 5, 3), None, empty(2, 3)).is_meta

@@ -140,6 +140,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` in the type that they have, under autocast too: its sums may be larger than the largest float16."""
+    if a.is_meta:  # which has no autocast
+        return a @ b
     with torch.autocast(a.device.type, enabled=False):
         return a @ b
 
@@ -147,6 +149,14 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 def plain(x: Tensor) -> Tensor:
     """``x`` as the CPU functions read it: contiguous, half precision in float32."""
     return (x if x.dtype in (torch.float32, torch.float64) else x.float()).contiguous()
+
+
+def address(function: str, x: Tensor) -> int:
+    """Of a tensor whose strides the kernel follows. Raises RuntimeError where its memory was freed."""
+    place = x.data_ptr()
+    if place == 0 and x.numel() > 0:
+        raise RuntimeError(f"{function}: a tensor {tuple(x.shape)} on {x.device} has no memory: it was freed")
+    return place
 
 
 def contiguous(*tensors: Tensor | None) -> list[Any]:

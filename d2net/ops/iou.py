@@ -115,7 +115,7 @@ def _gradients(grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     def of_segments(start: Tensor, end: Tensor, dim: int) -> Tensor:
         # Of an empty segment, which overlaps nothing, of_union is 0. Both sums in one call, so that it never gives a
         # single number: PyTorch cuts such a sum into as many parts as there are threads.
-        return torch.stack((-of_overlap * start - of_union, of_overlap * end + of_union)).sum(dim).T
+        return torch.stack((-of_overlap * start - of_union, of_overlap * end + of_union)).sum(dim).T.contiguous()
 
     return of_segments(by_start, by_end, 2), of_segments(1 - by_start, 1 - by_end, 1)
 

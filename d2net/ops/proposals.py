@@ -249,7 +249,7 @@ def _cpu(
     found = _native.cpu(
         "find_proposals",
         x.dtype,
-        x.data_ptr(),  # wherever its strides lead
+        _native.address("extract_proposals", x),  # wherever its strides lead
         *x.shape,
         *x.stride(),
         classes.contiguous(),
@@ -297,7 +297,7 @@ def _cuda(
         "find_proposals",
         x.dtype,
         device,
-        x.data_ptr(),  # wherever its strides lead
+        _native.address("extract_proposals", x),  # wherever its strides lead
         *sizes,
         *x.stride(),
         classes.contiguous(),

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from d2net import ops
 from d2net.errors import InputError
 from d2net.ops import _library, _native
 
@@ -242,3 +243,19 @@ def test_calls_without_values_are_checked_too(name):
     wrong = replaced(arguments, at, first[None] if isinstance(first, Tensor) else [*first[:-1], first[-1][None]])
     with mode, pytest.raises(InputError, match=name):
         getattr(torch.ops.d2net, name)(*wrong)
+
+
+def test_memory_that_was_freed_is_not_read():
+    x = torch.rand(2, 5, 3)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="has no memory"):
+        ops.extract_proposals(x, torch.ones(2, 3, dtype=torch.bool), thresholds=[0.5])
+
+
+def test_a_gradient_that_nobody_wants():
+    x, attention, grad = torch.rand(2, 3, 4), torch.rand(2, 3), torch.rand(2, 4)
+    wanted = (False, False)
+    found = torch.ops.d2net.attention_pool_backward(
+        x, attention, None, None, None, grad, grad, 0.5, 0.5, False, *wanted
+    )
+    assert [len(y) for y in found] == [0, 0]
