@@ -147,7 +147,7 @@ def test_what_cannot_be_drawn(row: TimelineRow, tmp_path: Path) -> None:
         ([replace(row, ground_truth=[(0.0, 1.0, "swim")])], "'swim' is none of its classes"),
         ([replace(row, ground_truth=[], tracks=[Track("", [])])], "how long it is"),
         ([row, two], "those of the first row"),
-        ([replace(row, frames=[tmp_path / "absent.jpg"])], "absent.jpg: cannot be read"),
+        ([replace(row, frames=[tmp_path / "absent.jpg"])], "absent.jpg: not a readable image"),
     ):
         with pytest.raises(InputError, match=message):
             draw_timeline(path, rows)

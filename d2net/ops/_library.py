@@ -128,15 +128,15 @@ def call(name: str, *arguments: Any) -> Any:
     for its way through autograd and back takes longer than most kernels.
     """
     if torch.compiler.is_compiling() or _is_observed():
-        return getattr(torch.ops.d2net, name)(*arguments)
+        return getattr(torch.ops.d2net, name).default(*arguments)
     tensors = _tensors(arguments)
     kernel = KERNELS[name].get(tensors[0].device.type)  # on the meta device there is none
     if kernel is None or any(type(x) not in _PLAIN or x.is_neg() for x in tensors):
-        return getattr(torch.ops.d2net, name)(*arguments)
+        return getattr(torch.ops.d2net, name).default(*arguments)
     if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
         return kernel(*arguments)
     if name not in _DIRECT:  # a backward: the dispatcher refuses to differentiate it
-        return getattr(torch.ops.d2net, name)(*arguments)
+        return getattr(torch.ops.d2net, name).default(*arguments)
     return _DIRECT[name].apply(*arguments)
 
 
