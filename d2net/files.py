@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import secrets
 import unicodedata
 import warnings
@@ -17,6 +18,7 @@ from d2net.words import quoted
 
 LOCK_NAME = ".d2net.lock"
 TEMPORARY = ".d2net-"  # how the name of a file begins that is being written
+_WRITTEN = re.compile(re.escape(TEMPORARY) + "[0-9a-f]{16}")  # of all of the name
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of a file system that has none
 
 
@@ -29,10 +31,10 @@ def one_component(name: str, where: str) -> str:
         where: What holds the name, for the message.
 
     Raises:
-        InputError: it is empty, ".", "..", longer than 240 bytes, or holds a separator, a control character or what is
-            no character (half of a pair of surrogates).
+        InputError: it is empty, ".", "..", longer than 240 bytes, or holds a separator, a control character, a
+            byte-order mark (readers drop one that begins a list) or what is no character (half of a pair of surrogates).
     """
-    bad = not name.strip() or name in (".", "..") or any(c in "/\\" or _unprintable(c) for c in name)
+    bad = not name.strip() or name in (".", "..") or any(c in "/\\\ufeff" or _unprintable(c) for c in name)
     if bad or len(name.encode()) > 240:
         raise InputError(f"{where}: {quoted(name)} cannot be the name of a file; rename it")
     return name
@@ -97,7 +99,7 @@ def sweep(folder: Path) -> None:
     """
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(TEMPORARY) and entry.is_file(follow_symlinks=False):
+            if _WRITTEN.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 with suppress(OSError):  # another's, or gone meanwhile, or alive
                     _remove_unlocked(Path(entry.path))
 
@@ -164,6 +166,8 @@ def locked(folder: Path, lock: Path | None = None) -> Iterator[None]:
     path = (lock or folder / LOCK_NAME).absolute()
     # One object for each path, which counts how often its thread entered. Soft locks outlive a kill: none of them.
     held = FileLock(path, blocking=False, is_singleton=True, fallback_to_soft=False)
+    if path.is_file() and path.stat().st_nlink > 1:
+        raise InputError(f"{path}: is a link to another file, which is not written to; remove it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         held.acquire()

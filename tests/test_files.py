@@ -272,3 +272,25 @@ def test_every_command_that_writes_a_folder_refuses_one_that_is_written(tmp_path
     with process(holder(tmp_path / ".d2net.out.lock")) as child:
         result = CliRunner().invoke(app, ["convert", "simulated", str(out)])
         assert result.exit_code == 2 and f"another d2net (pid {child.pid})" in result.stderr
+
+
+def test_a_users_own_file_is_not_swept(tmp_path):
+    notes = tmp_path / ".d2net-notes.txt"
+    notes.write_text("mine")
+    write_whole(tmp_path / "a.json", "{}")
+    assert notes.read_text() == "mine"
+
+
+def test_a_lock_that_is_a_hard_link_is_not_written_to(tmp_path):
+    victim, out = tmp_path / "victim", tmp_path / "out"
+    victim.write_text("mine")
+    out.mkdir()
+    (out / LOCK_NAME).hardlink_to(victim)
+    with pytest.raises(InputError, match="is a link to another file"), locked(out):
+        pass
+    assert victim.read_text() == "mine"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name():
+    with pytest.raises(InputError, match="cannot be the name of a file"):
+        one_component("\ufeffa", "gt.json")

@@ -67,8 +67,8 @@ def convert(
             _write(dataset, part, progress)
             _sync_all(part)
             _check_readable(part, out)
-            if out.exists():
-                os.replace(out, earlier)
+            if os.path.lexists(out):
+                _move_away(out, earlier, dataset)
             os.replace(part, out)  # a kill before this one leaves both, which the next conversion tidies up
             sync(part.parent)
         except OSError as error:
@@ -99,14 +99,48 @@ def _beside(out: Path, name: str) -> Path:
 
 
 def _tidy(out: Path) -> None:
-    """Remove what conversions to ``out`` that have ended left; the earlier result goes back where it is missing."""
+    """Remove what conversions to ``out`` that have ended left; the earlier result goes back where it is missing.
+
+    Only what is a conversion goes back, and an earlier one is removed only where there is one in its place.
+    """
     ours = re.compile(f"({re.escape(_PART)}|{re.escape(_EARLIER)}){re.escape(out.name)}-[0-9a-f]{{16}}")
     for path in sorted(out.absolute().parent.iterdir()):
         if ours.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            if path.name.startswith(_EARLIER) and not os.path.lexists(out):
-                os.replace(path, out)
-            else:
+            if path.name.startswith(_PART):
                 shutil.rmtree(path, ignore_errors=True)
+            elif _is_conversion(path) and not os.path.lexists(out):
+                os.replace(path, out)
+            elif _is_conversion(path) and _is_conversion(out):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_conversion(folder: Path) -> bool:
+    """Whether that is all that is there: nothing of anybody's own beside or within."""
+    if not (folder / "gt.json").is_file():
+        return False
+    tables = re.compile(r"gt\.json|split_.+\.txt")
+    features = re.compile(rf"features/[^/]+/({'|'.join(STREAMS)})/[^/]+\.npy")
+    return all(
+        (features if name.startswith("features/") else tables).fullmatch(name)
+        for place, _, names in os.walk(folder)
+        for name in (Path(place, name).relative_to(folder).as_posix() for name in names)
+    )
+
+
+def _move_away(out: Path, earlier: Path, dataset: Dataset) -> None:
+    """The earlier conversion to ``earlier``; what others have put in its place meanwhile stays.
+
+    It is looked at once more before it is moved, and again when nobody finds it by its name any longer.
+    """
+    _check_place(out)
+    _check_content(out, dataset)
+    os.replace(out, earlier)
+    try:
+        _check_place(earlier)
+        _check_content(earlier, dataset)
+    except InputError as error:
+        os.replace(earlier, out)
+        raise InputError(str(error).replace(str(earlier), str(out))) from None
 
 
 def _sync_all(folder: Path) -> None:
@@ -139,8 +173,7 @@ def _check_place(out: Path) -> None:
         there = list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); give another folder") from error
-    own = {"gt.json", "features", *(p.name for p in out.glob("split_*.txt"))} if out.is_dir() else set()
-    if there and not (own >= {p.name for p in there} and (out / "gt.json").is_file()):
+    if there and not (out.is_dir() and _is_conversion(out)):
         raise InputError(f"{out}: holds other files than a conversion; give a new folder")
 
 

@@ -391,6 +391,32 @@ def test_what_killed_conversions_left_is_tidied_up(cola, tmp_path):
     assert {p for p in tmp_path.iterdir() if p.name.startswith(".")} == set(others)
 
 
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "features/notes.txt"])
+def test_what_others_write_while_it_runs_stays(cola, tmp_path, again, name):
+    out = tmp_path / "out"
+    if again:
+        convert(cola, out)
+
+    def somebody_else(done: int, total: int) -> None:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+
+    with pytest.raises(InputError, match="holds other files than a conversion"):
+        convert(cola, out, progress=somebody_else)
+    assert (out / name).read_text() == "mine" and (out / "gt.json").exists() == again
+    assert not list(tmp_path.glob(".d2net-*"))
+
+
+def test_a_planted_earlier_result_is_not_taken(cola, tmp_path):
+    planted = tmp_path / f".d2net-earlier-out-{16 * '0'}"
+    planted.mkdir()
+    (planted / "gt.json").write_text("{}")
+    (planted / "run.sh").write_text("")
+    convert(cola, tmp_path / "out")
+    assert (planted / "run.sh").exists() and not (tmp_path / "out" / "run.sh").exists()
+
+
 def test_convert_follows_no_link(cola, tmp_path):
     (tmp_path / "victim").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "victim")
