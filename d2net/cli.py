@@ -77,7 +77,8 @@ class _Commands(TyperGroup):
             code = 2
             _report(error, f"error: {_one_line(error)}", ctx.params["debug"])
         except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's, without importing torch for its name
+            # Torch's, without importing torch for its name; on a CPU it has none.
+            if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
                 raise
             code = 2
             _report(error, f"error: {_one_line(MemoryError())}", ctx.params["debug"])
@@ -647,6 +648,9 @@ def info() -> None:
     show(make_console())
 
 
+MOST_LEVELS = 10_000
+
+
 def parse_tiou(text: str) -> tuple[float, ...]:
     """Temporal IoUs from ``START:STOP:STEP`` (STOP included) or a comma-separated list, in rising order.
 
@@ -668,6 +672,8 @@ def parse_tiou(text: str) -> tuple[float, ...]:
         start, stop, step = values
         if stop < start or step > stop:  # START:STEP:STOP, as some papers write it
             raise wrong
+        if (stop - start) / step > MOST_LEVELS:
+            raise InputError(f"--tiou {text}: more than {MOST_LEVELS:,} levels; give a larger STEP")
         # In floating point 0.1 + 6 * 0.1 is more than 0.7: half a step of a millionth decides.
         values = [start + i * step for i in range(int((stop - start) / step + 1e-6) + 1)]
     return tuple(sorted({round(v, 6) for v in values}))

@@ -32,7 +32,7 @@ def one_component(name: str, where: str) -> str:
 
     Raises:
         InputError: it is empty, ".", "..", longer than 240 bytes, or holds a separator, a control character, a
-            byte-order mark (readers drop one that begins a list) or what is no character (half of a pair of surrogates).
+            byte-order mark (readers drop one that begins a list) or what is no character (half of a surrogate pair).
     """
     bad = not name.strip() or name in (".", "..") or any(c in "/\\\ufeff" or _unprintable(c) for c in name)
     if bad or len(name.encode()) > 240:

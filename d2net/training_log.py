@@ -162,7 +162,8 @@ def _open(path: Path) -> int:
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"):  # as far as the platform has them
         flags |= getattr(os, name, 0)
     file = os.open(path, flags, 0o666)
-    if stat.S_ISREG(os.fstat(file).st_mode):
+    found = os.fstat(file)
+    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
         return file
     os.close(file)
-    raise OSError("not an ordinary file")
+    raise OSError("not an ordinary file, or another's too, by a hard link")

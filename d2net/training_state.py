@@ -12,6 +12,7 @@ from torch import Tensor
 from d2net.checkpoint import Checkpoint
 from d2net.data.batches import BatchSampler
 from d2net.data.dataset import Dataset
+from d2net.errors import InputError
 from d2net.losses import D2NetLoss
 from d2net.model import D2Net
 from d2net.recipes import Recipe
@@ -115,6 +116,8 @@ class TrainingState:
         for key, t in saved.group("optimizer").items():
             index, _, name = key.partition(".")
             state.setdefault(int(index), {})[name] = t
+            if (name == "step" and t != saved.iteration) or (name == "exp_avg_sq" and (t < 0).any()):
+                raise InputError(f"optimizer.{key} is none of an optimizer after {saved.iteration} steps")
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.sampler.restore(saved.group("sampler"))
         self._rng = saved.group("rng")

@@ -251,6 +251,11 @@ def test_links_to_themselves_are_compared_with_the_output(tmp_path: Path) -> Non
     assert "loop.json" in fails("evaluate", loop, "--annotations", "watch", "--json", tmp_path / "out.json")
 
 
+def test_levels_without_end() -> None:
+    with pytest.raises(InputError, match="more than 10,000 levels"):
+        parse_tiou("0.1:1:1e-9")
+
+
 def test_convert(tmp_path: Path) -> None:
     text = run("convert", "simulated", tmp_path / "out").stdout
     assert "test" in text and (tmp_path / "out" / "gt.json").exists()

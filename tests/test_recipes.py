@@ -66,7 +66,7 @@ def test_override():
         ("loss.beta={", "not a YAML value"),
         ("loss.momentum=.nan", "loss.momentum is nan; it must be at least 0 and at most 1"),
         ("loss.beta=-.inf", "loss.beta is -inf; it must be at least 0 and finite"),
-        ("training.learning_rate=1e39", "it must be above 0 and finite"),
+        ("training.learning_rate=1e38", r"it must be above 0 and at most 1e\+30"),
         ("training.iterations=-3", "is -3; it must be at least 1 and at most 1,000,000,000"),
         ("training.iterations=2.5", "is 2.5; it must be a whole number"),
         ("training.batch_size=true", "is True; it must be a whole number"),

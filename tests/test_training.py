@@ -524,6 +524,17 @@ def test_resume_needs_all_its_tensors(tmp_path: Path, missing: str) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("name, value", [("step", -5.0), ("step", 2.0), ("exp_avg_sq", -5.0)])
+def test_resume_refuses_what_no_optimizer_has(tmp_path: Path, name: str, value: float) -> None:
+    path = make_trainer(tmp_path, 3).run()
+    saved = load_checkpoint(path)
+    key = f"optimizer.0.{name}"
+    spoiled = {**saved.tensors, key: torch.full_like(saved.tensors[key], value)}
+    save_checkpoint(path, replace(saved, tensors=spoiled))
+    with pytest.raises(InputError, match=f"{key} is none of an optimizer after 3 steps"):
+        make_trainer(tmp_path, 5).run(resume=True)
+
+
 @pytest.mark.parametrize(
     "name, value",
     [

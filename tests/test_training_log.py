@@ -28,6 +28,15 @@ def iterations(out: Path) -> list[int]:
     return [entry["iteration"] for entry in read_log(out)]
 
 
+def test_a_hard_link_is_not_written_to(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "log.jsonl").hardlink_to(victim)
+    with pytest.warns(UserWarning, match="hard link"), TrainingLog(tmp_path, 0, False) as log:
+        log.write(1, {"total": 1.0})
+    assert victim.read_text() == "mine"
+
+
 def test_later_lines_win(tmp_path: Path) -> None:
     write(tmp_path, [10, 20, 30])
     before = (tmp_path / "log.jsonl").read_bytes()

@@ -190,8 +190,10 @@ def open_npy(path: Path) -> NpyFile:
             raise InputError(
                 f"{path}: holds pickled Python objects; save each recording as a plain float32 (T, width) array"
             )
-        if min(shape, default=0) < 0:
+        if any(type(n) is not int or n < 0 for n in shape) or len(shape) > 8:
             raise ValueError(f"shape {shape}")
+        if max(shape, default=0) >= 2**62 or math.prod(n or 1 for n in shape) * dtype.itemsize >= 2**62:
+            raise ValueError(f"shape {shape}, which no memory has room for")
         length = file.tell()
         file.seek(0)
         array = NpyFile(path, shape, dtype, file.read(length), by_columns)
@@ -274,6 +276,9 @@ def _load_torch(path: Path, only: str | None) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: holds a {type(content).__name__}; save one tensor of shape (T, width)")
     tensors = {str(name): x.detach() for name, x in content.items() if isinstance(x, torch.Tensor)}
     chosen = {s: tensors[key] for s, key in _keys(tensors, str(path)).items() if only in (None, s)}
+    for x in chosen.values():
+        if x.layout == torch.strided and not x.is_meta and x.numel() * x.itemsize > x.untyped_storage().nbytes():
+            raise InputError(f"{path}: holds a tensor {tuple(x.shape)} that repeats fewer numbers; save x.contiguous()")
     try:
         return {s: (x.float() if x.is_floating_point() else x).numpy() for s, x in chosen.items()}
     except Exception as error:  # sparse, quantized, on no device
@@ -283,10 +288,10 @@ def _load_torch(path: Path, only: str | None) -> dict[str, np.ndarray]:
 def open_h5(path: Path, name: str | None = None) -> dict[str, FeatureArray]:
     """As :func:`open_file`, of an HDF5 file, or of one recording, ``name``, in a file of many."""
     with _h5(path) as file:
-        place = file if name is None else file[name]
+        place = file if name is None else _own(file, name)
         if hasattr(place, "shape"):  # the recording is an array, not a group of arrays
             return {"": _h5_array(path, place)}
-        arrays = {key: place[key] for key in place if hasattr(place[key], "shape")}
+        arrays = {key: found for key in place if hasattr(found := _own(place, key), "shape")}
         source = str(path) if name is None else f"{path}[{name}]"
         return {stream: _h5_array(path, arrays[key]) for stream, key in _keys(arrays, source).items()}
 
@@ -295,6 +300,23 @@ def h5_recordings(path: Path) -> list[str]:
     """Names at the top of an HDF5 file."""
     with _h5(path) as file:
         return list(file)
+
+
+def _own(group: Any, key: str) -> Any:
+    """What lies under ``key`` in an HDF5 file itself: links and arrays of other files could be of any file, or wait."""
+    import h5py
+
+    link = group.get(key, getlink=True)
+    if isinstance(link, h5py.ExternalLink):
+        raise InputError(
+            f"{group.file.filename}[{key}]: lies in another file, which is not read; copy it into this one"
+        )
+    found = group[key]
+    if isinstance(found, h5py.Dataset) and (found.external or found.is_virtual):
+        raise InputError(
+            f"{group.file.filename}[{key}]: lies in other files, which are not read; copy it into this one"
+        )
+    return found
 
 
 def _h5_array(path: Path, array: Any) -> FeatureArray:

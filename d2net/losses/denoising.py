@@ -27,6 +27,7 @@ from d2net.ops.loss_reference import (
     own_class_attention,
     video_factors,
 )
+from d2net.ops.snippet_pdmi import snippet_pdmi
 from d2net.ops.topk_pool import topk_pool
 
 Normalization = Literal["joint", "per_class"]
@@ -174,7 +175,16 @@ class SnippetDenoising(SnippetJoint):
         return result.snippet
 
     def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError("the operator knows the mean over recordings only")
+        return snippet_pdmi(
+            attention,
+            scores,
+            lengths,
+            fg_threshold=self.fg_threshold,
+            bg_threshold=self.bg_threshold,
+            normalization=self.normalization,
+            entry_floor=self.entry_floor,
+            rank_tol=self.rank_tol,
+        )
 
 
 class VideoTerm(nn.Module, ABC):

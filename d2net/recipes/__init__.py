@@ -104,7 +104,7 @@ class TrainingRecipe(_Section):
 
     iterations: Count = 20_000
     batch_size: Count = 10
-    learning_rate: Positive = 1e-4
+    learning_rate: Annotated[float, Range(above=0, at_most=1e30)] = 1e-4
     weight_decay: Weight = 0.005
     ema_decay: BelowOne = 0.0  # the result is an exponential moving average of the weights, with this decay; 0: the
     # last weights. The initial ones have no share: of n iterations the last counts (1 - ema_decay) / (1 - ema_decay^n)

@@ -81,7 +81,7 @@ def find_frames(folder: Path, name: str) -> list[Path]:
     found = [p for p in place.iterdir() if p.suffix.lower() in FRAME_SUFFIXES]
     if not found:
         raise InputError(f"{place}: holds no .jpg or .png; extract frames of the recording there")
-    return sorted(found, key=lambda p: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", p.name)])
+    return sorted(found, key=lambda p: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", p.name)])
 
 
 def checkpoint_tracks(path: Path, label: str, dataset: Dataset, device: str = "cpu") -> list[Track]:

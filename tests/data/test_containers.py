@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from d2net.data import convert, open_dataset
 from d2net.data.batches import BatchSampler
-from d2net.data.containers import open_npy
+from d2net.data.containers import open_file, open_npy
 from d2net.data.resident import ResidentFeatures
 from d2net.errors import InputError
 
@@ -434,3 +435,41 @@ def test_a_name_that_leads_elsewhere_is_left_out(tmp_path, name):
     assert "cannot be the name of a file; rename it" in dataset.left_out[0].why
     with pytest.raises(InputError, match="cannot be the name of a file"):
         convert(dataset, tmp_path / "out")
+
+
+NO_SHAPES = ["(0, 4611686018427387904)", f"(0, {10**30})", "(True, 8)", f"({70 * '1, '})"]
+
+
+@pytest.mark.parametrize("shape", NO_SHAPES, ids=range(4))
+def test_headers_that_no_array_can_have(tmp_path, shape):
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    text += b" " * (-(len(text) + 11) % 64) + b"\n"
+    path = tmp_path / "v.npy"
+    path.write_bytes(
+        b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(32 if "True" in shape else 0)
+    )
+    with pytest.raises(InputError, match="v.npy"):
+        open_file(path)
+
+
+def test_a_tensor_that_repeats_a_few_numbers_is_not_unfolded(tmp_path):
+    torch.save(torch.zeros(1).expand(10**10, 8), tmp_path / "v.pt")
+    with pytest.raises(InputError, match="repeats fewer numbers"):
+        open_file(tmp_path / "v.pt")
+
+
+@pytest.mark.parametrize("way", ["link", "external", "virtual"])
+def test_hdf5_leads_to_no_other_file(tmp_path, way):
+    h5py = pytest.importorskip("h5py")
+    os.mkfifo(tmp_path / "other")  # would be waited for
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        if way == "link":
+            file["rgb"] = h5py.ExternalLink(str(tmp_path / "other"), "/rgb")
+        elif way == "external":
+            file.create_dataset("rgb", (4, 8), "f4", external=[(str(tmp_path / "other"), 0, 128)])
+        else:
+            layout = h5py.VirtualLayout((4, 8), "f4")
+            layout[:] = h5py.VirtualSource(str(tmp_path / "other"), "rgb", (4, 8))
+            file.create_virtual_dataset("rgb", layout)
+    with pytest.raises(InputError, match="in (an)?other file"):
+        open_file(tmp_path / "v.h5")
