@@ -220,4 +220,5 @@ def differentiable_once(gradient: Tensor, *inputs: Tensor) -> Tensor:
     For a backward that is computed from what the forward left, not from its inputs: autograd would take the gradient
     for a constant, and a second derivative for 0.
     """
-    return _Once.apply(gradient, *inputs) if torch.is_grad_enabled() else gradient
+    asked = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return _Once.apply(gradient, *inputs) if asked else gradient

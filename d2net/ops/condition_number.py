@@ -123,7 +123,7 @@ class _Reference(torch.autograd.Function):
         _, gradient = output
         ctx.mark_non_differentiable(gradient)
         ctx.save_for_backward(u, gradient)
-        ctx.save_for_forward(gradient)
+        ctx.save_for_forward(u, gradient)
 
     @staticmethod
     def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
@@ -132,8 +132,8 @@ class _Reference(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx, tangent: Tensor, _: None) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * tangent).sum((1, 2)), None
+        u, gradient = ctx.saved_tensors
+        return (_library.differentiable_once(gradient, u) * tangent).sum((1, 2)), None
 
     @staticmethod
     def vmap(info, in_dims, u: Tensor, rank_tol: float) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:

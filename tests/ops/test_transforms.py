@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, func
 from torch.autograd import forward_ad
 
+from d2net import ops
 from d2net.losses import D2NetLoss
 from d2net.ops import _library, log_condition_number, soft_nms_1d, topk_pool
 
@@ -192,6 +193,39 @@ def test_transforms_within_a_compiled_function():
             assert "call jvp eagerly" in str(error)  # noqa: PT017
         with pytest.raises(Exception, match="functorch transforms"):
             compiled(gradient)
+
+
+def _dual_backward(of, x, t):
+    with torch.autograd.forward_ad.dual_level():
+        leaf = x.clone().requires_grad_()
+        dual = torch.autograd.forward_ad.make_dual(leaf, t)
+        (gradient,) = torch.autograd.grad(of(dual), leaf)
+        return torch.autograd.forward_ad.unpack_dual(gradient).tangent
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda of, x, t: func.grad(lambda y: func.jvp(of, (y,), (t,))[1])(x),
+        lambda of, x, t: func.jvp(lambda y: func.jvp(of, (y,), (t,))[1], (x,), (t,)),
+        lambda of, x, t: func.jacrev(func.jacfwd(of))(x),
+        lambda of, x, t: func.jacfwd(func.jacfwd(of))(x),
+        _dual_backward,
+    ],
+    ids=["grad of jvp", "jvp of jvp", "jacrev of jacfwd", "jacfwd of jacfwd", "backward of dual numbers"],
+)
+@pytest.mark.parametrize("name", ["log_condition_number", "joint_log_condition_number", "snippet_pdmi"])
+def test_condition_numbers_have_no_second_derivative_through_forward_mode(name, second):
+    draw = torch.Generator().manual_seed(0)
+    rest = torch.rand(1, 4, 3, generator=draw, dtype=torch.float64)
+    of, shape = {
+        "log_condition_number": (lambda x: ops.log_condition_number(x).sum(), (1, 3, 3)),
+        "joint_log_condition_number": (lambda x: ops.joint_log_condition_number(x, rest).sum(), (1, 3, 4)),
+        "snippet_pdmi": (lambda x: ops.snippet_pdmi(x, rest.flatten()[None]).loss.sum(), (1, 12)),
+    }[name]
+    x, t = (torch.rand(shape, generator=draw, dtype=torch.float64) for _ in range(2))
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        second(of, x, t)
 
 
 def test_a_compiled_function_has_our_operator_alone():
