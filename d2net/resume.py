@@ -40,6 +40,14 @@ def check_same_recipe(saved: Recipe, wanted: Recipe) -> None:
         raise InputError(f"was trained with another recipe ({'; '.join(differences)}); {OTHERWISE}")
 
 
+def run_name(recipe: Recipe, seed: int, precision: str, recordings: Tensor) -> str:
+    """Of a run: the same for one that goes on, also to more iterations; another where anything else differs."""
+    settings = recipe.to_dict()
+    decides = {key: settings[key] for key in ("model", "loss", "training")}
+    decides["training"] = {**decides["training"], "iterations": None}
+    return f"{_hash(repr((decides, seed, precision, recordings.tolist()))) % 2**64:016x}"
+
+
 def digests(dataset: Dataset) -> Tensor:
     """(N, 2) int64: of each recording its name, and its name with its length and labels, as hashes.
 

@@ -25,7 +25,7 @@ from d2net.files import locked
 from d2net.interruption import Stop
 from d2net.localization import localize
 from d2net.recipes import Recipe, TrainingRecipe
-from d2net.resume import OTHERWISE, check_same, check_same_recipe, check_same_recordings
+from d2net.resume import OTHERWISE, check_same, check_same_recipe, check_same_recordings, digests, run_name
 from d2net.step_graph import StepGraph
 from d2net.threads import computing, given, multiply_adds, threads_for
 from d2net.training_bar import TrainingBar
@@ -195,7 +195,7 @@ class Trainer:
             self._own_threads(),
             self.state.generators(),
             _convolutions_in(self.precision),
-            TrainingLog(self.out, self.iteration, self.tensorboard) as log,
+            TrainingLog(self.out, self.iteration, self.tensorboard, self._run_name()) as log,
             TrainingBar(self.iteration, iterations, self.progress, self._shown_terms()) as bar,
         ):
             while self.iteration < iterations:
@@ -310,6 +310,9 @@ class Trainer:
             threads=torch.get_num_threads() if self.device.type == "cpu" else 0,
             precision=self.precision,
         )
+
+    def _run_name(self) -> str:
+        return run_name(self.recipe, self.seed, self.precision, digests(self.dataset))
 
     def _restore(self) -> None:
         if not self.path.exists():

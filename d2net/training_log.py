@@ -1,8 +1,9 @@
 """``log.jsonl``: what a training says of itself, a line per entry; and the same as TensorBoard scalars.
 
 The file is only ever appended to, a line in one go: a kill at any moment leaves every earlier line. A run that begins
-or goes on where lines are there already says so by a line ``{"resumed_at": N}``: entries above it of iterations past N
-are of work that was lost, or replaced, and is done again below. So later lines win; :func:`read_log` reads so.
+or goes on where lines are there already says so by a line ``{"resumed_at": N, "run": ID}``: entries of that run above
+it of iterations past N are of work that was lost, or replaced, and is done again below. So later lines win, and those of
+another run, which was begun in between and died without a checkpoint, do not count; :func:`read_log` reads so.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if path.is_dir():
         path = path / LOG_NAME
     entries: list[dict[str, Any]] = []
+    runs: dict[str, list[dict[str, Any]]] = {"": entries}  # "": of the lines before any says which it is
     for line in read_bytes(path).split(b"\n"):
         try:
             entry = json.loads(line)
@@ -51,6 +53,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         iteration = entry.get(_RESUMED, entry.get("iteration"))
         if not isinstance(iteration, int) or isinstance(iteration, bool):
             continue
+        run = entry.get("run")
+        if _RESUMED in entry and isinstance(run, str):
+            # A run goes on that was never named: it was the first. One that begins has nothing above.
+            entries = runs.setdefault(run, [] if iteration == 0 else runs[""])
         while entries and entries[-1]["iteration"] > iteration:
             entries.pop()
         if _RESUMED not in entry:
@@ -67,12 +73,13 @@ class TrainingLog:
         out: Folder of the run.
         iteration: At which the run begins or goes on.
         tensorboard: Write events for TensorBoard; None: where it is installed.
+        run: What tells it from other runs in the same folder; "" where there are none.
 
     Raises:
         InputError: the log or the folder of the events is a symbolic link; TensorBoard is wanted and not installed.
     """
 
-    def __init__(self, out: Path, iteration: int, tensorboard: bool | None) -> None:
+    def __init__(self, out: Path, iteration: int, tensorboard: bool | None, run: str = "") -> None:
         self.path = out / LOG_NAME
         events = out / "tensorboard"
         for place in (self.path, events):
@@ -91,7 +98,7 @@ class TrainingLog:
             self._lose(error)
             size = 0
         if size:
-            self._append({_RESUMED: iteration})
+            self._append({_RESUMED: iteration, **({"run": run} if run else {})})
         self._events = self._open_events(events, iteration, tensorboard)
 
     def __enter__(self) -> TrainingLog:

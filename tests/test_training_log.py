@@ -48,6 +48,23 @@ def test_later_lines_win(tmp_path: Path) -> None:
     assert (tmp_path / "log.jsonl").read_bytes().startswith(before)
 
 
+def test_a_run_that_died_in_place_of_another_does_not_count(tmp_path: Path) -> None:
+    def run(name: str, start: int, iterations: list[int], total: float) -> None:
+        with TrainingLog(tmp_path, start, False, name) as log:
+            for i in iterations:
+                log.write(i, {"total": total})
+
+    run("a", 0, [10, 20], 1.0)
+    run("b", 0, [10, 20, 30], 2.0)  # in its place, killed before its first checkpoint
+    run("a", 20, [30], 1.0)
+    assert [(e["iteration"], e["total"]) for e in read_log(tmp_path)] == [(10, 1), (20, 1), (30, 1)]
+    run("a", 0, [10], 3.0)  # the same settings, begun anew
+    assert read_log(tmp_path) == [{"iteration": 10, "total": 3.0}]
+    run("c", 0, [10, 20], 4.0)
+    run("c", 10, [20, 30], 5.0)
+    assert [(e["iteration"], e["total"]) for e in read_log(tmp_path)] == [(10, 4), (20, 5), (30, 5)]
+
+
 def test_an_evaluation_is_an_entry_of_its_own(tmp_path: Path) -> None:
     with TrainingLog(tmp_path, 0, False) as log:
         log.write(10, {"total": 1.0})
