@@ -2,8 +2,8 @@
 
 The file is only ever appended to, a line in one go: a kill at any moment leaves every earlier line. A run that begins
 or goes on where lines are there already says so by a line ``{"resumed_at": N, "run": ID}``: entries of that run above
-it of iterations past N are of work that was lost, or replaced, and is done again below. So later lines win, and those of
-another run, which was begun in between and died without a checkpoint, do not count; :func:`read_log` reads so.
+it of iterations past N are of work that was lost, or replaced, and is done again below. So later lines win, and lines
+of another run, begun in between and dead without a checkpoint, do not count; :func:`read_log` reads so.
 """
 
 from __future__ import annotations
