@@ -1,14 +1,14 @@
-// The only C++ file that knows Python. The module is private to d2net/ops/_native.py: pointers come as integers and are
-// believed. Operators have checked shapes, types, devices and numbers before, _native.py once more that memory is
-// contiguous and where it should be. Nothing here touches a Python object while the kernels run, so the GIL is
-// released.
+// The only C++ file that knows Python. The module is private to d2net/ops/_native.py. Operators have checked shapes,
+// types, devices and numbers before; here it is looked at once more that memory is contiguous and where it should be,
+// for else it would be read, or written, past its end. Tensors are asked by their methods, not through PyTorch's
+// headers: one build serves all versions of PyTorch. While the kernels run, the GIL is released.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
 #include <string>
-#include <string_view>
+#include <tuple>
 
 #include "attention_pool.h"
 #include "bottom_up_attention.h"
@@ -28,102 +28,161 @@ namespace py = pybind11;
 
 namespace {
 
-// What Python passes for a C++ parameter: an address for a pointer, bytes for a struct, anything else as it is.
+// Who is called, and where the memory of its tensors must be: -1 for a CPU, else the index of a GPU.
+struct Place {
+  const char* function;
+  int device;
+};
+
+[[noreturn]] void refuse(py::handle x, const Place& at) {
+  const auto text = [&](const char* attribute) { return std::string(py::str(x.attr(attribute))); };
+  const std::string strides = py::str(x.attr("stride")());
+  throw std::runtime_error(std::string(at.function) + " expects contiguous tensors in memory of " +
+                           (at.device < 0 ? "the CPU" : "cuda:" + std::to_string(at.device)) + ", not " +
+                           text("shape") + " with strides " + strides + " on " + text("device"));
+}
+
+// What a method without arguments returns, as a number.
+long long ask(py::handle x, PyObject* method) {
+  const py::object answer = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(x.ptr(), method));
+  if (!answer) throw py::error_already_set();
+  const long long value = PyLong_AsLongLong(answer.ptr());
+  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
+// Of a tensor, or null for None; a number is an address already.
+std::uintptr_t address(py::handle x, const Place& at) {
+  static PyObject* const data_ptr = PyUnicode_InternFromString("data_ptr");
+  static PyObject* const is_contiguous = PyUnicode_InternFromString("is_contiguous");
+  static PyObject* const get_device = PyUnicode_InternFromString("get_device");
+  static PyObject* const numel = PyUnicode_InternFromString("numel");
+  if (x.is_none()) return 0;
+  if (PyLong_Check(x.ptr())) return std::uintptr_t(PyLong_AsUnsignedLongLong(x.ptr()));
+  const std::uintptr_t place = std::uintptr_t(ask(x, data_ptr));
+  if (ask(x, get_device) != at.device || ask(x, is_contiguous) == 0) refuse(x, at);
+  if (place == 0 && ask(x, numel) > 0) refuse(x, at);  // on the meta device, or its memory was freed
+  return place;
+}
+
+// What Python passes for a C++ parameter: a tensor for a pointer, a tuple of two for a struct, else what it is.
 template <typename T>
 struct Passed {
   using type = T;
-  static T get(T value) { return value; }
+  static T get(T value, const Place&) { return value; }
 };
 template <typename T>
 struct Passed<T*> {
-  using type = std::uintptr_t;
-  static T* get(std::uintptr_t address) { return reinterpret_cast<T*>(address); }
+  using type = py::handle;
+  static T* get(py::handle x, const Place& at) { return reinterpret_cast<T*>(address(x, at)); }
 };
 template <typename X>
 struct Passed<const d2net::Loss<X>&> {
-  using type = std::string_view;
-  static d2net::Loss<X> get(std::string_view bytes) {
+  using type = py::handle;
+
+  // Its settings, and its other members: sizes and tensors. Each fills 8 bytes.
+  static d2net::Loss<X> get(py::handle x, const Place& at) {
+    static_assert(sizeof(void*) == 8 && sizeof(d2net::Loss<X>) % 8 == 0);
+    const auto settings = py::reinterpret_borrow<py::tuple>(PyTuple_GetItem(x.ptr(), 0));
+    const auto members = py::reinterpret_borrow<py::tuple>(PyTuple_GetItem(x.ptr(), 1));
     d2net::Loss<X> value;
-    if (bytes.size() != sizeof value) throw std::length_error("d2net/ops/loss.py packs another struct");
-    std::memcpy(&value, bytes.data(), sizeof value);
+    if (8 * (settings.size() + members.size()) != sizeof value) {
+      throw std::length_error(std::string(at.function) + ": d2net/ops/loss.py passes another struct");
+    }
+    char* to = reinterpret_cast<char*>(&value);
+    for (py::handle setting : settings) to = put(to, PyFloat_AsDouble(setting.ptr()));
+    if (PyErr_Occurred()) throw py::error_already_set();
+    for (py::handle member : members) to = put(to, address(member, at));
     return value;
+  }
+
+ private:
+  template <typename T>
+  static char* put(char* to, T value) {
+    std::memcpy(to, &value, 8);
+    return to + 8;
   }
 };
 
-template <typename R, typename... Args>
+// on_cuda: its last parameters are a device and a stream.
+template <bool on_cuda, typename R, typename... Args>
 void def(py::module_& m, const std::string& name, R (*function)(Args...)) {
-  m.def(
-      name.c_str(),
-      [function](typename Passed<Args>::type... args) -> R { return function(Passed<Args>::get(args)...); },
-      py::call_guard<py::gil_scoped_release>());
+  m.def(name.c_str(), [function, name](typename Passed<Args>::type... args) -> R {
+    Place at{name.c_str(), -1};
+    if constexpr (on_cuda) at.device = std::get<sizeof...(Args) - 2>(std::forward_as_tuple(args...));
+    // In braces they are evaluated in order.
+    std::tuple<decltype(Passed<Args>::get(args, at))...> values{Passed<Args>::get(args, at)...};
+    const py::gil_scoped_release released;
+    return std::apply(function, values);
+  });
 }
 
 template <typename T>
 void bind_cpu(py::module_& m, const std::string& dtype) {
   namespace ops = d2net::cpu;
-  def(m, "attention_pool_" + dtype, &ops::attention_pool<T>);
-  def(m, "attention_pool_backward_" + dtype, &ops::attention_pool_backward<T>);
-  def(m, "bottom_up_attention_" + dtype, &ops::bottom_up_attention<T>);
-  def(m, "nms_1d_" + dtype, &ops::nms_1d<T>);
-  def(m, "batched_nms_1d_" + dtype, &ops::batched_nms_1d<T>);
-  def(m, "soft_nms_1d_" + dtype, &ops::soft_nms_1d<T>);
-  def(m, "iou_1d_" + dtype, &ops::iou_1d<T>);
+  def<false>(m, "attention_pool_" + dtype, &ops::attention_pool<T>);
+  def<false>(m, "attention_pool_backward_" + dtype, &ops::attention_pool_backward<T>);
+  def<false>(m, "bottom_up_attention_" + dtype, &ops::bottom_up_attention<T>);
+  def<false>(m, "nms_1d_" + dtype, &ops::nms_1d<T>);
+  def<false>(m, "batched_nms_1d_" + dtype, &ops::batched_nms_1d<T>);
+  def<false>(m, "soft_nms_1d_" + dtype, &ops::soft_nms_1d<T>);
+  def<false>(m, "iou_1d_" + dtype, &ops::iou_1d<T>);
   py::class_<ops::FoundProposals<T>>(m, ("FoundProposals_" + dtype).c_str())
       .def_readonly("count", &ops::FoundProposals<T>::count);
-  def(m, "find_proposals_" + dtype, &ops::find_proposals<T>);
-  def(m, "copy_proposals_" + dtype, &ops::copy_proposals<T>);
-  def(m, "topk_pool_" + dtype, &ops::topk_pool<T>);
-  def(m, "topk_pool_backward_" + dtype, &ops::topk_pool_backward<T>);
-  def(m, "tcam_pool_" + dtype, &ops::tcam_pool<T>);
-  def(m, "tcam_pool_backward_" + dtype, &ops::tcam_pool_backward<T>);
-  def(m, "two_stream_tcam_" + dtype, &ops::two_stream_tcam<T>);
-  def(m, "two_stream_tcam_backward_" + dtype, &ops::two_stream_tcam_backward<T>);
-  def(m, "log_condition_number_" + dtype, &ops::log_condition_number<T>);
-  def(m, "joint_log_condition_number_" + dtype, &ops::joint_log_condition_number<T>);
-  def(m, "log_condition_number_backward_" + dtype, &ops::log_condition_number_backward<T>);
-  def(m, "snippet_pdmi_" + dtype, &ops::snippet_pdmi<T>);
-  def(m, "snippet_pdmi_backward_" + dtype, &ops::snippet_pdmi_backward<T>);
-  def(m, "loss_" + dtype, &ops::loss<T>);
-  def(m, "loss_backward_" + dtype, &ops::loss_backward<T>);
+  def<false>(m, "find_proposals_" + dtype, &ops::find_proposals<T>);
+  def<false>(m, "copy_proposals_" + dtype, &ops::copy_proposals<T>);
+  def<false>(m, "topk_pool_" + dtype, &ops::topk_pool<T>);
+  def<false>(m, "topk_pool_backward_" + dtype, &ops::topk_pool_backward<T>);
+  def<false>(m, "tcam_pool_" + dtype, &ops::tcam_pool<T>);
+  def<false>(m, "tcam_pool_backward_" + dtype, &ops::tcam_pool_backward<T>);
+  def<false>(m, "two_stream_tcam_" + dtype, &ops::two_stream_tcam<T>);
+  def<false>(m, "two_stream_tcam_backward_" + dtype, &ops::two_stream_tcam_backward<T>);
+  def<false>(m, "log_condition_number_" + dtype, &ops::log_condition_number<T>);
+  def<false>(m, "joint_log_condition_number_" + dtype, &ops::joint_log_condition_number<T>);
+  def<false>(m, "log_condition_number_backward_" + dtype, &ops::log_condition_number_backward<T>);
+  def<false>(m, "snippet_pdmi_" + dtype, &ops::snippet_pdmi<T>);
+  def<false>(m, "snippet_pdmi_backward_" + dtype, &ops::snippet_pdmi_backward<T>);
+  def<false>(m, "loss_" + dtype, &ops::loss<T>);
+  def<false>(m, "loss_backward_" + dtype, &ops::loss_backward<T>);
 }
 
 #if defined(D2NET_WITH_CUDA) || defined(D2NET_SIMT)
 template <typename T>
 void bind_cuda(py::module_& m, const std::string& dtype) {
   namespace ops = d2net::cuda;
-  def(m, "cuda_nms_1d_block_" + dtype, &ops::nms_1d_block<T>);
-  def(m, "cuda_nms_1d_scratch_bytes_" + dtype, &ops::nms_1d_scratch_bytes<T>);
-  def(m, "cuda_nms_1d_" + dtype, &ops::nms_1d<T>);
-  def(m, "cuda_soft_nms_1d_" + dtype, &ops::soft_nms_1d<T>);
-  def(m, "cuda_copy_proposals_" + dtype, &ops::copy_proposals<T>);
-  def(m, "cuda_log_condition_number_" + dtype, &ops::log_condition_number<T>);
-  def(m, "cuda_log_condition_number_scratch_" + dtype, &ops::log_condition_number_scratch);
-  def(m, "cuda_joint_log_condition_number_" + dtype, &ops::joint_log_condition_number<T>);
-  def(m, "cuda_joint_log_condition_number_scratch_" + dtype, &ops::joint_log_condition_number_scratch);
-  def(m, "cuda_log_condition_number_backward_" + dtype, &ops::log_condition_number_backward<T>);
-  def(m, "cuda_snippet_pdmi_" + dtype, &ops::snippet_pdmi<T>);
-  def(m, "cuda_snippet_pdmi_backward_" + dtype, &ops::snippet_pdmi_backward<T>);
-  def(m, "cuda_iou_1d_" + dtype, &ops::iou_1d<T>);
+  def<true>(m, "cuda_nms_1d_block_" + dtype, &ops::nms_1d_block<T>);
+  def<true>(m, "cuda_nms_1d_scratch_bytes_" + dtype, &ops::nms_1d_scratch_bytes<T>);
+  def<true>(m, "cuda_nms_1d_" + dtype, &ops::nms_1d<T>);
+  def<true>(m, "cuda_soft_nms_1d_" + dtype, &ops::soft_nms_1d<T>);
+  def<true>(m, "cuda_copy_proposals_" + dtype, &ops::copy_proposals<T>);
+  def<true>(m, "cuda_log_condition_number_" + dtype, &ops::log_condition_number<T>);
+  def<true>(m, "cuda_log_condition_number_scratch_" + dtype, &ops::log_condition_number_scratch);
+  def<true>(m, "cuda_joint_log_condition_number_" + dtype, &ops::joint_log_condition_number<T>);
+  def<true>(m, "cuda_joint_log_condition_number_scratch_" + dtype, &ops::joint_log_condition_number_scratch);
+  def<true>(m, "cuda_log_condition_number_backward_" + dtype, &ops::log_condition_number_backward<T>);
+  def<true>(m, "cuda_snippet_pdmi_" + dtype, &ops::snippet_pdmi<T>);
+  def<true>(m, "cuda_snippet_pdmi_backward_" + dtype, &ops::snippet_pdmi_backward<T>);
+  def<true>(m, "cuda_iou_1d_" + dtype, &ops::iou_1d<T>);
 }
 
 // Operators on activations, which come in half precision too.
 template <typename T>
 void bind_cuda_activations(py::module_& m, const std::string& dtype) {
   namespace ops = d2net::cuda;
-  def(m, "cuda_find_proposals_scratch_bytes_" + dtype, &ops::find_proposals_scratch_bytes<T>);
-  def(m, "cuda_find_proposals_" + dtype, &ops::find_proposals<T>);
-  def(m, "cuda_attention_pool_" + dtype, &ops::attention_pool<T>);
-  def(m, "cuda_attention_pool_backward_" + dtype, &ops::attention_pool_backward<T>);
-  def(m, "cuda_bottom_up_attention_" + dtype, &ops::bottom_up_attention<T>);
-  def(m, "cuda_loss_scratch_bytes_" + dtype, &ops::loss_scratch_bytes<T>);
-  def(m, "cuda_loss_" + dtype, &ops::loss<T>);
-  def(m, "cuda_loss_backward_" + dtype, &ops::loss_backward<T>);
-  def(m, "cuda_topk_pool_" + dtype, &ops::topk_pool<T>);
-  def(m, "cuda_topk_pool_backward_" + dtype, &ops::topk_pool_backward<T>);
-  def(m, "cuda_tcam_pool_" + dtype, &ops::tcam_pool<T>);
-  def(m, "cuda_tcam_pool_backward_" + dtype, &ops::tcam_pool_backward<T>);
-  def(m, "cuda_two_stream_tcam_" + dtype, &ops::two_stream_tcam<T>);
-  def(m, "cuda_two_stream_tcam_backward_" + dtype, &ops::two_stream_tcam_backward<T>);
+  def<true>(m, "cuda_find_proposals_scratch_bytes_" + dtype, &ops::find_proposals_scratch_bytes<T>);
+  def<true>(m, "cuda_find_proposals_" + dtype, &ops::find_proposals<T>);
+  def<true>(m, "cuda_attention_pool_" + dtype, &ops::attention_pool<T>);
+  def<true>(m, "cuda_attention_pool_backward_" + dtype, &ops::attention_pool_backward<T>);
+  def<true>(m, "cuda_bottom_up_attention_" + dtype, &ops::bottom_up_attention<T>);
+  def<true>(m, "cuda_loss_scratch_bytes_" + dtype, &ops::loss_scratch_bytes<T>);
+  def<true>(m, "cuda_loss_" + dtype, &ops::loss<T>);
+  def<true>(m, "cuda_loss_backward_" + dtype, &ops::loss_backward<T>);
+  def<true>(m, "cuda_topk_pool_" + dtype, &ops::topk_pool<T>);
+  def<true>(m, "cuda_topk_pool_backward_" + dtype, &ops::topk_pool_backward<T>);
+  def<true>(m, "cuda_tcam_pool_" + dtype, &ops::tcam_pool<T>);
+  def<true>(m, "cuda_tcam_pool_backward_" + dtype, &ops::tcam_pool_backward<T>);
+  def<true>(m, "cuda_two_stream_tcam_" + dtype, &ops::two_stream_tcam<T>);
+  def<true>(m, "cuda_two_stream_tcam_backward_" + dtype, &ops::two_stream_tcam_backward<T>);
 }
 #endif
 

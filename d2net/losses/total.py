@@ -140,8 +140,7 @@ class D2NetLoss(nn.Module):
         video_at_once = has_video_kernel(*labels.shape)
         result = d2net_loss(batch, settings if video_at_once else settings._replace(video=False))
         if self.training:
-            with torch.no_grad():
-                self.reference.copy_(result.x_ref)
+            self.reference.copy_(result.x_ref)
 
         # What the operator does not know comes on top.
         total, snippet, video, uncertainty = result.total, result.snippet, result.video, torch.zeros_like(result.total)

@@ -12,7 +12,7 @@ but not into a kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -92,7 +92,7 @@ def register(
         for device in kernels:
             torch.library.register_autocast(f"d2net::{name}", device, autocast, lib=LIBRARY)
     _DEVICES[name] = frozenset(kernels) | {"meta"}
-    return partial(call, name)
+    return _caller(name)
 
 
 def _checked(
@@ -121,26 +121,51 @@ def _refuse_missing(name: str, args: tuple[Any, ...]) -> None:
             raise InputError(f"d2net::{name}: {argument.name} is missing, expected a tensor") from None
 
 
-def call(name: str, *arguments: Any) -> Any:
-    """Operator ``name``, of whose device there is a kernel; the first tensor says which.
+def _caller(name: str) -> Callable[..., Any]:
+    """Calls operator ``name``, of whose device there is a kernel; the first tensor says which.
 
     By torch's dispatcher only where something traces or changes the call (torch.compile, a mode, a subclass of Tensor),
     for its way through autograd and back takes longer than most kernels.
     """
-    if torch.compiler.is_compiling() or _is_observed():
+    kernels, direct = KERNELS[name], _DIRECT.get(name)
+
+    def dispatch(arguments: tuple[Any, ...]) -> Any:
         return getattr(torch.ops.d2net, name).default(*arguments)
-    tensors = _tensors(arguments)
-    kernel = KERNELS[name].get(tensors[0].device.type)  # on the meta device there is none
-    if kernel is None or any(type(x) not in _PLAIN or x.is_neg() for x in tensors):
-        return getattr(torch.ops.d2net, name).default(*arguments)
-    if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
-        return kernel(*arguments)
-    if name not in _DIRECT:  # a backward: the dispatcher refuses to differentiate it
-        return getattr(torch.ops.d2net, name).default(*arguments)
-    return _DIRECT[name].apply(*arguments)
+
+    def call(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling() or _is_observed():
+            return dispatch(arguments)
+        device, differentiated = None, False
+        for x in _flat(arguments) if list in map(type, arguments) else arguments:
+            if type(x) is Tensor or type(x) is torch.nn.Parameter:
+                if x.is_neg():
+                    return dispatch(arguments)
+                device = device or ("cpu" if x.is_cpu else x.device.type)
+                differentiated = differentiated or x.requires_grad
+            elif isinstance(x, Tensor):
+                return dispatch(arguments)
+        kernel = kernels.get(device)
+        if kernel is None:  # on the meta device there is none
+            return dispatch(arguments)
+        if not (differentiated and torch.is_grad_enabled()):
+            return kernel(*arguments)
+        if direct is None:  # a backward: the dispatcher refuses to differentiate it
+            return dispatch(arguments)
+        rest: list[Tensor] = []
+        smooth = direct.apply(*arguments, rest)
+        if not rest:
+            return smooth
+        return (*smooth, *rest) if type(smooth) is tuple else (smooth, *rest)
+
+    return call
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+def _flat(arguments: tuple[Any, ...]) -> Iterator[Any]:
+    for x in arguments:
+        if type(x) is list:
+            yield from x
+        else:
+            yield x
 
 
 def _is_observed() -> bool:
@@ -154,30 +179,33 @@ def _is_observed() -> bool:
     )
 
 
-def _tensors(arguments: tuple[Any, ...]) -> list[Tensor]:
-    found = []
-    for x in arguments:
-        if isinstance(x, Tensor):
-            found.append(x)
-        elif isinstance(x, list):
-            found += [y for y in x if isinstance(y, Tensor)]
-    return found
-
-
 def _direct_function(
     name: str, setup_context: Callable[..., None], backward: Callable[..., Any]
 ) -> type[torch.autograd.Function]:
-    """The autograd that ``register`` gives to torch.library, without its dispatcher."""
+    """The autograd that ``register`` gives to torch.library, without its dispatcher.
+
+    Called with an empty list behind the operator's arguments, for the results at the end that have no gradient: torch
+    takes a while over every result of a Function.
+    """
+    kernels = KERNELS[name]
 
     def forward(ctx: Any, *inputs: Any) -> Any:
-        device = next(x for x in inputs if isinstance(x, Tensor)).device.type
-        output = KERNELS[name][device](*inputs)
-        setup_context(ctx, inputs, output)
-        return output
+        x, arguments, rest = inputs[0], inputs[:-1], inputs[-1]
+        output = kernels["cpu" if x.is_cpu else x.device.type](*arguments)
+        setup_context(ctx, arguments, output)
+        constant = getattr(ctx, "non_differentiable", None)
+        if not constant or output[-len(constant)] is not constant[0]:
+            return output
+        rest += constant
+        del ctx.non_differentiable
+        smooth = output[: -len(constant)]
+        return smooth if len(smooth) > 1 else smooth[0]
 
-    return type(
-        name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    )
+    def backward_and_none(ctx: Any, *grads: Any) -> Any:
+        return *backward(ctx, *grads), None
+
+    functions = {"forward": staticmethod(forward), "backward": staticmethod(backward_and_none)}
+    return type(name, (torch.autograd.Function,), functions)
 
 
 def has_kernel(name: str, x: Tensor) -> bool:

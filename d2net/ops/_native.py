@@ -1,8 +1,8 @@
-"""The only file that hands pointers, shapes and streams to the extension ``d2net._C``.
+"""The only file that calls the extension ``d2net._C``, with tensors, sizes and streams.
 
-``_C`` is private: it takes addresses as integers and believes them. Callers are kernels of operators, whose check
-(``_library.register``) has seen shapes, dtypes, devices and numbers; they pass tensors that are contiguous and on one
-device. Those two are looked at here once more, for a wrong one would be read, or written, past its end.
+``_C`` is private: it takes memory for what it is said to be. Callers are kernels of operators, whose check
+(``_library.register``) has seen shapes, dtypes, devices and numbers. That tensors are contiguous and on the device of
+the call, ``_C`` looks at once more.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-import struct
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -32,7 +31,6 @@ def _load() -> ModuleType:
 
 _C = _load()
 Native = Callable[..., Any]  # on_cpu or on_cuda, below
-_CPU = torch.device("cpu")
 _SUFFIX = {
     torch.float32: "float32",
     torch.float64: "float64",
@@ -42,7 +40,7 @@ _SUFFIX = {
 
 
 class Struct(NamedTuple):
-    """Goes as one struct of 8 bytes a member: settings as doubles, then integers and addresses of tensors."""
+    """A struct of 8 bytes a member: settings, which become doubles, then integers and tensors."""
 
     settings: tuple[float, ...]
     members: tuple[Tensor | int | None, ...]
@@ -56,9 +54,9 @@ def build_info() -> dict[str, Any]:
 def cpu(function: str, dtype: torch.dtype, *args: Tensor | float | Struct | None) -> Any:
     """Call the CPU function ``function`` for ``dtype`` with up to ``torch.get_num_threads()`` threads.
 
-    Tensors go as their address, None as null, numbers as they are; the number of threads is added last.
+    Of tensors it gets the address, null of None; the number of threads is added last.
     """
-    return _bound(function, dtype)(*_passed(function, _CPU, args), torch.get_num_threads())
+    return _bound(function, dtype)(*args, torch.get_num_threads())
 
 
 def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: Tensor | float | Struct | None) -> Any:
@@ -70,12 +68,13 @@ def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: Tensor 
     """
     _check_chip(device)
     call = _bound(f"cuda_{function}", dtype)
+    index = device.index
     # What torch.cuda.current_stream(device).cuda_stream is, without making an object of it at every call.
-    where = device.index, torch._C._cuda_getCurrentRawStream(device.index)
-    if torch.cuda.current_device() == device.index:
-        return call(*_passed(function, device, args), *where)
+    stream = torch._C._cuda_getCurrentRawStream(index)
+    if torch._C._cuda_getDevice() == index:
+        return call(*args, index, stream)
     with torch.cuda.device(device):  # the launch makes its device current; this restores the caller's
-        return call(*_passed(function, device, args), *where)
+        return call(*args, index, stream)
 
 
 @functools.cache
@@ -167,30 +166,3 @@ def plain_lengths(lengths: Tensor | None) -> Tensor | None:
     if lengths is None or (lengths.dtype is torch.int64 and lengths.is_contiguous()):
         return lengths  # two calls of PyTorch less
     return lengths.to(torch.int64).contiguous()
-
-
-def _passed(function: str, device: torch.device, arguments: tuple[Any, ...]) -> list[Any]:
-    """Addresses of tensors, null for None, numbers as they are, a struct as its bytes."""
-    passed: list[Any] = []
-    on_cpu = device is _CPU
-    for x in arguments:
-        kind = type(x)
-        if x is None:
-            passed.append(0)
-        elif kind is int or kind is float or kind is bool:
-            passed.append(x)
-        elif kind is Struct:
-            members = _passed(function, device, x.members)
-            passed.append(struct.pack(f"={len(x.settings)}d{len(members)}q", *x.settings, *members))
-        elif isinstance(x, Tensor):
-            address = x.data_ptr()
-            here = x.is_cpu if on_cpu else x.device == device
-            if not here or not x.is_contiguous() or (address == 0 and x.numel() > 0):
-                raise RuntimeError(
-                    f"{function} expects contiguous tensors in memory of {device}, not {tuple(x.shape)} with strides "
-                    f"{x.stride()} on {x.device} at address {address}"
-                )
-            passed.append(address)
-        else:
-            passed.append(x)
-    return passed

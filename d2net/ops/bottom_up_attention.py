@@ -123,7 +123,7 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(inputs[0], inputs[1], *output)
 
 
-def _backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     need_x, need_reference = ctx.needs_input_grad[:2]
     grad_x, grad_reference = _bottom_up_attention_backward(*ctx.saved_tensors, grad, need_x, need_reference)
     return grad_x if need_x else None, grad_reference if need_reference else None, None

@@ -290,7 +290,7 @@ def _joint_backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, 
     def gradient(left: Tensor, right: Tensor) -> Tensor:
         return _library.differentiable_once(_log_condition_number_backward(grad, left, right), *inputs)
 
-    need_p, need_y, _ = ctx.needs_input_grad
+    need_p, need_y = ctx.needs_input_grad[:2]
     return gradient(p_left, p_right) if need_p else None, gradient(y_left, y_right) if need_y else None, None
 
 

@@ -45,12 +45,17 @@ def d2net_loss(inputs: LossInputs, settings: LossSettings) -> LossResult:
         dtype = torch.promote_types(dtype, embeddings.dtype)
         if _native.accumulator(embeddings.dtype) is not dtype:
             embeddings = embeddings.to(dtype)
-    x_ref = None if x_ref is None else x_ref.detach().to(dtype)
-    x = LossInputs(tcam.to(dtype), embeddings, lengths, labels.detach().to(dtype), x_ref, *pairs)
+    x_ref = None if x_ref is None else _of_type(x_ref.detach(), dtype)
+    labels = _of_type(labels.detach(), dtype)
+    x = LossInputs(_of_type(tcam, dtype), embeddings, lengths, labels, x_ref, *pairs)
     if _library.has_kernel("d2net_loss", tcam):
-        return LossResult(*_library.call("d2net_loss", *x, settings))
+        return LossResult(*_d2net_loss(*x, settings))
     _check(*x, settings)
     return d2net_loss_reference(x, settings)
+
+
+def _of_type(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype is dtype else x.to(dtype)  # which takes its time to find that nothing is to be done
 
 
 def has_video_kernel(b: int, c: int) -> bool:
@@ -139,11 +144,12 @@ def _shapes(x: LossInputs, settings: LossSettings) -> list[tuple[Shape, torch.dt
 def _empty(x: LossInputs, settings: LossSettings) -> list[Tensor]:
     """Results without values."""
     *shapes, (workspace, uint8) = _shapes(x, settings)
+    device = x.tcam.device
     # On a CPU zeros cost nothing, and whoever compares a traced call with another finds the same bytes.
-    blank = torch.zeros if x.tcam.device.type == "cpu" else torch.empty
+    blank = torch.zeros if x.tcam.is_cpu else torch.empty
     return [
-        *[x.tcam.new_empty(size, dtype=dtype) for size, dtype in shapes],
-        blank(workspace, dtype=uint8, device=x.tcam.device),
+        *[torch.empty(size, dtype=dtype, device=device) for size, dtype in shapes],
+        blank(workspace, dtype=uint8, device=device),
     ]
 
 
@@ -167,7 +173,7 @@ def _readable(native: Native, inputs: Tensors) -> LossInputs:
     """As the kernels read them: half precision, of embeddings alone, on a GPU only."""
     tcam, embeddings, lengths, *rest = inputs
     if embeddings is not None and native is _native.on_cpu:
-        embeddings = embeddings.to(tcam.dtype)
+        embeddings = _of_type(embeddings, tcam.dtype)
     read: Tensors = _native.contiguous(tcam, embeddings, _native.plain_lengths(lengths), *rest)
     return LossInputs(*read)
 
@@ -177,10 +183,15 @@ def _run(
 ) -> None:
     like, scratch, size, sizes = x.tcam if x.embeddings is None else x.embeddings, None, 0, x.sizes
     if native is not _native.on_cpu:
-        size = native("loss_scratch_bytes", like, *sizes)
+        size = _scratch_bytes(like.dtype, like.device, sizes)
         scratch = torch.empty(size, dtype=torch.uint8, device=like.device)
     members = *sizes, *x, *results, results[-1].numel(), *gradients, scratch, size
     native(function, like, Struct(settings, members))
+
+
+@functools.lru_cache(maxsize=64)
+def _scratch_bytes(dtype: torch.dtype, device: torch.device, sizes: tuple[int, ...]) -> int:
+    return _native.cuda("loss_scratch_bytes", dtype, device, *sizes)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -194,7 +205,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    grads, saved = list(gradients[:_SMOOTH]), list(ctx.saved_tensors)
+    grads, saved = [*gradients, None][:_SMOOTH], list(ctx.saved_tensors)  # x may have no gradient, and is last
     inputs, results = saved[:8], saved[8:]
     total, discriminative, *_, x = grads
     reached = total is not None or discriminative is not None or x is not None
@@ -203,7 +214,7 @@ def _backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     none = (None,) * 7
     if not (need_tcam or need_embeddings) or all(grad is None for grad in grads):
         return None, None, *none
-    of_tcam, of_embeddings = _library.call("d2net_loss_backward", grads, inputs, results, ctx.settings, need_embeddings)
+    of_tcam, of_embeddings = _d2net_loss_backward(grads, inputs, results, ctx.settings, need_embeddings)
     leaves = [y for y in inputs[:2] if y is not None]
     return (
         _library.differentiable_once(of_tcam, *leaves) if need_tcam else None,
@@ -244,14 +255,15 @@ def _gradient(
         results = [*others, workspace]
         if workspace.data_ptr() % 8 != 0:  # bytes that are numbers; where we make them, they lie well
             results = [*others, workspace.clone()]
+        results = _native.contiguous(*results)
     x, settings = _readable(native, inputs), _named(values)
     of_tcam = torch.empty_like(x.tcam)
     of_embeddings = torch.empty_like(x.embeddings) if need_embeddings and x.embeddings is not None else None
     gradients = *_native.contiguous(*grads), of_tcam, of_embeddings
-    _run(native, "loss_backward", x, settings, _native.contiguous(*results), *gradients)
+    _run(native, "loss_backward", x, settings, results, *gradients)
     if of_embeddings is None:
         return of_tcam, x.tcam.new_empty(0)
-    return of_tcam, of_embeddings.to(inputs[1].dtype)
+    return of_tcam, _of_type(of_embeddings, inputs[1].dtype)
 
 
 def _gradient_fake(
@@ -263,7 +275,7 @@ def _gradient_fake(
     return torch.empty_like(tcam, memory_format=like), of_embeddings
 
 
-_library.register(
+_d2net_loss = _library.register(
     "d2net_loss(Tensor tcam, Tensor? embeddings, Tensor? lengths, Tensor labels, Tensor? x_ref, Tensor? keys,"
     " Tensor? partner, Tensor? source, float[] settings) -> (Tensor total, Tensor discriminative, Tensor snippet,"
     " Tensor video, Tensor attention, Tensor pooled, Tensor x, Tensor counted, Tensor scores, Tensor valid,"
@@ -274,7 +286,7 @@ _library.register(
     setup_context=_setup_context,
     backward=_backward,
 )
-_library.register(
+_d2net_loss_backward = _library.register(
     "d2net_loss_backward(Tensor?[] grads, Tensor?[] inputs, Tensor?[] results, float[] settings, bool need_embeddings)"
     " -> (Tensor, Tensor)",
     check=_check_backward,

@@ -47,7 +47,7 @@ def kernels_on_the_cpu(module: ModuleType) -> Iterator[None]:
     def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: object) -> object:
         assert device.type == "cpu", device
         name = f"cuda_{function}_{_native._SUFFIX[dtype]}"
-        return getattr(module, name)(*_native._passed(function, device, args), -1, 0)  # no device, null stream
+        return getattr(module, name)(*args, -1, 0)  # no device, null stream
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_native, "cuda", cuda)

@@ -225,12 +225,17 @@ def test_indices_may_be_any_number(name, kernels):
 def test_without_memory_nothing_is_read():
     x = torch.ones(2, 8, 3)
     x.untyped_storage().resize_(0)
-    with pytest.raises(RuntimeError, match="topk_pool expects contiguous tensors in memory of cpu"):
+    with pytest.raises(RuntimeError, match="topk_pool_float32 expects contiguous tensors in memory of the CPU"):
         torch.ops.d2net.topk_pool(x, None, 8)
-    with pytest.raises(RuntimeError, match=r"topk_pool expects contiguous .* with strides \(1, 2\)"):
-        _native.cpu("topk_pool", torch.float32, torch.ones(3, 2).T)
-    with pytest.raises(RuntimeError, match="on meta"):
-        _native.on_cpu("topk_pool", torch.ones(2), torch.ones(2, device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("a", "what"), [(torch.ones(2, 3).T, r"with strides \(1, 3\)"), (torch.ones(3, 2, device="meta"), "on meta")]
+)
+def test_memory_that_lies_elsewhere_is_not_read(a, what):
+    b, out = torch.ones(4, 2), torch.empty(3, 4)
+    with pytest.raises(RuntimeError, match=f"iou_1d_float32 expects contiguous .* {what}"):
+        _native.cpu("iou_1d", torch.float32, a, 3, b, 4, out)
 
 
 @pytest.mark.parametrize("name", CALLS)
