@@ -36,7 +36,8 @@ _DEVICES: dict[str, frozenset[str]] = {}
 # the CPU (tests/ops/simt.py).
 CUDA_FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
-# By operator: its kernels behind their check, by device; and the autograd.Function of whoever calls them directly.
+# By operator: its kernels behind their check, by device, for calls without tangents; and the autograd.Function of
+# whoever calls them directly.
 KERNELS: dict[str, dict[str, Callable[..., Any]]] = {}
 _DIRECT: dict[str, type[torch.autograd.Function]] = {}
 
@@ -73,14 +74,15 @@ def register(
     if kernel is not None:
         cpu, cuda = partial(kernel, _native.on_cpu), partial(kernel, _native.on_cuda)
     assert cpu is not None
-    kernels = {"cpu": _checked(name, check, cpu, backward)}
+    kernels = {"cpu": _checked(name, check, cpu)}
     if cuda is not None:
-        CUDA_FUNCTIONS[name] = _checked(name, check, cuda, backward)
+        CUDA_FUNCTIONS[name] = _checked(name, check, cuda)
         if _BUILT_WITH_CUDA:
             kernels["cuda"] = CUDA_FUNCTIONS[name]
+    guarded = (lambda function: function) if backward is None else partial(_without_tangents, name)
     for device, function in kernels.items():
-        LIBRARY.impl(name, function, device.upper())
-    torch.library.register_fake(f"d2net::{name}", _checked(name, check, fake, backward), lib=LIBRARY)
+        LIBRARY.impl(name, guarded(function), device.upper())
+    torch.library.register_fake(f"d2net::{name}", guarded(_checked(name, check, fake)), lib=LIBRARY)
     KERNELS[name] = kernels
     if backward is not None:
         torch.library.register_autograd(f"d2net::{name}", backward, setup_context=setup_context, lib=LIBRARY)
@@ -95,16 +97,23 @@ def register(
     return partial(call, name)
 
 
-def _checked(
-    name: str, check: Callable[..., None], kernel: Callable[..., Any], backward: Callable[..., Any] | None
-) -> Callable[..., Any]:
-    """``kernel`` behind ``check``."""
+def _without_tangents(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """``kernel`` behind torch's dispatcher, which keeps the tangents that there may be in forward mode for itself."""
 
-    def checked(*args: Any) -> Any:
-        if backward is not None and forward_ad._current_level >= 0:  # of jvp too; tangents do not get here
+    def guarded(*args: Any) -> Any:
+        if forward_ad._current_level >= 0:  # of jvp too
             raise RuntimeError(
                 f"d2net::{name} has no forward-mode derivative; the functions of d2net.ops and d2net.losses have one"
             )
+        return kernel(*args)
+
+    return guarded
+
+
+def _checked(name: str, check: Callable[..., None], kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """``kernel`` behind ``check``."""
+
+    def checked(*args: Any) -> Any:
         try:
             check(*args)
         except AttributeError:  # an undefined tensor, which torch takes for a tensor and hands on as None
@@ -130,6 +139,8 @@ def call(name: str, *arguments: Any) -> Any:
     if torch.compiler.is_compiling() or _is_observed():
         return getattr(torch.ops.d2net, name).default(*arguments)
     tensors = _tensors(arguments)
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        return getattr(torch.ops.d2net, name).default(*arguments)  # which says that it has no such derivative
     kernel = KERNELS[name].get(tensors[0].device.type)  # on the meta device there is none
     if kernel is None or any(type(x) not in _PLAIN or x.is_neg() for x in tensors):
         return getattr(torch.ops.d2net, name).default(*arguments)
@@ -146,8 +157,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 def _is_observed() -> bool:
     """By a transform, a mode (of dispatch or of functions), or the tracer of torch.jit."""
     return (
-        forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
+        torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
         or torch._C._get_tracing_state() is not None
