@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from d2net.data.dataset import Dataset
 from d2net.detections import Detections
 from d2net.errors import InputError
-from d2net.ops._checks import as_tensor, valid_mask
+from d2net.ops._checks import as_tensor, check_kept, valid_mask
 from d2net.ops.bottom_up_attention import bottom_up_attention
 from d2net.ops.proposals import Proposals, extract_proposals
 from d2net.ops.topk_pool import topk_pool
@@ -178,6 +178,12 @@ def to_detections(
     Raises:
         InputError: a proposal of a recording or class that has no name here, or a duration that is not positive.
     """
+    for name, given in (
+        ("seconds_per_snippet", seconds_per_snippet),
+        ("first_snippet", first_snippet),
+        ("durations", durations),
+    ):
+        check_kept("to_detections", name, given)
     seconds = np.asarray(seconds_per_snippet, np.float64)
     if seconds.shape != (len(videos),) or not ((seconds > 0) & np.isfinite(seconds)).all():
         raise InputError(f"seconds_per_snippet must be one positive number for each of the {len(videos)} videos")

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2net.errors import InputError
-from d2net.ops._checks import as_lengths, as_tensors, check_activations, check_same, check_shape
+from d2net.fields import checked
+from d2net.ops._checks import (
+    as_lengths,
+    as_tensors,
+    can_look_at,
+    check_activations,
+    check_same,
+    check_shape,
+)
 from d2net.ops._native import at_least_float32
 
 
-def check_choice(name: str, value: str, *known: str) -> None:
-    if value not in known:
-        raise InputError(f"{name} is '{value}', expected {' or '.join(known)}")
+def setting(loss: nn.Module, wanted: Any, **named: object) -> Any:
+    """The one setting in ``named`` as the type ``wanted``, as the fields of a recipe are checked (:mod:`d2net.fields`).
+
+    Raises:
+        InputError: the loss and the setting by name, its value, and what it must be.
+    """
+    ((name, value),) = named.items()
+    return checked(value, wanted, f"{type(loss).__name__}: {name}")
 
 
 def take_scores(
@@ -23,6 +39,7 @@ def take_scores(
     check_labels(loss, tcam, labels)
     lengths = as_lengths(loss, lengths, tcam)
     check_activations(loss, "tcam", tcam, lengths)
+    check_known(loss, labels, tcam, lengths)
     return at_least_float32(tcam), lengths, labels
 
 
@@ -38,6 +55,7 @@ def take_batch(
     check_batch(loss, tcam, embeddings, labels)
     lengths = as_lengths(loss, lengths, tcam)
     check_activations(loss, "tcam", tcam, lengths)
+    check_known(loss, labels, tcam, lengths)
     return at_least_float32(tcam), embeddings, lengths, labels
 
 
@@ -48,6 +66,22 @@ def check_labels(loss: str, tcam: Tensor, labels: Tensor) -> None:
             f"{loss}: labels have shape {tuple(labels.shape)} on {labels.device}, expected multi-hot "
             f"({tcam.shape[0]}, {tcam.shape[2]}) on {tcam.device}"
         )
+
+
+def check_known(loss: str, labels: Tensor, tcam: Tensor, lengths: Tensor | None) -> None:
+    """Refuse NaN among the labels of recordings that have a snippet, where a look at them costs little.
+
+    A label is compared with 0, which would hide it: the recording would not have the class.
+    """
+    if not labels.is_floating_point() or not can_look_at(labels):
+        return
+    if math.isnan(labels.sum().item()) and (lengths is None or can_look_at(lengths)):  # Inf may be the reason too
+        unknown = labels.isnan().any(1) & present(tcam, lengths)
+        if unknown.any():
+            raise InputError(
+                f"{loss}: labels are NaN in {int(unknown.sum())} of {len(labels)} recordings (first in recording "
+                f"{int(unknown.nonzero()[0])}), expected above 0 where a recording has the class and else 0"
+            )
 
 
 def check_batch(loss: str, tcam: Tensor, embeddings: Tensor, labels: Tensor) -> None:

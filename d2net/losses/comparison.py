@@ -10,12 +10,13 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from d2net.losses._common import take_scores
+from d2net.losses._common import setting, take_scores
 from d2net.losses.denoising import RANK_TOL, SnippetJoint, SnippetTerm, VideoJoint, VideoTerm
 from d2net.losses.discriminative import PROBABILITY_FLOOR, probabilities
 from d2net.ops._native import product
 from d2net.ops.loss import d2net_loss
 from d2net.ops.loss_reference import LossInputs, LossSettings, mean_of
+from d2net.recipes import Count, Floor, Weight
 
 
 class FocalLoss(nn.Module):
@@ -31,7 +32,9 @@ class FocalLoss(nn.Module):
         self, *, beta: float = 2.0, topk_divisor: int = 8, probability_floor: float = PROBABILITY_FLOOR
     ) -> None:
         super().__init__()
-        self.beta, self.topk_divisor, self.probability_floor = beta, topk_divisor, probability_floor
+        self.beta: float = setting(self, Weight, beta=beta)
+        self.topk_divisor: int = setting(self, Count, topk_divisor=topk_divisor)
+        self.probability_floor: float = setting(self, Floor, probability_floor=probability_floor)
 
     def forward(self, tcam: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor:
         """Sum over classes, mean over the recordings that have a snippet.
@@ -40,7 +43,7 @@ class FocalLoss(nn.Module):
             tcam: (B, T, C) in [0, 1]. lengths: (B,) int64 or None. labels: (B, C) multi-hot.
 
         Raises:
-            InputError: shapes or devices that do not fit, or logits as ``tcam`` (seen on a CPU only).
+            InputError: shapes or devices that do not fit; logits as ``tcam`` or NaN labels (seen on a CPU only).
         """
         tcam, lengths, labels = take_scores(type(self).__name__, tcam, lengths, labels)
         settings = LossSettings(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d2net.losses._common import check_batch, present
+from d2net.errors import InputError
+from d2net.fields import Range
+from d2net.losses._common import check_batch, check_known, present, setting
 from d2net.ops._checks import as_lengths, as_tensors, check_same, check_shape, valid_mask, within
 from d2net.ops._native import at_least_float32, product
 from d2net.ops.attention_pool import attention_pool
 from d2net.ops.loss_reference import mean_of, unit_vectors
+from d2net.recipes import Count, Weight, Width
+
+Temperature = Annotated[float, Range(1e-6)]  # below, float32 does not tell one cosine from the next
 
 
 class UncertaintyModelingResult(NamedTuple):
@@ -46,8 +51,10 @@ class UncertaintyModeling(nn.Module):
         background_divisor: int = 4,
     ) -> None:
         super().__init__()
-        self.magnitude, self.margin = magnitude, margin
-        self.act_divisor, self.background_divisor = act_divisor, background_divisor
+        self.magnitude: float = setting(self, Weight, magnitude=magnitude)
+        self.margin: float = setting(self, Weight, margin=margin)
+        self.act_divisor: int = setting(self, Count, act_divisor=act_divisor)
+        self.background_divisor: int = setting(self, Count, background_divisor=background_divisor)
 
     def forward(self, embeddings: Tensor, logits: Tensor, lengths: Tensor | None) -> UncertaintyModelingResult:
         """Means over the recordings of at least two snippets: with one, it would be action and background at once.
@@ -101,7 +108,7 @@ class CoActivitySimilarity(nn.Module):
 
     def __init__(self, *, margin: float = 0.5) -> None:
         super().__init__()
-        self.margin = margin
+        self.margin: float = setting(self, Weight, margin=margin)
 
     def forward(self, embeddings: Tensor, logits: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor:
         """Scalar: mean over the pairs of a class, then over the classes with a pair; 0 if none has one.
@@ -118,8 +125,9 @@ class CoActivitySimilarity(nn.Module):
         )
         check_batch("CoActivitySimilarity", logits, embeddings, labels)
         lengths = as_lengths("CoActivitySimilarity", lengths, logits)
+        check_known("CoActivitySimilarity", labels, logits, lengths)
         if logits.shape[1] == 0:
-            return (embeddings.sum() + logits.sum()) * 0
+            return at_least_float32(embeddings).sum() + at_least_float32(logits).sum()
         has = (labels > 0) & present(logits, lengths)[:, None]
         paired = has & (has.sum(0) >= 2)
         padding = ~within(logits, lengths)[:, :, None]
@@ -167,9 +175,16 @@ class SnippetContrast(nn.Module):
         outer: int = 6,
     ) -> None:
         super().__init__()
-        self.temperature = temperature
-        self.easy_divisor, self.hard_divisor = easy_divisor, hard_divisor
-        self.inner, self.outer = inner, outer
+        self.temperature: float = setting(self, Temperature, temperature=temperature)
+        self.easy_divisor: int = setting(self, Count, easy_divisor=easy_divisor)
+        self.hard_divisor: int = setting(self, Count, hard_divisor=hard_divisor)
+        self.inner: int = setting(self, Width, inner=inner)
+        self.outer: int = setting(self, Width, outer=outer)
+        if self.inner >= self.outer:
+            raise InputError(
+                f"{type(self).__name__}: inner is {inner} and outer {outer}; hard snippets lie between the two, so "
+                "inner must be below outer"
+            )
 
     def forward(self, embeddings: Tensor, actionness: Tensor, lengths: Tensor | None) -> Tensor:
         """Scalar: the sum of both directions, each a mean over the recordings that have such hard snippets.
@@ -187,7 +202,7 @@ class SnippetContrast(nn.Module):
         check_same("SnippetContrast", "embeddings", embeddings, "actionness", actionness, 2)
         mask = valid_mask("SnippetContrast", embeddings, lengths)
         if embeddings.shape[1] == 0:
-            return embeddings.sum()
+            return at_least_float32(embeddings).sum()
         with torch.no_grad():
             selected = self._select(at_least_float32(actionness), mask)  # (4, B, T)
         size = selected.sum(2)

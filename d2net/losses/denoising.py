@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from d2net.errors import InputError
-from d2net.losses._common import check_choice, check_labels, present, take_scores
+from d2net.losses._common import check_known, check_labels, present, setting, take_scores
 from d2net.losses.discriminative import PROBABILITY_FLOOR
 from d2net.ops._checks import as_lengths, as_tensor, as_tensors, check_activations, check_same, check_shape, within
 from d2net.ops._native import at_least_float32
@@ -29,6 +29,7 @@ from d2net.ops.loss_reference import (
 )
 from d2net.ops.snippet_pdmi import snippet_pdmi
 from d2net.ops.topk_pool import topk_pool
+from d2net.recipes import BelowOne, Count, Floor, Share, Weight
 
 Normalization = Literal["joint", "per_class"]
 RANK_TOL = 1e-5
@@ -53,13 +54,14 @@ class SnippetTerm(nn.Module, ABC):
 
     def __init__(self, *, fg_threshold: float = 0.5, bg_threshold: float = 0.5, own_classes: bool = False) -> None:
         super().__init__()
-        if not bg_threshold <= fg_threshold:
+        self.fg_threshold: float = setting(self, Share, fg_threshold=fg_threshold)
+        self.bg_threshold: float = setting(self, Share, bg_threshold=bg_threshold)
+        if self.bg_threshold > self.fg_threshold:
             raise InputError(
                 f"{type(self).__name__}: bg_threshold {bg_threshold} is above fg_threshold {fg_threshold}; "
                 "no snippet can be both"
             )
-        self.fg_threshold, self.bg_threshold = fg_threshold, bg_threshold
-        self.own_classes = own_classes
+        self.own_classes: bool = setting(self, bool, own_classes=own_classes)
 
     def forward(
         self, tcam: Tensor, embeddings: Tensor, lengths: Tensor | None, reference: Tensor, labels: Tensor | None = None
@@ -71,7 +73,7 @@ class SnippetTerm(nn.Module, ABC):
             labels: (B, C) multi-hot, for ``own_classes`` only.
 
         Raises:
-            InputError: shapes or devices that do not fit, or logits as ``tcam`` (seen on a CPU only).
+            InputError: shapes or devices that do not fit; logits as ``tcam`` or NaN labels (seen on a CPU only).
         """
         name = type(self).__name__
         tcam, embeddings = as_tensors(name, tcam=tcam, embeddings=embeddings)
@@ -83,7 +85,9 @@ class SnippetTerm(nn.Module, ABC):
             check_labels(name, tcam, labels)
         lengths = as_lengths(name, lengths, tcam)
         check_activations(name, "tcam", tcam, lengths)
-        if labels is None:
+        if labels is not None:
+            check_known(name, labels, tcam, lengths)
+        else:
             if self.own_classes:
                 raise InputError(f"{name}: own_classes needs the labels")
             labels = tcam.new_zeros(tcam.shape[0], tcam.shape[2])
@@ -139,9 +143,9 @@ class SnippetJoint(SnippetTerm):
         rank_tol: float = RANK_TOL,
     ) -> None:
         super().__init__(fg_threshold=fg_threshold, bg_threshold=bg_threshold, own_classes=own_classes)
-        check_choice("normalization", normalization, "joint", "per_class")
-        self.normalization: Normalization = normalization
-        self.entry_floor, self.rank_tol = entry_floor, rank_tol
+        self.normalization: Normalization = setting(self, Normalization, normalization=normalization)
+        self.entry_floor: float = setting(self, Share, entry_floor=entry_floor)
+        self.rank_tol: float = setting(self, Weight, rank_tol=rank_tol)
 
     def joint(self, attention: Tensor, scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """U_1 (B, 2, 2), and (B,) bool: there are pseudo-foreground and pseudo-background; a zero matrix where not."""
@@ -197,7 +201,8 @@ class VideoTerm(nn.Module, ABC):
 
     def __init__(self, *, topk_divisor: int = 8, probability_floor: float = PROBABILITY_FLOOR) -> None:
         super().__init__()
-        self.topk_divisor, self.probability_floor = topk_divisor, probability_floor
+        self.topk_divisor: int = setting(self, Count, topk_divisor=topk_divisor)
+        self.probability_floor: float = setting(self, Floor, probability_floor=probability_floor)
 
     def forward(self, tcam: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor:
         """Scalar.
@@ -206,7 +211,7 @@ class VideoTerm(nn.Module, ABC):
             tcam: (B, T, C). lengths: (B,) int64 or None; recordings of length 0 do not count. labels: (B, C) multi-hot.
 
         Raises:
-            InputError: shapes or devices that do not fit, or logits as ``tcam`` (seen on a CPU only).
+            InputError: shapes or devices that do not fit; logits as ``tcam`` or NaN labels (seen on a CPU only).
         """
         tcam, lengths, labels = take_scores(type(self).__name__, tcam, lengths, labels)
         return self.from_pooled(topk_pool(tcam, lengths, divisor=self.topk_divisor), present(tcam, lengths), labels)
@@ -235,11 +240,8 @@ class VideoJoint(VideoTerm):
         normalization: Normalization = "joint",
     ) -> None:
         super().__init__(topk_divisor=topk_divisor, probability_floor=probability_floor)
-        if peak_share is not None and not peak_share >= 0:
-            raise InputError(f"{type(self).__name__}: peak_share is {peak_share}, expected at least 0, or None")
-        self.peak_share = peak_share
-        check_choice("normalization", normalization, "joint", "per_class")
-        self.normalization: Normalization = normalization
+        self.peak_share: float | None = setting(self, BelowOne | None, peak_share=peak_share)
+        self.normalization: Normalization = setting(self, Normalization, normalization=normalization)
 
     def factors(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """P_2 (C, B) and Y_2 (B, C) of Eq. 10."""
@@ -282,8 +284,8 @@ class DenoisingLoss(nn.Module):
 
     def __init__(self, snippet: SnippetTerm | None = None, video: VideoTerm | None = None) -> None:
         super().__init__()
-        self.snippet = snippet or SnippetDenoising()
-        self.video = video or VideoDenoising()
+        self.snippet: SnippetTerm = setting(self, SnippetTerm | None, snippet=snippet) or SnippetDenoising()
+        self.video: VideoTerm = setting(self, VideoTerm | None, video=video) or VideoDenoising()
 
     def forward(
         self, tcam: Tensor, embeddings: Tensor, lengths: Tensor | None, labels: Tensor, reference: Tensor

@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from d2net.losses._common import check_choice, take_batch
+from d2net.losses._common import setting, take_batch
 from d2net.losses.pairing import Pairing, Pairs, pair_by_permutation, pair_different
 from d2net.ops._native import at_least_float32
 from d2net.ops.attention_pool import Pooled
 from d2net.ops.loss import d2net_loss
 from d2net.ops.loss_reference import LossInputs, LossSettings, counted_lengths
+from d2net.recipes import Count, Floor, Share, Weight
 
+Reduction = Literal["sum", "mean"]
 PROBABILITY_FLOOR = 1e-6  # keeps log(p) and log(1 - p) finite when a float32 sigmoid saturates
 
 
@@ -55,28 +57,29 @@ class DiscriminativeLoss(nn.Module):
         threshold: float = 0.5,
         background_threshold: float = 0.5,
         threshold_inclusive: bool = False,
-        embedding_pooling: Literal["sum", "mean"] = "sum",
+        embedding_pooling: Reduction = "sum",
         pairing: Pairing = "different",
         topk_divisor: int = 8,
         probability_floor: float = PROBABILITY_FLOOR,
-        class_reduction: Literal["sum", "mean"] = "sum",
+        class_reduction: Reduction = "sum",
         balance_classes: bool = False,
     ) -> None:
         super().__init__()
-        check_choice("embedding_pooling", embedding_pooling, "sum", "mean")
-        check_choice("pairing", pairing, "different", "permutation")
-        check_choice("class_reduction", class_reduction, "sum", "mean")
-        if threshold_inclusive:  # above the next smaller float32 is at or above
+        threshold = setting(self, Share, threshold=threshold)
+        background_threshold = setting(self, Share, background_threshold=background_threshold)
+        # Above the next smaller float32 is at or above.
+        if setting(self, bool, threshold_inclusive=threshold_inclusive):
             threshold = float(np.nextafter(np.float32(threshold), np.float32(-np.inf)))
             background_threshold = float(np.nextafter(np.float32(background_threshold), np.float32(-np.inf)))
-        self.beta, self.gamma = beta, gamma
+        self.beta: float = setting(self, Weight, beta=beta)
+        self.gamma: float = setting(self, Weight, gamma=gamma)
         self.threshold, self.background_threshold = threshold, background_threshold
-        self.embedding_pooling: Literal["sum", "mean"] = embedding_pooling
-        self.pairing: Pairing = pairing
-        self.topk_divisor = topk_divisor
-        self.probability_floor = probability_floor
-        self.class_reduction: Literal["sum", "mean"] = class_reduction
-        self.balance_classes = balance_classes
+        self.embedding_pooling: Reduction = setting(self, Reduction, embedding_pooling=embedding_pooling)
+        self.pairing: Pairing = setting(self, Pairing, pairing=pairing)
+        self.topk_divisor: int = setting(self, Count, topk_divisor=topk_divisor)
+        self.probability_floor: float = setting(self, Floor, probability_floor=probability_floor)
+        self.class_reduction: Reduction = setting(self, Reduction, class_reduction=class_reduction)
+        self.balance_classes: bool = setting(self, bool, balance_classes=balance_classes)
 
     def forward(
         self,
@@ -98,11 +101,13 @@ class DiscriminativeLoss(nn.Module):
                 Pairing "permutation": (4, B), each row a permutation of 0 ... B - 1 that begins with one of the
                 numbers 0 ... n - 1 of the n recordings that have a foreground (rows 0 and 2) or background (rows 1
                 and 3) embedding. Rows 0 and 1 give the partners for w_fg and w_bg; number rows[2][j] is paired with
-                number rows[3][j] for w_fb.
+                number rows[3][j] for w_fb. Refused where it is not so, but not on a GPU, where a look at it would wait:
+                there an index that leads outside counts as the nearest.
             generator: source of that randomness.
 
         Raises:
-            InputError: shapes or devices that do not fit, or logits as ``tcam`` (seen on a CPU only).
+            InputError: shapes or devices that do not fit; and, seen on a CPU only, logits as ``tcam``, labels that are
+                NaN, or ``partners`` that are no such permutations.
         """
         tcam, embeddings, lengths, labels = take_batch("DiscriminativeLoss", tcam, embeddings, lengths, labels)
         settings = LossSettings(**self.settings())

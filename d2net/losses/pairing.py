@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from d2net.errors import InputError
-from d2net.ops._checks import as_tensor, within
+from d2net.ops._checks import INTEGERS, as_tensor, can_look_at, within
 from d2net.ops.two_stream_tcam import class_max
+from d2net.words import quoted
 
 Pairing = Literal["different", "permutation"]
 
@@ -39,7 +40,7 @@ def pair_different(b: int, device: torch.device, partners: Tensor | None, genera
     if partners is None:
         return Pairs(keys=_uniform((3, b), device, generator))
     partners = as_tensor("DiscriminativeLoss", "partners", partners).to(device)
-    if partners.shape not in ((b,), (3, b)) or partners.is_floating_point():
+    if partners.shape not in ((b,), (3, b)) or partners.dtype not in INTEGERS:
         raise InputError(
             f"partners has shape {tuple(partners.shape)} and dtype {partners.dtype}, expected integers ({b},), (3, {b})"
         )
@@ -76,11 +77,8 @@ def pair_by_permutation(
         counts = valid[:2].sum(1)
         if partners is None:
             partners = draw_permutations(counts.repeat(2), b, generator)
-        partners = as_tensor("DiscriminativeLoss", "partners", partners, tcam)
-        if partners.shape != (4, b) or partners.is_floating_point():
-            raise InputError(
-                f"partners has shape {tuple(partners.shape)} and dtype {partners.dtype}, expected permutations (4, {b})"
-            )
+        else:
+            partners = _given_permutations(partners, counts.repeat(2), tcam)
         own = recording.gather(1, partners[:2].gather(1, number[:2]))
         row = number[2]
         pair = partners[2].argsort()[row]  # the j with perm2[j] = row
@@ -88,6 +86,28 @@ def pair_by_permutation(
         usable = valid[2] & (row < counts[0]) & (pair < counts.amin())
         partner = torch.where(torch.cat((usable[None], valid[:2])), torch.cat((mixed[None], own)), -1)
         return Pairs(partner=partner, source=recording[0][row])
+
+
+def _given_permutations(partners: Tensor, counts: Tensor, like: Tensor) -> Tensor:
+    """``partners`` (4, B) as int64; row i must hold 0 ... B - 1, and 0 ... counts[i] - 1 first."""
+    partners, b = as_tensor("DiscriminativeLoss", "partners", partners, like), like.shape[0]
+    if partners.shape != (4, b) or partners.dtype not in INTEGERS:
+        raise InputError(
+            f"partners has shape {tuple(partners.shape)} and dtype {partners.dtype}, expected permutations (4, {b})"
+        )
+    partners = partners.to(torch.int64)
+    if not (can_look_at(partners) and can_look_at(counts)):
+        return partners.clamp(0, b - 1)  # an index that leads outside would end the process on a GPU
+    place, first = torch.arange(b), counts[:, None]
+    wrong = ((partners.sort(1).values != place) | ((place < first) & (partners >= first))).any(1)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise InputError(
+            f"DiscriminativeLoss: row {row} of partners is {quoted(partners[row].tolist())}, expected a permutation of "
+            f"the {b} numbers from 0 on whose first {int(counts[row])} (the recordings that have a "
+            f"{'background' if row % 2 else 'foreground'} embedding) are the least"
+        )
+    return partners
 
 
 def _uniform(shape: tuple[int, int], device: torch.device, generator: torch.Generator | None) -> Tensor:

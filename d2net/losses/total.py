@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from d2net.errors import InputError
-from d2net.losses._common import take_batch
+from d2net.fields import LARGEST_COUNT, Range
+from d2net.losses._common import setting, take_batch
 from d2net.losses.comparison import SnippetBCE, SnippetDMI, SnippetL1, VideoBCE, VideoDMI, VideoL1
 from d2net.losses.complementary import UncertaintyModeling
 from d2net.losses.denoising import SnippetDenoising, SnippetTerm, VideoDenoising, VideoTerm
@@ -20,6 +21,8 @@ from d2net.ops._native import at_least_float32
 from d2net.ops.loss import d2net_loss, has_video_kernel
 from d2net.ops.loss_reference import LossInputs, LossSettings
 from d2net.recipes import LossRecipe, load_recipe
+
+Size = Annotated[int, Range(0, LARGEST_COUNT)]
 
 
 class D2NetLossResult(NamedTuple):
@@ -58,16 +61,18 @@ class D2NetLoss(nn.Module):
             float16 is too small for a sum over time.
 
     Raises:
-        InputError: a recipe whose snippets could be foreground and background at once.
+        InputError: a size that is no whole number, what is no LossRecipe (of a whole recipe, give its ``loss``), or one
+            whose snippets could be foreground and background at once.
     """
 
     reference: Tensor
 
     def __init__(self, num_classes: int, embedding_dim: int, recipe: LossRecipe | None = None) -> None:
         super().__init__()
-        recipe = recipe or LossRecipe()
-        self.num_classes = num_classes
-        self.recipe = recipe
+        self.num_classes: int = setting(self, Size, num_classes=num_classes)
+        embedding_dim = setting(self, Size, embedding_dim=embedding_dim)
+        recipe = setting(self, LossRecipe | None, recipe=recipe) or LossRecipe()
+        self.recipe: LossRecipe = recipe
         self.discriminative = DiscriminativeLoss(
             beta=recipe.beta,
             gamma=recipe.gamma,
@@ -120,7 +125,8 @@ class D2NetLoss(nn.Module):
             denoise: whether L_D is on in this step (``training.denoising_start`` and ``denoising_every``).
 
         Raises:
-            InputError: shapes or devices that do not fit, or logits as ``tcam`` (seen on a CPU only).
+            InputError: shapes or devices that do not fit; and, seen on a CPU only, logits as ``tcam``, labels that are
+                NaN, or ``partners`` that are not as :class:`DiscriminativeLoss` says.
         """
         tcam, embeddings, lengths, labels = take_batch("D2NetLoss", tcam, embeddings, lengths, labels)
         if tcam.shape[2] != self.num_classes or embeddings.shape[2] != len(self.reference):

@@ -20,7 +20,6 @@ __all__ = [
     "Proposals",
     "SnippetPDMI",
     "attention_pool",
-    "bottom_up_attention",
     "batched_nms_1d",
     "bottom_up_attention",
     "extract_proposals",

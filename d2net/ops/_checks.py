@@ -7,6 +7,7 @@ message only where something is wrong: one that passes takes some 200 ns.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from d2net.errors import InputError
+from d2net.words import quoted
 
 
 def as_tensor(operator: str, name: str, x: Any, like: Tensor | None = None) -> Tensor:
@@ -24,17 +26,15 @@ def as_tensor(operator: str, name: str, x: Any, like: Tensor | None = None) -> T
     ``like`` where it is wider.
 
     Raises:
-        InputError: anything else, sparse tensors included.
+        InputError: anything else, tensors that are sparse, nested, quantized or complex and masked arrays included.
     """
     if isinstance(x, Tensor):
-        if x.layout is torch.strided:
-            return x
-        raise InputError(f"{operator}: {name} has layout {x.layout}, expected a dense tensor: convert it")
-    first = x
-    while isinstance(first, (list, tuple)) and first:
-        first = first[0]
-    if isinstance(first, Tensor):  # numpy would read it, but without its gradient
-        raise InputError(f"{operator}: {name} is a list of tensors; torch.stack or torch.cat them")
+        if x.layout is not torch.strided or x.is_nested:
+            kind = "is nested" if x.is_nested else f"has layout {x.layout}"
+            raise InputError(f"{operator}: {name} {kind}, expected a dense tensor: convert it")
+        check_real(operator, name, x)
+        return x
+    check_kept(operator, name, x)
     try:
         array = np.asarray(x)
         if array.dtype.kind not in "biuf":
@@ -55,6 +55,18 @@ def as_tensor(operator: str, name: str, x: Any, like: Tensor | None = None) -> T
         default = torch.get_default_dtype()
         tensor = tensor.to(default if like is None else torch.promote_types(default, like.dtype))
     return tensor if like is None else tensor.to(like.device)
+
+
+def check_kept(operator: str, name: str, x: Any) -> None:
+    """Refuse, in lists too, what numpy would read without something of it: a tensor's gradient, an array's mask."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise InputError(f"{operator}: {name} is a masked array, whose mask would be lost; give x.filled(value) of it")
+    if isinstance(x, Tensor):
+        raise InputError(f"{operator}: {name} is a list of tensors; torch.stack or torch.cat them")
+    if isinstance(x, (list, tuple)):
+        for y in x:
+            if type(y) is not float and type(y) is not int:
+                check_kept(operator, name, y)
 
 
 def as_tensors(operator: str, **arguments: Any) -> tuple[Tensor, ...]:
@@ -98,9 +110,9 @@ def check_computed(operator: str, name: str, x: Tensor) -> None:
 
 
 def check_real(operator: str, name: str, x: Tensor) -> None:
-    """Before a conversion to a floating type, which would take the real part of complex numbers."""
-    if x.dtype.is_complex:
-        raise InputError(f"{operator}: {name} has dtype {x.dtype}, expected real numbers")
+    """Before a conversion to another type, which would take the real part of complex numbers."""
+    if x.is_complex() or x.is_quantized:
+        raise InputError(f"{operator}: {name} has dtype {x.dtype}, expected real numbers: convert it")
 
 
 def check_same(operator: str, name: str, x: Tensor, other: str, y: Tensor, dims: int | None = None) -> None:
@@ -149,6 +161,48 @@ def check_counted(operator: str, counted: Tensor, x: Tensor) -> None:
         check_lengths(operator, counted, x, "counted")
 
 
+def as_whole(operator: str, name: str, value: Any) -> int:
+    """A whole number as an int: of Python, numpy, or a tensor of one integer.
+
+    Raises:
+        InputError: anything else, as 2.5, 2.0 and True are, and what 64 bits do not hold.
+    """
+    whole = value
+    if type(value) is not int:  # nearly always
+        try:
+            if isinstance(value, (bool, np.bool_)) or (isinstance(value, Tensor) and value.dtype is torch.bool):
+                raise TypeError
+            whole = index(value)
+        except (TypeError, ValueError, RuntimeError):  # of a tensor of many numbers, or of a meta tensor
+            raise InputError(f"{operator}: {name} is {quoted(value)}, expected a whole number") from None
+    if not -(2**63) <= whole < 2**63:
+        raise InputError(f"{operator}: {name} is {quoted(value)}, expected a whole number of at most 64 bits")
+    return whole
+
+
+def as_number(operator: str, name: str, value: Any) -> float:
+    """A number as a float: of Python, numpy, or a tensor of one real number.
+
+    Raises:
+        InputError: anything else, as "0.5", True and None are, and whole numbers that no float holds.
+    """
+    if type(value) is float:  # nearly always
+        return value
+    try:
+        if isinstance(value, (bool, np.bool_, str, bytes, np.ma.MaskedArray)):
+            raise TypeError
+        if isinstance(value, Tensor) and value.dtype is torch.bool:
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise InputError(f"{operator}: {name} is {quoted(value)}, expected a number") from None
+
+
+def check_choice(name: str, value: object, *known: str) -> None:
+    if not isinstance(value, str) or value not in known:
+        raise InputError(f"{name} is {quoted(value)}, expected {' or '.join(map(repr, known))}")
+
+
 def check_floor(operator: str, probability_floor: float) -> None:
     if not 0 <= probability_floor <= 0.5:
         raise InputError(f"{operator}: probability_floor is {probability_floor}, expected 0 to 0.5")
@@ -177,14 +231,21 @@ def within(x: Tensor, lengths: Tensor | None) -> Tensor:
 SLACK = 1e-3  # what rounding or interpolation may add to an activation
 
 
-def check_activations(operator: str, name: str, x: Tensor, lengths: Tensor | None) -> None:
-    """Require values in [0, 1] before the lengths, where a look at them costs little: in tensors of a CPU.
+def can_look_at(x: Tensor) -> bool:
+    """Whether a look at the values of ``x`` costs little: in tensors of a CPU.
 
-    On a GPU it would wait for the device, and while a function is traced there are no values: then nothing is checked.
-    NaN is not refused; it propagates.
+    On a GPU it would wait for the device, and while a function is traced there are no values.
     """
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode()
-    if x.device.type != "cpu" or traced or torch._C._functorch.is_functorch_wrapped_tensor(x) or x.numel() == 0:
+    return x.device.type == "cpu" and not traced and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def check_activations(operator: str, name: str, x: Tensor, lengths: Tensor | None) -> None:
+    """Require values in [0, 1] before the lengths, where a look at them costs little.
+
+    NaN is not refused; it propagates.
+    """
+    if not can_look_at(x) or x.numel() == 0:
         return
     low, high = (value.item() for value in x.detach().aminmax())
     if low >= -SLACK and high <= 1 + SLACK:

@@ -36,7 +36,8 @@ _DEVICES: dict[str, frozenset[str]] = {}
 # the CPU (tests/ops/simt.py).
 CUDA_FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
-# By operator: its kernels behind their check, by device; and the autograd.Function of whoever calls them directly.
+# By operator: its kernels behind their check, by device, for calls without tangents; and the autograd.Function of
+# whoever calls them directly.
 KERNELS: dict[str, dict[str, Callable[..., Any]]] = {}
 _DIRECT: dict[str, type[torch.autograd.Function]] = {}
 
@@ -73,14 +74,15 @@ def register(
     if kernel is not None:
         cpu, cuda = partial(kernel, _native.on_cpu), partial(kernel, _native.on_cuda)
     assert cpu is not None
-    kernels = {"cpu": _checked(name, check, cpu, backward)}
+    kernels = {"cpu": _checked(name, check, cpu)}
     if cuda is not None:
-        CUDA_FUNCTIONS[name] = _checked(name, check, cuda, backward)
+        CUDA_FUNCTIONS[name] = _checked(name, check, cuda)
         if _BUILT_WITH_CUDA:
             kernels["cuda"] = CUDA_FUNCTIONS[name]
+    guarded = (lambda function: function) if backward is None else partial(_without_tangents, name)
     for device, function in kernels.items():
-        LIBRARY.impl(name, function, device.upper())
-    torch.library.register_fake(f"d2net::{name}", _checked(name, check, fake, backward), lib=LIBRARY)
+        LIBRARY.impl(name, guarded(function), device.upper())
+    torch.library.register_fake(f"d2net::{name}", guarded(_checked(name, check, fake)), lib=LIBRARY)
     KERNELS[name] = kernels
     if backward is not None:
         torch.library.register_autograd(f"d2net::{name}", backward, setup_context=setup_context, lib=LIBRARY)
@@ -95,16 +97,23 @@ def register(
     return _caller(name)
 
 
-def _checked(
-    name: str, check: Callable[..., None], kernel: Callable[..., Any], backward: Callable[..., Any] | None
-) -> Callable[..., Any]:
-    """``kernel`` behind ``check``."""
+def _without_tangents(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """``kernel`` behind torch's dispatcher, which keeps the tangents that there may be in forward mode for itself."""
 
-    def checked(*args: Any) -> Any:
-        if backward is not None and forward_ad._current_level >= 0:  # of jvp too; tangents do not get here
+    def guarded(*args: Any) -> Any:
+        if forward_ad._current_level >= 0:  # of jvp too
             raise RuntimeError(
                 f"d2net::{name} has no forward-mode derivative; the functions of d2net.ops and d2net.losses have one"
             )
+        return kernel(*args)
+
+    return guarded
+
+
+def _checked(name: str, check: Callable[..., None], kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """``kernel`` behind ``check``."""
+
+    def checked(*args: Any) -> Any:
         try:
             check(*args)
         except AttributeError:  # an undefined tensor, which torch takes for a tensor and hands on as None
@@ -135,10 +144,10 @@ def _caller(name: str) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling() or _is_observed():
             return dispatch(arguments)
-        device, differentiated = None, False
+        device, differentiated, forward_mode = None, False, forward_ad._current_level >= 0
         for x in _flat(arguments) if list in map(type, arguments) else arguments:
             if type(x) is Tensor or type(x) is torch.nn.Parameter:
-                if x.is_neg():
+                if x.is_neg() or (forward_mode and forward_ad.unpack_dual(x).tangent is not None):
                     return dispatch(arguments)
                 device = device or ("cpu" if x.is_cpu else x.device.type)
                 differentiated = differentiated or x.requires_grad
@@ -171,8 +180,7 @@ def _flat(arguments: tuple[Any, ...]) -> Iterator[Any]:
 def _is_observed() -> bool:
     """By a transform, a mode (of dispatch or of functions), or the tracer of torch.jit."""
     return (
-        forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
+        torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
         or torch._C._get_tracing_state() is not None

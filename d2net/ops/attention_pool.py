@@ -10,8 +10,10 @@ from torch import Tensor
 from d2net.errors import InputError
 from d2net.ops import _library, _native
 from d2net.ops._checks import (
+    as_number,
     as_tensor,
     as_tensors,
+    check_choice,
     check_floating,
     check_lengths,
     check_like,
@@ -60,12 +62,13 @@ def attention_pool(
         Differentiable once, in x and attention.
 
     Raises:
-        InputError: shapes, dtypes or devices that do not fit, a threshold that is NaN, or an unknown reduction.
+        InputError: shapes, dtypes or devices that do not fit, a threshold that is no number, or an unknown reduction.
     """
     x, attention = as_tensors("attention_pool", x=x, attention=attention)
     lengths = None if lengths is None else as_tensor("attention_pool", "lengths", lengths, x)
-    if reduction not in ("sum", "mean"):
-        raise InputError(f"attention_pool: reduction is '{reduction}', expected 'sum' or 'mean'")
+    check_choice("attention_pool: reduction", reduction, "sum", "mean")
+    threshold = as_number("attention_pool", "threshold", threshold)
+    background_threshold = as_number("attention_pool", "background_threshold", background_threshold)
     check_floating("attention_pool", "attention", attention)
     attention = attention.to(_native.accumulator(x.dtype))
     inputs = x, attention, lengths, threshold, background_threshold, reduction == "mean"

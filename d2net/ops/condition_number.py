@@ -11,12 +11,12 @@ from torch.autograd import forward_ad
 from d2net.errors import InputError
 from d2net.ops import _library, _native
 from d2net.ops._checks import (
+    as_number,
     as_tensor,
     as_tensors,
     check_computed,
     check_floating,
     check_like,
-    check_real,
     check_shape,
 )
 from d2net.ops._native import at_least_float32
@@ -45,10 +45,10 @@ def log_condition_number(u: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
         for rank <= 1, and NaN where the value is.
 
     Raises:
-        InputError: wrong shape or dtype, or rank_tol < 0.
+        InputError: wrong shape or dtype, or a rank_tol that is no number >= 0.
     """
-    u = as_tensor("log_condition_number", "u", u)
-    u = at_least_float32(u)
+    u = at_least_float32(as_tensor("log_condition_number", "u", u))
+    rank_tol = as_number("log_condition_number", "rank_tol", rank_tol)
     if u.ndim == 3 and max(u.shape[1:]) <= MAX_SIZE and _library.has_kernel("log_condition_number", u):
         return _log_condition_number(u, rank_tol)[0]
     _check_matrices(u, rank_tol)
@@ -62,14 +62,15 @@ def joint_log_condition_number(p: Tensor, y: Tensor, *, rank_tol: float = 1e-5) 
         p: (N, C, n) predictions of n items. y: (N, n, C) labels, already normalised; converted to the type of ``p``.
 
     Returns:
-        (N,), as of :func:`log_condition_number`. Differentiable once, to both.
+        (N,), as of :func:`log_condition_number`. Differentiable once, to both. With n and C beyond 128, and without a
+        kernel, U is formed: where it leaves the range of the type, the result is NaN.
 
     Raises:
-        InputError: shapes, dtypes or devices that do not fit, or rank_tol < 0.
+        InputError: shapes, dtypes or devices that do not fit, or a rank_tol that is no number >= 0.
     """
     p, y = as_tensors("joint_log_condition_number", p=p, y=y)
     check_floating("joint_log_condition_number", "p", p)
-    check_real("joint_log_condition_number", "y", y)
+    rank_tol = as_number("joint_log_condition_number", "rank_tol", rank_tol)
     p = at_least_float32(p)
     y = y.to(p.dtype)
     if p.ndim == 3 and min(p.shape[1:]) <= MAX_SIZE and _library.has_kernel("joint_log_condition_number", p):
@@ -101,8 +102,12 @@ class _Reference(torch.autograd.Function):
     @staticmethod
     def forward(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor]:
         broken = ~torch.isfinite(u).all(2).all(1)  # svd refuses NaN; here it propagates, without a wait
-        left, sigma, right = torch.linalg.svd(torch.where(broken[:, None, None], 0, u), full_matrices=False)
-        rank = (sigma > rank_tol).sum(1)
+        u = torch.where(broken[:, None, None], 0, u)
+        # Of entries near the largest number sigma_1 would be infinite; others stay as they are, to the bit.
+        large = u.abs().amax((1, 2)) > torch.finfo(u.dtype).max * 2.0**-40
+        scale = torch.where(large, 2.0**-40, 1.0).to(u.dtype)[:, None]
+        left, sigma, right = torch.linalg.svd(u * scale[:, :, None], full_matrices=False)
+        rank = (sigma > rank_tol * scale).sum(1)
         last = (rank - 1).clamp(min=0)[:, None]
         first_sigma, last_sigma = sigma[:, 0], sigma.gather(1, last)[:, 0]
         proper = rank > 1
@@ -113,9 +118,11 @@ class _Reference(torch.autograd.Function):
         right_last = right.gather(1, index.expand(-1, -1, right.shape[2]))
         gradient = left[:, :, :1] @ right[:, :1] / first_sigma[:, None, None]
         gradient = gradient - left_last @ right_last / last_sigma[:, None, None]
-        gradient = torch.where(proper[:, None, None], gradient, 0)
+        gradient = torch.where(proper[:, None, None], gradient * scale[:, :, None], 0)
         gradient = torch.where(broken[:, None, None], torch.nan, gradient)
-        return torch.where(broken, torch.nan, (first_sigma / last_sigma).log()), gradient
+        ratio = first_sigma / last_sigma
+        value = torch.where(ratio == torch.inf, first_sigma.log() - last_sigma.log(), ratio.log())
+        return torch.where(broken, torch.nan, value), gradient
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:

@@ -28,7 +28,7 @@ def iou_1d(a: Tensor, b: Tensor) -> Tensor:
     """
     a, b = as_tensors("iou_1d", a=a, b=b)
     for name, x in (("a", a), ("b", b)):
-        if x.is_floating_point() or x.is_complex():
+        if x.is_floating_point():
             check_floating("iou_1d", name, x)
     dtype = torch.promote_types(a.dtype, b.dtype)
     dtype = torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float64

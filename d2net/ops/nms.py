@@ -22,7 +22,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import as_tensor, as_tensors, check_computed, check_floating
+from d2net.ops._checks import as_number, as_tensor, as_tensors, check_choice, check_computed, check_floating
 
 
 def nms_1d(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -40,6 +40,7 @@ def nms_1d(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         InputError: A wrong shape, type, device or threshold, or NaN in the input.
     """
     segments, scores = _prepared("nms_1d", segments, scores)
+    iou_threshold = as_number("nms_1d", "iou_threshold", iou_threshold)
     if _library.has_kernel("nms_1d", scores):
         return _nms_1d(segments, scores, iou_threshold)
     _check("nms_1d", segments, scores, iou_threshold)
@@ -63,8 +64,9 @@ def batched_nms_1d(segments: Tensor, scores: Tensor, groups: Tensor, iou_thresho
         InputError: A wrong shape, type, device or threshold, or NaN in the input.
     """
     segments, scores = _prepared("batched_nms_1d", segments, scores)
+    iou_threshold = as_number("batched_nms_1d", "iou_threshold", iou_threshold)
     groups = as_tensor("batched_nms_1d", "groups", groups, scores)
-    if not (groups.is_floating_point() or groups.is_complex()):
+    if not groups.is_floating_point():
         groups = groups.to(torch.int64)
     if _library.has_kernel("batched_nms_1d", scores):
         return _batched_nms_1d(segments, scores, groups, iou_threshold)
@@ -105,8 +107,9 @@ def soft_nms_1d(
         InputError: A wrong shape, type, device or parameter, or NaN in the input.
     """
     segments, scores = _prepared("soft_nms_1d", segments, scores)
-    if method not in ("linear", "gaussian"):
-        raise InputError(f"soft_nms_1d: method must be 'linear' or 'gaussian', not {method!r}")
+    check_choice("soft_nms_1d: method", method, "linear", "gaussian")
+    iou_threshold = as_number("soft_nms_1d", "iou_threshold", iou_threshold)
+    sigma, min_score = as_number("soft_nms_1d", "sigma", sigma), as_number("soft_nms_1d", "min_score", min_score)
     if _library.has_kernel("soft_nms_1d", scores):
         return _soft_nms_1d(segments, scores, iou_threshold, sigma, min_score, method == "gaussian")
     _check_soft(segments, scores, iou_threshold, sigma, min_score, method == "gaussian")
@@ -390,7 +393,7 @@ def _prepared(name: str, segments: Tensor, scores: Tensor) -> tuple[Tensor, Tens
     segments, scores = as_tensors(name, segments=segments, scores=scores)
     dtype = torch.float32
     for what, x in (("segments", segments), ("scores", scores)):
-        if x.is_floating_point() or x.is_complex():
+        if x.is_floating_point():
             check_floating(name, what, x)
         if x.dtype == torch.float64 or not x.is_floating_point():
             dtype = torch.float64  # also of integers, which float32 holds only up to 2^24

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import FLOATING, as_tensor, as_tensors, check_lengths
+from d2net.ops._checks import FLOATING, as_number, as_tensor, as_tensors, as_whole, check_choice, check_lengths
 from d2net.ops.nms import batched_nms_1d
+from d2net.words import quoted
 
 # Sums of absolute values up to here let no difference or sum of prefix sums overflow, so no score is NaN.
 _LARGEST_SUM = torch.finfo(torch.float64).max / 4
@@ -87,8 +88,11 @@ def extract_proposals(
     if lengths is not None:
         lengths = as_tensor("extract_proposals", "lengths", lengths).to(activations.device)
     thresholds = _listed(thresholds)
-    if outer not in ("pooled", "mean_of_sides"):
-        raise InputError(f"extract_proposals: outer must be 'pooled' or 'mean_of_sides', found {outer!r}")
+    check_choice("extract_proposals: outer", outer, "pooled", "mean_of_sides")
+    min_length = as_whole("extract_proposals", "min_length", min_length)
+    inflation = as_number("extract_proposals", "inflation", inflation)
+    min_contrast = as_number("extract_proposals", "min_contrast", min_contrast)
+    nms_iou = as_number("extract_proposals", "nms_iou", nms_iou)
     settings = thresholds, min_length, inflation, outer == "mean_of_sides", min_contrast, nms_iou
     if _library.has_kernel("extract_proposals", activations):
         places, score = _extract_proposals(activations.detach(), classes, lengths, *settings)
@@ -357,9 +361,10 @@ _extract_proposals = _library.register(
 def _listed(thresholds: Sequence[float]) -> list[float]:
     """The thresholds as plain numbers."""
     try:
-        return [float(t) for t in thresholds]
+        return [as_number("extract_proposals", "a threshold", t) for t in thresholds]
     except (TypeError, ValueError):
-        raise InputError(f"extract_proposals: thresholds must be a list of numbers, found {thresholds!r}") from None
+        found = quoted(thresholds)
+        raise InputError(f"extract_proposals: thresholds must be a list of numbers, found {found}") from None
 
 
 def _check_range(lengths: Tensor | None, snippets: int) -> None:

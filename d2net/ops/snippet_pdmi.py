@@ -7,17 +7,17 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from d2net.errors import InputError
 from d2net.ops import _library, _native
 from d2net.ops._checks import (
+    as_number,
     as_tensor,
     as_tensors,
+    check_choice,
     check_computed,
     check_floating,
     check_lengths,
     check_like,
     check_numbers,
-    check_real,
     check_same,
     check_shape,
     within,
@@ -64,15 +64,17 @@ def snippet_pdmi(
         Differentiable once, to ``attention``.
 
     Raises:
-        InputError: shapes, dtypes or devices that do not fit, an unknown normalization, a setting that is NaN, or
-            rank_tol < 0.
+        InputError: shapes, dtypes or devices that do not fit, an unknown normalization, a setting that is no number,
+            or rank_tol < 0.
     """
     attention, scores = as_tensors("snippet_pdmi", attention=attention, scores=scores)
     lengths = None if lengths is None else as_tensor("snippet_pdmi", "lengths", lengths, attention)
-    if normalization not in ("joint", "per_class"):
-        raise InputError(f"snippet_pdmi: normalization is '{normalization}', expected 'joint' or 'per_class'")
+    check_choice("snippet_pdmi: normalization", normalization, "joint", "per_class")
     check_floating("snippet_pdmi", "attention", attention)
-    check_real("snippet_pdmi", "scores", scores)
+    fg_threshold = as_number("snippet_pdmi", "fg_threshold", fg_threshold)
+    bg_threshold = as_number("snippet_pdmi", "bg_threshold", bg_threshold)
+    entry_floor = as_number("snippet_pdmi", "entry_floor", entry_floor)
+    rank_tol = as_number("snippet_pdmi", "rank_tol", rank_tol)
     attention = at_least_float32(attention)
     scores = scores.detach().to(attention.dtype)
     options = fg_threshold, bg_threshold, normalization == "per_class", entry_floor, rank_tol

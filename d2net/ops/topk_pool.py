@@ -7,7 +7,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import as_tensor, check_floating, check_lengths, check_like, check_shape, within
+from d2net.ops._checks import as_tensor, as_whole, check_floating, check_lengths, check_like, check_shape, within
 
 
 def topk_pool(x: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> Tensor:
@@ -25,9 +25,9 @@ def topk_pool(x: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> 
         once: the gradient is that of the mean at the selected snippets.
 
     Raises:
-        InputError: wrong shape, dtype or device, or divisor < 1.
+        InputError: wrong shape, dtype or device, T or C of 2^31 or more, or a divisor that is no whole number >= 1.
     """
-    x = as_tensor("topk_pool", "x", x)
+    x, divisor = as_tensor("topk_pool", "x", x), as_whole("topk_pool", "divisor", divisor)
     lengths = None if lengths is None else as_tensor("topk_pool", "lengths", lengths, x)
     if _library.has_kernel("topk_pool", x):
         return _topk_pool(x, lengths, divisor)[0]
@@ -58,6 +58,8 @@ def check_pooled(operator: str, name: str, x: Tensor, lengths: Tensor | None, di
     check_shape(operator, name, x, "B, T, C")
     check_floating(operator, name, x)
     check_lengths(operator, lengths, x)
+    if x.shape[1] >= 2**31 or x.shape[2] >= 2**31:
+        raise InputError(f"{operator}: {name} has shape {tuple(x.shape)}; T and C must be below 2^31")
     if divisor < 1:
         raise InputError(f"{operator}: divisor is {divisor}, expected at least 1")
 

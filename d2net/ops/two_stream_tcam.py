@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from d2net.ops import _library, _native
-from d2net.ops._checks import as_tensor, as_tensors, check_floating, check_like, check_same, within
+from d2net.ops._checks import as_tensor, as_tensors, as_whole, check_floating, check_like, check_same, within
 from d2net.ops.topk_pool import check_pooled, check_taken, topk_pool_reference
 
 
@@ -52,9 +52,11 @@ def two_stream_tcam(logits_a: Tensor, logits_b: Tensor, lengths: Tensor | None =
         maxima the lower class gets the gradient of attention. Differentiable once.
 
     Raises:
-        InputError: shapes, dtypes or devices that do not fit, or divisor < 1.
+        InputError: shapes, dtypes or devices that do not fit, T or C of 2^31 or more, or a divisor that is no whole
+            number >= 1.
     """
     logits_a, logits_b = as_tensors("two_stream_tcam", logits_a=logits_a, logits_b=logits_b)
+    divisor = as_whole("two_stream_tcam", "divisor", divisor)
     lengths = None if lengths is None else as_tensor("two_stream_tcam", "lengths", lengths, logits_a)
     if logits_a.dtype != logits_b.dtype:
         check_floating("two_stream_tcam", "logits_a", logits_a)
@@ -91,9 +93,9 @@ def tcam_pool(tcam: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) 
         larger than every number. Of equal class maxima the lower class gets the gradient. Differentiable once.
 
     Raises:
-        InputError: wrong shape, dtype or device, or divisor < 1.
+        InputError: wrong shape, dtype or device, T or C of 2^31 or more, or a divisor that is no whole number >= 1.
     """
-    tcam = as_tensor("tcam_pool", "tcam", tcam)
+    tcam, divisor = as_tensor("tcam_pool", "tcam", tcam), as_whole("tcam_pool", "divisor", divisor)
     lengths = None if lengths is None else as_tensor("tcam_pool", "lengths", lengths, tcam)
     if _library.has_kernel("tcam_pool", tcam):
         return TCAMPool(*_tcam_pool(tcam, lengths, divisor)[:2])

@@ -89,7 +89,7 @@ class LossRecipe(_Section):
     snippet_rank_tol: Weight = 1e-5  # singular values of U_1 up to this are zero
 
     # L_DV (Eq. 10)
-    video_peak_share: Share | None = None  # p where above this share of its maximum, else 0, then sum 1; None: p
+    video_peak_share: BelowOne | None = None  # p where above this share of its maximum, else 0, then sum 1; None: p
     video_normalization: Literal["joint", "per_class"] = "joint"  # Y_2 / n, or each class by its own count
 
     # Uncertainty modelling (Lee et al., AAAI 2021) beside the paper's terms

@@ -473,3 +473,32 @@ def test_wrong_inputs_are_refused():
         joint_log_condition_number(torch.rand(1, 3, 2), torch.rand(2, 3))
     with pytest.raises(InputError, match="p has dtype"):
         joint_log_condition_number(torch.ones(1, 3, 2, dtype=torch.int64), torch.rand(1, 2, 3))
+
+
+@pytest.mark.parametrize("kind", ["kernel", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 2, 2), (4, 3, 3), (2, 5, 4), (1, 3, 7), (1, 130, 130)])
+def test_entries_near_the_largest_number(shape, dtype, kind, monkeypatch):
+    """Whose sigma_1 no number of the type is: the ratio is one, and so is the gradient."""
+    if kind == "reference":
+        monkeypatch.setattr(_library, "_DEVICES", {operator: frozenset() for operator in _library._DEVICES})
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(shape, generator=generator, dtype=dtype)
+    scale = 2.0 ** math.floor(math.log2(torch.finfo(dtype).max / u.abs().max().item()))
+    expected, (gradient,) = log_condition_number(u), gradient_of(log_condition_number, u)
+    found, (of_large,) = log_condition_number(u * scale), gradient_of(log_condition_number, u * scale)
+    # Of 130 rows LAPACK's are of float32, which it scales in its own way.
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-4 if max(shape) > 128 else 1e-6)
+    # Gradients of 1e-38 have few digits in float32.
+    torch.testing.assert_close(of_large * scale, gradient, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["kernel", "reference"])
+@pytest.mark.parametrize(("rank_tol", "least"), [(1e-5, 1.0), (1e-7, 1e-6)])
+def test_rank_tol_counts_before_any_scaling(rank_tol, least, kind, monkeypatch):
+    """And a ratio may be larger than the largest number."""
+    if kind == "reference":
+        monkeypatch.setattr(_library, "_DEVICES", {operator: frozenset() for operator in _library._DEVICES})
+    u = torch.diag(torch.tensor([torch.finfo(torch.float32).max, 1.0, 1e-6]))[None]
+    expected = math.log(torch.finfo(torch.float32).max) - math.log(least)
+    assert log_condition_number(u, rank_tol=rank_tol).item() == pytest.approx(expected, rel=1e-6)

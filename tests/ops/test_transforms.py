@@ -279,3 +279,27 @@ class TestLoss:
         (first,) = torch.autograd.grad(of(t, e), t, create_graph=True)
         with pytest.raises(RuntimeError, match="differentiable once"):
             torch.autograd.grad(first.sum() + t.sum(), t)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_a_backward_does_not_mind_forward_mode_elsewhere(name):
+    """Within a ``dual_level`` that has nothing to do with it, or that holds other numbers' tangents."""
+    of, x = scalar(name)
+    expected, t = gradient(of, x), direction(x)
+    x.requires_grad_()
+    loss = of(x)
+    with forward_ad.dual_level():
+        other = forward_ad.make_dual(direction(x), t)
+        assert torch.equal(torch.autograd.grad(loss, x, retain_graph=True)[0], expected)
+        close(forward_ad.unpack_dual(of(other)).tangent, (gradient(of, direction(x)) * t).sum())
+    assert torch.equal(torch.autograd.grad(loss, x)[0], expected)
+
+
+def test_a_gradient_that_comes_in_with_a_tangent_is_refused():
+    """Its own tangent would be lost."""
+    x = direction(torch.empty(2, 3, 4)).requires_grad_()
+    y = topk_pool(x)
+    with forward_ad.dual_level():
+        incoming = forward_ad.make_dual(torch.ones_like(y), torch.ones_like(y))
+        with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+            torch.autograd.grad(y, x, incoming)
