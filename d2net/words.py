@@ -2,7 +2,7 @@
 
 A name may hold anything: line ends, what a terminal obeys, letters that are not seen or turn the line around, or five
 thousand letters. :func:`escaped` makes a line of it. Every error is passed through it (:mod:`d2net.errors`), and every
-line that the commands print (``d2net.cli_options.say`` and ``make_console``): no message has to think of it.
+line that the commands print (``d2net.cli.terminal.say`` and ``make_console``): no message has to think of it.
 """
 
 from __future__ import annotations
