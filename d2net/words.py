@@ -65,6 +65,11 @@ def listed(names: Iterable[str], most: int = 3) -> str:
     return f"{text} and {len(names) - most} more" if len(names) > most else text
 
 
+def counted(n: int, one: str, many: str = "") -> str:
+    """A number and what of: ``1 detection``, ``2 detections``; ``many`` where that is not made with an s."""
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)``, or nothing where no known word is near."""
     if len(word) > 4 * NAME:  # comparing takes as long as the square of it

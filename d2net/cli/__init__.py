@@ -64,7 +64,7 @@ def _show_version(value: bool) -> None:
 
 
 @app.callback()
-def everywhere(
+def root_options(
     debug: Annotated[
         bool,
         typer.Option("--debug", envvar="D2NET_DEBUG", help="Show the traceback of an error, after any command too."),
