@@ -62,6 +62,7 @@ def plot(
       d2net plot --detections theirs.json --label BaS-Net --data features/ --min-score 0 --out theirs.svg
     """
     from d2net.checkpoint import load_checkpoint
+    from d2net.report.pictures import check_picture
     from d2net.report.plot import (
         PICTURED,
         checkpoint_tracks,
@@ -71,7 +72,7 @@ def plot(
         find_recordings,
         timeline_rows,
     )
-    from d2net.report.timeline import check_picture, draw_timeline
+    from d2net.report.timeline import draw_timeline
 
     check_picture(out)
     sources = [*(checkpoints or []), *(detections or [])]

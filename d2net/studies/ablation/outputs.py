@@ -9,7 +9,7 @@ from pathlib import Path
 
 from d2net.files import locked, write_whole
 from d2net.report.names import fonts_for
-from d2net.report.timeline import save_figure
+from d2net.report.pictures import save_figure
 from d2net.studies.ablation.figure import draw
 from d2net.studies.ablation.results import write_json
 from d2net.studies.ablation.run import Ablation
