@@ -61,7 +61,7 @@ class Checkpoint:
         tensors: On the CPU, by dotted name: ``model.*`` (the result), ``loss.*``, ``optimizer.*``, ``sampler.*``,
             ``rng.*``; where the result is an average also ``weights.*``, the network that is trained on, and
             ``average.size``, the steps that it is worth; ``recordings.digests``, what it was trained on
-            (:mod:`d2net.resume`).
+            (:mod:`d2net.training.resume`).
         threads: Of the CPU that it was trained in, which decide the last bits; 0: of a GPU, or not known.
         precision: Of the network in training; None: not known.
         format: Of the file that it is from; 1 has no checksum, ``precision`` and ``recordings``.
