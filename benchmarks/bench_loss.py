@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from d2net.losses import D2NetLoss
-from d2net.ops import _library
+from d2net.ops import use_backend
 from d2net.recipes import load_recipe
 
 
@@ -98,12 +98,8 @@ def in_plain_pytorch(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """``run`` with the operators' references, as on a device without kernels: the batched PyTorch formulation."""
 
     def changed() -> Tensor:
-        kept = dict(_library._DEVICES)
-        _library._DEVICES.update({name: frozenset() for name in kept})
-        try:
+        with use_backend("reference"):
             return run()
-        finally:
-            _library._DEVICES.update(kept)
 
     return changed
 

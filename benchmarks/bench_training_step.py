@@ -24,8 +24,8 @@ from torch import Tensor
 
 from d2net.data.dataset import Dataset, Recording
 from d2net.recipes import Recipe, load_recipe
-from d2net.step_graph import WARM_UP, StepGraph
 from d2net.training import Trainer
+from d2net.training.step_graph import WARM_UP, StepGraph
 
 LAUNCH_CALLS = ("cudaLaunch", "cuLaunch", "cudaMemcpy", "cudaMemset")  # what the profiler calls them, graphs included
 

@@ -208,7 +208,7 @@ print(json.load(sys.stdin).get("architecture", 90))' <"$work/environment.json")"
   cd "$work" || return
   check "d2net info" "$(left)" "$python" -m d2net info
   if [[ -z "$dry" ]]; then # a GPU, but no nvcc
-    check "kernels are built" "$(left)" "$python" -c 'from d2net.ops._native import build_info; assert build_info()["cuda"], "no CUDA kernels: put nvcc on PATH or set CUDACXX"'
+    check "kernels are built" "$(left)" "$python" -c 'from d2net.ops import build_info; assert build_info()["cuda"], "no CUDA kernels: put nvcc on PATH or set CUDACXX"'
   fi
 }
 

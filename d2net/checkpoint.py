@@ -23,14 +23,14 @@ from d2net.errors import D2NetError, InputError
 from d2net.fields import LARGEST_COUNT, Range, check_fields
 from d2net.files import write_whole
 from d2net.model import D2Net
-from d2net.reading import read_bytes
+from d2net.reading import parse_json, read_bytes
 from d2net.recipes import Recipe, Width
 from d2net.words import quoted, reason
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 FORMAT = 2  # raise when an older d2net could not read a new file
-_KEY = "d2net"  # of the header's one entry, the metadata in JSON
-_DIGEST = "sha256"  # of the checksum among them, which files of format 1 have not
+KEY = "d2net"  # of the header's one entry, the metadata in JSON
+CHECKSUM = "sha256"  # of the checksum among them, which files of format 1 have not
 _TYPES = (
     torch.float64,
     torch.float32,
@@ -61,7 +61,7 @@ class Checkpoint:
         tensors: On the CPU, by dotted name: ``model.*`` (the result), ``loss.*``, ``optimizer.*``, ``sampler.*``,
             ``rng.*``; where the result is an average also ``weights.*``, the network that is trained on, and
             ``average.size``, the steps that it is worth; ``recordings.digests``, what it was trained on
-            (:mod:`d2net.resume`).
+            (:mod:`d2net.training.resume`).
         threads: Of the CPU that it was trained in, which decide the last bits; 0: of a GPU, or not known.
         precision: Of the network in training; None: not known.
         format: Of the file that it is from; 1 has no checksum, ``precision`` and ``recordings``.
@@ -126,8 +126,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             "lower training.learning_rate or look at the features"
         )
     metadata = checkpoint.metadata()
-    header = json.dumps({**metadata, _DIGEST: _digest(metadata, tensors)})
-    write_whole(path, save(tensors, {_KEY: header}))
+    header = json.dumps({**metadata, CHECKSUM: checksum(metadata, tensors)})
+    write_whole(path, save(tensors, {KEY: header}))
     # Half a pair of surrogates in a name stays an escape, which JSON knows too.
     readable = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
     write_whole(path.with_suffix(".json"), readable.encode("utf-8", "backslashreplace"))
@@ -156,17 +156,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: truncated or not a d2net checkpoint ({reason(error)}); a d2net checkpoint is a safetensors file, "
             "pickles (.pt, .pth, .pkl) are never loaded; use another copy or train again"
         ) from error
-    header = _header(content)
-    if _KEY not in header:
+    try:
+        header = _header(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged header ({quoted(error)}); use another copy or train again") from error
+    if KEY not in header:
         raise InputError(f"{path}: a safetensors file, but not a d2net checkpoint; give one that d2net wrote")
     why = _unusable(tensors)
     if why:
         raise InputError(f"{path}: damaged, {why}; use another copy or train again")
     try:
-        metadata = json.loads(header[_KEY])
-        digest = metadata.pop(_DIGEST, None)
+        metadata = parse_json(header[KEY])
+        digest = metadata.pop(CHECKSUM, None)
         # Where there is a sum it must be right, whatever the format is said to be: no changed bit turns this off.
-        wrong = digest is not None and digest != _digest(metadata, tensors)
+        wrong = digest is not None and digest != checksum(metadata, tensors)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: damaged header ({quoted(error)}); use another copy or train again") from error
     if wrong:
@@ -203,10 +206,10 @@ def _recipe(table: Any) -> Recipe:
 def _header(content: bytes) -> dict[str, str]:
     """The texts in a safetensors file that has been read: a JSON after its length."""
     length = int.from_bytes(content[:8], "little")
-    return json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+    return parse_json(content[8 : 8 + length]).get("__metadata__") or {}
 
 
-def _digest(metadata: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
+def checksum(metadata: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of the metadata, and of the names, types, shapes and bytes of the tensors."""
     total = hashlib.sha256(f"{json.dumps(metadata)}\n".encode())
     for name, t in sorted(tensors.items()):

@@ -12,27 +12,26 @@ from rich.table import Table
 
 import d2net
 from d2net import ops
-from d2net.ops import _library, _native
 
 
 def operator_names() -> list[str]:
-    """The functions of :mod:`d2net.ops`; its other public names are types of results."""
-    return [name for name in sorted(ops.__all__) if name.islower()]
+    """The operators of :mod:`d2net.ops`; its other public names are types of results, or say or choose what runs."""
+    return [name for name in sorted(ops.__all__) if hasattr(torch.ops.d2net, name)]
 
 
 def collect() -> dict[str, Any]:
     """Versions, build, devices and the backend of each operator, as plain values.
 
     Returns:
-        ``d2net``, ``python``, ``torch``: versions; ``extension``: as :func:`d2net.ops._native.build_info`;
+        ``d2net``, ``python``, ``torch``: versions; ``extension``: as :func:`d2net.ops.build_info`;
         ``devices``: descriptions; ``threads``: that torch uses; ``backends``: {operator: {"cpu": …, "cuda": …}}.
     """
-    built = _native.build_info()
+    built = ops.build_info()
     devices = [f"cpu: {platform.machine()}, {os.cpu_count()} cores"]
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)
         text = f"cuda:{i}: {p.name}, compute capability {p.major}.{p.minor}, {p.total_memory / 2**30:.0f} GiB"
-        if built["cuda"] and not _native.runs_on(built["cuda_archs"], (p.major, p.minor)):
+        if built["cuda"] and not ops.runs_on(built["cuda_archs"], (p.major, p.minor)):
             text += ", which the CUDA kernels were not built for"
         devices.append(text)
     return {
@@ -43,9 +42,7 @@ def collect() -> dict[str, Any]:
         "extension": built,
         "devices": devices,
         "threads": torch.get_num_threads(),
-        "backends": {
-            name: {kind: _library.backend(name, kind) for kind in ("cpu", "cuda")} for name in operator_names()
-        },
+        "backends": {name: {kind: ops.backend_of(name, kind) for kind in ("cpu", "cuda")} for name in operator_names()},
     }
 
 

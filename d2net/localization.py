@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from d2net.data.dataset import Dataset
 from d2net.detections import Detections
 from d2net.errors import InputError
-from d2net.ops._checks import as_tensor, check_kept, valid_mask
 from d2net.ops.bottom_up_attention import bottom_up_attention
+from d2net.ops.checks import as_tensor, check_kept, valid_mask
 from d2net.ops.proposals import Proposals, extract_proposals
 from d2net.ops.topk_pool import topk_pool
 from d2net.recipes import LocalizationRecipe, Recipe, load_recipe

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2net.errors import InputError
-from d2net.ops._checks import as_lengths, as_tensor, check_floating, check_shape, within
-from d2net.ops._native import at_least_float32
+from d2net.ops.checks import as_lengths, as_tensor, check_floating, check_shape, within
+from d2net.ops.precision import at_least_float32
 from d2net.recipes import ModelRecipe
 
 

@@ -64,11 +64,21 @@ def load_json(path: Path, content: bytes | None = None) -> Any:
     """
     content = read_bytes(path) if content is None else content
     try:
-        return json.loads(content, object_pairs_hook=_once)
+        return parse_json(content)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); truncated perhaps: write or download it again") from None
+
+
+def parse_json(content: str | bytes) -> Any:
+    """What a JSON text holds: all JSON that d2net reads comes through here.
+
+    Raises:
+        InputError: an object in which a key stands twice.
+        ValueError, RecursionError: it is no JSON, or too deep.
+    """
+    return json.loads(content, object_pairs_hook=_once)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A name may hold anything: line ends, what a terminal obeys, letters that are not seen or turn the line around, or five
 thousand letters. :func:`escaped` makes a line of it. Every error is passed through it (:mod:`d2net.errors`), and every
-line that the commands print (``d2net.cli_options.say`` and ``make_console``): no message has to think of it.
+line that the commands print (``d2net.cli.terminal.say`` and ``make_console``): no message has to think of it.
 """
 
 from __future__ import annotations
@@ -63,6 +63,11 @@ def listed(names: Iterable[str], most: int = 3) -> str:
     names = list(names)
     text = ", ".join(f"'{escaped(name, NAME)}'" for name in names[:most])
     return f"{text} and {len(names) - most} more" if len(names) > most else text
+
+
+def counted(n: int, one: str, many: str = "") -> str:
+    """A number and what of: ``1 detection``, ``2 detections``; ``many`` where that is not made with an s."""
+    return f"{n} {one if n == 1 else many or one + 's'}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

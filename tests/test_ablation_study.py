@@ -435,7 +435,7 @@ def test_a_training_that_finds_nothing_where_the_protocol_looks_does_not_end_the
     def nothing(*_, **__):
         raise InputError("no detection is left to judge")
 
-    monkeypatch.setattr("d2net.studies.ablation.evaluate", nothing)
+    monkeypatch.setattr("d2net.studies.ablation.run.evaluate", nothing)
     recipe = load_recipe("watch").override(["training.batch_size=4", "training.iterations=2"])
     study = Ablation(tmp_path / "out", recipe, choose_losses("focal"), seeds=1, data=simulate(stream_widths=(8, 8)))
     (result,) = study.execute()

@@ -15,7 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from d2net import __version__
-from d2net.cli import app, main, parse_tiou
+from d2net.cli import app, main
+from d2net.cli.evaluate import parse_tiou
 from d2net.errors import InputError
 from d2net.recipes import recipe_names
 

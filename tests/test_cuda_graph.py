@@ -17,8 +17,8 @@ from d2net.checkpoint import load_checkpoint
 from d2net.data.dataset import Dataset, Recording
 from d2net.losses import D2NetLoss
 from d2net.recipes import load_recipe
-from d2net.step_graph import StepGraph
 from d2net.training import Trainer
+from d2net.training.step_graph import StepGraph
 
 pytestmark = pytest.mark.gpu
 

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from d2net.cli import app
-from d2net.cli_options import check_output
+from d2net.cli.outputs import check_output
 from d2net.data import simulate
 from d2net.data.convert import convert
 from d2net.errors import InputError

@@ -18,7 +18,7 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from d2net.cli import app
-from d2net.cli_options import make_console
+from d2net.cli.terminal import make_console
 from d2net.errors import InputError
 from d2net.words import LINE, escaped, listed, quoted
 

@@ -15,7 +15,7 @@ from d2net.errors import InputError
 from d2net.localization import Localizer
 from d2net.losses import D2NetLoss
 from d2net.model import D2Net
-from d2net.ops._checks import as_tensor
+from d2net.ops.checks import as_tensor
 from d2net.recipes import LossRecipe, ModelRecipe, load_recipe
 
 # Not importable by name under --import-mode=importlib.

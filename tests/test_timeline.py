@@ -21,7 +21,9 @@ from PIL import Image
 from d2net.errors import InputError
 from d2net.report import TimelineRow, Track, draw_timeline
 from d2net.report.names import plain
-from d2net.report.timeline import COMMON_AXIS, FRAMES, GREEN, MAX_CLASSES, MIN_SCORE, _figure
+from d2net.report.timeline import COMMON_AXIS, MAX_CLASSES, MIN_SCORE
+from d2net.report.timeline.figure import timeline_figure
+from d2net.report.timeline.style import FRAMES, GREEN
 
 CLASSES = ("run", "jump", "throw $x$")
 
@@ -167,7 +169,7 @@ def test_tracks_are_named_and_drawn_below_each_other(row: TimelineRow, tmp_path:
 def test_every_track_has_its_own_scale(row: TimelineRow) -> None:
     """Scores of different tools are not comparable; the best of each fills its row."""
     tracks = [Track("a", [(0.0, 9.0, "run", 0.5)]), Track("b", [(0.0, 9.0, "run", 200.0)])]
-    lanes = _figure([replace(row, ground_truth=[], tracks=tracks)]).axes[0]
+    lanes = timeline_figure([replace(row, ground_truth=[], tracks=tracks)]).axes[0]
     boxes = [b for c in lanes.collections for p in c.get_paths() for b in [p.get_extents()] if b.height > 0.4]
     assert len(boxes) == 2 and boxes[0].height == pytest.approx(boxes[1].height)
 
@@ -175,7 +177,7 @@ def test_every_track_has_its_own_scale(row: TimelineRow) -> None:
 def test_recordings_share_an_axis_unless_one_is_much_longer(row: TimelineRow) -> None:
     def limits(seconds: float) -> set[float]:
         rows = [replace(row, duration=seconds), row]
-        return {ax.get_xlim()[1] for ax in _figure(rows).axes}
+        return {ax.get_xlim()[1] for ax in timeline_figure(rows).axes}
 
     assert limits(100) == {100}
     assert limits(60 * COMMON_AXIS + 1) == {60 * COMMON_AXIS + 1, 60}
@@ -186,7 +188,7 @@ def test_frames_are_evenly_spaced_and_do_not_overlap(row: TimelineRow, tmp_path:
     for i in range(30):
         paths.append(tmp_path / f"{i:02}.png")
         Image.new("RGB", (32, 24), (8 * i, 0, 0)).save(paths[-1])
-    figure = _figure([replace(row, frames=paths), replace(row, duration=30)])
+    figure = timeline_figure([replace(row, frames=paths), replace(row, duration=30)])
     strip = figure.axes[0]
     boxes = [a for a in strip.artists if isinstance(a, AnnotationBbox)]
     times = np.array([b.xy[0] for b in boxes])
@@ -199,7 +201,7 @@ def test_frames_are_evenly_spaced_and_do_not_overlap(row: TimelineRow, tmp_path:
 
 
 def legend(*rows: TimelineRow, min_score: float = 0.0) -> set[str]:
-    return {t.get_text() for box in _figure(rows, min_score).legends for t in box.get_texts()}
+    return {t.get_text() for box in timeline_figure(rows, min_score).legends for t in box.get_texts()}
 
 
 def test_the_legend_has_what_is_drawn_and_nothing_else(row: TimelineRow) -> None:
@@ -244,7 +246,7 @@ def test_scores_that_are_not_positive_are_drawn_equally_high(row: TimelineRow, t
     path = tmp_path / "p.svg"
     assert draw_timeline(path, [logs]) == 0
     assert "<!-- detection (no score above 0) -->" in path.read_text() and "best score" not in path.read_text()
-    lanes = _figure([replace(logs, ground_truth=[])]).axes[0]
+    lanes = timeline_figure([replace(logs, ground_truth=[])]).axes[0]
     boxes = [b.height for c in lanes.collections for p in c.get_paths() for b in [p.get_extents()]]
     assert len(boxes) == 2 and min(boxes) == max(boxes) > 0.4
 
@@ -253,7 +255,7 @@ def test_curves_begin_at_the_first_snippet(row: TimelineRow) -> None:
     late = replace(row, first_snippet=7.0)
     assert late.end() == 67.0
     for each, first in ((row, 0.25), (late, 7.25)):
-        curves = _figure([each]).axes[1].lines
+        curves = timeline_figure([each]).axes[1].lines
         assert len(curves) == 4  # attention and three classes
         for curve in curves:
             np.testing.assert_allclose(curve.get_xdata(), first + 0.5 * np.arange(120))
@@ -263,7 +265,7 @@ def test_models_of_other_classes_say_what_they_do_not_know(row: TimelineRow, tmp
     known = Track("a", [(1.0, 2.0, "jump", 0.5)], np.tile([0.2, 0.9], (120, 1)), classes=("jump", "run"))
     draw_timeline(tmp_path / "p.svg", [replace(row, tracks=[known, Track("b", [])])])
     assert (tmp_path / "p.svg").read_text().count("<!-- not trained on this class -->") == 1  # of "throw $x$"
-    values = {tuple(set(line.get_ydata())) for line in _figure([replace(row, tracks=[known])]).axes[1].lines}
+    values = {tuple(set(line.get_ydata())) for line in timeline_figure([replace(row, tracks=[known])]).axes[1].lines}
     assert values == {(0.2,), (0.9,)}
 
 
@@ -318,7 +320,7 @@ def test_texts_lie_within_the_picture_and_not_over_each_other(
 ) -> None:
     drawn = [stress(**each, tracks=tracks) for each in rows]
     draw_timeline(tmp_path / "p.svg", drawn)  # a lone surrogate could not be written
-    figure = _figure(drawn, MIN_SCORE)
+    figure = timeline_figure(drawn, MIN_SCORE)
     figure.draw_without_rendering()
     texts = [t for t in figure.findobj(Text) if t.get_text() and t.get_visible()]
     boxes = []
@@ -340,7 +342,7 @@ def test_texts_lie_within_the_picture_and_not_over_each_other(
 
 def test_without_ground_truth_lanes_are_lower(row: TimelineRow) -> None:
     def inches(*rows: TimelineRow) -> float:
-        return float(_figure(rows).get_figheight())
+        return float(timeline_figure(rows).get_figheight())
 
     bare = replace(row, ground_truth=[])
     assert inches(bare) < inches(row) and inches(bare, row) == inches(row, row)

@@ -345,7 +345,7 @@ def test_a_signal_right_after_a_save_says_saved(
         if checkpoint.iteration == 7:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("d2net.training.save_checkpoint", save)
+    monkeypatch.setattr("d2net.training.loop.save_checkpoint", save)
     trainer = make_trainer(tmp_path, iterations, save_every=7)
     if iterations == 7:
         assert trainer.run().exists() and trainer.interrupted

@@ -26,7 +26,7 @@ from d2net.errors import InputError
 from d2net.reading import number
 
 # What the field's files call each of them.
-_KEYS = {
+KEYS = {
     "fps": ("fps",),
     "stride": ("feat_stride", "stride", "snippet_stride", "feature_stride"),
     "window": ("window", "num_frames"),
@@ -88,7 +88,7 @@ class Times:
             InputError: a value that is no positive number, or two names of one thing with different values.
         """
         found: dict[str, float] = {}
-        for name, keys in _KEYS.items():
+        for name, keys in KEYS.items():
             there = {key: number(table[key], f'"{key}"') for key in keys if table.get(key) is not None}
             if len(set(there.values())) > 1:
                 said = " and ".join(f'"{key}": {value:g}' for key, value in there.items())

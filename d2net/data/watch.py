@@ -114,10 +114,10 @@ def load_watch(
             subject = subjects[index % len(subjects)]
             signal, segments = _join(source, subject, np.random.default_rng([seed, number, index]))
             if subset == "train":
-                rotation = _rotation(np.radians(tilt) * np.random.default_rng([seed, 2, index]).normal(size=3))
+                rotation = rotation_matrix(np.radians(tilt) * np.random.default_rng([seed, 2, index]).normal(size=3))
                 signal = np.concatenate([signal[:, :3] @ rotation.T, signal[:, 3:] @ rotation.T], axis=1)
                 factor = math.exp(tempo * np.random.default_rng([seed, 3, index]).normal())
-                signal = _faster(signal, factor)
+                signal = played_faster(signal, factor)
                 segments = tuple((start / factor, end / factor, label) for start, end, label in segments)
             features = np.concatenate([stream_features(signal[:, :3]), stream_features(signal[:, 3:])], axis=1)
             made.append((subset, subject, index, len(signal) / RATE, segments, features))
@@ -179,7 +179,7 @@ def stream_features(signal: np.ndarray) -> np.ndarray:
     return np.concatenate(statistics, axis=1).astype(np.float32)
 
 
-def _rotation(angles: np.ndarray) -> np.ndarray:
+def rotation_matrix(angles: np.ndarray) -> np.ndarray:
     """(3, 3) rotation by ``angles`` (x, y, z; radians), about x first."""
     turned = np.eye(3)
     for axis, angle in enumerate(angles):
@@ -191,7 +191,7 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
     return turned
 
 
-def _faster(signal: np.ndarray, factor: float) -> np.ndarray:
+def played_faster(signal: np.ndarray, factor: float) -> np.ndarray:
     """(n, 6) acceleration and angular velocity, as if everything went ``factor`` times as fast: (n / factor, 6)."""
     times = np.arange(int(len(signal) / factor)) * factor
     played = np.stack([np.interp(times, np.arange(len(signal)), column) for column in signal.T], axis=1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from d2net.errors import InputError
 from d2net.fields import checked
-from d2net.ops._checks import (
+from d2net.ops.checks import (
     as_lengths,
     as_tensors,
     can_look_at,
@@ -18,7 +18,7 @@ from d2net.ops._checks import (
     check_same,
     check_shape,
 )
-from d2net.ops._native import at_least_float32
+from d2net.ops.precision import at_least_float32
 
 
 def setting(loss: nn.Module, wanted: Any, **named: object) -> Any:

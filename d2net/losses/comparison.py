@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from d2net.losses._common import setting, take_scores
 from d2net.losses.denoising import RANK_TOL, SnippetJoint, SnippetTerm, VideoJoint, VideoTerm
 from d2net.losses.discriminative import PROBABILITY_FLOOR, probabilities
-from d2net.ops._native import product
 from d2net.ops.loss import d2net_loss
 from d2net.ops.loss_reference import LossInputs, LossSettings, mean_of
+from d2net.ops.precision import product
 from d2net.recipes import Count, Floor, Weight
 
 

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from d2net.errors import InputError
 from d2net.losses._common import check_known, check_labels, present, setting, take_scores
 from d2net.losses.discriminative import PROBABILITY_FLOOR
-from d2net.ops._checks import as_lengths, as_tensor, as_tensors, check_activations, check_same, check_shape, within
-from d2net.ops._native import at_least_float32
+from d2net.ops.checks import as_lengths, as_tensor, as_tensors, check_activations, check_same, check_shape, within
 from d2net.ops.condition_number import joint_log_condition_number
 from d2net.ops.loss import d2net_loss, has_video_kernel
 from d2net.ops.loss_reference import (
@@ -27,6 +26,7 @@ from d2net.ops.loss_reference import (
     own_class_attention,
     video_factors,
 )
+from d2net.ops.precision import at_least_float32
 from d2net.ops.snippet_pdmi import snippet_pdmi
 from d2net.ops.topk_pool import topk_pool
 from d2net.recipes import BelowOne, Count, Floor, Share, Weight

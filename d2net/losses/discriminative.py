@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from d2net.losses._common import setting, take_batch
 from d2net.losses.pairing import Pairing, Pairs, pair_by_permutation, pair_different
-from d2net.ops._native import at_least_float32
 from d2net.ops.attention_pool import Pooled
 from d2net.ops.loss import d2net_loss
 from d2net.ops.loss_reference import LossInputs, LossSettings, counted_lengths
+from d2net.ops.precision import at_least_float32
 from d2net.recipes import Count, Floor, Share, Weight
 
 Reduction = Literal["sum", "mean"]

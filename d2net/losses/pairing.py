@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from d2net.errors import InputError
-from d2net.ops._checks import INTEGERS, as_tensor, can_look_at, within
+from d2net.ops.checks import INTEGERS, as_tensor, can_look_at, within
 from d2net.ops.two_stream_tcam import class_max
 from d2net.words import quoted
 

@@ -1,8 +1,13 @@
 """Operators of temporal action localization. Shapes: B recordings, T snippets, C classes, D embedding width.
 
 Each may be 0: results have the sizes that follow, and a sum, mean or maximum over nothing is 0.
+
+:func:`use_backend` makes them compute in plain PyTorch, to compare with; :func:`backend_of` says what runs one, and
+:func:`build_info` how the extension was built and :func:`runs_on` for which chips.
 """
 
+from d2net.ops._library import backend_of, use_backend
+from d2net.ops._native import build_info, runs_on
 from d2net.ops.attention_pool import Pooled, attention_pool
 from d2net.ops.bottom_up_attention import bottom_up_attention
 from d2net.ops.condition_number import joint_log_condition_number, log_condition_number
@@ -20,16 +25,20 @@ __all__ = [
     "Proposals",
     "SnippetPDMI",
     "attention_pool",
+    "backend_of",
     "batched_nms_1d",
     "bottom_up_attention",
+    "build_info",
     "extract_proposals",
     "iou_1d",
     "joint_log_condition_number",
     "log_condition_number",
     "nms_1d",
+    "runs_on",
     "snippet_pdmi",
     "soft_nms_1d",
     "tcam_pool",
     "topk_pool",
     "two_stream_tcam",
+    "use_backend",
 ]

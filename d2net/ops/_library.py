@@ -12,9 +12,11 @@ but not into a kernel.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from torch.autograd import forward_ad
 
 from d2net.errors import InputError
 from d2net.ops import _native
+from d2net.words import quoted
 
 # `Library.define` with `register_autograd` costs least a call of what torch offers: about 5 us without gradient and
 # 25 us forward and backward, against 7 and 32 for `custom_op` (measured with torch 2.13).
@@ -29,7 +32,7 @@ LIBRARY = torch.library.Library("d2net", "DEF")
 
 _BUILT_WITH_CUDA: bool = _native.build_info()["cuda"]
 
-# Devices that have a kernel, by operator; "meta" has the fake one. Emptied by tests that want the reference.
+# Devices that have a kernel, by operator; "meta" has the fake one.
 _DEVICES: dict[str, frozenset[str]] = {}
 
 # The cuda function of every operator that has one, also where the extension was built without CUDA: tests run them on
@@ -218,17 +221,61 @@ def _direct_function(
 
 def has_kernel(name: str, x: Tensor) -> bool:
     """Whether the kernel of operator ``name`` can do what is asked with ``x``; otherwise its reference runs: on other
-    devices, in forward-mode differentiation, and within the transforms of ``torch.func``."""
+    devices, in forward-mode differentiation, and within :func:`use_backend` and the transforms of ``torch.func``."""
     if torch.compiler.is_compiling():  # what else is asked below would stay in the graph
-        return x.device.type in _DEVICES[name] and forward_ad._current_level < 0
+        wanted = not getattr(_local, "reference", False)
+        return wanted and x.device.type in _DEVICES[name] and forward_ad._current_level < 0
     device = "cpu" if x.is_cpu else x.device.type  # a string that takes longer to make than all else here
     plain = forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
-    return plain and device in _DEVICES[name]
+    return plain and device in _DEVICES[name] and not (_ever_asked and _wants_reference())
 
 
-def backend(name: str, device: str) -> str:
-    """What runs operator ``name`` on tensors of ``device``: ``cpu``, ``cuda`` or ``reference`` (plain PyTorch)."""
-    return device if device in _DEVICES.get(name, ()) else "reference"
+def backend_of(operator: str, device: str) -> str:
+    """What runs an operator on tensors of ``device``, a type as ``"cuda"``: ``cpu``, ``cuda``, or ``reference``."""
+    native = device in _DEVICES.get(operator, ()) and not _wants_reference()
+    return device if native else "reference"
+
+
+# Whether this thread wants references. PyTorch hands on what it keeps of a thread to those in which autograd works for
+# it; torch.compile does not see that, but compiles anew where an attribute of a thread has changed. So it is in both.
+_REFERENCE = "d2net.reference"
+_local = threading.local()
+_ever_asked = False  # in any thread: until then no call looks further
+
+
+def _wants_reference() -> bool:
+    return torch._C._is_key_in_tls(_REFERENCE) and torch._C._get_obj_in_tls(_REFERENCE)
+
+
+def _want_reference(wanted: bool) -> None:
+    torch._C._stash_obj_in_tls(_REFERENCE, wanted)
+    _local.reference = wanted
+
+
+@contextmanager
+def use_backend(name: Literal["reference"]) -> Iterator[None]:
+    """Within, every operator and loss of d2net computes in plain PyTorch, whatever kernels there are: to compare with.
+
+    That is so in the thread that enters, and in those in which autograd works for it (where ``torch.utils.checkpoint``
+    computes a forward pass again); all others go on with the kernels. It may be nested, and used as a decorator.
+    A function made by ``torch.compile`` is compiled again for it. A gradient belongs to its result: of what a kernel
+    computed it comes from a kernel, and of what a reference computed from PyTorch, wherever ``backward`` is called.
+
+    Args:
+        name: ``"reference"``.
+
+    Raises:
+        InputError: another name.
+    """
+    if name != "reference":
+        raise InputError(f"use_backend: there is 'reference', not {quoted(name)}; leave it out for the kernels")
+    global _ever_asked
+    _ever_asked, before = True, _wants_reference()
+    _want_reference(True)
+    try:
+        yield
+    finally:
+        _want_reference(before)
 
 
 def refuse_double_backward(ctx: Any, *grads: Tensor) -> None:

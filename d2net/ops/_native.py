@@ -133,18 +133,6 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-def at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` in the type that they have, under autocast too: its sums may be larger than the largest float16."""
-    if a.is_meta:  # which has no autocast
-        return a @ b
-    with torch.autocast(a.device.type, enabled=False):
-        return a @ b
-
-
 def plain(x: Tensor) -> Tensor:
     """``x`` as the CPU functions read it: contiguous, half precision in float32."""
     return (x if x.dtype in (torch.float32, torch.float64) else x.float()).contiguous()

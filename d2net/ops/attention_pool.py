@@ -9,7 +9,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import (
+from d2net.ops.checks import (
     as_number,
     as_tensor,
     as_tensors,
@@ -22,6 +22,7 @@ from d2net.ops._checks import (
     check_shape,
     within,
 )
+from d2net.ops.precision import product
 
 _CHUNK = 32  # kPoolChunk of csrc/attention_pool.h
 
@@ -94,7 +95,7 @@ def attention_pool_reference(
         weights = torch.where(selected, lam, 0)
         rows = x.to(lam.dtype).masked_fill(~selected[:, :, None], 0)  # NaN times a weight of 0 would be NaN
         total = weights.sum(1)
-        vector = _native.product(weights[:, None], rows)[:, 0]
+        vector = product(weights[:, None], rows)[:, 0]
         if mean:
             vector = vector / torch.where(total > 0, total, 1)[:, None]
         pooled.append(vector)

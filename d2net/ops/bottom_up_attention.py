@@ -7,7 +7,8 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import as_tensor, as_tensors, check_floating, check_lengths, check_like, check_shape, within
+from d2net.ops.checks import as_tensor, as_tensors, check_floating, check_lengths, check_like, check_shape, within
+from d2net.ops.precision import product
 
 
 def bottom_up_attention(embeddings: Tensor, reference: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -50,7 +51,7 @@ def bottom_up_attention_reference(embeddings: Tensor, reference: Tensor, lengths
 
     x, reference = scaled(x), scaled(reference)
     norm = torch.linalg.vector_norm(x, dim=2) * torch.linalg.vector_norm(reference)
-    cosine = torch.where(unused | (norm == 0), 0, _native.product(x, reference) / torch.where(norm == 0, 1, norm))
+    cosine = torch.where(unused | (norm == 0), 0, product(x, reference) / torch.where(norm == 0, 1, norm))
     return 0.5 * (1 - cosine.clamp(-1, 1))
 
 

@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import (
+from d2net.ops.checks import (
     as_number,
     as_tensor,
     as_tensors,
@@ -19,7 +19,7 @@ from d2net.ops._checks import (
     check_like,
     check_shape,
 )
-from d2net.ops._native import at_least_float32
+from d2net.ops.precision import at_least_float32, product
 
 # The kernels' largest matrices; larger ones are a job for LAPACK.
 MAX_SIZE = 128
@@ -92,7 +92,7 @@ def log_condition_number_reference(u: Tensor, *, rank_tol: float = 1e-5) -> Tens
 
 def joint_log_condition_number_reference(p: Tensor, y: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
     """:func:`joint_log_condition_number` in plain PyTorch, on any device, without checks."""
-    return log_condition_number_reference(_native.product(p, y), rank_tol=rank_tol)
+    return log_condition_number_reference(product(p, y), rank_tol=rank_tol)
 
 
 class _Reference(torch.autograd.Function):

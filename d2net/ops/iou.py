@@ -7,7 +7,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import as_tensors, check_computed, check_floating, check_like
+from d2net.ops.checks import as_tensors, check_computed, check_floating, check_like
 
 
 def iou_1d(a: Tensor, b: Tensor) -> Tensor:

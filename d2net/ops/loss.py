@@ -11,7 +11,8 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import (
+from d2net.ops._native import Native, Struct
+from d2net.ops.checks import (
     check_computed,
     check_floating,
     check_floor,
@@ -22,7 +23,6 @@ from d2net.ops._checks import (
     check_same,
     check_shape,
 )
-from d2net.ops._native import Native, Struct
 from d2net.ops.condition_number import MAX_SIZE, check_rank_tol
 from d2net.ops.loss_reference import LossInputs, LossResult, LossSettings, d2net_loss_reference
 

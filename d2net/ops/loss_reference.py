@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from d2net.ops._checks import within
 from d2net.ops.attention_pool import attention_pool_reference
 from d2net.ops.bottom_up_attention import bottom_up_attention_reference
+from d2net.ops.checks import within
 from d2net.ops.condition_number import joint_log_condition_number_reference
 from d2net.ops.snippet_pdmi import snippet_pdmi_reference
 from d2net.ops.two_stream_tcam import class_max, tcam_pool_reference

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import as_number, as_tensor, as_tensors, check_choice, check_computed, check_floating
+from d2net.ops.checks import as_number, as_tensor, as_tensors, check_choice, check_computed, check_floating
 
 
 def nms_1d(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:

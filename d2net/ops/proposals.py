@@ -12,7 +12,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import FLOATING, as_number, as_tensor, as_tensors, as_whole, check_choice, check_lengths
+from d2net.ops.checks import FLOATING, as_number, as_tensor, as_tensors, as_whole, check_choice, check_lengths
 from d2net.ops.nms import batched_nms_1d
 from d2net.words import quoted
 

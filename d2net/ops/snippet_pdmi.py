@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from d2net.ops import _library, _native
-from d2net.ops._checks import (
+from d2net.ops._native import Native
+from d2net.ops.checks import (
     as_number,
     as_tensor,
     as_tensors,
@@ -22,8 +23,8 @@ from d2net.ops._checks import (
     check_shape,
     within,
 )
-from d2net.ops._native import Native, at_least_float32
 from d2net.ops.condition_number import check_rank_tol, log_condition_number_reference
+from d2net.ops.precision import at_least_float32
 
 
 class SnippetPDMI(NamedTuple):

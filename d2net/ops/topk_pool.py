@@ -7,7 +7,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._checks import as_tensor, as_whole, check_floating, check_lengths, check_like, check_shape, within
+from d2net.ops.checks import as_tensor, as_whole, check_floating, check_lengths, check_like, check_shape, within
 
 
 def topk_pool(x: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from d2net.ops import _library, _native
-from d2net.ops._checks import as_tensor, as_tensors, as_whole, check_floating, check_like, check_same, within
+from d2net.ops.checks import as_tensor, as_tensors, as_whole, check_floating, check_like, check_same, within
 from d2net.ops.topk_pool import check_pooled, check_taken, topk_pool_reference
 
 

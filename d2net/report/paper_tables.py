@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -13,6 +12,7 @@ from rich.text import Text
 
 from d2net.errors import InputError
 from d2net.evaluation import Evaluation
+from d2net.reading import parse_json
 from d2net.words import NAME, did_you_mean, escaped
 
 
@@ -198,5 +198,4 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def _read() -> dict[str, Any]:
-    text = (resources.files(__package__) / "paper_tables.json").read_text(encoding="utf-8")
-    return json.loads(text)
+    return parse_json((resources.files(__package__) / "paper_tables.json").read_text(encoding="utf-8"))

@@ -25,7 +25,7 @@ from d2net.files import locked, write_whole
 from d2net.losses import D2NetLoss, bottom_up_attention
 from d2net.ops.topk_pool import topk_pool
 from d2net.report.names import fit, fonts_for
-from d2net.report.timeline import save_figure
+from d2net.report.pictures import save_figure
 from d2net.training import Trainer
 
 RANK_TOLERANCE = 1e-5  # singular values up to this count as zero, as in d2net.ops.log_condition_number

@@ -43,9 +43,9 @@ def test_the_json_is_read(tmp_path):
 
 
 def test_every_key_that_is_read_is_in_the_document():
-    from d2net.data.times import _KEYS
+    from d2net.data.times import KEYS
 
     text = DOCUMENT.read_text(encoding="utf-8")
     others = ("labels", "ambiguous", "withdrawn", "frame", "duration", "label_id", "classes", "streams", "name")
-    for key in (*(key for keys in _KEYS.values() for key in keys), *others):
+    for key in (*(key for keys in KEYS.values() for key in keys), *others):
         assert f"`{key}`" in text, key

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from d2net.data.dataset import Dataset
-from d2net.data.watch import BACKGROUND, _faster, _rotation, load_watch, stream_features
+from d2net.data.watch import BACKGROUND, load_watch, played_faster, rotation_matrix, stream_features
 from d2net.errors import InputError
 
 
@@ -121,20 +121,20 @@ def test_only_training_recordings_are_turned_and_played_faster() -> None:
 def test_a_signal_played_faster() -> None:
     t = np.arange(1000) / 50
     signal = np.stack([np.sin(2 * np.pi * t)] * 6, axis=1)
-    played = _faster(signal, 1.25)
+    played = played_faster(signal, 1.25)
     expected = np.sin(2 * np.pi * 1.25 * t[:800])
     assert played.shape == (800, 6)
     for axis in range(6):  # 0.01: signals are interpolated linearly
         np.testing.assert_allclose(played[:, axis], expected * (1 if axis < 3 else 1.25), atol=0.01)
-    np.testing.assert_array_equal(_faster(signal, 1.0), signal)
-    assert len(_faster(signal, 0.9)) == 1111
+    np.testing.assert_array_equal(played_faster(signal, 1.0), signal)
+    assert len(played_faster(signal, 0.9)) == 1111
 
 
 def test_a_turned_signal_keeps_its_magnitude() -> None:
-    rotation = _rotation(np.array([0.3, -0.2, 1.0]))
+    rotation = rotation_matrix(np.array([0.3, -0.2, 1.0]))
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
     assert np.linalg.det(rotation) == pytest.approx(1)
-    np.testing.assert_allclose(_rotation(np.array([0, 0, np.pi / 2])) @ [1, 0, 0], [0, 1, 0], atol=1e-12)
+    np.testing.assert_allclose(rotation_matrix(np.array([0, 0, np.pi / 2])) @ [1, 0, 0], [0, 1, 0], atol=1e-12)
 
 
 def test_other_people_may_train_and_test() -> None:

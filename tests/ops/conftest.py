@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-from d2net.ops import _library
+from d2net.ops import use_backend
 
 # Not a test module and not importable by name under --import-mode=importlib.
 _spec = importlib.util.spec_from_file_location("simt", Path(__file__).with_name("simt.py"))
@@ -32,13 +33,10 @@ def simt_kernels(simt_module) -> Iterator[ModuleType]:
 
 
 @pytest.fixture(params=["reference", "cpu", "simt", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request, monkeypatch) -> torch.device:
+def device(request) -> Iterator[torch.device]:
     """Where a test puts its tensors. With "reference" the operators run in plain PyTorch on the CPU, with "simt" the
     CUDA kernels run there (csrc/simt)."""
-    if request.param == "reference":
-        monkeypatch.setattr(_library, "_DEVICES", {name: frozenset() for name in _library._DEVICES})
-        return torch.device("cpu")
     if request.param == "simt":
         request.getfixturevalue("simt_kernels")
-        return torch.device("cpu")
-    return torch.device(request.param)
+    with use_backend("reference") if request.param == "reference" else nullcontext():
+        yield torch.device("cuda" if request.param == "cuda" else "cpu")

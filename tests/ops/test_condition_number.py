@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from d2net.errors import InputError
-from d2net.ops import _library, condition_number, joint_log_condition_number, log_condition_number
+from d2net.ops import backend_of, condition_number, joint_log_condition_number, log_condition_number
 
 TOLERANCE = 1e-5
 
@@ -31,7 +31,7 @@ def assert_value(u: Tensor, **options) -> None:
 
 
 def skip_reference(operator: str, device: torch.device) -> None:
-    if _library.backend(operator, device.type) == "reference":
+    if backend_of(operator, device.type) == "reference":
         pytest.skip("the reference computes in float32, which has not the digits; kernels compute in float64")
 
 

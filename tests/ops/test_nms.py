@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from d2net.errors import InputError
-from d2net.ops import _library, batched_nms_1d, nms, nms_1d, soft_nms_1d
+from d2net.ops import backend_of, batched_nms_1d, nms, nms_1d, soft_nms_1d
 
 THRESHOLDS = [0.0, 1e-3, 0.1, 0.3, 0.5, 0.75, 0.95, 1.0]
 SOFT = {"iou_threshold": 0.2, "sigma": 0.4, "min_score": 0.05}
@@ -42,7 +42,7 @@ def greedy(segments: Tensor, scores: Tensor, threshold: float, groups: Tensor | 
         return batched_nms_1d(segments, scores, groups, threshold)
 
     keep = run()
-    if _library.backend("nms_1d", scores.device.type) == "reference":
+    if backend_of("nms_1d", scores.device.type) == "reference":
         return keep
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nms, "_BLOCK_LIMIT", dict.fromkeys(nms._BLOCK_LIMIT, 0))
@@ -591,7 +591,7 @@ def test_wrong_input(device, segments, scores, threshold, words):
 
 @pytest.mark.parametrize("n", [900, 3000])
 def test_the_kernels_name_the_first_bad_row(device, n):
-    if _library.backend("nms_1d", device.type) == "reference":
+    if backend_of("nms_1d", device.type) == "reference":
         pytest.skip("plain PyTorch only says that there is one")
     segments, scores = random_case(n, 0, 20.0)
     scores[n - 100], segments[470, 1], segments[n - 50, 0] = torch.nan, torch.inf, -torch.inf

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from d2net.ops import _library, _native, batched_nms_1d, extract_proposals, nms, nms_1d
+from d2net.ops import _native, backend_of, batched_nms_1d, extract_proposals, nms, nms_1d
 
 
 def _case(n: int, dtype: torch.dtype, groups: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -42,7 +42,7 @@ def test_the_cuda_function_runs(simt_module, request, monkeypatch):
 
 def test_the_cpu_kernel_is_back_afterwards(monkeypatch):
     monkeypatch.setattr(_native, "cuda", None)
-    assert _library.backend("batched_nms_1d", "cpu") == "cpu"
+    assert backend_of("batched_nms_1d", "cpu") == "cpu"
     assert batched_nms_1d(*_case(50, torch.float32, 2), 0.5).numel() > 0
 
 

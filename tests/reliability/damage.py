@@ -285,18 +285,18 @@ def signed_again(rng: random.Random, content: bytes, other: bytes) -> Damaged:
     """Metadata of a checkpoint that somebody has made up, with the checksum that it then must have."""
     from safetensors.torch import load, save
 
-    from d2net.checkpoint import _DIGEST, _KEY, _digest
+    from d2net.checkpoint import CHECKSUM, KEY, checksum
 
     (length,) = struct.unpack("<Q", content[:8])
-    metadata = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_KEY])
-    del metadata[_DIGEST]
+    metadata = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][KEY])
+    del metadata[CHECKSUM]
     tensors = load(content)
     while True:
         what, text = json_text(rng, json.dumps(metadata))
         try:
             changed = json.loads(text)
-            changed[_DIGEST] = _digest(changed, tensors)
-            return f"{what}, signed", save(tensors, {_KEY: json.dumps(changed)})
+            changed[CHECKSUM] = checksum(changed, tensors)
+            return f"{what}, signed", save(tensors, {KEY: json.dumps(changed)})
         except (ValueError, TypeError, RecursionError):  # text that cannot be signed
             continue
 

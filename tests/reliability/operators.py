@@ -19,7 +19,6 @@ Calls run in children, some hundred each: one that crashes is named with its num
 from __future__ import annotations
 
 import argparse
-import contextlib
 import ctypes
 import json
 import math
@@ -29,7 +28,7 @@ import random
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2net import losses, ops
 from d2net.errors import D2NetError
-from d2net.ops import _library
+from d2net.ops import use_backend
 
 EPS = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float32: 2e-5, torch.float64: 1e-9}
 # Squares of these are within the type that is computed in, as docs/numbers.md asks for.
@@ -390,17 +389,6 @@ DRAWN: list[Callable[[Numbers], Call]] = [
 # -- running one
 
 
-@contextlib.contextmanager
-def references() -> Iterator[None]:
-    """Operators compute in plain PyTorch."""
-    before = _library._DEVICES
-    _library._DEVICES = {name: frozenset() for name in before}
-    try:
-        yield
-    finally:
-        _library._DEVICES = before
-
-
 def results(call: Call, leaves: list[Any], others: list[Any]) -> list[Tensor]:
     """Results; and where they are finite, gradients of their sum weighted at random."""
     inputs = [x.detach().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in leaves]
@@ -460,7 +448,7 @@ def differs(found: list[Tensor], expected: list[Tensor], true: Any, call: Call, 
 def check_right(call: Call, n: Numbers) -> str:
     place = [[n.laid(x) for x in group] for group in (call.leaves, call.others)]
     found = outcome(call, *place)
-    with references():
+    with use_backend("reference"):
         expected = outcome(call, call.leaves, call.others)
         true = outcome(call, [wide(x) for x in call.leaves], [wide(x) for x in call.others])
     if isinstance(found, str) or isinstance(expected, str):

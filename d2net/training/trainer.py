@@ -1,12 +1,12 @@
-"""The training loop: read :meth:`Trainer.run` from top to bottom."""
+"""What a training is of and where it is: its settings, its state, what it resumes. The loop is in ``loop.py``."""
 
 from __future__ import annotations
 
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,30 +14,25 @@ import torch
 from torch import Tensor
 
 from d2net import __version__
-from d2net.checkpoint import CHECKPOINT_NAME, Checkpoint, Precision, Seed, load_checkpoint, save_checkpoint
+from d2net.checkpoint import CHECKPOINT_NAME, Checkpoint, Precision, Seed, load_checkpoint
 from d2net.data.batches import Batch
 from d2net.data.dataset import Dataset
 from d2net.data.resident import ResidentFeatures
-from d2net.errors import D2NetError, InputError
-from d2net.evaluation import evaluate
+from d2net.errors import InputError
 from d2net.fields import checked
 from d2net.files import locked
-from d2net.interruption import Stop
-from d2net.localization import localize
-from d2net.recipes import Recipe, TrainingRecipe
-from d2net.resume import OTHERWISE, check_same, check_same_recipe, check_same_recordings, digests, run_name
-from d2net.step_graph import StepGraph
-from d2net.threads import computing, given, multiply_adds, threads_for
-from d2net.training_bar import TrainingBar
-from d2net.training_log import TrainingLog
-from d2net.training_state import TrainingState
+from d2net.recipes import Recipe
+from d2net.training.loop import train
+from d2net.training.process import threads_of_run
+from d2net.training.resume import check_same, check_same_run, digests, run_name
+from d2net.training.state import TrainingState
+from d2net.training.step_graph import StepGraph
+from d2net.training.terms import TERMS
+from d2net.training.watching import evaluate_network
 from d2net.words import quoted, reason
 
-# The loss and its terms, each before its weight (D2NetLossResult says how they add up), and their names in the bar.
-TERMS = {"total": "loss", "discriminative": "dis", "snippet": "snip", "video": "vid", "uncertainty": "um"}
 PRECISIONS = get_args(Precision)
 RESIDENT_SHARE = 0.25  # of the free memory of a device that features may take; loading them takes twice that
-CHECK_EVERY = 10  # iterations between looks at the loss, each of which waits for the device
 
 
 class Trainer:
@@ -144,7 +139,7 @@ class Trainer:
         self.iteration = 0
         self.interrupted = False
         self._threads_before = 0  # of a run that is resumed
-        self._checkpoint()  # what one cannot hold is said now, not at the first save
+        self.checkpoint()  # what one cannot hold is said now, not at the first save
 
     def run(self, resume: bool = False) -> Path:
         """Train to ``recipe.training.iterations`` and return the path of the checkpoint.
@@ -180,52 +175,8 @@ class Trainer:
             raise InputError(
                 f"{self.path}: a checkpoint is there already; continue it with --resume or choose another --out"
             )
-        iterations = self.recipe.training.iterations
-        if self.iteration >= iterations:
-            return self.path
-
-        self.model.train()
-        self.loss.train()
-        # The terms of the last iterations stay on the device until _check looks at them.
-        history = torch.zeros(CHECK_EVERY, len(TERMS), device=self.device)
-        self._looked = self.iteration
-        graph = self._step_graph()
-        with (
-            Stop() as stop,  # the outermost, so that no signal comes between the last save and the end
-            self._own_threads(),
-            self.state.generators(),
-            _convolutions_in(self.precision),
-            TrainingLog(self.out, self.iteration, self.tensorboard, self._run_name()) as log,
-            TrainingBar(self.iteration, iterations, self.progress, self._shown_terms()) as bar,
-        ):
-            while self.iteration < iterations:
-                denoise = denoising_is_on(self.recipe.training, self.iteration)
-                if self.resident is None:
-                    terms_now = self.update(self.sampler.next().to(self.device), denoise)
-                else:
-                    rows = self.resident.rows(self.sampler.windows(self.resident.lengths))
-                    terms_now = (graph or self._update_resident)(rows, denoise)
-
-                history[self.iteration % CHECK_EVERY] = terms_now
-                self.iteration += 1
-                last = self.iteration == iterations
-                asked = stop.requested  # read once: a signal may come at any line
-                stopping = asked and not last
-                save = stopping or last or _due(self.iteration, self.save_every)
-                evaluation = not asked and _due(self.iteration, self.eval_every)
-                if save or evaluation or _due(self.iteration, CHECK_EVERY):
-                    terms = self._check(history)
-                    log.write(self.iteration, terms)
-                    bar.update(self.iteration, terms)
-                if save:
-                    save_checkpoint(self.path, self._checkpoint())
-                if evaluation:
-                    found = self._evaluate()
-                    log.write(self.iteration, found)
-                    bar.tell(f"iteration {self.iteration}: {_in_words(found)}")
-                if stopping:
-                    raise KeyboardInterrupt(f"stopped at iteration {self.iteration}; saved {self.path}")
-        self.interrupted = stop.requested
+        if self.iteration < self.recipe.training.iterations:
+            train(self)
         return self.path
 
     def update(self, batch: Batch, denoise: bool) -> Tensor:
@@ -247,57 +198,25 @@ class Trainer:
         self.state.average()
         return torch.stack([getattr(loss, term).detach() for term in TERMS])
 
-    def _update_resident(self, rows: Tensor, denoise: bool) -> Tensor:
+    def update_resident(self, rows: Tensor, denoise: bool) -> Tensor:
         """:meth:`update` with a batch of resident features."""
         assert self.resident is not None
         return self.update(self.resident.gather(rows.to(self.device, non_blocking=True)), denoise)
 
-    def _step_graph(self) -> StepGraph | None:
+    def step_graph(self) -> StepGraph | None:
+        """:meth:`update_resident` as a CUDA graph; None where it is not to be one, or cannot be."""
         if self.resident is None or self.device.type != "cuda" or self.graph is False:
             return None
         rows = torch.zeros(3, self.sampler.batch_size, dtype=torch.int64, device=self.device)
-        return StepGraph(self._update_resident, rows, [self.state.pairing], required=bool(self.graph))
+        return StepGraph(self.update_resident, rows, [self.state.pairing], required=bool(self.graph))
 
-    def _check(self, history: Tensor) -> dict[str, float]:
-        """Means of the terms since the last look, so that L_D shows where it is on in some iterations only.
-
-        Raises D2NetError for the first of these iterations that is not finite, so that no bad checkpoint is ever saved.
-        """
-        rows = history.tolist()
-        since = range(self._looked, self.iteration)
-        for i in since:
-            terms = dict(zip(TERMS, rows[i % CHECK_EVERY], strict=True))
-            if not all(map(math.isfinite, terms.values())):
-                raise self._diverged(i + 1, ", ".join(f"{k} {v:.4g}" for k, v in terms.items()))
-        self._looked = self.iteration
-        terms = {k: sum(rows[i % CHECK_EVERY][n] for i in since) / len(since) for n, k in enumerate(TERMS)}
-        # A gradient can be NaN where its loss is not; the next loss would tell, but too late for a checkpoint.
-        if not torch.stack([p.isfinite().all() for p in self.model.parameters()]).all():
-            raise self._diverged(self.iteration, "weights hold NaN or Inf, the loss does not yet")
-        return terms
-
-    def _diverged(self, iteration: int, what: str) -> D2NetError:
-        return D2NetError(
-            f"the training is not finite at iteration {iteration} ({what}); lower training.learning_rate "
-            f"(now {self.recipe.training.learning_rate:g}) or look at the features"
-        )
-
-    def _evaluate(self) -> dict[str, Any]:
-        """mAP and F1 in percent on the evaluation dataset, as its protocol of the recipe reports them; or why not."""
+    def evaluate(self) -> dict[str, Any]:
+        """mAP and F1 on the evaluation dataset, or why not."""
         assert self.evaluation_dataset is not None
-        detections = localize(
-            self.result, self.loss.reference, self.evaluation_dataset, self.recipe.localization, device=self.device
-        )
-        settings = self.recipe.evaluation
-        annotations = self.evaluation_dataset.annotations()
-        try:
-            found = evaluate(detections, annotations, protocol=settings.protocol, tiou=settings.tiou)
-        except InputError as error:  # early networks may find actions only where the protocol does not look
-            return {"not_evaluated": str(error)}
-        result = found.to_json()
-        return {**{key: result[key] for key in ("map", "average", "f1")}, "judged": found.coverage.lines()}
+        return evaluate_network(self.result, self.loss.reference, self.evaluation_dataset, self.recipe, self.device)
 
-    def _checkpoint(self) -> Checkpoint:
+    def checkpoint(self) -> Checkpoint:
+        """The run as it is now."""
         return Checkpoint(
             recipe=self.recipe,
             classes=self.dataset.classes,
@@ -311,7 +230,8 @@ class Trainer:
             precision=self.precision,
         )
 
-    def _run_name(self) -> str:
+    def name(self) -> str:
+        """The same for a run that goes on, another for any other."""
         return run_name(self.recipe, self.seed, self.precision, digests(self.dataset))
 
     def _restore(self) -> None:
@@ -319,7 +239,7 @@ class Trainer:
             raise InputError(f"{self.path}: there is nothing to resume; leave --resume out or correct --out")
         saved = load_checkpoint(self.path)
         try:
-            self._check_same_run(saved)
+            check_same_run(saved, self.dataset, self.recipe, self._asked, self.path)
             self.state.restore(saved)
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from error
@@ -339,78 +259,12 @@ class Trainer:
                     stacklevel=4,
                 )
 
-    def _check_same_run(self, saved: Checkpoint) -> None:
-        check_same("classes", saved.classes, self.dataset.classes, "the dataset to resume with")
-        check_same("widths", saved.stream_widths, self.dataset.stream_widths, "the dataset to resume with")
-        check_same_recipe(saved.recipe, self.recipe)
-        for name, asked, was in zip(("seed", "precision"), self._asked, (saved.seed, saved.precision), strict=True):
-            if None not in (asked, was) and asked != was:
-                raise InputError(f"was trained with {name} {was}, not {asked}; leave --{name} out, or {OTHERWISE}")
-        if saved.iteration > self.recipe.training.iterations:
-            raise InputError(
-                f"is at iteration {saved.iteration} already, beyond training.iterations = "
-                f"{self.recipe.training.iterations}; raise that or leave --resume out"
-            )
-        unknown = ["precision"] if saved.precision is None else []
-        if "recordings.digests" in saved.tensors:
-            check_same_recordings(saved.tensors["recordings.digests"], self.dataset)
-        elif saved.format == 1:
-            unknown.append("recordings")
-        if unknown:
-            warnings.warn(
-                f"{self.path}: is older and does not say its {' and '.join(unknown)}; see that they are the same now",
-                stacklevel=4,
-            )
-
-    def _own_threads(self) -> AbstractContextManager[None]:
-        """As many threads of a CPU as a batch is worth, or as this run has had so far: they decide the last bits."""
+    def own_threads(self) -> AbstractContextManager[None]:
+        """Those that the run computes in."""
         if self.device.type != "cpu":
             return nullcontext()
         snippets = self.sampler.batch_size * self.sampler.max_snippets
-        number = threads_for(multiply_adds(self.model, snippets))
-        if self._threads_before and not given():
-            number = min(self._threads_before, torch.get_num_threads())
-        if self._threads_before not in (0, number):
-            warnings.warn(
-                f"{self.path}: was trained in {self._threads_before} threads and goes on in {number}; the result is "
-                "then the same only up to rounding",
-                stacklevel=3,
-            )
-        return computing(number)
-
-    def _shown_terms(self) -> dict[str, str]:
-        """Those that the recipe gives a weight, and their names in the bar."""
-        loss = self.recipe.loss
-        weights = {"snippet": loss.alpha_snippet, "video": loss.alpha_video, "uncertainty": loss.um_weight}
-        return {term: name for term, name in TERMS.items() if weights.get(term, 1) != 0}
-
-
-def _in_words(found: Mapping[str, Any]) -> str:
-    """What an evaluation found, in a line."""
-    if "not_evaluated" in found:
-        return f"not evaluated, {found['not_evaluated']}"
-    levels = ", ".join(f"mAP@{level} {value:.1f}" for level, value in found["map"].items())
-    return f"{levels}, average {found['average']:.1f}, F1@0.5 {found['f1']:.1f}; {found['judged'][0]}"
-
-
-def denoising_is_on(settings: TrainingRecipe, iteration: int) -> bool:
-    """Whether L_D is part of the loss in an iteration, counted from 0."""
-    return iteration >= settings.denoising_start and iteration % settings.denoising_every == 0
-
-
-@contextmanager
-def _convolutions_in(precision: str) -> Iterator[None]:
-    """Whether convolutions may use TF32, which is a setting of the whole process."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-
-
-def _due(iteration: int, every: int) -> bool:
-    return every > 0 and iteration % every == 0
+        return threads_of_run(self.model, snippets, self._threads_before, self.path)
 
 
 def _check_writable(out: Path) -> None:

@@ -3,17 +3,55 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from d2net.checkpoint import Checkpoint
 from d2net.data.dataset import Dataset, Recording
 from d2net.errors import InputError
 from d2net.recipes import Recipe
 from d2net.words import listed
 
 OTHERWISE = "resume with the same or choose another --out"
+
+
+def check_same_run(
+    saved: Checkpoint, dataset: Dataset, recipe: Recipe, asked: tuple[int | None, str | None], path: Path
+) -> None:
+    """Whether a run of today's settings can go on from a checkpoint; a warning says what an older one does not tell.
+
+    Args:
+        asked: Seed and precision, None for those of the run.
+        path: Of the checkpoint, for the warning.
+
+    Raises:
+        InputError: what of them is not as it was.
+    """
+    check_same("classes", saved.classes, dataset.classes, "the dataset to resume with")
+    check_same("widths", saved.stream_widths, dataset.stream_widths, "the dataset to resume with")
+    check_same_recipe(saved.recipe, recipe)
+    for name, wanted, was in zip(("seed", "precision"), asked, (saved.seed, saved.precision), strict=True):
+        if None not in (wanted, was) and wanted != was:
+            raise InputError(f"was trained with {name} {was}, not {wanted}; leave --{name} out, or {OTHERWISE}")
+    if saved.iteration > recipe.training.iterations:
+        raise InputError(
+            f"is at iteration {saved.iteration} already, beyond training.iterations = {recipe.training.iterations}; "
+            "raise that or leave --resume out"
+        )
+    unknown = ["precision"] if saved.precision is None else []
+    if "recordings.digests" in saved.tensors:
+        check_same_recordings(saved.tensors["recordings.digests"], dataset)
+    elif saved.format == 1:
+        unknown.append("recordings")
+    if unknown:
+        warnings.warn(
+            f"{path}: is older and does not say its {' and '.join(unknown)}; see that they are the same now",
+            stacklevel=5,
+        )
 
 
 def check_same(what: str, expected: tuple[object, ...], found: tuple[object, ...], where: str) -> None:

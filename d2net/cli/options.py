@@ -1,28 +1,21 @@
-"""Options that more than one command has, and what the commands do with them."""
+"""Options that more than one command has, and the dataset, subsets and device that they choose."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
+from d2net.cli.terminal import say
 from d2net.errors import InputError
-from d2net.words import escaped
 
 if TYPE_CHECKING:
     from d2net.data import Catalog, Dataset, Times
 
-OFF_TERMINAL_WIDTH = 120  # columns of tables that go to a file or a pipe
 _LISTED = 20  # recordings that are named when they are left out
 _PANEL = "What the data does not say, or says wrongly"
 
@@ -211,48 +204,6 @@ def said_of(dataset: Dataset) -> list[str]:
     return lines
 
 
-def say(text: str, *, err: bool = False) -> None:
-    """Print one line, as :func:`d2net.words.escaped` makes it: whatever names it holds, it stays one."""
-    typer.echo(escaped(text), err=err)
-
-
-class _Console(Console):
-    """Prints strings, those in tables too, as :func:`d2net.words.escaped` makes them: nothing in a name is markup."""
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(escaped(text), **options)
-
-
-def make_console(*, stderr: bool = False) -> Console:
-    console = _Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=False)
-    if not console.is_terminal:
-        console.width = max(console.width, OFF_TERMINAL_WIDTH)
-    return console
-
-
-@contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr for ``progress(done, total)``; nothing is drawn where stderr is no terminal."""
-    console = make_console(stderr=True)
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextmanager
-def notes() -> Iterator[None]:
-    """Each warning within, once, as one line on stderr."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = say_warning
-        yield
-
-
-def say_warning(message: Warning | str, *_: object, **__: object) -> None:
-    say(f"note: {' '.join(str(message).split())}", err=True)
-
-
 def choose_subsets(catalog: Catalog, names: str | None, which: int, option: str) -> list[str]:
     """The subsets asked for, as "A,B" or "all", or the training (0) or test (1) subset of the dataset.
 
@@ -269,39 +220,6 @@ def choose_subsets(catalog: Catalog, names: str | None, which: int, option: str)
     if name is None:
         raise InputError(f"dataset '{catalog.name}' has subsets {', '.join(catalog.subsets)}; choose one with {option}")
     return [name]
-
-
-def check_output(path: Path, option: str = "--out") -> None:
-    """Make the folder that a file is to be written to, and see whether it can be: before anything is computed.
-
-    Raises:
-        InputError: a folder, a link or a device of that name is there, or its folder cannot be made or written to.
-    """
-    import tempfile
-
-    try:
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.absolute().parent):
-            pass
-    except OSError as error:
-        raise InputError(f"{option} {path}: cannot be written ({error.strerror}); give another path") from error
-    if path.is_symlink():
-        raise InputError(f"{option} {path}: a symbolic link, which is not followed; give the path that it leads to")
-    if path.exists() and not path.is_file():
-        raise InputError(f"{option} {path}: not an ordinary file; give the path of a file to write")
-
-
-def claim_folder(context: typer.Context, folder: Path, file_name: str) -> None:
-    """As :func:`check_output` of a file in there; and no other d2net writes in ``folder`` while the command runs.
-
-    Raises:
-        InputError: as there; another d2net writes in ``folder``.
-    """
-    from d2net.files import locked
-
-    check_output(folder / file_name)
-    with notes():
-        context.with_resource(locked(folder))
 
 
 def choose_device(name: str) -> str:

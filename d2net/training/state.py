@@ -16,7 +16,7 @@ from d2net.errors import InputError
 from d2net.losses import D2NetLoss
 from d2net.model import D2Net
 from d2net.recipes import Recipe
-from d2net.resume import check_tensors, digests
+from d2net.training.resume import check_tensors, digests
 
 
 class TrainingState:

@@ -1,0 +1,38 @@
+"""``d2net demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from d2net.cli.options import Threads
+from d2net.cli.outputs import claim_folder
+from d2net.cli.terminal import make_console
+
+
+def demo(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write; replaces an earlier demo.")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of initialisation and sampling.")] = 0,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Training iterations; default: those of the recipe watch.")
+    ] = None,
+    threads: Threads = None,
+) -> None:
+    """Train on real smartwatch recordings and find the exercises of unseen people: minutes on a CPU.
+
+    The recordings come with a package: pip install seglearn==1.2.5
+
+    \b
+    Examples:
+      d2net demo
+      d2net demo --out /tmp/demo --seed 1
+    """
+    from d2net.demo import run_demo
+
+    claim_folder(context, out, "metrics.json")
+    run_demo(out, seed, iterations=iterations, console=make_console())

@@ -1,0 +1,78 @@
+"""What goes wrong in a command becomes one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import shlex
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from d2net.cli.terminal import say
+from d2net.errors import D2NetError
+from d2net.words import escaped
+
+
+class Commands(TyperGroup):
+    """A group of commands, the one place where what goes wrong in any of them is caught."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--debug" in args:  # it belongs to the group, but is typed at the end of the line that failed
+            args = ["--debug", *(a for a in args if a != "--debug")]
+        ctx.meta["d2net.arguments"] = list(args)
+        with _usage():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            with _usage():
+                return super().invoke(ctx)
+        except BrokenPipeError:  # the reader of a pipe has left, as in `d2net recipes | head -1`
+            raise
+        except KeyboardInterrupt as error:
+            code, message = 130, f"interrupted; {error}".rstrip("; ")
+            if ctx.invoked_subcommand == "train" and str(error):  # then something is saved
+                again = [a for a in ctx.meta["d2net.arguments"] if a not in ("--resume", "--overwrite")]
+                message += f"; go on with: {shlex.join(['d2net', *again, '--resume'])}"
+            _report(error, message, ctx.params["debug"])
+        except (D2NetError, OSError, MemoryError, ImportError) as error:
+            code = 2
+            _report(error, f"error: {_one_line(error)}", ctx.params["debug"])
+        except RuntimeError as error:
+            # Torch's, without importing torch for its name; on a CPU it has none.
+            if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
+                raise
+            code = 2
+            _report(error, f"error: {_one_line(MemoryError())}", ctx.params["debug"])
+        raise typer.Exit(code)
+
+
+_UsageError: Any = typer.BadParameter.__base__  # click's, or that of the copy of click that typer has
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """What click says of arguments repeats them: escaped, as in every message."""
+    try:
+        yield
+    except _UsageError as error:
+        error.message = escaped(error.message)
+        raise
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "out of memory; lower training.batch_size or training.max_snippets with --set"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'input/output'}: {error.strerror}; check the path, its rights and the free space"
+    return str(error) if isinstance(error, D2NetError) else " ".join(str(error).split())
+
+
+def _report(error: BaseException, message: str, debug: bool) -> None:
+    if debug:
+        for line in "".join(traceback.format_exception(error)).rstrip().split("\n"):
+            say(line, err=True)
+    say(message, err=True)

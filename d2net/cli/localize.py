@@ -1,0 +1,83 @@
+"""``d2net localize``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from d2net.cli.options import (
+    Data,
+    DataOptions,
+    Device,
+    Settings,
+    Threads,
+    choose_device,
+    choose_subsets,
+    data_options,
+)
+from d2net.cli.outputs import check_output
+from d2net.cli.terminal import notes, progress_bar, say
+from d2net.errors import InputError
+
+
+@data_options
+def localize(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="checkpoint.safetensors of d2net train, or its folder.")
+    ],
+    data: Data,
+    out: Annotated[Path, typer.Option(metavar="DETECTIONS.json", help="Where the detections go: .json, or .csv.")],
+    options: DataOptions,
+    subset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[,NAME]", help="Subsets to localize, or all; default: the one named as test data."),
+    ] = None,
+    settings: Settings = None,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Find the actions in recordings and write them as ActivityNet JSON or CSV, in seconds.
+
+    \b
+    Examples:
+      d2net localize runs/watch/checkpoint.safetensors --data watch --out detections.json
+      d2net localize runs/mine --data features/ --subset validation,test --out detections.csv
+      d2net localize model.safetensors --data features/ --subset all --out d.json --set localization.nms_iou=0.3
+    """
+    from d2net.checkpoint import load_model
+    from d2net.detections import write_detections
+    from d2net.localization import localize as find
+
+    where = choose_device(device)
+    for setting in settings or []:
+        if not setting.startswith("localization."):
+            raise InputError(
+                f"--set {setting}: a trained model takes only localization.KEY=VALUE; train again for others"
+            )
+    check_output(out)
+    with notes():
+        model, reference, saved = load_model(checkpoint, where)
+    recipe = saved.recipe.override(settings or [])
+    catalog = options.find(data)
+    dataset = options.open(catalog, choose_subsets(catalog, subset, 1, "--subset"), like=saved.stream_widths)
+    if dataset.stream_widths != saved.stream_widths:
+        raise InputError(
+            f"{checkpoint} was trained on streams of widths {saved.stream_widths}, dataset '{dataset.name}' has "
+            f"{dataset.stream_widths}; localize in features of the same extractor"
+        )
+    # The network's outputs are counted in the order of its training, whatever the dataset's own.
+    chosen = replace(dataset, classes=saved.classes)
+    with progress_bar("localizing") as progress:
+        detections = find(model, reference, chosen, recipe.localization, device=where, progress=progress)
+    features = f"{dataset.name} ({' + '.join(map(str, dataset.stream_widths))})"
+    if saved.dataset != dataset.name:
+        features += f", trained on {saved.dataset}"
+    write_detections(out, detections, features=features)
+    empty = len(chosen) - len(set(detections.video.tolist()))
+    say(
+        f"wrote {len(detections)} detections of {len(chosen)} recordings ({', '.join(chosen.subsets)}) to {out}"
+        + (f"; {empty} recordings have none" if empty else "")
+    )

@@ -1,0 +1,112 @@
+"""``d2net train``."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from d2net.cli.options import (
+    Data,
+    DataOptions,
+    Device,
+    Settings,
+    Threads,
+    choose_device,
+    choose_subsets,
+    data_options,
+)
+from d2net.cli.outputs import claim_folder
+from d2net.cli.terminal import notes, say
+from d2net.errors import InputError
+
+
+@data_options
+def train(
+    context: typer.Context,
+    data: Data,
+    recipe: Annotated[str, typer.Option(metavar="NAME", help="Name of a recipe; d2net recipes lists them.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where checkpoint and log go.")],
+    options: DataOptions,
+    subset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[,NAME]", help="Subsets to train on, or all; default: the one named as training data."
+        ),
+    ] = None,
+    settings: Settings = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of initialisation and sampling; default: 0, or that of the run to --resume."),
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="fp32|tf32|bf16",
+            help="Of the network; default: tf32 on a GPU, fp32 on a CPU, or that of the run to --resume.",
+        ),
+    ] = None,
+    graph: Annotated[
+        bool | None,
+        typer.Option("--graph/--no-graph", help="Replay the step as a CUDA graph; default: where that is possible."),
+    ] = None,
+    eval_every: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Evaluate every N iterations, to watch; 0: never. Chooses nothing.")
+    ] = 0,
+    eval_subset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[,NAME]", help="Subsets of --eval-every; default: the one named as test data."),
+    ] = None,
+    save_every: Annotated[int, typer.Option(metavar="N", min=0, help="Save every N iterations; 0: at the end.")] = 500,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
+) -> None:
+    """Train D2-Net on a dataset, from recording-level labels alone.
+
+    \b
+    Examples:
+      d2net train --data watch --recipe watch --out runs/watch
+      d2net train --data features/ --recipe thumos14-paper --out runs/t14 --set training.batch_size=20
+      d2net train --data features/ --recipe thumos14-paper --out runs/t14 --resume
+    """
+    from d2net.data.describe import describe
+    from d2net.recipes import load_recipe
+    from d2net.training import Trainer
+
+    if resume and overwrite:
+        raise InputError("--resume goes on with a run and --overwrite replaces it; give one of them")
+    chosen = load_recipe(recipe).override(settings or [])
+    where = choose_device(device)
+    claim_folder(context, out, "checkpoint.safetensors")
+    catalog = options.find(data)
+    training = choose_subsets(catalog, subset, 0, "--subset")
+    if eval_subset and not eval_every:
+        raise InputError("--eval-subset says where --eval-every looks; give that too")
+    evaluating = choose_subsets(catalog, eval_subset, 1, "--eval-subset") if eval_every else []
+    if set(evaluating) & set(training):
+        say(f"note: --eval-every looks at the training data itself ({', '.join(evaluating)})", err=True)
+    dataset = options.open(catalog, [*training, *evaluating])
+    for line in describe(dataset):
+        say(line)
+    trainer = Trainer(
+        dataset.subset(*training),
+        chosen,
+        out=out,
+        seed=seed,
+        device=where,
+        precision=precision,
+        graph=graph,
+        eval_every=eval_every,
+        evaluation_dataset=dataset.subset(*evaluating) if evaluating else None,
+        save_every=save_every,
+        overwrite=overwrite,
+    )
+    with notes():
+        checkpoint = trainer.run(resume=resume)
+    say(f"wrote {checkpoint}")
+    command = ["d2net", "localize", str(checkpoint), "--data", data, "--out", str(out / "detections.json")]
+    say(f"next: {shlex.join(command + options.again())}")

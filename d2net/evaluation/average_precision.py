@@ -1,0 +1,20 @@
+"""The area under the interpolated precision-recall curve."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from d2net.detections import Annotations
+
+
+def average_precision(hits: np.ndarray, label: np.ndarray, annotations: Annotations) -> np.ndarray:
+    """(C,) AP in 0 … 1. ``hits``: rising indices of true positives; ``label``: (N,) rising, in order of rank."""
+    classes = np.arange(len(annotations.classes))
+    positives = np.bincount(annotations.label, minlength=len(classes))
+    first = np.searchsorted(label, classes)
+    ap = np.zeros(len(classes))
+    for c, ranks in enumerate(np.split(hits, np.searchsorted(label[hits], classes[1:]))):
+        precision = np.arange(1, len(ranks) + 1) / (ranks - first[c] + 1)
+        # Every true positive is a recall step of 1 / positives, worth the best precision from there on.
+        ap[c] = np.maximum.accumulate(precision[::-1]).sum() / max(positives[c], 1)
+    return ap

@@ -1,0 +1,141 @@
+"""What an evaluation found, and what it judged, left out and missed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from d2net.words import counted, listed
+
+Reason = Literal["unknown_video", "ambiguous_label", "video_without_segments", "ambiguous_segment"]
+CLASS = ("class", "classes")
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What an evaluation judged, left out and missed. Recordings are sorted by name, classes in the annotations' order.
+
+    Attributes:
+        protocol: ``activitynet`` or ``wtalc``.
+        recordings: Recordings of the annotations.
+        without_segments: Those without a segment.
+        judged: Recordings that count: under ``wtalc`` not those without segments (other than
+            ``Annotations.withdrawn``).
+        without_detections: Recordings that count, without a detection.
+        unlisted: Those of them that the detections do not list at all: perhaps nobody looked for actions there.
+        renamed: What was done to the names of the detections' videos to find them in the annotations, or "".
+        detections: Detections, dropped ones included.
+        dropped: Detections that do not count, each under the first reason that holds.
+        false_positives: Detections that can only be false positives, whatever their times.
+        classes: Classes with ground truth, over which the mean is.
+        classes_without_segments: The other classes of the annotations: they do not enter the mean.
+        classes_without_detections: Classes with ground truth and without a detection that counts: AP 0, in the mean.
+        ambiguous_segments: Ambiguous segments of the annotations.
+        outside_mean: Detections of classes without ground truth, which count in F1 alone.
+    """
+
+    protocol: str
+    recordings: int
+    without_segments: tuple[str, ...]
+    judged: int
+    without_detections: tuple[str, ...]
+    unlisted: tuple[str, ...]
+    renamed: str
+    detections: int
+    dropped: dict[Reason, int]
+    false_positives: dict[Reason, int]
+    classes: int
+    classes_without_segments: tuple[str, ...]
+    classes_without_detections: tuple[str, ...]
+    ambiguous_segments: int
+    outside_mean: int = 0
+
+    def lines(self) -> list[str]:
+        """Short sentences to print: one, and one for every count that is not what one hopes for."""
+        left = self.detections - sum(self.dropped.values())
+        lines = [
+            f"judged: {counted(left, 'detection')} against {counted(self.judged, 'recording')}, "
+            f"{counted(self.classes, *CLASS)} with ground truth"
+            + ("" if left else "; THERE IS NO DETECTION TO JUDGE, so every number is 0")
+        ]
+        if self.renamed:
+            lines.append(f"names: the recordings of the detections are known only {self.renamed}, and are taken so")
+        unlisted = set(self.unlisted)
+        empty = [name for name in self.without_detections if name not in unlisted]
+        of = f"of {counted(self.judged, 'recording')}"
+        if unlisted:
+            missed = len(unlisted - set(self.without_segments))
+            lines.append(
+                f"not listed in the detections: {len(unlisted)} {of} ({listed(self.unlisted)}); "
+                + ("their segments are missed" if missed == len(unlisted) else f"the segments of {missed} are missed")
+            )
+        if empty:
+            lines.append(f"listed without a detection: {len(empty)} {of} ({listed(empty)})")
+        if self.without_segments:
+            outcomes = {
+                "dropped": self.dropped["video_without_segments"],
+                "as false positives": self.false_positives["video_without_segments"],
+            }
+            there = ", ".join(f"{n} {outcome}" for outcome, n in outcomes.items() if n) or "none"
+            lines.append(
+                f"without a segment: {counted(len(self.without_segments), 'recording')} "
+                f"({listed(self.without_segments)}); detections there: {there}"
+            )
+        for counts, outcome in ((self.dropped, "dropped"), (self.false_positives, "as false positives")):
+            if n := counts["unknown_video"]:
+                lines.append(f"in recordings that the annotations do not list: {counted(n, 'detection')} {outcome}")
+        if n := self.dropped["ambiguous_label"]:
+            lines.append(f"labelled 'Ambiguous', which is a mark and no class: {counted(n, 'detection')} dropped")
+        if self.ambiguous_segments:
+            there = f"{counted(self.dropped['ambiguous_segment'], 'detection')} touching one dropped"
+            if self.protocol == "activitynet":
+                there = "the activitynet protocol does not know them, detections there count as any other"
+            lines.append(f"ambiguous segments: {self.ambiguous_segments}; {there}")
+        if names := self.classes_without_segments:
+            there = f"; {counted(self.outside_mean, 'detection')} there, in F1 alone" if self.outside_mean else ""
+            lines.append(
+                f"without ground truth, not in the mean: {counted(len(names), *CLASS)} ({listed(names)}){there}"
+            )
+        if (names := self.classes_without_detections) and left:
+            lines.append(f"without a detection, AP 0 in the mean: {counted(len(names), *CLASS)} ({listed(names)})")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``json.dump``."""
+        return {key: list(x) if isinstance(x, tuple) else x for key, x in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate` found. ``map``, ``average``, ``f1`` and ``per_class`` are in percent.
+
+    Attributes:
+        protocol: ``activitynet`` or ``wtalc``.
+        tiou: The N temporal IoU thresholds.
+        map: (N,) float64, mean AP over the classes that have ground truth.
+        average: Mean of ``map``.
+        f1: F1 at the IoU ``f1_tiou`` of all detections as given, over all classes.
+        per_class: AP of each class that has ground truth, one number a threshold.
+        coverage: What was judged, left out and missed.
+    """
+
+    protocol: str
+    tiou: tuple[float, ...]
+    map: np.ndarray
+    average: float
+    f1: float
+    per_class: dict[str, list[float]]
+    coverage: Coverage
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``json.dump``; ``map`` by IoU, ``{"0.5": 36.0}``."""
+        return {
+            "protocol": self.protocol,
+            "map": {f"{t:g}": float(m) for t, m in zip(self.tiou, self.map, strict=True)},
+            "average": self.average,
+            "f1": self.f1,
+            "per_class": self.per_class,
+            "coverage": self.coverage.to_json(),
+        }

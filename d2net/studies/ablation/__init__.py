@@ -1,0 +1,30 @@
+"""What each loss term is worth (the paper's Tables 3 and 4): variants of a recipe, trained with several seeds.
+
+A variant is a recipe with some settings changed. Every training of a variant has a folder of its own, with its
+checkpoint and, once it is finished and evaluated, ``result.json``; a study that finds one there does not train again.
+Variants that differ in localization and evaluation alone share one training: the checkpoint is with one of them.
+"""
+
+from d2net.studies.ablation.figure import draw
+from d2net.studies.ablation.outputs import write_tables
+from d2net.studies.ablation.plan import COMPLEMENTS, LOSSES, Run, Variant, choose_losses, parse_variant
+from d2net.studies.ablation.run import Ablation, Progress
+from d2net.studies.ablation.table import Row, gain, make_rows, measures, plus_minus
+
+__all__ = [
+    "COMPLEMENTS",
+    "LOSSES",
+    "Ablation",
+    "Progress",
+    "Row",
+    "Run",
+    "Variant",
+    "choose_losses",
+    "draw",
+    "gain",
+    "make_rows",
+    "measures",
+    "parse_variant",
+    "plus_minus",
+    "write_tables",
+]

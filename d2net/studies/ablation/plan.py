@@ -1,0 +1,146 @@
+"""What is compared: variants of a recipe, and the trainings that each of them takes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from d2net.data.watch import TEMPO, TILT
+from d2net.errors import InputError
+from d2net.recipes import LossRecipe, Recipe
+from d2net.words import did_you_mean
+
+NO_DENOISING = ("loss.alpha_snippet=0", "loss.alpha_video=0")
+RECORDINGS = 1000  # training recordings of ``watch`` where a variant does not say
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table.
+
+    Attributes:
+        name: For options and folders.
+        label: For the table and the figure.
+        settings: ``section.key=value`` over the study's recipe, and ``watch.tilt``, ``watch.tempo`` and
+            ``watch.train_recordings``.
+    """
+
+    name: str
+    label: str
+    settings: tuple[str, ...] = ()
+
+
+LOSSES = {
+    v.name: v
+    for v in (
+        Variant("cross-entropy", "L_CE", ("loss.classification=cross_entropy", *NO_DENOISING)),
+        Variant("focal", "L_F (baseline)", ("loss.classification=focal", *NO_DENOISING)),
+        Variant("dis", "L_Dis", NO_DENOISING),
+        Variant("d2net", "D2-Net: L_Dis + L_D (pDMI)", ("loss.denoising=pdmi",)),
+        Variant("l1", "L1 in L_D", ("loss.denoising=l1",)),
+        Variant("bce", "BCE in L_D", ("loss.denoising=bce",)),
+        Variant("dmi", "DMI in L_D (Eq. 5)", ("loss.denoising=dmi",)),
+    )
+}
+COMPLEMENTS = {"um": Variant("d2net+um", "D2-Net + UM", ("loss.denoising=pdmi", "loss.um_weight=1"))}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a variant; all that decides its result.
+
+    Attributes:
+        recipe: With the variant's settings.
+        making: Arguments of :func:`d2net.data.watch.load_watch` that the variant changes.
+        held_out: The people left out in cross-validation, else none.
+    """
+
+    variant: Variant
+    recipe: Recipe
+    making: tuple[tuple[str, float], ...]
+    seed: int
+    held_out: tuple[int, ...]
+
+    @property
+    def folder(self) -> Path:
+        people = "".join(f"-{s}" for s in self.held_out)
+        return Path(self.variant.name, f"seed-{self.seed}" + (f"-without{people}" if people else ""))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All of them, as a result file keeps them."""
+        sections = {k: v for k, v in self.recipe.to_dict().items() if k not in ("name", "description")}
+        return {**sections, "watch": dict(self.making)}
+
+    def acting(self) -> Run:
+        """The same experiment, written in one way only: without the settings that say nothing in it."""
+        return replace(self, recipe=replace(self.recipe, loss=_acting(self.recipe.loss)))
+
+    def trained_like(self, other: Run) -> bool:
+        """Whether both trainings give the same network."""
+        mine, its = self.recipe, other.recipe
+        return (self.seed, self.held_out, self.making) == (other.seed, other.held_out, other.making) and (
+            (mine.model, _acting(mine.loss), mine.training) == (its.model, _acting(its.loss), its.training)
+        )
+
+    def __str__(self) -> str:
+        people = ", ".join(map(str, self.held_out))
+        return f"{self.variant.name}, seed {self.seed}" + (f", without {people}" if people else "")
+
+
+def choose_losses(names: str) -> list[Variant]:
+    """The variants of a list as ``focal,dis``. Raises InputError for an unknown name or none."""
+    wanted = [n.strip() for n in names.split(",") if n.strip()]
+    if not wanted:
+        raise InputError(f"--losses '{names}' names none; there are {', '.join(LOSSES)}")
+    for name in wanted:
+        if name not in LOSSES:
+            hint = did_you_mean(name, LOSSES)
+            raise InputError(f"--losses: unknown variant '{name}'{hint}; there are {', '.join(LOSSES)}")
+    return [LOSSES[name] for name in dict.fromkeys(wanted)]
+
+
+def parse_variant(text: str) -> Variant:
+    """A variant written as ``NAME: key=value key=value``. Raises InputError when it is not."""
+    name, colon, settings = text.partition(":")
+    name = name.strip()
+    if not colon or not re.fullmatch(r"\w[\w.+-]*", name):
+        raise InputError(
+            f"--variant '{text}' is not of the form \"NAME: key=value key=value\", NAME being one word of letters, "
+            "digits and . _ + -"
+        )
+    return Variant(name, name, tuple(settings.split()))
+
+
+def resolve(recipe: Recipe, variant: Variant, *, watch: bool) -> tuple[Recipe, tuple[tuple[str, float], ...]]:
+    """The variant's recipe, and what it changes of how ``watch`` is made."""
+    making: dict[str, float] = {}
+    for setting in variant.settings:
+        if not setting.startswith("watch."):
+            continue
+        key, _, text = setting.removeprefix("watch.").partition("=")
+        if not watch:
+            raise InputError(f"variant '{variant.name}': {setting} is only for --data watch")
+        try:
+            making[key] = {"tilt": float, "tempo": float, "train_recordings": int}[key](text)
+        except KeyError:
+            raise InputError(
+                f"variant '{variant.name}': unknown setting watch.{key}; there are watch.tilt, watch.tempo, "
+                "watch.train_recordings"
+            ) from None
+        except ValueError:
+            raise InputError(f"variant '{variant.name}': {setting} is not a number") from None
+    try:
+        changed = recipe.override([s for s in variant.settings if not s.startswith("watch.")])
+    except InputError as error:
+        raise InputError(f"variant '{variant.name}': {error}") from error
+    # Said or not, the usual values are the same experiment.
+    usual = {"tilt": TILT, "tempo": TEMPO, "train_recordings": RECORDINGS}
+    return changed, tuple(sorted((k, v) for k, v in making.items() if v != usual[k]))
+
+
+def _acting(loss: LossRecipe) -> LossRecipe:
+    """The settings that act: where L_D has no weight, which loss it is says nothing."""
+    return replace(loss, denoising="pdmi") if loss.alpha_snippet == loss.alpha_video == 0 else loss

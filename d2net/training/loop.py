@@ -1,0 +1,71 @@
+"""The training loop, from top to bottom; what it works on is a :class:`d2net.training.Trainer`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from d2net.checkpoint import save_checkpoint
+from d2net.recipes import TrainingRecipe
+from d2net.training.bar import TrainingBar
+from d2net.training.interruption import Stop
+from d2net.training.process import convolutions_in
+from d2net.training.terms import CHECK_EVERY, RecentTerms, shown_terms
+from d2net.training.watching import in_words
+from d2net.training_log import TrainingLog
+
+if TYPE_CHECKING:
+    from d2net.training.trainer import Trainer
+
+
+def train(run: Trainer) -> None:
+    """From where ``run`` is to the last iteration of its recipe; :meth:`Trainer.run` says what is raised."""
+    iterations = run.recipe.training.iterations
+    run.model.train()
+    run.loss.train()
+    recent = RecentTerms(run.model, run.iteration, run.device)
+    graph = run.step_graph()
+    with (
+        Stop() as stop,  # the outermost, so that no signal comes between the last save and the end
+        run.own_threads(),
+        run.state.generators(),
+        convolutions_in(run.precision),
+        TrainingLog(run.out, run.iteration, run.tensorboard, run.name()) as log,
+        TrainingBar(run.iteration, iterations, run.progress, shown_terms(run.recipe.loss)) as bar,
+    ):
+        while run.iteration < iterations:
+            denoise = denoising_is_on(run.recipe.training, run.iteration)
+            if run.resident is None:
+                terms_now = run.update(run.sampler.next().to(run.device), denoise)
+            else:
+                rows = run.resident.rows(run.sampler.windows(run.resident.lengths))
+                terms_now = (graph or run.update_resident)(rows, denoise)
+
+            recent.add(run.iteration, terms_now)
+            run.iteration += 1
+            last = run.iteration == iterations
+            asked = stop.requested  # read once: a signal may come at any line
+            stopping = asked and not last
+            save = stopping or last or _due(run.iteration, run.save_every)
+            evaluation = not asked and _due(run.iteration, run.eval_every)
+            if save or evaluation or _due(run.iteration, CHECK_EVERY):
+                terms = recent.means(run.iteration, run.recipe.training.learning_rate)
+                log.write(run.iteration, terms)
+                bar.update(run.iteration, terms)
+            if save:
+                save_checkpoint(run.path, run.checkpoint())
+            if evaluation:
+                found = run.evaluate()
+                log.write(run.iteration, found)
+                bar.tell(f"iteration {run.iteration}: {in_words(found)}")
+            if stopping:
+                raise KeyboardInterrupt(f"stopped at iteration {run.iteration}; saved {run.path}")
+    run.interrupted = stop.requested
+
+
+def denoising_is_on(settings: TrainingRecipe, iteration: int) -> bool:
+    """Whether L_D is part of the loss in an iteration, counted from 0."""
+    return iteration >= settings.denoising_start and iteration % settings.denoising_every == 0
+
+
+def _due(iteration: int, every: int) -> bool:
+    return every > 0 and iteration % every == 0
