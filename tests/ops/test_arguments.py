@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from torch import Tensor
 from d2net import losses, ops
 from d2net.errors import InputError
 from d2net.localization import to_detections
-from d2net.ops import _library
 
 T, C = 9, 3
 X = torch.rand(2, T, C, generator=torch.Generator().manual_seed(0))
@@ -57,6 +57,8 @@ SETTINGS: dict[str, tuple[Callable[..., object], dict[str, float]]] = {
     "extract_proposals": (proposals, {"min_length": 2, "inflation": 0.5, "min_contrast": -0.2, "nms_iou": 0.4}),
 }
 WITHOUT = {"bottom_up_attention", "iou_1d"}  # settings
+ABOUT = {"backend_of", "build_info", "runs_on", "use_backend"}  # operators, and none themselves
+OPERATORS = {name for name in ops.__all__ if name[0].islower()} - ABOUT
 EACH = [(name, setting) for name, (_, settings) in SETTINGS.items() for setting in settings]
 
 
@@ -65,7 +67,7 @@ def flat(x: object) -> list[Tensor]:
 
 
 def test_no_setting_is_left_out():
-    assert {name for name in ops.__all__ if name[0].islower()} == set(SETTINGS) | WITHOUT
+    assert set(SETTINGS) | WITHOUT == OPERATORS
     for name, (_, settings) in SETTINGS.items():
         numbers = inspect.signature(getattr(ops, name)).parameters.values()
         assert set(settings) == {p.name for p in numbers if p.annotation in ("int", "float")}
@@ -76,11 +78,15 @@ def test_no_name_is_public_twice(module):
     assert len(module.__all__) == len(set(module.__all__))
 
 
-@pytest.mark.parametrize("kind", ["kernel", "reference"])
+@pytest.fixture
+def kind(request):
+    with ops.use_backend("reference") if request.param == "reference" else nullcontext():
+        yield
+
+
+@pytest.mark.parametrize("kind", ["kernel", "reference"], indirect=True)
 @pytest.mark.parametrize(("name", "setting"), EACH)
-def test_a_setting_of_another_type_is_refused(name, setting, kind, monkeypatch):
-    if kind == "reference":
-        monkeypatch.setattr(_library, "_DEVICES", {operator: frozenset() for operator in _library._DEVICES})
+def test_a_setting_of_another_type_is_refused(name, setting, kind):
     call, settings = SETTINGS[name]
     whole = isinstance(settings[setting], int)
     wrong = ["a", "0.5", b"1", True, np.True_, torch.tensor(True), None, [1], (), {}, 1j, object(), torch.zeros(2, 2)]
@@ -221,7 +227,7 @@ def test_what_cannot_be_read_whole_is_refused(argument, kind):
 
 def test_no_operator_or_loss_takes_tensors_unseen():
     seen = {argument.split(":")[0] for argument in TAKEN}
-    assert {name for name in ops.__all__ if name[0].islower()} <= seen
+    assert seen >= OPERATORS
     modules = {name for name in losses.__all__ if name[0].isupper() and hasattr(getattr(losses, name), "forward")}
     assert modules <= seen | {"DenoisingLoss"}  # which hands everything to its terms
 
