@@ -156,7 +156,7 @@ def _caller(name: str) -> Callable[..., Any]:
                 differentiated = differentiated or x.requires_grad
             elif isinstance(x, Tensor):
                 return dispatch(arguments)
-        kernel = kernels.get(device)
+        kernel = kernels.get(device or "")
         if kernel is None:  # on the meta device there is none
             return dispatch(arguments)
         if not (differentiated and torch.is_grad_enabled()):
