@@ -211,6 +211,11 @@ def test_train_localize_evaluate_resume(tmp_path: Path) -> None:
     assert "was trained with seed 0, not 5; leave --seed out" in fails(*train, "--out", twice, "--resume", "--seed", 5)
     run(*train, "--out", twice, "--resume")
     assert (twice / "checkpoint.safetensors").read_bytes() == checkpoint.read_bytes()
+    said = run(*train, "--out", twice, "--resume").stdout
+    assert "nothing left to train" in said and "wrote" not in said
+    said = run(*train, "--out", twice, "--resume", "--set", "localization.nms_iou=0.25").stdout
+    assert "nothing left to train" in said and "wrote" in said
+    assert json.loads((twice / "checkpoint.json").read_text())["recipe"]["localization"]["nms_iou"] == 0.25
     assert "widths" in fails("localize", checkpoint, "--data", "simulated", "--out", found)
 
 

@@ -294,6 +294,20 @@ def test_convert_keeps_the_annotations_of_what_has_no_features(actionformer, tmp
     assert {r.seconds_per_snippet for r in open_dataset(tmp_path / "out").recordings} == {4 / 30}
 
 
+@pytest.mark.parametrize("dead", ["x", "v_x"])
+def test_convert_keeps_what_is_left_out_beside_one_of_a_like_name(tmp_path, dead):
+    (tmp_path / "in" / "features").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("x", "v_x"):
+        x = rng.random((10, 4), np.float32) + 0.1
+        np.save(tmp_path / "in" / "features" / f"{name}.npy", x * (name != dead))
+    entry = {"subset": "test", "annotations": [{"segment": [0, 1], "label": "a"}]}
+    database = {"x": entry, "v_x": entry}
+    (tmp_path / "in" / "gt.json").write_text(json.dumps({"fps": 16, "stride": 16, "database": database}))
+    result = convert(tmp_path / "in", tmp_path / "out")
+    assert [r.name for r in result.left_out] == [dead] and {"x", "v_x"} == {dead, *(r.name for r in result.recordings)}
+
+
 def test_convert_keeps_the_given_time_of_what_has_no_features(actionformer, tmp_path):
     write_json(actionformer / "tiny.json", streams=[2, 2], database=database())
     (actionformer / "i3d" / "v2.npy").unlink()
