@@ -58,8 +58,12 @@ class _Commands(TyperGroup):
         if "--debug" in args:  # it belongs to the group, but is typed at the end of the line that failed
             args = ["--debug", *(a for a in args if a != "--debug")]
         ctx.meta["d2net.arguments"] = list(args)
-        with _usage():
-            return super().parse_args(ctx, args)
+        try:
+            with _usage():
+                return super().parse_args(ctx, args)
+        except KeyboardInterrupt as error:  # of which typer would say nothing
+            _report(error, "interrupted", "--debug" in args)
+            raise typer.Exit(130) from None
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -124,7 +128,7 @@ app.add_typer(study, name="study")
 
 
 def main() -> None:
-    """The entry point of the command ``d2net``."""
+    """The command ``d2net``, which begins in :mod:`d2net.__main__`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # where the terminal lacks a letter its number is better than an error
             stream.reconfigure(errors="backslashreplace")

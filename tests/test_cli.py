@@ -219,6 +219,48 @@ def test_train_localize_evaluate_resume(tmp_path: Path) -> None:
     assert "widths" in fails("localize", checkpoint, "--data", "simulated", "--out", found)
 
 
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [("typer", "--help"), ("rich", "--help"), ("d2net.words", "--version"), ("yaml", "recipes"), ("torch", "info")],
+)
+def test_ctrl_c_during_an_import_ends_in_a_line(tmp_path: Path, module: str, command: str) -> None:
+    """Wherever it comes: of the command line itself, of its options, of a command."""
+    interrupting = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(interrupting)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    result = subprocess.run(
+        [sys.executable, "-m", "d2net", command],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "interrupted\n")
+
+
+def test_ctrl_c_while_python_ends_prints_nothing() -> None:
+    code = "import atexit, os; atexit.register(os.kill, os.getpid(), 2); from d2net.__main__ import main; main()"
+    result = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, f"d2net {__version__}\n", "")
+
+
+def test_the_command_begins_where_imports_are_guarded() -> None:
+    """The script that pip makes imports its module before it calls anything: that one must import nothing slow."""
+    import ast
+
+    import d2net.__main__ as begin
+
+    tree = ast.parse(Path(begin.__file__).read_text())
+    names = [a.name for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom)) for a in node.names]
+    assert names == ["os", "signal", "sys"]
+    project = Path(begin.__file__).parents[1] / "pyproject.toml"
+    if project.exists():  # not beside an installed package
+        assert 'd2net = "d2net.__main__:main"' in project.read_text()
+
+
 @needs_watch
 def test_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
