@@ -39,12 +39,13 @@ from d2net.cli_options import (
     make_console,
     notes,
     progress_bar,
+    refuse_odd_numbers,
     say,
     say_warning,
 )
 from d2net.errors import D2NetError, InputError
 from d2net.studies.cli import study
-from d2net.words import escaped
+from d2net.words import escaped, is_number
 
 if TYPE_CHECKING:
     from d2net.detections import Annotations
@@ -64,6 +65,11 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt as error:  # of which typer would say nothing
             _report(error, "interrupted", "--debug" in args)
             raise typer.Exit(130) from None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        found = super().resolve_command(ctx, args)
+        refuse_odd_numbers(found[1])
+        return found
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -668,10 +674,10 @@ def parse_tiou(text: str) -> tuple[float, ...]:
         f"--tiou {text}: give START:STOP:STEP as 0.1:0.7:0.1 or a list as 0.3,0.5,0.7, each above 0 and at most 1"
     )
     try:
-        values = [float(v) for v in text.replace(":", ",").split(",")]
+        values = [float(v) for v in text.replace(":", ",").split(",") if is_number(text)]
     except ValueError:
         raise wrong from None
-    if not all(0 < v <= 1 for v in values):
+    if not values or not all(0 < v <= 1 for v in values):
         raise wrong
     if ":" in text:
         if len(values) != 3 or "," in text:

@@ -10,6 +10,7 @@ from pathlib import Path
 from d2net.data.containers import SUFFIXES, FeatureArray, h5_recordings, open_file, open_h5
 from d2net.errors import InputError
 from d2net.files import one_component
+from d2net.reading import missing
 from d2net.words import listed
 
 STREAMS = ("rgb", "flow")
@@ -61,12 +62,19 @@ class FeatureFolder:
                 raise MissingFeatures(f"{self.folder}: '{name}' has {there} features but no {absent}; add them")
             if found:
                 return tuple(_only(open_file(self._one(k, name))) for k in found.values())
-        others = [p.name for p in entries(self.folder) if _key(p.stem) in map(_key, _spellings(name))]
+        others = [p for p in entries(self.folder) if _key(p.stem) in map(_key, _spellings(name))]
         try:
             one_component(name, str(self.folder))
         except InputError as error:
             raise MissingFeatures(str(error)) from None
-        there = f" (there is {listed(others)}, of which none can be read: {', '.join(SUFFIXES)})" if others else ""
+        dangling = [p.name for p in others if p.is_symlink() and not p.exists()]
+        if dangling:
+            raise MissingFeatures(
+                f"{self.folder / dangling[0]}: {missing(self.folder / dangling[0])}; mend it, or take the recording "
+                "out of the annotations or split"
+            )
+        found_names = listed([p.name for p in others])
+        there = f" (there is {found_names}, of which none can be read: {', '.join(SUFFIXES)})" if others else ""
         raise MissingFeatures(
             f"{self.folder / name}.npy: no such feature file{there}; add it, or take the recording out of the "
             "annotations or split"
@@ -76,7 +84,7 @@ class FeatureFolder:
         """Files that are of none of the recordings opened so far. Raises InputError for an unreadable folder."""
         if self._streams:
             return [path for stream in self._streams for path in stream.unused()]
-        return [p for p in feature_files(self.folder) if p not in self._used]
+        return [p for p in feature_files(self.folder) if p not in self._used and p.exists()]
 
     @cached_property
     def _streams(self) -> list[FeatureFolder]:
