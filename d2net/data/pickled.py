@@ -32,26 +32,26 @@ def load_pickled(path: Path) -> Any:
             file.seek(0)
             return _Unpickler(file).load()
         file.seek(0)
-        shape, by_columns, objects = _header(file)
+        shape, objects = _header(file)
         if not objects:
             file.seek(0)
             return np.lib.format.read_array(file, allow_pickle=False)
         array = _Unpickler(file).load()
     if not isinstance(array, np.ndarray) or not array.dtype.hasobject or array.size != math.prod(shape):
         raise ValueError(f"its header says {shape}, its content is another")
-    return array.reshape(shape[::-1]).T if by_columns else array.reshape(shape)
+    return array.reshape(shape)
 
 
-def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, bool]:
+def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool]:
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version} of the format")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, by_columns, dtype = read(file)
+    shape, _, dtype = read(file)
     if dtype.hasobject and dtype != np.dtype(object):
         raise ValueError(f"items of {dtype}")
     _check_shape(shape)
-    return shape, by_columns, dtype.hasobject
+    return shape, dtype.hasobject
 
 
 def _check_shape(shape: Any) -> None:
