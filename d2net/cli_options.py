@@ -38,7 +38,8 @@ Data = Annotated[
 TrustPickle = Annotated[
     bool,
     typer.Option(
-        "--trust-pickle", help="Open W-TALC's pickled files, which can run code: only from a source you trust."
+        "--trust-pickle",
+        help="Open W-TALC's pickled files, of which arrays alone are read: only from a source you trust.",
     ),
 ]
 Device = Annotated[

@@ -220,6 +220,57 @@ def test_train_localize_evaluate_resume(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "watch", "--streams", "\u0663,\u0663"],
+        ["inspect", "watch", "--streams", "1_0"],
+        ["inspect", "watch", "--streams", "9" * 30],
+        ["inspect", "watch", "--fps", "\u0663"],
+        ["inspect", "watch", "--fps", "1_0"],
+        ["train", "--data", "watch", "--recipe", "watch", "--out", "OUT", "--seed", "1_0"],
+        ["train", "--data", "watch", "--recipe", "watch", "--out", "OUT", "--threads", "9" * 30],
+        ["train", "--data", "watch", "--recipe", "watch", "--out", "OUT", "--device", "cpu:\u0663"],
+        ["train", "--data", "watch", "--recipe", "watch", "--out", "OUT", "--device", "cpu:" + "9" * 30],
+        ["train", "--data", "watch", "--recipe", "watch", "--out", "OUT", "--set", "training.learning_rate=\u0663"],
+        ["evaluate", "d.json", "--annotations", "watch", "--tiou", "\u0660.\u0663"],
+        ["study", "ablation", "--data", "watch", "--recipe", "watch", "--out", "OUT", "--seeds", "1_0"],
+    ],
+)
+def test_numbers_are_written_in_ascii_digits_and_have_limits(tmp_path: Path, arguments: list[str]) -> None:
+    error = run(*(str(tmp_path / "out") if a == "OUT" else a for a in arguments), code=2).stderr
+    assert arguments[-2] in error or "learning_rate" in error
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/null"])
+def test_a_device_is_no_dataset(device: str, tmp_path: Path) -> None:
+    found = detections_file(tmp_path / "d.json", "Jump")
+    for arguments in (
+        ["inspect", device],
+        ["evaluate", found, "--annotations", device],
+        ["inspect", f"simulated:{device}"],
+    ):
+        assert f"{device}: is a pipe or a device" in fails(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["inspect", "LINK"], "x.npy"),
+        (["inspect", "LINK", "--trust-pickle"], "T-I3D-JOINTFeatures.npy"),
+        (["evaluate", "LINK", "--annotations", "watch"], "d.json"),
+        (["localize", "LINK", "--data", "watch", "--out", "o.json"], "model.safetensors"),
+    ],
+)
+def test_a_link_to_nowhere_is_called_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    link = tmp_path / name
+    link.symlink_to("nowhere")
+    assert f"{name}: a symbolic link that leads nowhere" in fails(*(str(link) if a == "LINK" else a for a in command))
+
+
+@pytest.mark.parametrize(
     ("module", "command"),
     [("typer", "--help"), ("rich", "--help"), ("d2net.words", "--version"), ("yaml", "recipes"), ("torch", "info")],
 )

@@ -30,8 +30,8 @@ def list_wtalc(features: Path, *, trust_pickle: bool = False, annotations: Path 
 
     Args:
         features: ``NAME-I3D-JOINTFeatures.npy``, an object array of (T, width) arrays.
-        trust_pickle: These files are pickles, which can run any code when loaded; say True only if you
-            trust whoever made them.
+        trust_pickle: These files are pickles, of which arrays alone are read (:mod:`d2net.data.pickled`); say True
+            only if you trust whoever made them.
         annotations: The folder of annotations; ``NAME-Annotations`` beside the features by default.
 
     Raises:
@@ -202,7 +202,7 @@ def _halves(width: int, source: str) -> tuple[int, ...]:
 
 def _refuse(path: Path) -> NoReturn:
     raise InputError(
-        f"{path}: is a Python pickle (or a folder of them), which can run any code when loaded; if you trust its "
+        f"{path}: is a Python pickle (or a folder of them), of which d2net reads arrays alone; if you trust its "
         "maker, add --trust-pickle, or turn it once into plain files with: d2net convert --trust-pickle"
     )
 
