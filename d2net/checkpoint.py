@@ -23,7 +23,7 @@ from d2net.errors import D2NetError, InputError
 from d2net.fields import LARGEST_COUNT, Range, check_fields
 from d2net.files import write_whole
 from d2net.model import D2Net
-from d2net.reading import parse_json, read_bytes
+from d2net.reading import missing, parse_json, read_bytes
 from d2net.recipes import Recipe, Width
 from d2net.words import quoted, reason
 
@@ -146,7 +146,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if path.is_dir():
         path = path / CHECKPOINT_NAME
     if not path.exists():
-        raise InputError(f"{path}: there is no such checkpoint; train one or correct the path")
+        what = missing(path) if path.is_symlink() else "there is no such checkpoint"
+        raise InputError(f"{path}: {what}; train one or correct the path")
     content = read_bytes(path)  # not mapped: what is checked is what is used, whatever happens to the file meanwhile
     try:
         tensors = load(content)

@@ -15,7 +15,7 @@ import numpy as np
 
 from d2net.errors import InputError
 from d2net.files import write_whole
-from d2net.reading import load_json, number, read_bytes, read_text
+from d2net.reading import load_json, missing, number, read_bytes, read_text
 from d2net.words import NAME, escaped, quoted
 
 
@@ -89,7 +89,7 @@ def read_detections(path: str | os.PathLike[str]) -> Detections:
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"{path}: no such file; check the path")
+        raise InputError(f"{path}: {missing(path)}; check the path")
     videos, rows = _read_csv(path) if _is_csv(path) else _read_results(path)
     classes = tuple(sorted({r[1] for r in rows}))
     return Detections(

@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from d2net.errors import InputError
-from d2net.words import did_you_mean, quoted
+from d2net.words import did_you_mean, is_number, quoted
 
 LARGEST_COUNT = 10**9
 _FLOAT32_MAX = 3.4e38  # computations are in float32, where more is Inf
@@ -125,7 +125,8 @@ def _whole(value: object) -> int | None:
 
 def _real(value: object) -> float | None:
     try:
-        return None if isinstance(value, (bool, bytes)) else float(value)  # type: ignore[arg-type]
+        wrong = isinstance(value, (bool, bytes)) or (isinstance(value, str) and not is_number(value))
+        return None if wrong else float(value)  # type: ignore[arg-type]
     except OverflowError:  # a whole number
         return float("inf")
     except (TypeError, ValueError):

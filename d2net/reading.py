@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from d2net.errors import InputError
-from d2net.words import quoted
+from d2net.words import is_number, quoted
 
+LONGEST = 1e9  # seconds, 31 years: what is later or longer is no time of a recording
 _KINDS = {dict: "an object", list: "a list", str: "text"}
 _Kind = TypeVar("_Kind", dict[str, Any], list[Any], str)
 
@@ -99,14 +100,27 @@ def typed(value: Any, kind: type[_Kind], what: str) -> _Kind:
 def number(value: Any, what: str, way_out: str = "") -> float:
     """A finite number, also one in a string, as THUMOS14's files have them. Raises InputError that names ``what``."""
     try:
-        # Python would read "1_0" as 10, and True as 1.
-        wrong = isinstance(value, bool) or (isinstance(value, str) and "_" in value)
+        value = value.decode("latin1") if isinstance(value, bytes) else value
+        wrong = isinstance(value, bool) or (isinstance(value, str) and not is_number(value))  # of True it makes 1
         result = math.nan if wrong else float(value)
     except (TypeError, ValueError, OverflowError):
         result = math.nan
     if not math.isfinite(result):
         raise InputError(f"{what} is {quoted(value)}, not a finite number" + (f"; {way_out}" if way_out else ""))
     return result
+
+
+def seconds(value: Any, what: str) -> float:
+    """A time in seconds, as :func:`number`, within :data:`LONGEST`. Raises InputError that names ``what``."""
+    found = number(value, what)
+    if abs(found) > LONGEST:
+        raise InputError(f"{what} is {found:g}, more than {LONGEST:g} s, which no recording lasts; give seconds")
+    return found
+
+
+def missing(path: Path) -> str:
+    """What to say of a path at which there is nothing."""
+    return "a symbolic link that leads nowhere" if path.is_symlink() else "no such file"
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -78,6 +78,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 
+def is_number(text: str) -> bool:
+    """Whether ``int`` or ``float`` may read it: they would take digits of every script, and "1_0" as 10."""
+    return text.isascii() and "_" not in text
+
+
 def plain(name: str) -> str:
     """Equal for names that differ in case, blanks, underscores or the way an accent is coded."""
     return re.sub(r"[\s_]+", "", unicodedata.normalize("NFKC", name)).casefold()

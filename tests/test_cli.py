@@ -212,7 +212,105 @@ def test_train_localize_evaluate_resume(tmp_path: Path) -> None:
     assert "was trained with seed 0, not 5; leave --seed out" in fails(*train, "--out", twice, "--resume", "--seed", 5)
     run(*train, "--out", twice, "--resume")
     assert (twice / "checkpoint.safetensors").read_bytes() == checkpoint.read_bytes()
+    said = run(*train, "--out", twice, "--resume").stdout
+    assert "nothing left to train" in said and "wrote" not in said
+    said = run(*train, "--out", twice, "--resume", "--set", "localization.nms_iou=0.25").stdout
+    assert "nothing left to train" in said and "wrote" in said
+    assert json.loads((twice / "checkpoint.json").read_text())["recipe"]["localization"]["nms_iou"] == 0.25
     assert "widths" in fails("localize", checkpoint, "--data", "simulated", "--out", found)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "watch", "--streams", "\u0663,\u0663"],
+        ["inspect", "watch", "--streams", "1_0"],
+        ["inspect", "watch", "--streams", "9" * 30],
+        ["inspect", "watch", "--fps", "\u0663"],
+        ["inspect", "watch", "--fps", "1_0"],
+        ["train", "--data", "watch", "--recipe", "watch", "--out", "OUT", "--seed", "1_0"],
+        ["train", "--data", "watch", "--recipe", "watch", "--out", "OUT", "--threads", "9" * 30],
+        ["train", "--data", "watch", "--recipe", "watch", "--out", "OUT", "--device", "cpu:\u0663"],
+        ["train", "--data", "watch", "--recipe", "watch", "--out", "OUT", "--device", "cpu:" + "9" * 30],
+        ["train", "--data", "watch", "--recipe", "watch", "--out", "OUT", "--set", "training.learning_rate=\u0663"],
+        ["evaluate", "d.json", "--annotations", "watch", "--tiou", "\u0660.\u0663"],
+        ["study", "ablation", "--data", "watch", "--recipe", "watch", "--out", "OUT", "--seeds", "1_0"],
+    ],
+)
+def test_numbers_are_written_in_ascii_digits_and_have_limits(tmp_path: Path, arguments: list[str]) -> None:
+    error = run(*(str(tmp_path / "out") if a == "OUT" else a for a in arguments), code=2).stderr
+    assert arguments[-2] in error or "learning_rate" in error
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/null"])
+def test_a_device_is_no_dataset(device: str, tmp_path: Path) -> None:
+    found = detections_file(tmp_path / "d.json", "Jump")
+    for arguments in (
+        ["inspect", device],
+        ["evaluate", found, "--annotations", device],
+        ["inspect", f"simulated:{device}"],
+    ):
+        assert f"{device}: is a pipe or a device" in fails(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["inspect", "LINK"], "x.npy"),
+        (["inspect", "LINK", "--trust-pickle"], "T-I3D-JOINTFeatures.npy"),
+        (["evaluate", "LINK", "--annotations", "watch"], "d.json"),
+        (["localize", "LINK", "--data", "watch", "--out", "o.json"], "model.safetensors"),
+    ],
+)
+def test_a_link_to_nowhere_is_called_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    link = tmp_path / name
+    link.symlink_to("nowhere")
+    assert f"{name}: a symbolic link that leads nowhere" in fails(*(str(link) if a == "LINK" else a for a in command))
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [("typer", "--help"), ("rich", "--help"), ("d2net.words", "--version"), ("yaml", "recipes"), ("torch", "info")],
+)
+def test_ctrl_c_during_an_import_ends_in_a_line(tmp_path: Path, module: str, command: str) -> None:
+    """Wherever it comes: of the command line itself, of its options, of a command."""
+    interrupting = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(interrupting)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    result = subprocess.run(
+        [sys.executable, "-m", "d2net", command],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "interrupted\n")
+
+
+def test_ctrl_c_while_python_ends_prints_nothing() -> None:
+    code = "import atexit, os; atexit.register(os.kill, os.getpid(), 2); from d2net.__main__ import main; main()"
+    result = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, f"d2net {__version__}\n", "")
+
+
+def test_the_command_begins_where_imports_are_guarded() -> None:
+    """The script that pip makes imports its module before it calls anything: that one must import nothing slow."""
+    import ast
+
+    import d2net.__main__ as begin
+
+    tree = ast.parse(Path(begin.__file__).read_text())
+    names = [a.name for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom)) for a in node.names]
+    assert names == ["os", "signal", "sys"]
+    project = Path(begin.__file__).parents[1] / "pyproject.toml"
+    if project.exists():  # not beside an installed package
+        assert 'd2net = "d2net.__main__:main"' in project.read_text()
 
 
 @needs_watch

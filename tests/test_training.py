@@ -571,6 +571,33 @@ def test_an_older_checkpoint_resumes_with_a_warning(tmp_path: Path) -> None:
     assert_same_checkpoint(make_trainer(tmp_path / "whole", 9).run(), path)
 
 
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("setting", ["localization.nms_iou=0.25", "evaluation.tiou=[0.25]"])
+def test_a_finished_run_takes_other_settings_and_stays_else(tmp_path: Path, setting: str, old: bool) -> None:
+    path = make_trainer(tmp_path / "parts", 4).run()
+    saved = load_checkpoint(path)
+    if old:
+        write_format_1(path, saved)
+    recipe = make_recipe(4).override([setting])
+    trainer = Trainer(make_dataset(), recipe, out=tmp_path / "parts", tensorboard=False)
+    trainer.run(resume=True)
+    changed = load_checkpoint(path)
+    assert (trainer.saved, trainer.trained) == (True, 0)
+    assert changed.recipe == recipe != saved.recipe
+    assert changed.precision == (None if old else saved.precision) and changed.threads == saved.threads
+    # It goes on as if nothing had been.
+    whole = make_trainer(tmp_path / "whole", 9).run()
+    assert_same_checkpoint(make_trainer(tmp_path / "parts", 9).run(resume=True), whole)
+
+
+def test_a_finished_run_with_the_same_settings_is_left_alone(tmp_path: Path) -> None:
+    path = make_trainer(tmp_path, 4).run()
+    before = path.stat()
+    trainer = make_trainer(tmp_path, 4)
+    trainer.run(resume=True)
+    assert (trainer.saved, trainer.trained, path.stat()) == (False, 0, before)
+
+
 @pytest.mark.parametrize("change", [{"classes": ("a", "a")}, {"classes": ("", "b")}, {"name": 3}])
 def test_what_no_checkpoint_can_hold_is_said_before_training(tmp_path: Path, change: dict[str, object]) -> None:
     dataset = make_dataset()

@@ -41,7 +41,7 @@ study = typer.Typer(no_args_is_help=True, help="Repeat the paper's experiments a
 
 
 def main() -> None:
-    """The entry point of the command ``d2net``."""
+    """The command ``d2net``, which begins in :mod:`d2net.__main__`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # where the terminal lacks a letter its number is better than an error
             stream.reconfigure(errors="backslashreplace")

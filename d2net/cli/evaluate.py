@@ -14,6 +14,7 @@ from d2net.cli.options import TrustPickle, choose_subsets
 from d2net.cli.outputs import check_output
 from d2net.cli.terminal import make_console, say
 from d2net.errors import InputError
+from d2net.words import is_number
 
 if TYPE_CHECKING:
     from d2net.detections import Annotations
@@ -118,10 +119,10 @@ def parse_tiou(text: str) -> tuple[float, ...]:
         f"--tiou {text}: give START:STOP:STEP as 0.1:0.7:0.1 or a list as 0.3,0.5,0.7, each above 0 and at most 1"
     )
     try:
-        values = [float(v) for v in text.replace(":", ",").split(",")]
+        values = [float(v) for v in text.replace(":", ",").split(",") if is_number(text)]
     except ValueError:
         raise wrong from None
-    if not all(0 < v <= 1 for v in values):
+    if not values or not all(0 < v <= 1 for v in values):
         raise wrong
     if ":" in text:
         if len(values) != 3 or "," in text:

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from d2net.cli.options import refuse_odd_numbers
 from d2net.cli.terminal import say
 from d2net.errors import D2NetError
 from d2net.words import escaped
@@ -23,8 +24,17 @@ class Commands(TyperGroup):
         if "--debug" in args:  # it belongs to the group, but is typed at the end of the line that failed
             args = ["--debug", *(a for a in args if a != "--debug")]
         ctx.meta["d2net.arguments"] = list(args)
-        with _usage():
-            return super().parse_args(ctx, args)
+        try:
+            with _usage():
+                return super().parse_args(ctx, args)
+        except KeyboardInterrupt as error:  # of which typer would say nothing
+            _report(error, "interrupted", "--debug" in args)
+            raise typer.Exit(130) from None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        found = super().resolve_command(ctx, args)
+        refuse_odd_numbers(found[1])
+        return found
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -12,10 +12,12 @@ import typer
 
 from d2net.cli.terminal import say
 from d2net.errors import InputError
+from d2net.words import is_number, quoted, reason
 
 if TYPE_CHECKING:
     from d2net.data import Catalog, Dataset, Times
 
+_WIDEST = 2**31  # columns of features
 _LISTED = 20  # recordings that are named when they are left out
 _PANEL = "What the data does not say, or says wrongly"
 
@@ -30,7 +32,8 @@ Data = Annotated[
 TrustPickle = Annotated[
     bool,
     typer.Option(
-        "--trust-pickle", help="Open W-TALC's pickled files, which can run code: only from a source you trust."
+        "--trust-pickle",
+        help="Open W-TALC's pickled files, of which arrays alone are read: only from a source you trust.",
     ),
 ]
 Device = Annotated[
@@ -53,6 +56,7 @@ Threads = Annotated[
         "--threads",
         metavar="N",
         min=1,
+        max=65_536,
         callback=_compute_in,
         help="Of the CPU to compute in; default: as many as the work is worth.",
     ),
@@ -166,12 +170,28 @@ class DataOptions:
         if self.streams is None:
             return None
         try:
-            widths = tuple(int(w) for w in self.streams.split(","))
+            widths = tuple(int(w) for w in self.streams.split(",") if is_number(self.streams))
         except ValueError:
             widths = ()
-        if not 1 <= len(widths) <= 2 or min(widths) < 1:
+        if not 1 <= len(widths) <= 2 or not all(1 <= w <= _WIDEST for w in widths):
             raise InputError(f"--streams {self.streams}: give the width of the stream, or of both as 1024,1024")
         return widths
+
+
+def refuse_odd_numbers(command: Any) -> None:
+    """Have the options of a command that are numbers refuse what :func:`d2net.words.is_number` does."""
+    for each in getattr(command, "commands", {}).values():
+        refuse_odd_numbers(each)
+    for parameter in command.params:
+        parameter.process_value = functools.partial(_process_value, parameter, parameter.process_value)
+
+
+def _process_value(parameter: Any, process: Callable[..., Any], context: Any, value: Any) -> Any:
+    found = process(context, value)
+    number = isinstance(found, (int, float)) and not isinstance(found, bool)
+    if number and isinstance(value, str) and not is_number(value):
+        raise typer.BadParameter(f"{quoted(value)} is no number in the digits 0 to 9", context, parameter)
+    return found
 
 
 def data_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -229,6 +249,10 @@ def choose_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.partition(":")[0] not in ("cpu", "cuda"):
         raise InputError(f"--device {name}: give auto, cpu or cuda")
+    try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: is no device ({reason(error)}); give auto, cpu or cuda") from None
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"--device {name}: torch {torch.__version__} sees no GPU; use --device cpu, or see d2net info")
     return name

@@ -107,6 +107,9 @@ def train(
     )
     with notes():
         checkpoint = trainer.run(resume=resume)
-    say(f"wrote {checkpoint}")
+    if not trainer.trained:
+        say(f"nothing left to train, as {checkpoint} is at iteration {trainer.iteration}: raise training.iterations")
+    if trainer.saved:
+        say(f"wrote {checkpoint}" + ("" if trainer.trained else " with the settings of now, and the weights it had"))
     command = ["d2net", "localize", str(checkpoint), "--data", data, "--out", str(out / "detections.json")]
     say(f"next: {shlex.join(command + options.again())}")

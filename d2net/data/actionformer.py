@@ -29,7 +29,8 @@ def list_actionformer(spec: Path, *, annotations: Path | None = None) -> Catalog
         InputError: a missing or broken file; a video in two files.
     """
     timelines = [read_timeline(annotations)] if annotations else _timelines(spec)
-    finder = _Finder(spec if spec.is_dir() else spec.parent)
+    names = {name for timeline in timelines for name in timeline.videos}
+    finder = _Finder(spec if spec.is_dir() else spec.parent, names)
     listings: dict[str, Listing] = {}
     for timeline in timelines:
         for name, entry in timeline.videos.items():
@@ -92,12 +93,13 @@ def _holds_features(folder: Path) -> bool:
 class _Finder:
     """Looks for the folder of the features when the first of them is wanted: an evaluation needs none."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, names: set[str]) -> None:
         self.place = place
+        self.names = names
 
     @cached_property
     def folder(self) -> FeatureFolder:
-        return FeatureFolder(_features(self.place))
+        return FeatureFolder(_features(self.place), self.names)
 
     def open(self, name: str) -> tuple[FeatureArray, ...]:
         return self.folder.open(name)

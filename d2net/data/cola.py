@@ -44,9 +44,13 @@ def list_cola(folder: Path, *, annotations: Path | None = None) -> Catalog:
         raise InputError(f"{folder}: no split_train.txt or split_test.txt; write one video name per line")
     listings: list[Listing] = []
     place: dict[str, Path] = {}
-    finders = {s: FeatureFolder(folder / "features" / one_component(s, str(path))) for s, path in splits.items()}
+    names = {subset: read_split(path, timeline) for subset, path in splits.items()}
+    finders = {
+        subset: FeatureFolder(folder / "features" / one_component(subset, str(path)), names[subset])
+        for subset, path in splits.items()
+    }
     for subset, path in splits.items():
-        for name in read_split(path, timeline):
+        for name in names[subset]:
             if name in place:
                 raise InputError(f"{folder}: '{name}' is in {place[name].name} and {path.name}; keep it in one of them")
             place[name] = path

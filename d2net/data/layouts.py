@@ -16,6 +16,7 @@ from d2net.data.times import Times
 from d2net.data.wtalc import list_wtalc, list_wtalc_annotations
 from d2net.detections import Annotations
 from d2net.errors import InputError
+from d2net.reading import check_ordinary, missing
 from d2net.words import listed
 
 
@@ -77,7 +78,10 @@ def find_dataset(spec: str | Path, *, trust_pickle: bool = False, annotations: P
 
     path = Path(spec)
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder; give a dataset's path, 'watch' or 'simulated'")
+        what = missing(path) if path.is_symlink() else "no such file or folder"
+        raise InputError(f"{path}: {what}; give a dataset's path, 'watch' or 'simulated'")
+    if not path.is_dir():
+        check_ordinary(path)
     if (path / "classlist.npy").is_file():
         return list_wtalc_annotations(path, trust_pickle=trust_pickle)
     inside = visible(path) if path.is_dir() else []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 
 from d2net.data.containers import SUFFIXES, FeatureArray, h5_recordings, open_file, open_h5
 from d2net.errors import InputError
 from d2net.files import one_component
+from d2net.reading import missing
 from d2net.words import listed
 
 STREAMS = ("rgb", "flow")
@@ -25,14 +27,16 @@ class FeatureFolder:
     Where no recording has flow (or none has RGB), the other is the only stream.
 
     A recording's name may lack or have ActivityNet's prefix ``v_``. Names are compared in Unicode's composed form,
-    since some file systems store them decomposed.
+    since some file systems store them decomposed. What is called exactly as a recording is that recording's alone.
 
     Args:
         folder: What to look in, when the first recording is opened.
+        names: Of all recordings that may lie here.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, names: Collection[str] = ()) -> None:
         self.folder = folder
+        self._names = frozenset(names)
         self._used: set[Path] = set()
 
     def open(self, name: str) -> tuple[FeatureArray, ...]:
@@ -46,24 +50,31 @@ class FeatureFolder:
             return tuple(_only(stream.open(name)) for stream in self._streams)
         for each in _spellings(name):
             key = _key(each)
-            if key in self._files:
+            if self._of(key, name):
                 return _streams(open_file(self._one(key, name)))
             path, names = self._collection
-            if path is not None and key in names:
+            if path is not None and key in names and not self._of_another(names[key], name):
                 self._used.add(path)
                 return _streams(open_h5(path, names[key]))
-            found = {s: k for s in STREAMS if (k := self._suffixed(key, s))}
+            found = {s: k for s in STREAMS if (k := self._suffixed(key, s, name))}
             if found and set(found) != self._suffixes:
                 there, absent = STREAMS if "rgb" in found else STREAMS[::-1]
                 raise MissingFeatures(f"{self.folder}: '{name}' has {there} features but no {absent}; add them")
             if found:
                 return tuple(_only(open_file(self._one(k, name))) for k in found.values())
-        others = [p.name for p in entries(self.folder) if _key(p.stem) in map(_key, _spellings(name))]
+        others = [p for p in entries(self.folder) if _key(p.stem) in map(_key, _spellings(name))]
         try:
             one_component(name, str(self.folder))
         except InputError as error:
             raise MissingFeatures(str(error)) from None
-        there = f" (there is {listed(others)}, of which none can be read: {', '.join(SUFFIXES)})" if others else ""
+        dangling = [p.name for p in others if p.is_symlink() and not p.exists()]
+        if dangling:
+            raise MissingFeatures(
+                f"{self.folder / dangling[0]}: {missing(self.folder / dangling[0])}; mend it, or take the recording "
+                "out of the annotations or split"
+            )
+        found_names = listed([p.name for p in others])
+        there = f" (there is {found_names}, of which none can be read: {', '.join(SUFFIXES)})" if others else ""
         raise MissingFeatures(
             f"{self.folder / name}.npy: no such feature file{there}; add it, or take the recording out of the "
             "annotations or split"
@@ -73,11 +84,11 @@ class FeatureFolder:
         """Files that are of none of the recordings opened so far. Raises InputError for an unreadable folder."""
         if self._streams:
             return [path for stream in self._streams for path in stream.unused()]
-        return [p for p in feature_files(self.folder) if p not in self._used]
+        return [p for p in feature_files(self.folder) if p not in self._used and p.exists()]
 
     @cached_property
     def _streams(self) -> list[FeatureFolder]:
-        return [FeatureFolder(self.folder / s) for s in STREAMS if (self.folder / s).is_dir()]
+        return [FeatureFolder(self.folder / s, self._names) for s in STREAMS if (self.folder / s).is_dir()]
 
     @cached_property
     def _files(self) -> dict[str, list[Path]]:
@@ -103,11 +114,18 @@ class FeatureFolder:
             return None, {}
         return paths[0], {_key(name): name for name in h5_recordings(paths[0])}
 
-    def _suffixed(self, key: str, stream: str) -> str | None:
-        return next((each for each in _suffixed_keys(key, stream) if each in self._files), None)
+    def _of_another(self, spelt: str, name: str) -> bool:
+        return spelt != name and spelt in self._names
+
+    def _of(self, key: str, name: str) -> list[Path]:
+        """The files under ``key`` that can be those of ``name``."""
+        return [p for p in self._files.get(key, ()) if not self._of_another(p.stem, name)]
+
+    def _suffixed(self, key: str, stream: str, name: str) -> str | None:
+        return next((each for each in _suffixed_keys(key, stream) if self._of(each, name)), None)
 
     def _one(self, key: str, name: str) -> Path:
-        found = self._files[key]
+        found = self._of(key, name)
         if len(found) > 1:
             names = " and ".join(p.name for p in found)
             raise InputError(f"{self.folder}: {names} could both be the features of '{name}'; keep one of them")

@@ -18,7 +18,7 @@ import numpy as np
 
 from d2net.data.times import Times
 from d2net.errors import InputError
-from d2net.reading import number, read_json, read_text, typed
+from d2net.reading import number, read_json, read_text, seconds, typed
 from d2net.words import NAME, escaped, listed, quoted
 
 AMBIGUOUS = "ambiguous"  # THUMOS14's mark of a doubtful segment, whatever its case; it is no class
@@ -180,7 +180,7 @@ def segment(pair: Any) -> tuple[float, float]:
     pair = pair.tolist() if isinstance(pair, np.ndarray) else pair
     if not isinstance(pair, (list, tuple)) or len(pair) != 2:
         raise InputError(f"segment {quoted(pair)} is not a pair [start, end] in seconds")
-    start, end = (number(t, '"segment"') for t in pair)
+    start, end = (seconds(t, '"segment"') for t in pair)
     if not 0 <= start <= end:
         raise InputError(f"segment [{start}, {end}] is not 0 <= start <= end")
     return start, end
@@ -288,7 +288,9 @@ def _positive(value: dict[str, Any], *keys: str) -> float | None:
     """The number under the first of ``keys`` that is there, None where none is."""
     for key in keys:
         if value.get(key) is not None:
-            found = number(value[key], f'"{key}"')
+            found = (seconds if key.startswith("duration") and key != "duration_frame" else number)(
+                value[key], f'"{key}"'
+            )
             if found <= 0:
                 raise InputError(f'"{key}" is {found:g}, expected a positive number')
             return found

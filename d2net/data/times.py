@@ -23,7 +23,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from d2net.errors import InputError
-from d2net.reading import number
+from d2net.reading import LONGEST, number
 
 # What the field's files call each of them.
 KEYS = {
@@ -136,7 +136,7 @@ class Times:
             InputError: values that contradict each other, or of which no time can be computed.
         """
         seconds, first = self._resolved()
-        if not (0 < seconds < math.inf and math.isfinite(first)):
+        if not (1 / LONGEST <= seconds <= LONGEST and abs(first) <= LONGEST):
             raise InputError(
                 f"a snippet would be {seconds:g} s and the first begin at {first:g} s; mend stride and fps"
             )

@@ -15,10 +15,11 @@ import numpy as np
 from d2net.data.catalog import Catalog, Listing
 from d2net.data.containers import FeatureArray, feature_array
 from d2net.data.locate import JOINT, MissingFeatures
+from d2net.data.pickled import load_pickled
 from d2net.data.timeline import AMBIGUOUS_LIST, Entry, is_ambiguous, read_ambiguous, segment
 from d2net.data.times import Times
 from d2net.errors import InputError
-from d2net.reading import check_ordinary, number
+from d2net.reading import check_ordinary, missing, seconds
 from d2net.words import NAME, escaped, quoted, reason
 
 CONVENTION = Times(fps=25, stride=16)  # how these features are extracted
@@ -29,8 +30,8 @@ def list_wtalc(features: Path, *, trust_pickle: bool = False, annotations: Path 
 
     Args:
         features: ``NAME-I3D-JOINTFeatures.npy``, an object array of (T, width) arrays.
-        trust_pickle: These files are pickles, which can run any code when loaded; say True only if you
-            trust whoever made them.
+        trust_pickle: These files are pickles, of which arrays alone are read (:mod:`d2net.data.pickled`); say True
+            only if you trust whoever made them.
         annotations: The folder of annotations; ``NAME-Annotations`` beside the features by default.
 
     Raises:
@@ -175,9 +176,9 @@ def _open(arrays: Callable[[], np.ndarray], index: int, source: str) -> tuple[Fe
 
 def _duration(value: Any, where: str) -> float:
     try:
-        seconds = number(value, "duration")
-        if seconds > 0:
-            return seconds
+        found = seconds(value, "duration")
+        if found > 0:
+            return found
     except InputError:
         pass
     raise InputError(f"{where} lasts {quoted(value)} s; give its length in seconds")
@@ -201,7 +202,7 @@ def _halves(width: int, source: str) -> tuple[int, ...]:
 
 def _refuse(path: Path) -> NoReturn:
     raise InputError(
-        f"{path}: is a Python pickle (or a folder of them), which can run any code when loaded; if you trust its "
+        f"{path}: is a Python pickle (or a folder of them), of which d2net reads arrays alone; if you trust its "
         "maker, add --trust-pickle, or turn it once into plain files with: d2net convert --trust-pickle"
     )
 
@@ -209,10 +210,10 @@ def _refuse(path: Path) -> NoReturn:
 def _load(path: Path, length: int | None = None) -> np.ndarray:
     """An array that may be pickled, of a file that the user trusts; latin1 turns Python 2's strings into text."""
     if not path.exists():
-        raise InputError(f"{path}: no such file; the W-TALC layout needs it, download the annotations")
+        raise InputError(f"{path}: {missing(path)}; the W-TALC layout needs it, download the annotations")
     check_ordinary(path)
     try:
-        array = np.load(path, allow_pickle=True, encoding="latin1")
+        array = load_pickled(path)
     except Exception as error:  # a damaged pickle can raise anything
         raise InputError(f"{path}: cannot be loaded, damaged perhaps ({reason(error)}); download it again") from None
     if not isinstance(array, np.ndarray) or array.ndim == 0 or length not in (None, len(array)):

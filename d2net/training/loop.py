@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def train(run: Trainer) -> None:
     """From where ``run`` is to the last iteration of its recipe; :meth:`Trainer.run` says what is raised."""
-    iterations = run.recipe.training.iterations
+    began, iterations = run.iteration, run.recipe.training.iterations
     run.model.train()
     run.loss.train()
     recent = RecentTerms(run.model, run.iteration, run.device)
@@ -53,6 +53,7 @@ def train(run: Trainer) -> None:
                 bar.update(run.iteration, terms)
             if save:
                 save_checkpoint(run.path, run.checkpoint())
+                run.saved = True
             if evaluation:
                 found = run.evaluate()
                 log.write(run.iteration, found)
@@ -60,6 +61,7 @@ def train(run: Trainer) -> None:
             if stopping:
                 raise KeyboardInterrupt(f"stopped at iteration {run.iteration}; saved {run.path}")
     run.interrupted = stop.requested
+    run.trained = run.iteration - began
 
 
 def denoising_is_on(settings: TrainingRecipe, iteration: int) -> bool:

@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from d2net import __version__
-from d2net.checkpoint import CHECKPOINT_NAME, Checkpoint, Precision, Seed, load_checkpoint
+from d2net.checkpoint import CHECKPOINT_NAME, FORMAT, Checkpoint, Precision, Seed, load_checkpoint, save_checkpoint
 from d2net.data.batches import Batch
 from d2net.data.dataset import Dataset
 from d2net.data.resident import ResidentFeatures
@@ -67,6 +68,8 @@ class Trainer:
 
     Attributes:
         interrupted: After :meth:`run`: a signal came in the last iteration, too late to stop anything.
+        trained: After :meth:`run`: iterations that it trained; 0 where the run that was resumed had ended.
+        saved: After :meth:`run`: whether it wrote a checkpoint.
 
     Raises:
         InputError: settings that do not go together, unlabelled recordings, classes that no checkpoint can hold, or a
@@ -137,7 +140,8 @@ class Trainer:
         if graph and self.resident is None:
             raise InputError("a CUDA graph needs resident features, which do not fit on the device; use --no-graph")
         self.iteration = 0
-        self.interrupted = False
+        self.interrupted = self.saved = False
+        self.trained = 0
         self._threads_before = 0  # of a run that is resumed
         self.checkpoint()  # what one cannot hold is said now, not at the first save
 
@@ -149,9 +153,10 @@ class Trainer:
 
         Args:
             resume: Continue the run in ``out``; on a CPU the result is the same, bit for bit, as without the break. It
-                goes on in as many threads as before; a warning says so where that cannot be. Recordings, settings, seed
-                and precision must be those of the run, only ``training.iterations`` may be others. A warning says what
-                an older checkpoint does not tell.
+                goes on in as many threads as before; a warning says so where that cannot be. Recordings, seed,
+                precision and the settings of model, loss and training must be those of the run, but
+                ``training.iterations``. The other settings are taken into the checkpoint, also into that of a run with
+                no iteration left. A warning says what an older checkpoint does not tell.
 
         Raises:
             InputError: bad features, nothing to resume, a checkpoint in the way, or one that is damaged, incomplete or
@@ -169,14 +174,15 @@ class Trainer:
             raise KeyboardInterrupt(f"stopped at once; what was saved last is {self.path}") from error
 
     def _run(self, resume: bool) -> Path:
-        if resume:
-            self._restore()
-        elif self.path.exists() and not self.overwrite:
+        saved = self._restore() if resume else None
+        if saved is None and self.path.exists() and not self.overwrite:
             raise InputError(
                 f"{self.path}: a checkpoint is there already; continue it with --resume or choose another --out"
             )
         if self.iteration < self.recipe.training.iterations:
             train(self)
+        elif saved is not None:
+            self._save_settings(saved)
         return self.path
 
     def update(self, batch: Batch, denoise: bool) -> Tensor:
@@ -234,7 +240,21 @@ class Trainer:
         """The same for a run that goes on, another for any other."""
         return run_name(self.recipe, self.seed, self.precision, digests(self.dataset))
 
-    def _restore(self) -> None:
+    def _save_settings(self, saved: Checkpoint) -> None:
+        """Those that decide no weight may have changed since a run ended: its checkpoint gets them, and stays else."""
+        if (saved.recipe, saved.dataset) == (self.recipe, self.dataset.name):
+            return
+        tensors = saved.tensors
+        if saved.format < FORMAT:  # what such a file lacks
+            with self.state.generators():
+                tensors = {**self.state.tensors(), **tensors}
+        changed = replace(
+            saved, recipe=self.recipe, dataset=self.dataset.name, version=__version__, tensors=tensors, format=FORMAT
+        )
+        save_checkpoint(self.path, changed)
+        self.saved = True
+
+    def _restore(self) -> Checkpoint:
         if not self.path.exists():
             raise InputError(f"{self.path}: there is nothing to resume; leave --resume out or correct --out")
         saved = load_checkpoint(self.path)
@@ -258,6 +278,7 @@ class Trainer:
                     f"{self.precision}",
                     stacklevel=4,
                 )
+        return saved
 
     def own_threads(self) -> AbstractContextManager[None]:
         """Those that the run computes in."""

@@ -294,17 +294,29 @@ def test_more_recordings_than_files_that_may_be_open(tmp_path):
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+@pytest.mark.parametrize(("own", "other"), [("a", "v_a"), ("v_a", "a"), ("a_rgb", "a"), ("\u00e9", "e\u0301")])
 @pytest.mark.parametrize("kind", ["npy", "npz", "h5"])
-def test_two_recordings_never_share_their_features(tmp_path, kind):
-    folder = annotations(tmp_path, ("a", "v_a"))
+def test_two_recordings_never_share_their_features(tmp_path, kind, own, other):
+    """What is called exactly as a recording is its own; another whose name can be spelt like that has none."""
+    folder = annotations(tmp_path, (own, other))
     if kind == "npy":
-        np.save(folder / "a.npy", X)
+        np.save(folder / f"{own}.npy", X)
     elif kind == "npz":
-        write_npz(folder / "v_a", feats=X)
+        write_npz(folder / own, feats=X)
     else:
         with pytest.importorskip("h5py").File(folder / "all.h5", "w") as file:
-            file["a"] = X
-    with pytest.raises(InputError, match="are the features of 'a' and of 'v_a'; give each its own"):
+            file[own] = X
+    with pytest.warns(UserWarning, match="1 of 2 recordings are left out"):
+        dataset = open_dataset(tmp_path)
+    assert [r.name for r in dataset.recordings] == [own]
+    assert [r.name for r in dataset.left_out] == [other]
+
+
+def test_a_file_that_could_be_of_two_recordings_is_refused(tmp_path):
+    """Neither is called as the file, which some file systems store decomposed."""
+    folder = annotations(tmp_path, ("v_\u00e9", "\u00e9"))
+    np.save(folder / "e\u0301.npy", X)
+    with pytest.raises(InputError, match="are the features of .* and of .*; give each its own"):
         open_dataset(tmp_path)
 
 

@@ -294,6 +294,51 @@ def test_convert_keeps_the_annotations_of_what_has_no_features(actionformer, tmp
     assert {r.seconds_per_snippet for r in open_dataset(tmp_path / "out").recordings} == {4 / 30}
 
 
+def test_features_that_are_a_link_to_nowhere_are_called_so(actionformer):
+    path = actionformer / "i3d" / "t1.npy"
+    path.unlink()
+    path.symlink_to("nowhere")
+    with pytest.warns(UserWarning, match=r"t1\.npy: a symbolic link that leads nowhere"):
+        open_dataset(actionformer)
+
+
+@pytest.mark.parametrize("digits", [20, 200, 300, 5000])
+@pytest.mark.parametrize("where", ["duration", "segment"])
+def test_times_of_many_digits_are_refused(actionformer, where, digits):
+    text = (actionformer / "tiny.json").read_text()
+    content = json.loads(text)
+    entry = content["database"]["t1"]
+    if where == "duration":
+        entry["duration"] = "9" * digits
+    else:
+        entry["annotations"][0]["segment"][1] = "9" * digits
+    write_json(actionformer / "tiny.json", **content)
+    with pytest.raises(InputError, match=f"tiny.json: video 't1'.*{where}.* (which no recording lasts|not a finite)"):
+        open_dataset(actionformer)
+
+
+@pytest.mark.parametrize(
+    "times", [Times(fps=1e200, stride=16), Times(fps=1e-200, stride=16), Times(stride=1e300, fps=1)]
+)
+def test_snippets_of_no_length_or_endless_are_refused(actionformer, times):
+    with pytest.raises(InputError, match="a snippet would be .*; mend stride and fps"):
+        open_dataset(actionformer, times=times, check_durations=False)
+
+
+@pytest.mark.parametrize("dead", ["x", "v_x"])
+def test_convert_keeps_what_is_left_out_beside_one_of_a_like_name(tmp_path, dead):
+    (tmp_path / "in" / "features").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("x", "v_x"):
+        x = rng.random((10, 4), np.float32) + 0.1
+        np.save(tmp_path / "in" / "features" / f"{name}.npy", x * (name != dead))
+    entry = {"subset": "test", "annotations": [{"segment": [0, 1], "label": "a"}]}
+    database = {"x": entry, "v_x": entry}
+    (tmp_path / "in" / "gt.json").write_text(json.dumps({"fps": 16, "stride": 16, "database": database}))
+    result = convert(tmp_path / "in", tmp_path / "out")
+    assert [r.name for r in result.left_out] == [dead] and {"x", "v_x"} == {dead, *(r.name for r in result.recordings)}
+
+
 def test_convert_keeps_the_given_time_of_what_has_no_features(actionformer, tmp_path):
     write_json(actionformer / "tiny.json", streams=[2, 2], database=database())
     (actionformer / "i3d" / "v2.npy").unlink()

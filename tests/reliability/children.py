@@ -96,7 +96,7 @@ def command(*arguments: object) -> Callable[[], None]:
     """The command line ``d2net ARGUMENTS``, as :func:`run` takes it."""
 
     def main() -> None:
-        from d2net.cli import main
+        from d2net.__main__ import main
 
         sys.argv = ["d2net", *map(str, arguments)]
         main()

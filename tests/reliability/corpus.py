@@ -8,7 +8,7 @@ The command runs in a child with 20 seconds and 2 GiB. What came of it is, by th
 - ``written elsewhere``: a file or folder outside the output appeared, changed or went;
 - ``unclean``: an exit code other than those of d2net, more than one line of error, one of over 2,000 characters, or
   anything that could move a terminal's cursor, on either stream;
-- ``clean error``: exit code 2 and one line that begins with ``error:``;
+- ``clean error``: exit code 2 and one line that begins with ``error:``, after notes and progress alone;
 - ``same result``: exit code 0, and output and files are, byte for byte, those that the undamaged file gives;
 - ``other, and says so``: the result is another, and a note or finding is there that the undamaged file does not give;
 - ``valid but another input``: the result is another, and the damaged file is one by the documents, which
@@ -39,6 +39,7 @@ import small_data
 SECONDS, MEMORY = 20, 2 << 30
 LONGEST = 2000 + len("error: ")  # of a line: what d2net/words.py promises of a message
 BAD = ("crash", "hang", "traceback", "written elsewhere", "unclean", "silently other")
+REMARKS = ("note: ", "left out: ", "  ")
 GOOD = ("clean error", "same result", "other, and says so", "valid but another input")
 TRAINED = [*small_data.RECIPE, *("--set", "training.learning_rate=0.02", "--set", "training.ema_decay=0.9")]
 TRAINED += ["--set", "model.dropout=0", "--set", "loss.alpha_video=0", "--save-every", "20"]
@@ -354,13 +355,15 @@ def judge(kind: Kind, outcome: children.Outcome, found: dict[str, bytes], usual,
     if outcome.code == 2:
         errors = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
         last = outcome.stderr.endswith(f"{errors[0]}\n") if errors else False
-        return "clean error" if len(errors) == 1 and last else "unclean"
+        # What a library prints is no line of d2net's.
+        known = all(line.startswith(("error: ", *REMARKS, "iteration ")) for line in outcome.stderr.splitlines())
+        return "clean error" if len(errors) == 1 and last and known else "unclean"
     undisturbed, expected = usual
     if found == expected and outcome.stdout == undisturbed.stdout:
         return "same result"
     said = outcome.stdout.splitlines() if kind.command[0] == "inspect" else outcome.stderr.splitlines()
     before = (undisturbed.stdout if kind.command[0] == "inspect" else undisturbed.stderr).splitlines()
-    remarks = [line for line in said if line not in before and line.startswith(("note: ", "left out: ", "  "))]
+    remarks = [line for line in said if line not in before and line.startswith(REMARKS)]
     progress = [line for line in remarks if not line.startswith("  ") or kind.command[0] == "inspect"]
     if progress:
         return "other, and says so"

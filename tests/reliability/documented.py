@@ -170,8 +170,12 @@ def h5(path: Path) -> None:
 
 
 def pickled(path: Path) -> None:
-    """An object array that has as many entries as the other files, of the kind that they have."""
-    np.load(path, allow_pickle=True)
+    """An array of as many entries as the others have: videos, or classes."""
+    folder = path.parent if path.parent.name.endswith("-Annotations") else next(path.parent.glob("*-Annotations"))
+    other = {"videoname.npy": "subset.npy", "classlist.npy": "test_gt_segments.npy"}.get(path.name, "videoname.npy")
+    other = "classlist.npy" if path.name == "test_gt_segments.npy" else other
+    array, like = (np.load(p, allow_pickle=True, encoding="latin1") for p in (path, folder / other))
+    assert isinstance(array, np.ndarray) and array.ndim >= 1 and len(array) == len(like)
 
 
 def picture(path: Path) -> None:

@@ -173,13 +173,18 @@ def entries(path: Path) -> list[dict]:
 
 
 def after_the_blow(attack: Attack, place: Path, full: bool) -> str:
-    """What is wrong with what is left; empty where nothing is, "gone" where an earlier result is not at its place."""
+    """What is wrong with what is left; empty where nothing is, "gone" where an earlier result lies beside its place."""
     earlier, whole = (content(folder / attack.result) for folder in (attack.beginning, attack.end))
     if not attack.trains:
         left = content(place / attack.result)
         if left in (earlier, whole):
             return ""
-        return "gone" if left is None else "half a result lies there"
+        if left is not None:
+            return "half a result lies there"
+        # A folder that is exchanged lies beside its place for a moment; the next command must find it there.
+        folder = (place / attack.result).parent
+        beside = [content(path) for path in folder.iterdir()] if folder.is_dir() else []
+        return "gone" if earlier in beside else "the earlier result is nowhere"
     from d2net.checkpoint import load_checkpoint
     from d2net.errors import D2NetError
 
@@ -244,7 +249,7 @@ def strike(attack: Attack, folder: Path, found: Counter, say, **how) -> None:
     if outcome.late:
         problems.append(("hung", "did not end"))
     full = "file_size" in how
-    if full and outcome.code not in (0, 2):
+    if outcome.code not in ((0, 2) if full else ENDS):
         problems.append(("traceback", f"ends with exit code {outcome.code}: {outcome.stderr[-200:]}"))
     wrong = after_the_blow(attack, place, full)
     if wrong == "gone":
@@ -265,6 +270,7 @@ def strike(attack: Attack, folder: Path, found: Counter, say, **how) -> None:
         say(f"{attack.name}, {', '.join(f'{k} {v}' for k, v in how.items())}: {text}".replace(str(folder), ""))
 
 
+ENDS = (0, 130, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)  # exit codes of what is done, or was ended
 FAILURES = ("lost", "no way on", "different", "litter", "traceback", "hung")
 WAYS = ("time", "change", "full")
 
