@@ -20,6 +20,7 @@
 #endif
 
 #include <cstdint>
+#include <map>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -233,9 +234,58 @@ class Stream {
   }
 #endif
 
+  friend class Beside;
   const char* name_;
   int device_;
   [[maybe_unused]] void* stream_;
+};
+
+// A second stream, whose work may run beside that of the first one: it waits for what the first has had to do so far,
+// and join() makes the first wait for it. Every thread has one for a device, kept for good: to make one takes long.
+class Beside {
+ public:
+  explicit Beside(const Stream& first) : first_(first), second_(first) {
+#ifndef D2NET_SIMT  // there the kernels run in the order of their launches
+    thread_local std::map<int, Kept> kept;
+    const auto [place, is_new] = kept.try_emplace(first.device_);
+    kept_ = &place->second;
+    if (is_new) make();
+    first.check(cudaEventRecord(kept_->begun, first.raw()), "a second stream");
+    first.check(cudaStreamWaitEvent(kept_->stream, kept_->begun, 0), "a second stream");
+    second_.stream_ = kept_->stream;
+#endif
+  }
+
+  const Stream& second() const { return second_; }
+
+  void join() const {
+#ifndef D2NET_SIMT
+    first_.check(cudaEventRecord(kept_->ended, kept_->stream), "a second stream");
+    first_.check(cudaStreamWaitEvent(first_.raw(), kept_->ended, 0), "a second stream");
+#endif
+  }
+
+ private:
+#ifndef D2NET_SIMT
+  struct Kept {
+    cudaStream_t stream;
+    cudaEvent_t begun, ended;
+  };
+
+  // Also while a graph is captured, of which this is no part.
+  void make() {
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    first_.check(cudaThreadExchangeStreamCaptureMode(&mode), "a second stream");
+    first_.check(cudaStreamCreateWithFlags(&kept_->stream, cudaStreamNonBlocking), "a second stream");
+    first_.check(cudaEventCreateWithFlags(&kept_->begun, cudaEventDisableTiming), "a second stream");
+    first_.check(cudaEventCreateWithFlags(&kept_->ended, cudaEventDisableTiming), "a second stream");
+    first_.check(cudaThreadExchangeStreamCaptureMode(&mode), "a second stream");
+  }
+
+  Kept* kept_ = nullptr;
+#endif
+  const Stream& first_;
+  Stream second_;
 };
 
 }  // namespace d2net::cuda
