@@ -53,7 +53,12 @@ def private(source: str, package: str) -> list[str]:
         dotted = f"{module}.{name}" if name and is_module(f"{module}.{name}") else module
         for i, part in enumerate(dotted.split(".")):
             owner = ".".join(dotted.split(".")[:i])
-            if part.startswith("_") and part != "_C" and package != owner and not package.startswith(f"{owner}."):
+            if (
+                part.startswith("_")
+                and part not in ("_C", "__main__")
+                and package != owner
+                and not package.startswith(f"{owner}.")
+            ):
                 found.append(dotted)
         if name.startswith("_") and not name.endswith("__") and dotted == module:
             found.append(f"{module}.{name}")
