@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   // Columns are the shorter side: rows of a wide or square matrix, which are contiguous in u.
   const bool transpose = rows <= cols;
   const int length = transpose ? cols : rows, count = transpose ? rows : cols, stride = int(column_stride(length));
-  const bool factored = factored_first(count);
+  const bool factored = factored_first(length, count);
   const int column_length = factored ? count : length;
   double* a = kScratch ? scratch + blockIdx.x * matrix_doubles(length, count) : shared;
   for (int64_t i = blockIdx.x; i < n; i += gridDim.x) {
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
         const double* column = a + found.column[s] * stride;  // sigma times a vector of one side; the other follows
-        const double inverse = 1 / found.sigma[s], by = ldexp(s == 0 ? inverse : -inverse, -exponent);
+        const double inverse = 1 / found.sigma[s], by = scaled(s == 0 ? inverse : -inverse);
         const double long_by = transpose ? 1 : by, short_by = transpose ? by : 1;  // `left` holds the quotient
         T *to_long = of_long + s * length, *to_short = of_short + s * count;
         for (int k = threadIdx.x; k < column_length; k += blockDim.x) {

@@ -41,27 +41,17 @@ struct JointLayout {
   }
 };
 
-// x = H_0 ... H_{n-1} x, by one warp whose lanes own the elements as in factor().
+// x[m] = H_0 ... H_{n-1} x[m] for two vectors, each by a group of the first warp; see reflect().
 __device__ __forceinline__ void apply_reflectors(const double* columns, const double* tau, int length, int n,
                                                  int64_t stride, double* x) {
-  const int lane = threadIdx.x % 32;
-  for (int k = n - 1; k >= 0; --k) {
-    const double* v = columns + k * stride;
-    const int begin = k / 32 * 32 + lane;
-    double dot = 0;
-    for (int i = begin; i < length; i += 32) {
-      if (i >= k) dot += v[i] * x[i];
-    }
-    dot = tau[k] * warp_reduce(dot, Sum{});
-    for (int i = begin; i < length; i += 32) {
-      if (i >= k) x[i] -= dot * v[i];
-    }
-  }
+  const int group = threadIdx.x / kGroup;
+  x += group < 2 ? group * length : 0;
+  for (int k = n - 1; k >= 0; --k) reflect(columns + k * stride, tau[k], x, k, group < 2 ? length : 0);
 }
 
 // With fewer items than classes, QR of both, P = Q_p R_p and Y^T = Q_y R_y, leaves the small R_p R_y^T with the same
-// singular values; else the product itself is small. Of its vectors only u is needed: u^T P, v^T = u^T P Y / sigma and
-// Y v follow from the inputs. p, y and results as of one matrix in condition_number.h, y_left and y_right null where
+// singular values; else the product itself is small. Of its vectors only u is needed: u^T P (which R_p gives without
+// Q_p), v^T = u^T P Y / sigma and Y v follow. p, y and results as of one matrix in condition_number.h, y_left and y_right null where
 // they are not wanted; memory: as JointLayout says. Begins with a barrier.
 template <typename T>
 __device__ __forceinline__ void joint_condition_number(const T* p, const T* y, int classes, int items, double rank_tol,
@@ -70,31 +60,39 @@ __device__ __forceinline__ void joint_condition_number(const T* p, const T* y, i
   const JointLayout at(classes, items);
   const bool reduce = items < classes;
   const int order = reduce ? items : classes, stride = int(at.small_stride);
-  const bool factored = factored_first(order);  // the matrix is transposed then: its right vectors are found
+  const bool factored = factored_first(order, order);  // the matrix is transposed then: its right vectors are found
   double *a = memory + at.small, *u = memory + at.left, *v = memory + at.right, *by_p = memory + at.by_p;
+  double *ps = memory + at.p, *ys = memory + at.y, *diagonal = memory + at.diagonal, *rest = memory + at.rest;
   const int64_t size = int64_t(classes) * items;
-  int p_exponent = 0, y_exponent = 0, exponent = 0;  // the barrier for these also parts two products
-  const bool p_finite = block_exponent(size, [=](int64_t k) { return p[k]; }, &p_exponent);
-  const bool finite = block_exponent(size, [=](int64_t k) { return y[k]; }, &y_exponent) && p_finite;
+  const int lane = threadIdx.x % kGroup, group = threadIdx.x / kGroup, groups = blockDim.x / kGroup;
+  int largest[2] = {};
+  for (int64_t k = threadIdx.x; k < size; k += blockDim.x) {
+    largest[0] = max(largest[0], magnitude(double(p[k])));
+    largest[1] = max(largest[1], magnitude(double(y[k])));
+  }
+  block_reduce(largest, Max{});  // its barrier also parts two products
+  const bool finite = max(largest[0], largest[1]) < kNotFinite;
+  const int p_exponent = exponent_of(largest[0]), y_exponent = exponent_of(largest[1]);
   const PowerOfTwo p_scaled(-p_exponent), y_scaled(-y_exponent);
+  int exponent = 0;
   Extremes found;
   bool proper = false;
   if (finite) {
     if (reduce) {
-      double *ps = memory + at.p, *ys = memory + at.y, *diagonal = memory + at.diagonal;
-      for (int64_t k = threadIdx.x; k < size; k += blockDim.x) {
-        ps[k % items * at.stride + k / items] = p_scaled(p[k]);
-        ys[k / classes * at.stride + k % classes] = y_scaled(y[k]);
+      for (int r = group; r < classes; r += groups) {
+        for (int c = lane; c < items; c += kGroup) ps[c * at.stride + r] = p_scaled(p[int64_t(r) * items + c]);
+      }
+      for (int r = group; r < items; r += groups) {
+        for (int c = lane; c < classes; c += kGroup) ys[r * at.stride + c] = y_scaled(y[int64_t(r) * classes + c]);
       }
       __syncthreads();
       factor(ps, 2, classes, items, at.stride, memory + at.tau, diagonal);
       for (int k = threadIdx.x; k < order * order; k += blockDim.x) {
-        const int r = k % order, c = k / order;
-        double sum = 0;
-        for (int l = max(r, c); l < order; ++l) {
-          sum +=
-              (l == r ? diagonal[l] : ps[l * at.stride + r]) * (l == c ? diagonal[items + l] : ys[l * at.stride + c]);
-        }
+        const int r = k % order, c = k / order, first = max(r, c);
+        const double *of_p = ps + r, *of_y = ys + c;
+        double sum = (r == first ? diagonal[first] : of_p[first * at.stride]) *
+                     (c == first ? diagonal[items + first] : of_y[first * at.stride]);
+        for (int l = first + 1; l < order; ++l) sum += of_p[l * at.stride] * of_y[l * at.stride];
         a[factored ? r * stride + c : c * stride + r] = sum;
       }
     } else {
@@ -106,52 +104,58 @@ __device__ __forceinline__ void joint_condition_number(const T* p, const T* y, i
       }
     }
     __syncthreads();
-    block_exponent(order * order, [=](int64_t k) { return a[k / order * stride + k % order]; }, &exponent);
-    const PowerOfTwo scaled(-exponent);
-    for (int k = threadIdx.x; k < order * order; k += blockDim.x) {
-      double* x = a + k / order * stride + k % order;
-      *x = scaled(*x);
+    // Of order 1, but for a product that nearly vanishes: its squares would have no digits.
+    block_exponent(order * order, [=](int64_t k) { return a[int(k) / order * stride + int(k) % order]; }, &exponent);
+    if (exponent > -100) {
+      exponent = 0;
+    } else {
+      const PowerOfTwo scaled(-exponent);
+      for (int k = threadIdx.x; k < order * order; k += blockDim.x) {
+        double* x = a + k / order * stride + k % order;
+        *x = scaled(*x);
+      }
+      __syncthreads();
     }
-    __syncthreads();
     const double least = ldexp(rank_tol, -exponent - p_exponent - y_exponent);
-    double* rest = memory + at.rest;
     if (factored) replace_by_factor(a, order, order, stride, rest, rest + order);
     orthogonalize(a, order, order, stride, tolerance, least);
     proper = extreme_columns(a, order, order, stride, least, rest, &found);
   }
-  if (threadIdx.x == 0) {
-    *value = proper ? T(max(0.0, log(found.sigma[0] / found.sigma[1]))) : T(finite ? 0 : NAN);
-  }
   if (!proper) {
     const T none = T(finite ? 0 : NAN);
+    if (threadIdx.x == 0) *value = none;
     for (int k = threadIdx.x; k < 2 * classes; k += blockDim.x) p_left[k] = none;
     for (int k = threadIdx.x; k < 2 * items; k += blockDim.x) p_right[k] = none;
     for (int k = threadIdx.x; y_left != nullptr && k < 2 * items; k += blockDim.x) y_left[k] = none;
     for (int k = threadIdx.x; y_right != nullptr && k < 2 * classes; k += blockDim.x) y_right[k] = none;
     return;
   }
-  const int warp = threadIdx.x / 32;
-  if (warp < 2) {
-    const double* column = a + (warp == 0 ? found.column[0] : found.column[1]) * stride;
-    const double inverse = 1 / (warp == 0 ? found.sigma[0] : found.sigma[1]);
-    double* x = u + warp * classes;
-    for (int k = threadIdx.x % 32; k < classes; k += 32) x[k] = k < order ? column[k] * inverse : 0;
-    if (reduce) apply_reflectors(memory + at.p, memory + at.tau, classes, items, at.stride, x);
+  // u, of P Y or of the small matrix, and P^T u.
+  const double by_first = 1 / found.sigma[0], by_last = 1 / found.sigma[1];
+  const double *first = a + found.column[0] * stride, *last = a + found.column[1] * stride;
+  for (int k = threadIdx.x; k < classes; k += blockDim.x) {
+    u[k] = k < order ? first[k] * by_first : 0;
+    u[classes + k] = k < order ? last[k] * by_last : 0;
   }
-  __syncthreads();
-  // 1 / sigma of P Y, both scaled.
-  const double inverse_first = ldexp(1 / found.sigma[0], -exponent);
-  const double inverse_last = ldexp(1 / found.sigma[1], -exponent);
-  for (int k = threadIdx.x; k < 2 * classes; k += blockDim.x) p_left[k] = T(u[k]);
+  const PowerOfTwo scaled(-exponent);
+  const double inverse_first = scaled(by_first), inverse_last = -scaled(by_last);  // of P Y, both scaled; `left` has -u
   group_sums(
-      2 * int64_t(items), classes,
-      [=](int64_t k, int64_t c) {
-        const int64_t s = k >= items;
-        return p_scaled(p[c * items + k - s * items]) * u[s * classes + c];
+      2 * int64_t(items), order,
+      [=](int64_t k, int64_t l) {
+        const bool is_last = k >= items;
+        const int64_t item = is_last ? k - items : k;
+        double of_p = 0;
+        if (!reduce) {
+          of_p = p_scaled(p[l * items + item]);
+        } else if (l <= item) {
+          of_p = l == item ? diagonal[l] : ps[item * at.stride + l];
+        }
+        return of_p * (is_last ? last : first)[l];
       },
       [=](int64_t k, double sum) {
+        sum *= k < items ? by_first : by_last;
         by_p[k] = sum;
-        if (y_left != nullptr) y_left[k] = T(ldexp(k < items ? sum * inverse_first : -sum * inverse_last, -y_exponent));
+        if (y_left != nullptr) y_left[k] = T(y_scaled(sum * (k < items ? inverse_first : inverse_last)));
       });
   __syncthreads();
   group_sums(
@@ -161,7 +165,7 @@ __device__ __forceinline__ void joint_condition_number(const T* p, const T* y, i
         return y_scaled(y[k * classes + c - s * classes]) * by_p[s * items + k];
       },
       [=](int64_t c, double sum) {
-        v[c] = sum * (c < classes ? inverse_first : inverse_last);
+        v[c] = sum * (c < classes ? inverse_first : -inverse_last);
         if (y_right != nullptr) y_right[c] = T(v[c]);
       });
   __syncthreads();
@@ -171,14 +175,19 @@ __device__ __forceinline__ void joint_condition_number(const T* p, const T* y, i
         const int64_t s = k >= items;
         return y_scaled(y[(k - s * items) * classes + c]) * v[s * classes + c];
       },
-      [=](int64_t k, double sum) {
-        p_right[k] = T(ldexp(k < items ? sum * inverse_first : -sum * inverse_last, -p_exponent));
-      });
+      [=](int64_t k, double sum) { p_right[k] = T(p_scaled(sum * (k < items ? inverse_first : inverse_last))); });
+  if (threadIdx.x == blockDim.x - 1) *value = T(max(0.0, log(found.sigma[0] / found.sigma[1])));  // not in that warp:
+  if (threadIdx.x >= 32) return;
+  if (reduce) {
+    apply_reflectors(ps, memory + at.tau, classes, items, at.stride, u);
+    __syncwarp();
+  }
+  for (int k = threadIdx.x; k < 2 * classes; k += 32) p_left[k] = T(u[k]);
 }
 
 inline int64_t joint_threads(int64_t classes, int64_t items) {
   const int64_t threads = jacobi_threads(items < classes ? items : classes);
-  return threads < 128 ? 128 : threads;
+  return threads < 256 ? 256 : threads;
 }
 
 }  // namespace d2net::cuda

@@ -23,7 +23,7 @@ namespace {
 
 constexpr int kThreads = kScoreThreads;
 constexpr int kColumns = 4;                  // of a thread, of gradients of x_fg and x_bg
-constexpr int64_t kSharedJoint = 24 * 1024;  // bytes of a block that hinder no other block
+constexpr int64_t kSharedJoint = 32 * 1024;  // bytes of a block that hinder no other block
 
 template <typename A>
 struct Scratch {
@@ -290,42 +290,63 @@ __global__ void __launch_bounds__(kThreads, 1) compare_kernel(const Task<X> x, u
 
 // ---- Eq. 8 to 10
 
-template <typename A>
-__device__ __forceinline__ Peaks<A> warp_peaks(const A* row, int64_t c, A floor, A share) {
+// By `lanes` neighbouring lanes of a warp. All lanes of the warp must call; those without a row with c = 0.
+template <int lanes, typename A>
+__device__ __forceinline__ Peaks<A> row_peaks(const A* row, int64_t c, A floor, A share) {
   Peaks<A> peaks(floor, share);
   if (share < A(0)) return peaks;
-  for (int64_t k = threadIdx.x % 32; k < c; k += 32) peaks.compare(row[k]);
-  peaks.best = warp_reduce(peaks.best, Max{});
-  for (int64_t k = threadIdx.x % 32; k < c; k += 32) peaks.add(row[k]);
-  peaks.sum = warp_reduce(peaks.sum, Sum{});
+  for (int64_t k = threadIdx.x % lanes; k < c; k += lanes) peaks.compare(row[k]);
+#pragma unroll
+  for (int step = lanes / 2; step > 0; step /= 2) {
+    peaks.best = max(peaks.best, __shfl_xor_sync(kAllLanes, peaks.best, step));
+  }
+  for (int64_t k = threadIdx.x % lanes; k < c; k += lanes) peaks.add(row[k]);
+  peaks.sum = group_sum<lanes>(peaks.sum);
   return peaks;
 }
 
-// The factors of U_2 and log(sigma_1 / sigma_r), by one block.
+// The factors of U_2, p (c, b) and y (b, c), and log(sigma_1 / sigma_r), by one block. memory: as JointLayout says.
 template <typename X, typename A = accumulator_t<X>>
-__device__ __forceinline__ void agree(const Task<X>& x, double tolerance, double* memory) {
+__device__ __forceinline__ void agree(const Task<X>& x, double tolerance, double* memory, A* p, A* y) {
   const int64_t b = x.b, c = x.c;
-  const bool per_class = x.with.video_per_class != 0;
-  const double all = block_count(x.counted, b);
-  for (int64_t i = threadIdx.x / 32; i < b; i += blockDim.x / 32) {
-    const Peaks<A> peaks = warp_peaks(x.pooled + i * c, c, A(x.with.probability_floor), A(x.with.peak_share));
-    for (int64_t k = threadIdx.x % 32; k < c; k += 32) {
-      double size = per_class ? 0 : all;
-      for (int64_t j = 0; per_class && j < b; ++j) size += x.counted[j] > 0 ? double(x.labels[j * c + k]) : 0.0;
-      x.s.p[k * b + i] = peaks.value(x.pooled[i * c + k]);
-      x.s.y[i * c + k] = x.counted[i] > 0 ? A(x.labels[i * c + k] / max(size, 1.0)) : A(0);
+  // One half of the warps makes P_2, the other Y_2, so that neither waits for what the other loads.
+  const int half = blockDim.x / 64 * 32, lane = threadIdx.x % kGroup;
+  if (int(threadIdx.x) < half) {
+    for (int64_t base = 0; base < b; base += half / kGroup) {  // the lanes of a warp stay together
+      const int64_t i = base + threadIdx.x / kGroup, classes = i < b ? c : 0;
+      const A* row = x.pooled + i * c;
+      const Peaks<A> peaks = row_peaks<kGroup>(row, classes, A(x.with.probability_floor), A(x.with.peak_share));
+      for (int64_t k = lane; k < classes; k += kGroup) p[k * b + i] = peaks.value(row[k]);
+    }
+  } else {
+    const bool per_class = x.with.video_per_class != 0;
+    int64_t all = 0;
+    for (int64_t first = 0; first < b; first += 32) {
+      const int64_t j = first + threadIdx.x % 32;
+      all += __popc(__ballot_sync(kAllLanes, j < b && x.counted[j] > 0));
+    }
+    for (int64_t i = (int(threadIdx.x) - half) / kGroup; i < b; i += (int(blockDim.x) - half) / kGroup) {
+      const bool counts = x.counted[i] > 0;
+      for (int64_t k = lane; k < c; k += kGroup) {
+        double size = per_class ? 0 : double(all);
+        for (int64_t j = 0; per_class && j < b; ++j) size += x.counted[j] > 0 ? double(x.labels[j * c + k]) : 0.0;
+        y[i * c + k] = counts ? A(x.labels[i * c + k] / max(size, 1.0)) : A(0);
+      }
     }
   }
   __syncthreads();
   A* const unwanted = nullptr;
-  joint_condition_number(x.s.p, x.s.y, int(c), int(b), kVideoRankTol, tolerance, x.video, x.w.p_left, x.w.p_right,
-                         unwanted, unwanted, memory);
+  joint_condition_number(p, y, int(c), int(b), kVideoRankTol, tolerance, x.video, x.w.p_left, x.w.p_right, unwanted,
+                         unwanted, memory);
 }
 
-template <typename X>
-__global__ void __launch_bounds__(512, 1) agree_kernel(const Task<X> x, double tolerance, bool scratch, bool last) {
+// kScratch: its memory is not shared; `factors`: that of P_2 and Y_2 is, behind the rest.
+template <typename X, bool kScratch>
+__global__ void __launch_bounds__(512, 1) agree_kernel(const Task<X> x, double tolerance, bool factors, bool last) {
   D2NET_DYNAMIC_SHARED(double, shared);
-  agree(x, tolerance, scratch ? x.s.joint : shared);
+  auto* behind = reinterpret_cast<accumulator_t<X>*>(shared + JointLayout(x.c, x.b).total);
+  agree(x, tolerance, kScratch ? x.s.joint : shared, !kScratch && factors ? behind : x.s.p,
+        !kScratch && factors ? behind + x.b * x.c : x.s.y);
   if (last) add_up(x);
 }
 
@@ -376,7 +397,8 @@ template <typename X, int N, typename A = accumulator_t<X>>
 __global__ void __launch_bounds__(kThreads, 2) score_kernel(const Task<X> x, bool with_joint, double tolerance) {
   D2NET_DYNAMIC_SHARED(double, shared);
   if (with_joint && blockIdx.x == 0) {
-    agree(x, tolerance, shared);
+    A* p = reinterpret_cast<A*>(shared + JointLayout(x.c, x.b).total);
+    agree(x, tolerance, shared, p, p + x.b * x.c);
     return add_up(x);
   }
   const int64_t block = blockIdx.x - (with_joint ? 1 : 0), recording = block / x.groups, group = block % x.groups;
@@ -504,7 +526,7 @@ __device__ __forceinline__ void gradient_of_scores(const Task<X>& x, int64_t i, 
   };
   // By one warp, for there are few classes.
   if (threadIdx.x >= 32) return;
-  const Peaks<A> peaks = warp_peaks(row, c, A(x.with.probability_floor), A(x.with.peak_share));
+  const Peaks<A> peaks = row_peaks<32>(row, c, A(x.with.probability_floor), A(x.with.peak_share));
   double along = 0;  // the gradient times the value
   if (video && peaks.share >= A(0)) {
     for (int64_t k = threadIdx.x; k < c; k += 32) along += double(of_p(k)) * peaks.value(row[k]);
@@ -631,16 +653,23 @@ void loss(const Loss<X>& arguments, int device, void* stream) {
   }
   const double tolerance = orthogonality<A>(std::min(b, c));
   const int64_t joint_bytes = x.has_video ? JointLayout(c, b).total * int64_t(sizeof(double)) : 0;
-  const bool shares = score && joint_bytes <= kSharedJoint && joint_threads(c, b) <= kThreads;
+  const int64_t all_bytes = joint_bytes + 2 * b * c * int64_t(sizeof(A));  // with P_2 and Y_2
+  const bool shares = score && all_bytes <= kSharedJoint && joint_threads(c, b) <= kThreads;
   if (x.has_video && !shares) {
-    const bool scratch = joint_bytes > on.shared_memory_limit() - 2048;  // some is taken by what blocks reduce
-    on.launch(agree_kernel<X>, 1, joint_threads(c, b), scratch ? 0 : joint_bytes, x, tolerance, scratch, !score);
+    const int64_t most = on.shared_memory_limit() - 2048;  // some is taken by what blocks reduce
+    const bool factors = all_bytes <= most;
+    if (joint_bytes <= most) {
+      on.launch(agree_kernel<X, false>, 1, joint_threads(c, b), factors ? all_bytes : joint_bytes, x, tolerance,
+                factors, !score);
+    } else {
+      on.launch(agree_kernel<X, true>, 1, joint_threads(c, b), 0, x, tolerance, factors, !score);
+    }
   }
   if (score) {
     const bool packs = fits_packs(d, x.embeddings) && fits_packs(d, x.latest_x_ref());
     const bool with_joint = x.has_video && shares;
     on.launch(packs ? score_kernel<X, kPackOf<X>> : score_kernel<X, 1>, b * x.groups + with_joint, kThreads,
-              with_joint ? joint_bytes : 0, x, with_joint, tolerance);
+              with_joint ? all_bytes : 0, x, with_joint, tolerance);
   }
 }
 
