@@ -1,11 +1,11 @@
-// Launches, forward: pool_columns (TCAM), pool_over_time (Eq. 2), compare (Eq. 3, 4 and x_ref), and score (Eq. 8 to
-// 11). Backward: the gradients of what is not (b, t, ...), then one pass over time. What is left to the next launch is
-// a few thousand numbers in L2; what needs all of a recording, or all of the batch, is done by the block that ends
-// last.
+// Launches, forward: pool_columns (TCAM), pool_over_time (Eq. 2), compare (Eq. 3, 4 and x_ref), and score (Eq. 8 and
+// 9). Backward: the gradients of what is not (b, t, ...), then one pass over time. What is left to the next launch is a
+// few thousand numbers in L2; what needs all of a recording, or all of the batch, is done by the block that ends last.
 //
-// The condition number of U_2 takes one block longer than any other part: it shares the launch of the scores.
+// The condition number of U_2 (Eq. 10) takes one block longer than all that follows pool_columns: it runs beside it.
 #include <algorithm>
 #include <limits>
+#include <optional>
 
 #include "attention_pool.h"
 #include "cuda/bottom_up.h"
@@ -23,7 +23,7 @@ namespace {
 
 constexpr int kThreads = kScoreThreads;
 constexpr int kColumns = 4;                  // of a thread, of gradients of x_fg and x_bg
-constexpr int64_t kSharedJoint = 32 * 1024;  // bytes of a block that hinder no other block
+constexpr int64_t kSharedJoint = 32 * 1024;  // bytes that a block has on every chip, beside its static ones
 
 template <typename A>
 struct Scratch {
@@ -138,11 +138,11 @@ __device__ __forceinline__ double block_mean(const T* values, const Flag* counte
   return sums[1] > 0 ? sums[0] / sums[1] : 0;
 }
 
-// By all blocks of the last launch, when they are done.
+// By each of the `enders`, the blocks that nothing but each other comes after, when it is done.
 template <typename X>
-__device__ __forceinline__ void add_up(const Task<X>& x) {
+__device__ __forceinline__ void add_up(const Task<X>& x, unsigned enders) {
   using A = accumulator_t<X>;
-  if (!is_last_block(x.arrived_of_all(), gridDim.x)) return;
+  if (!is_last_block(x.arrived_of_all(), enders)) return;
   const double discriminative = x.with.classify != 0 ? block_mean(x.w.terms, x.counted, x.b) : 0;
   const double snippet = x.with.snippet != 0 ? block_mean(x.w.snippets, x.w.comparable, x.b) : 0;
   if (threadIdx.x > 0) return;
@@ -276,16 +276,16 @@ __device__ __forceinline__ void update_x_ref(const Task<X>& x, int64_t k) {
   x.new_x_ref[k] = count > 0 ? A(x.with.momentum * x.x_ref[k] + (1 - x.with.momentum) / count * sum) : x.x_ref[k];
 }
 
-// `compared` blocks have a recording each, the others 256 elements of x_ref. last: no launch follows.
+// `compared` blocks have a recording each, the others 256 elements of x_ref. enders: 0 where another launch follows.
 template <typename X>
-__global__ void __launch_bounds__(kThreads, 1) compare_kernel(const Task<X> x, unsigned compared, bool last) {
+__global__ void __launch_bounds__(kThreads, 1) compare_kernel(const Task<X> x, unsigned compared, unsigned enders) {
   if (blockIdx.x < compared) {
     classify(x, blockIdx.x);
   } else {
     const int64_t k = int64_t(blockIdx.x - compared) * kThreads + threadIdx.x;
     if (x.with.update != 0 && k < x.d) update_x_ref(x, k);
   }
-  if (last) add_up(x);
+  if (enders > 0) add_up(x, enders);
 }
 
 // ---- Eq. 8 to 10
@@ -340,14 +340,13 @@ __device__ __forceinline__ void agree(const Task<X>& x, double tolerance, double
                          unwanted, memory);
 }
 
-// kScratch: its memory is not shared; `factors`: that of P_2 and Y_2 is, behind the rest.
-template <typename X, bool kScratch>
-__global__ void __launch_bounds__(512, 1) agree_kernel(const Task<X> x, double tolerance, bool factors, bool last) {
+// shares: all that it needs is in shared memory, P_2 and Y_2 behind the rest. Else it is in scratch memory.
+template <typename X, bool shares>
+__global__ void __launch_bounds__(512, 1) agree_kernel(const Task<X> x, double tolerance, unsigned enders) {
   D2NET_DYNAMIC_SHARED(double, shared);
-  auto* behind = reinterpret_cast<accumulator_t<X>*>(shared + JointLayout(x.c, x.b).total);
-  agree(x, tolerance, kScratch ? x.s.joint : shared, !kScratch && factors ? behind : x.s.p,
-        !kScratch && factors ? behind + x.b * x.c : x.s.y);
-  if (last) add_up(x);
+  auto* p = shares ? reinterpret_cast<accumulator_t<X>*>(shared + JointLayout(x.c, x.b).total) : x.s.p;
+  agree(x, tolerance, shares ? shared : x.s.joint, p, shares ? p + x.b * x.c : x.s.y);
+  add_up(x, enders);
 }
 
 // The maximum over a recording's own classes at one snippet, and its class; 0 and -1 without one. By a whole warp.
@@ -392,16 +391,10 @@ __device__ __forceinline__ void condition(const Task<X>& x, int64_t i, double n_
   x.w.to_attention[2 * i + 1] = A((u.db - u.dd) * g);
 }
 
-// A block has 32 snippets of one recording; the first one U_2, if its memory is shared. The last launch.
+// A block has 32 snippets of one recording. The last launch.
 template <typename X, int N, typename A = accumulator_t<X>>
-__global__ void __launch_bounds__(kThreads, 2) score_kernel(const Task<X> x, bool with_joint, double tolerance) {
-  D2NET_DYNAMIC_SHARED(double, shared);
-  if (with_joint && blockIdx.x == 0) {
-    A* p = reinterpret_cast<A*>(shared + JointLayout(x.c, x.b).total);
-    agree(x, tolerance, shared, p, p + x.b * x.c);
-    return add_up(x);
-  }
-  const int64_t block = blockIdx.x - (with_joint ? 1 : 0), recording = block / x.groups, group = block % x.groups;
+__global__ void __launch_bounds__(kThreads, 2) score_kernel(const Task<X> x, unsigned enders) {
+  const int64_t recording = blockIdx.x / x.groups, group = blockIdx.x % x.groups;
   const int64_t t = x.t, d = x.d, c = x.c;
   const int64_t first = group * kScoreBlockRows + threadIdx.x / 32 * kScoreRows;
   const int rows = int(max(min(x.counted[recording] - first, int64_t(kScoreRows)), int64_t(0)));
@@ -443,7 +436,7 @@ __global__ void __launch_bounds__(kThreads, 2) score_kernel(const Task<X> x, boo
       if (threadIdx.x == 0) condition(x, recording, sums[0], sums[1], sums[2], sums[3]);
     }
   }
-  add_up(x);
+  add_up(x, enders);
 }
 
 // ---- backward
@@ -639,38 +632,30 @@ void loss(const Loss<X>& arguments, int device, void* stream) {
     pool_rows(on, tcam, pool);
     topk_pool(x.tcam, x.counted, b, t, c, divisor, x.pooled, x.w.kth, x.w.last, device, stream);
   }
+  const bool score = with.score != 0, compare = with.classify != 0 || with.update != 0 || !(score || x.has_video);
+  const int64_t compared = with.classify != 0 ? b : 0, updated = with.update != 0 ? (d + kThreads - 1) / kThreads : 0;
+  const int64_t comparing = compare ? std::max<int64_t>(1, compared + updated) : 0, scoring = score ? b * x.groups : 0;
+  const unsigned enders = unsigned((score ? scoring : comparing) + x.has_video);
+
+  std::optional<Beside> beside;
+  if (x.has_video) {
+    const double tolerance = orthogonality<A>(std::min(b, c));
+    const int64_t bytes = JointLayout(c, b).total * int64_t(sizeof(double)) + 2 * b * c * int64_t(sizeof(A));
+    const bool shares = bytes <= on.shared_memory_limit() - 2048;  // some is taken by what blocks reduce
+    beside.emplace(on);
+    beside->second().launch(shares ? agree_kernel<X, true> : agree_kernel<X, false>, 1, joint_threads(c, b),
+                            shares ? bytes : 0, x, tolerance, enders);
+  }
   if (with.embed != 0) {
     pool_over_time(on, PoolOverTime<X>{x.embeddings, x.attention, x.counted, b, t, d, A(with.threshold),
                                        A(with.background_threshold), with.mean_embeddings != 0, x.s.partial,
                                        x.s.arrived, x.x, x.x + b * d, x.valid, x.valid + b, x.w.weights,
                                        with.lowest_attention != 0 ? x.s.lowest : nullptr});
   }
-  const bool score = with.score != 0, scores_or_video = score || x.has_video;
-  const int64_t compared = with.classify != 0 ? b : 0, updated = with.update != 0 ? (d + kThreads - 1) / kThreads : 0;
-  if (compared + updated > 0 || !scores_or_video) {
-    on.launch(compare_kernel<X>, std::max<int64_t>(1, compared + updated), kThreads, 0, x, unsigned(compared),
-              !scores_or_video);
-  }
-  const double tolerance = orthogonality<A>(std::min(b, c));
-  const int64_t joint_bytes = x.has_video ? JointLayout(c, b).total * int64_t(sizeof(double)) : 0;
-  const int64_t all_bytes = joint_bytes + 2 * b * c * int64_t(sizeof(A));  // with P_2 and Y_2
-  const bool shares = score && all_bytes <= kSharedJoint && joint_threads(c, b) <= kThreads;
-  if (x.has_video && !shares) {
-    const int64_t most = on.shared_memory_limit() - 2048;  // some is taken by what blocks reduce
-    const bool factors = all_bytes <= most;
-    if (joint_bytes <= most) {
-      on.launch(agree_kernel<X, false>, 1, joint_threads(c, b), factors ? all_bytes : joint_bytes, x, tolerance,
-                factors, !score);
-    } else {
-      on.launch(agree_kernel<X, true>, 1, joint_threads(c, b), 0, x, tolerance, factors, !score);
-    }
-  }
-  if (score) {
-    const bool packs = fits_packs(d, x.embeddings) && fits_packs(d, x.latest_x_ref());
-    const bool with_joint = x.has_video && shares;
-    on.launch(packs ? score_kernel<X, kPackOf<X>> : score_kernel<X, 1>, b * x.groups + with_joint, kThreads,
-              with_joint ? all_bytes : 0, x, with_joint, tolerance);
-  }
+  on.launch(compare_kernel<X>, comparing, kThreads, 0, x, unsigned(compared), score ? 0u : enders);
+  const bool packs = fits_packs(d, x.embeddings) && fits_packs(d, x.latest_x_ref());
+  on.launch(packs ? score_kernel<X, kPackOf<X>> : score_kernel<X, 1>, scoring, kThreads, 0, x, enders);
+  if (beside) beside->join();
 }
 
 template <typename X>
