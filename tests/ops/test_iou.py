@@ -109,7 +109,7 @@ def test_the_gradient_of_the_smallest_and_the_largest_segments(device, exponent)
             assert not found.any()
         elif exponent >= -120:
             torch.testing.assert_close(
-                torch.ldexp(found.double(), torch.tensor(exponent)), wanted, rtol=1e-5, atol=1e-6
+                torch.ldexp(found.double(), torch.tensor(exponent, device=device)), wanted, rtol=1e-5, atol=1e-6
             )
         assert not found.isnan().any()  # infinity is where their sum is too large for the type
 
