@@ -16,7 +16,6 @@
 #include "math/focal.h"
 #include "math/peaks.h"
 #include "math/svd2x2.h"
-#include "topk_pool.h"
 
 namespace d2net::cuda {
 namespace {
@@ -611,12 +610,7 @@ void loss(const Loss<X>& arguments, int device, void* stream) {
                      x.s.arrived, x.s.n_arrived};
   const int64_t divisor = int64_t(with.topk_divisor);
   const Pool<A> pool{x.lengths, b, t, c, divisor, x.attention, x.w.peak, x.pooled, x.w.kth, x.w.last};
-  if (fits_registers<A>(t)) {
-    pool_columns<true>(on, tcam, pool);
-  } else {
-    pool_rows(on, tcam, pool);
-    topk_pool(x.tcam, x.counted, b, t, c, divisor, x.pooled, x.w.kth, x.w.last, device, stream);
-  }
+  pool_columns(on, tcam, pool);
   if (with.embed != 0) {
     pool_over_time(on, PoolOverTime<X>{x.embeddings, x.attention, x.counted, b, t, d, A(with.threshold),
                                        A(with.background_threshold), with.mean_embeddings != 0, x.s.partial,
