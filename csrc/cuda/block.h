@@ -36,6 +36,13 @@ __device__ __forceinline__ T warp_reduce(T value, Combine combine) {
   return value;
 }
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+// Of these there are instructions.
+__device__ __forceinline__ int warp_reduce(int value, Sum) { return __reduce_add_sync(kAllLanes, value); }
+__device__ __forceinline__ int warp_reduce(int value, Min) { return __reduce_min_sync(kAllLanes, value); }
+__device__ __forceinline__ int warp_reduce(int value, Max) { return __reduce_max_sync(kAllLanes, value); }
+#endif
+
 // Costs two barriers; may be called again at once.
 template <typename T, typename Combine>
 __device__ __forceinline__ T block_reduce(T value, Combine combine) {

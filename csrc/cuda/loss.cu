@@ -16,7 +16,6 @@
 #include "math/focal.h"
 #include "math/peaks.h"
 #include "math/svd2x2.h"
-#include "topk_pool.h"
 
 namespace d2net::cuda {
 namespace {
@@ -626,12 +625,7 @@ void loss(const Loss<X>& arguments, int device, void* stream) {
                      x.s.arrived, x.s.n_arrived};
   const int64_t divisor = int64_t(with.topk_divisor);
   const Pool<A> pool{x.lengths, b, t, c, divisor, x.attention, x.w.peak, x.pooled, x.w.kth, x.w.last};
-  if (fits_registers<A>(t)) {
-    pool_columns<true>(on, tcam, pool);
-  } else {
-    pool_rows(on, tcam, pool);
-    topk_pool(x.tcam, x.counted, b, t, c, divisor, x.pooled, x.w.kth, x.w.last, device, stream);
-  }
+  pool_columns(on, tcam, pool);
   const bool score = with.score != 0, compare = with.classify != 0 || with.update != 0 || !(score || x.has_video);
   const int64_t compared = with.classify != 0 ? b : 0, updated = with.update != 0 ? (d + kThreads - 1) / kThreads : 0;
   const int64_t comparing = compare ? std::max<int64_t>(1, compared + updated) : 0, scoring = score ? b * x.groups : 0;

@@ -3,15 +3,17 @@
 //
 // Bytes: activations (b, t, c) are read once for the columns and, where row maxima are wanted, once for the rows, the
 // second time from the L2 cache as a rule; two_stream_tcam computes its sigmoids both times rather than wait for
-// another block's. Written: b t (c + 2) and 3 b c numbers.
+// another block's. Written: b t (c + 2) and 3 b c numbers. It is the latency that counts, of about 15 rounds of a
+// search.
 //
-// Layout: a block has up to 8 neighbouring classes of one recording (32 bytes: a sector), as few as it takes to occupy
-// the chip, and an equal share of the recording's rows. Its threads keep the columns as integer keys in registers, so
-// the rounds of the search touch no memory; lanes of one row are neighbours, so reads are coalesced without a
-// transposing step. What registers cannot hold (t above 16384, float64 8192) is read again, by topk_pool, in every
-// round; row maxima then take a launch of their own.
+// Layout: a column has a warp to itself up to 1024 rows (float64: 512), so no round waits at a barrier, and as many as
+// it takes beyond. Its keys stay in registers. A block has up to 8 neighbouring classes of one recording (32 bytes: a
+// sector), as few as it takes to occupy the chip: neighbouring lanes load neighbouring classes, and shared memory turns
+// what they loaded so that a warp gets its column. What registers cannot hold (t above 16384, float64 8192) is read
+// again in every round. Row maxima are for blocks of their own, which are done before the search is.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <stdexcept>
@@ -45,10 +47,18 @@ struct Plain {
   using Number = T;
   const T* __restrict__ x;
 
+  // N neighbours in memory, and the activations that they stand for: two steps, so that many loads can be on their way.
   template <int N>
-  __device__ __forceinline__ Pack<T, N> at(int64_t i) const {
+  using Raw = Pack<T, N>;
+  template <int N>
+  __device__ __forceinline__ Raw<N> fetch(int64_t i) const {
     return load<N>(x + i);
   }
+  template <int N>
+  __device__ __forceinline__ Pack<T, N> value(const Raw<N>& raw) const {
+    return raw;
+  }
+  // What the blocks of the rows do with N activations that begin at i, 0 past a length.
   template <int N>
   __device__ __forceinline__ void keep(int64_t, const Pack<T, N>&) const {}
   bool packs(int64_t c) const { return fits_packs(c, x); }
@@ -58,33 +68,31 @@ struct Plain {
   }
 };
 
-constexpr int kPoolThreads = 256, kMostPoolThreads = 512;  // 512: what the registers are enough for
+template <bool kOneWarp>
+constexpr int kPoolThreads = kOneWarp ? 256 : 512;  // of a block, at most
+template <typename T>
+constexpr int kKept = 128 / sizeof(typename Keys<T>::Key);  // entries of its column that a thread keeps
+constexpr int kRowBatch = 8;  // of them, which are left out together where a column is short
+constexpr int kRowsOfLane = 2;
 
 template <typename T>
 struct Pool {
   const int64_t* __restrict__ lengths;
   int64_t b, t, c, divisor;
-  T* attention;  // with peak: see two_stream_tcam.h
+  T* attention;  // with peak: see two_stream_tcam.h; null: not wanted
   int32_t* peak;
   T* pooled;  // with kth, last: see topk_pool.h
   accumulator_t<T>* kth;
   int32_t* last;
 };
 
-// How a warp goes through rows of c classes.
-struct RowLayout {
-  bool packs;  // several classes a load
-  int lanes;   // of one row, a power of two
+struct PoolLayout {
+  int width, warps;         // columns of a block and warps of a column, powers of two
+  unsigned columns_blocks;  // b times `tiles`; blocks of rows follow
+  unsigned tiles, shares;   // blocks of a recording that take its columns, and its rows
+  bool packs;               // rows: several classes a load
+  int lanes;                // of one row, a power of two
 };
-
-template <typename Input>
-RowLayout row_layout(const Input& input, int64_t c) {
-  const bool packs = input.packs(c);
-  const int64_t loads = packs ? c / kPackOf<typename Input::Number> : c;
-  int lanes = 1;
-  while (lanes < 32 && lanes < loads) lanes *= 2;
-  return {packs, lanes};
-}
 
 // attention and peak of rows [begin, end) of a recording, by all threads of the block.
 template <int N, typename Input, typename T = typename Input::Number>
@@ -101,7 +109,7 @@ __device__ __forceinline__ void class_maxima(const Input& input, const Pool<T>& 
         const int64_t i = (recording * pool.t + row) * pool.c + j;
         Pack<T, N> values = {};
         if (row < length) {
-          values = input.template at<N>(i);
+          values = input.value(input.template fetch<N>(i));
 #pragma unroll
           for (int l = 0; l < N; ++l) {
             const Key key = Keys<T>::of(values.at[l]);
@@ -127,33 +135,68 @@ __device__ __forceinline__ void class_maxima(const Input& input, const Pool<T>& 
   }
 }
 
-// The same for one of `shares` equal parts of a recording's rows.
-template <typename Input, typename T = typename Input::Number>
-__device__ __forceinline__ void class_maxima_of_share(const Input& input, const Pool<T>& pool, RowLayout layout,
-                                                      int64_t shares, int64_t recording, int64_t share,
-                                                      int64_t length) {
-  const int64_t rows = (pool.t + shares - 1) / shares;
-  const int64_t begin = share * rows, end = begin + rows < pool.t ? begin + rows : pool.t;
-  if (layout.packs) {
-    class_maxima<kPackOf<T>>(input, pool, layout.lanes, recording, length, begin, end);
-  } else {
-    class_maxima<1>(input, pool, layout.lanes, recording, length, begin, end);
-  }
-}
-
-// R: entries of its column that a thread keeps. kReread: there may be more, to be read again in every round. A block
-// takes tile blockIdx.x % tiles of recording blockIdx.x / tiles.
-template <int R, bool kMaxima, bool kReread, typename Input, typename T = typename Input::Number>
-__global__ void __launch_bounds__(kMostPoolThreads, 1)
-    pool_columns_kernel(const Input input, const Pool<T> pool, RowLayout layout, int width, int64_t tiles) {
+// A block has a column for every `layout.warps` warps: tile blockIdx.x % tiles of recording blockIdx.x / tiles; the
+// last ones, where row maxima are wanted, each an equal share of a recording's rows.
+template <bool kOneWarp, typename Input, typename T = typename Input::Number>
+__global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
+    pool_columns_kernel(const Input input, const Pool<T> pool, const PoolLayout layout) {
   using Key = typename Keys<T>::Key;
-  const int64_t recording = blockIdx.x / tiles, tile = blockIdx.x % tiles, c = pool.c;
-  const int length = int(input.length(pool.lengths, recording, pool.t, tile == 0));
-  if (kMaxima) class_maxima_of_share(input, pool, layout, tiles, recording, tile, length);
+  constexpr int R = kKept<T>;
+  if (blockIdx.x >= layout.columns_blocks) {
+    const unsigned block = blockIdx.x - layout.columns_blocks, recording = block / layout.shares;
+    const int64_t length = input.length(pool.lengths, recording, pool.t, false);
+    const int64_t rows = (pool.t + layout.shares - 1) / layout.shares, begin = block % layout.shares * rows;
+    const int64_t end = min(begin + rows, pool.t);
+    if (layout.packs) {
+      class_maxima<kPackOf<T>>(input, pool, layout.lanes, recording, length, begin, end);
+    } else {
+      class_maxima<1>(input, pool, layout.lanes, recording, length, begin, end);
+    }
+    return;
+  }
 
-  const int64_t column = tile * width + threadIdx.x % width, out = recording * c + column;
-  const bool present = column < c;
-  const bool writes = present && int(threadIdx.x) < width;
+  // Loads begin before the length is known, of the last row and column rather than of none: so none of them waits.
+  const unsigned recording = blockIdx.x / layout.tiles, tile = blockIdx.x % layout.tiles;
+  const int64_t c = pool.c, origin = recording * pool.t * c, first_column = int64_t(tile) * layout.width;
+  const int step = 32 * layout.warps, last_row = int(pool.t) - 1;
+  int at = threadIdx.x % layout.width, first = threadIdx.x / layout.width;
+  const int64_t loaded = origin + min(first_column + at, c - 1);
+  typename Input::template Raw<1> raw[R];
+#pragma unroll
+  for (int batch = 0; batch < R; batch += kRowBatch) {
+    if (batch * step > last_row || c == 0) continue;
+#pragma unroll
+    for (int i = batch; i < batch + kRowBatch; ++i) {
+      raw[i] = input.template fetch<1>(loaded + min(first + i * step, last_row) * c);
+    }
+  }
+  const int length = int(input.length(pool.lengths, recording, pool.t, tile == 0));
+  if (c == 0) return;
+
+  D2NET_SHARED(Key, turned, [kRowBatch * kPoolThreads<kOneWarp> / 4 * 5]);
+  const int pitch = layout.width < 4 ? layout.width : layout.width + 1;  // few conflicts of banks
+  const int own = threadIdx.x / 32 / layout.warps, own_first = threadIdx.x % step;
+  Key kept[R];  // of rows first + i * step of column `own`; kNone past the length
+#pragma unroll
+  for (int batch = 0; batch < R; batch += kRowBatch) {
+#pragma unroll
+    for (int i = batch; i < batch + kRowBatch; ++i) kept[i] = Keys<T>::kNone;
+    if (batch * step >= length) continue;
+#pragma unroll
+    for (int i = batch; i < batch + kRowBatch; ++i) {
+      if (first + i * step < length) kept[i] = Keys<T>::of(input.value(raw[i]).at[0]);
+    }
+    if (layout.width == 1) continue;
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kRowBatch; ++i) turned[(i * step + first) * pitch + at] = kept[batch + i];
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kRowBatch; ++i) kept[batch + i] = turned[(i * step + own_first) * pitch + own];
+  }
+  at = own, first = own_first;
+  const int64_t column = first_column + at, out = recording * c + column;
+  const bool present = column < c, writes = present && first == 0;
   if (length == 0) {
     if (writes) {
       pool.pooled[out] = from_float<T>(0);
@@ -162,29 +205,27 @@ __global__ void __launch_bounds__(kMostPoolThreads, 1)
     }
     return;
   }
+  if (kOneWarp && !present) return;
 
-  const int first = threadIdx.x / width, step = blockDim.x / width;  // this thread's rows
-  const int64_t origin = recording * pool.t * c + column;
-  const auto key_at = [&](int row) { return Keys<T>::of(input.template at<1>(origin + row * c).at[0]); };
-  Key kept[R];
-#pragma unroll
-  for (int i = 0; i < R; ++i) {
-    const int row = first + i * step;
-    kept[i] = present && row < length ? key_at(row) : Keys<T>::kNone;
-  }
   const auto reread = [&](auto f) {
-    if (kReread && present) {
+    if (!kOneWarp && present) {
 #pragma unroll 4
-      for (int64_t row = first + int64_t(R) * step; row < length; row += step) f(int(row), key_at(int(row)));
+      for (int64_t row = first + int64_t(R) * step; row < length; row += step) {
+        f(int(row), Keys<T>::of(input.value(input.template fetch<1>(origin + column + row * c)).at[0]));
+      }
     }
   };
-  const auto each = [&](auto f) {  // of the column's keys; kNone past the length
+  const auto each = [&](auto f) {  // of the column's keys
 #pragma unroll
-    for (int i = 0; i < R; ++i) f(kept[i]);
+    for (int batch = 0; batch < R; batch += kRowBatch) {
+      if (batch * step >= length) continue;
+#pragma unroll
+      for (int i = batch; i < batch + kRowBatch; ++i) f(kept[i]);
+    }
     reread([&](int, Key key) { f(key); });
   };
 
-  Columns columns{width};
+  Columns<kOneWarp> columns{layout.warps};
   Key ends[2] = {math::kLargest<Key>, math::kLargest<Key>};  // smallest key, and turned (~) the largest
   each([&](Key key) {
     ends[0] = key != Keys<T>::kNone && key < ends[0] ? key : ends[0];
@@ -225,54 +266,30 @@ __global__ void __launch_bounds__(kMostPoolThreads, 1)
   }
 }
 
-// A block takes share blockIdx.x % shares of recording blockIdx.x / shares.
+// The columns of every recording and, where pool.attention is not null, the rows.
 template <typename Input, typename T = typename Input::Number>
-__global__ void __launch_bounds__(kPoolThreads, 1)
-    class_maxima_kernel(const Input input, const Pool<T> pool, RowLayout layout, int64_t shares) {
-  const int64_t recording = blockIdx.x / shares, share = blockIdx.x % shares;
-  const int64_t length = input.length(pool.lengths, recording, pool.t, share == 0);
-  class_maxima_of_share(input, pool, layout, shares, recording, share, length);
-}
-
-template <typename T>
-constexpr int kMostKept = 128 / sizeof(typename Keys<T>::Key);
-
-// Whether a block's registers hold a column.
-template <typename T>
-bool fits_registers(int64_t t) {
-  return t <= kMostKept<T> * kMostPoolThreads;
-}
-
-// The columns of every recording and, with kMaxima, the rows, for which fits_registers(t) must be true.
-template <bool kMaxima, typename Input, typename T = typename Input::Number>
 void pool_columns(const Stream& on, const Input& input, const Pool<T>& pool) {
   if (std::max(pool.t, pool.c) > std::numeric_limits<int32_t>::max()) {
     throw std::length_error("topk_pool: T and C must be below 2^31");
   }
-  const auto tiles = [&](int width) { return pool.c > 0 ? (pool.c + width - 1) / width : 1; };
-  int width = kMostColumns, threads = kPoolThreads;
-  while (width > 1 && width / 2 >= pool.c) width /= 2;
+  constexpr int kMostWarps = kPoolThreads<false> / 32;
+  int warps = 1, width = kPoolThreads<true> / 32;
+  while (warps < kMostWarps && int64_t(32) * kKept<T> * warps < pool.t) warps *= 2;
+  while (width > 1 && (width * warps > kMostWarps || width / 2 >= pool.c)) width /= 2;
   // Fewer columns a block waste bandwidth, but idle multiprocessors waste more.
+  const auto tiles = [&](int of) { return pool.c > 0 ? (pool.c + of - 1) / of : 1; };
   while (width > 1 && 2 * pool.b * tiles(width) <= on.multiprocessors()) width /= 2;
-  constexpr int kMany = kMostKept<T>, kFew = kMany / 4;
-  const auto fits = [&](int kept) { return pool.t * width <= int64_t(kept) * threads; };
-  if (!fits(kMany)) threads = kMostPoolThreads;
-  while (width > 1 && !fits(kMany)) width /= 2;
-  auto kernel = pool_columns_kernel<kMany, kMaxima, !kMaxima, Input>;  // with row maxima, columns fit
-  if (fits(kFew)) {
-    kernel = pool_columns_kernel<kFew, kMaxima, false, Input>;
-  } else if (fits(kMany)) {
-    kernel = pool_columns_kernel<kMany, kMaxima, false, Input>;
-  }
-  on.launch(kernel, pool.b * tiles(width), threads, 0, input, pool, row_layout(input, pool.c), width, tiles(width));
-}
 
-// Only the rows of every recording.
-template <typename Input, typename T = typename Input::Number>
-void pool_rows(const Stream& on, const Input& input, const Pool<T>& pool) {
-  const int64_t shares = pool.t / kPoolThreads + 1;
-  on.launch(class_maxima_kernel<Input>, pool.b * shares, kPoolThreads, 0, input, pool, row_layout(input, pool.c),
-            shares);
+  const bool packs = input.packs(pool.c);
+  const int64_t loads = packs ? pool.c / kPackOf<T> : pool.c, threads = 32 * warps * width;
+  int lanes = 1;
+  while (lanes < 32 && lanes < loads) lanes *= 2;
+  const int64_t rows = threads / lanes * kRowsOfLane;
+  const int64_t shares = pool.attention == nullptr ? 0 : (pool.t + rows - 1) / rows;
+  const int64_t columns_blocks = pool.b * tiles(width);
+  on.launch(warps == 1 ? pool_columns_kernel<true, Input> : pool_columns_kernel<false, Input>,
+            columns_blocks + pool.b * shares, threads, 0, input, pool,
+            PoolLayout{width, warps, unsigned(columns_blocks), unsigned(tiles(width)), unsigned(shares), packs, lanes});
 }
 
 }  // namespace d2net::cuda

@@ -9,7 +9,7 @@ template <typename T>
 void topk_pool(const T* x, const int64_t* lengths, int64_t b, int64_t t, int64_t c, int64_t divisor, T* pooled,
                accumulator_t<T>* kth, int32_t* last, int device, void* stream) {
   const Stream on("topk_pool", device, stream);
-  pool_columns<false>(on, Plain<T>{x}, Pool<T>{lengths, b, t, c, divisor, nullptr, nullptr, pooled, kth, last});
+  pool_columns(on, Plain<T>{x}, Pool<T>{lengths, b, t, c, divisor, nullptr, nullptr, pooled, kth, last});
 }
 
 template <typename T>

@@ -2,7 +2,6 @@
 #include "cuda/pool_columns.h"
 #include "cuda/pooled_gradient.h"
 #include "math/sigmoid.h"
-#include "topk_pool.h"
 #include "two_stream_tcam.h"
 
 namespace d2net::cuda {
@@ -16,12 +15,19 @@ struct TwoStreams {
   T* __restrict__ tcam;
 
   template <int N>
-  __device__ __forceinline__ Pack<T, N> at(int64_t i) const {
-    const Pack<T, N> of_a = load<N>(a + i), of_b = load<N>(b + i);
+  struct Raw {
+    Pack<T, N> a, b;
+  };
+  template <int N>
+  __device__ __forceinline__ Raw<N> fetch(int64_t i) const {
+    return {load<N>(a + i), load<N>(b + i)};
+  }
+  template <int N>
+  __device__ __forceinline__ Pack<T, N> value(const Raw<N>& of) const {
     Pack<T, N> mean;
 #pragma unroll
     for (int l = 0; l < N; ++l) {
-      const accumulator_t<T> both = math::sigmoid(to_float(of_a.at[l])) + math::sigmoid(to_float(of_b.at[l]));
+      const accumulator_t<T> both = math::sigmoid(to_float(of.a.at[l])) + math::sigmoid(to_float(of.b.at[l]));
       mean.at[l] = from_float<T>(accumulator_t<T>(0.5) * both);
     }
     return mean;
@@ -36,21 +42,13 @@ struct TwoStreams {
   }
 };
 
-template <typename T, typename Input>
-void pool(const Stream& on, const Input& input, const T* tcam, const Pool<T>& to, int device, void* stream) {
-  if (fits_registers<T>(to.t)) return pool_columns<true>(on, input, to);
-  pool_rows(on, input, to);
-  topk_pool(tcam, to.lengths, to.b, to.t, to.c, to.divisor, to.pooled, to.kth, to.last, device, stream);
-}
-
 }  // namespace
 
 template <typename T>
 void tcam_pool(const T* tcam, const int64_t* lengths, int64_t b, int64_t t, int64_t c, int64_t divisor, T* attention,
                int32_t* peak, T* pooled, accumulator_t<T>* kth, int32_t* last, int device, void* stream) {
   const Stream on("tcam_pool", device, stream);
-  pool(on, Plain<T>{tcam}, tcam, Pool<T>{lengths, b, t, c, divisor, attention, peak, pooled, kth, last}, device,
-       stream);
+  pool_columns(on, Plain<T>{tcam}, Pool<T>{lengths, b, t, c, divisor, attention, peak, pooled, kth, last});
 }
 
 template <typename T>
@@ -68,8 +66,8 @@ void two_stream_tcam(const T* logits_a, const T* logits_b, const int64_t* length
                      int64_t divisor, T* tcam, T* attention, int32_t* peak, T* pooled, accumulator_t<T>* kth,
                      int32_t* last, int device, void* stream) {
   const Stream on("two_stream_tcam", device, stream);
-  pool(on, TwoStreams<T>{logits_a, logits_b, tcam}, tcam,
-       Pool<T>{lengths, b, t, c, divisor, attention, peak, pooled, kth, last}, device, stream);
+  pool_columns(on, TwoStreams<T>{logits_a, logits_b, tcam},
+               Pool<T>{lengths, b, t, c, divisor, attention, peak, pooled, kth, last});
 }
 
 template <typename T>
