@@ -90,6 +90,7 @@ struct PoolLayout {
   int width, warps;         // columns of a block and warps of a column, powers of two
   unsigned columns_blocks;  // b times `tiles`; blocks of rows follow
   unsigned tiles, shares;   // blocks of a recording that take its columns, and its rows
+  int64_t rows;             // of a share
   bool packs;               // rows: several classes a load
   int lanes;                // of one row, a power of two
 };
@@ -135,8 +136,8 @@ __device__ __forceinline__ void class_maxima(const Input& input, const Pool<T>& 
   }
 }
 
-// A block has a column for every `layout.warps` warps: tile blockIdx.x % tiles of recording blockIdx.x / tiles; the
-// last ones, where row maxima are wanted, each an equal share of a recording's rows.
+// A block has a column for every `layout.warps` warps: tile blockIdx.x % tiles of recording blockIdx.x / tiles; the last
+// ones, where row maxima are wanted, each an equal share of a recording's rows.
 template <bool kOneWarp, typename Input, typename T = typename Input::Number>
 __global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
     pool_columns_kernel(const Input input, const Pool<T> pool, const PoolLayout layout) {
@@ -145,8 +146,7 @@ __global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
   if (blockIdx.x >= layout.columns_blocks) {
     const unsigned block = blockIdx.x - layout.columns_blocks, recording = block / layout.shares;
     const int64_t length = input.length(pool.lengths, recording, pool.t, false);
-    const int64_t rows = (pool.t + layout.shares - 1) / layout.shares, begin = block % layout.shares * rows;
-    const int64_t end = min(begin + rows, pool.t);
+    const int64_t begin = block % layout.shares * layout.rows, end = min(begin + layout.rows, pool.t);
     if (layout.packs) {
       class_maxima<kPackOf<T>>(input, pool, layout.lanes, recording, length, begin, end);
     } else {
@@ -157,25 +157,26 @@ __global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
 
   // Loads begin before the length is known, of the last row and column rather than of none: so none of them waits.
   const unsigned recording = blockIdx.x / layout.tiles, tile = blockIdx.x % layout.tiles;
-  const int64_t c = pool.c, origin = recording * pool.t * c, first_column = int64_t(tile) * layout.width;
-  const int step = 32 * layout.warps, last_row = int(pool.t) - 1;
-  int at = threadIdx.x % layout.width, first = threadIdx.x / layout.width;
-  const int64_t loaded = origin + min(first_column + at, c - 1);
+  const unsigned t = unsigned(pool.t), c = unsigned(pool.c), step = 32 * layout.warps;
+  const int64_t origin = recording * pool.t * c, first_column = int64_t(tile) * layout.width;
+  unsigned at = threadIdx.x % layout.width, first = threadIdx.x / layout.width;
+  const int64_t loaded = origin + min(first_column + at, pool.c - 1);
   typename Input::template Raw<1> raw[R];
 #pragma unroll
   for (int batch = 0; batch < R; batch += kRowBatch) {
-    if (batch * step > last_row || c == 0) continue;
+    if (batch * step >= t || c == 0) continue;
 #pragma unroll
     for (int i = batch; i < batch + kRowBatch; ++i) {
-      raw[i] = input.template fetch<1>(loaded + min(first + i * step, last_row) * c);
+      raw[i] = input.template fetch<1>(loaded + int64_t(min(first + i * step, t - 1)) * c);
     }
   }
-  const int length = int(input.length(pool.lengths, recording, pool.t, tile == 0));
+  const unsigned length = unsigned(input.length(pool.lengths, recording, pool.t, tile == 0));
   if (c == 0) return;
+  const int k_of_all = int(math::topk_count(length, pool.divisor));
 
   D2NET_SHARED(Key, turned, [kRowBatch * kPoolThreads<kOneWarp> / 4 * 5]);
-  const int pitch = layout.width < 4 ? layout.width : layout.width + 1;  // few conflicts of banks
-  const int own = threadIdx.x / 32 / layout.warps, own_first = threadIdx.x % step;
+  const unsigned pitch = layout.width < 4 ? layout.width : layout.width + 1;  // few conflicts of banks
+  const unsigned own = threadIdx.x / step, own_first = threadIdx.x % step;
   Key kept[R];  // of rows first + i * step of column `own`; kNone past the length
 #pragma unroll
   for (int batch = 0; batch < R; batch += kRowBatch) {
@@ -184,7 +185,8 @@ __global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
     if (batch * step >= length) continue;
 #pragma unroll
     for (int i = batch; i < batch + kRowBatch; ++i) {
-      if (first + i * step < length) kept[i] = Keys<T>::of(input.value(raw[i]).at[0]);
+      const Key key = Keys<T>::of(input.value(raw[i]).at[0]);
+      kept[i] = first + i * step < length ? key : Keys<T>::kNone;
     }
     if (layout.width == 1) continue;
     __syncthreads();
@@ -233,27 +235,27 @@ __global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
   });
   columns.reduce(ends, math::kLargest<Key>, Min());
 
-  const int k = present ? int(math::topk_count(length, pool.divisor)) : 0;
-  const Key kth = kth_largest(columns, k, ends[0], Key(~ends[1]), present ? length : 0, each);
+  const int k = present ? k_of_all : 0;
+  const Key kth = kth_largest(columns, k, ends[0], Key(~ends[1]), present ? int(length) : 0, each);
 
-  double sum[1] = {0};
-  int count[2] = {0, 0};  // of entries above the k-th, and of its equals
-  each([&](Key key) {
-    if (key > kth) sum[0] += Keys<T>::value(key);
-    count[0] += key > kth;
-    count[1] += key == kth;
-  });
-  columns.reduce(sum, 0.0, Sum());
-  columns.reduce(count, 0, Sum());
-
-  // The first of the equals in time are taken: the largest once rows are turned (~). A bit for each equal, because the
-  // compiler would keep R row numbers in registers.
+  // A bit for each equal of the k-th: the compiler would keep R row numbers in registers.
   unsigned equals = 0;
 #pragma unroll
   for (int i = 0; i < R; ++i) equals |= unsigned(kept[i] == kth) << i;
+  double sum[1] = {0};
+  int count[2] = {0, __popc(equals)};  // of entries above the k-th, and of its equals
+  each([&](Key key) {
+    if (key > kth) sum[0] += Keys<T>::value(key);
+    count_if_reached(count[0], key, Key(kth + 1));
+  });
+  reread([&](int, Key key) { count[1] += key == kth; });
+  columns.reduce(sum, 0.0, Sum());
+  columns.reduce(count, 0, Sum());
+
+  // The first of the equals in time are taken: the largest once rows are turned (~).
   const int ties = k - count[0];
-  const int last = ~kth_largest(columns, ties, -length, -1, present ? count[1] : 0, [&](auto f) {
-    for (unsigned left = equals; left != 0; left &= left - 1) f(~(first + (__ffs(int(left)) - 1) * step));
+  const int last = ~kth_largest(columns, ties, -int(length), -1, present ? count[1] : 0, [&](auto f) {
+    for (unsigned left = equals; left != 0; left &= left - 1) f(~int(first + (__ffs(int(left)) - 1) * step));
     reread([&](int row, Key key) {
       if (key == kth) f(~row);
     });
@@ -289,7 +291,8 @@ void pool_columns(const Stream& on, const Input& input, const Pool<T>& pool) {
   const int64_t columns_blocks = pool.b * tiles(width);
   on.launch(warps == 1 ? pool_columns_kernel<true, Input> : pool_columns_kernel<false, Input>,
             columns_blocks + pool.b * shares, threads, 0, input, pool,
-            PoolLayout{width, warps, unsigned(columns_blocks), unsigned(tiles(width)), unsigned(shares), packs, lanes});
+            PoolLayout{width, warps, unsigned(columns_blocks), unsigned(tiles(width)), unsigned(shares), rows, packs,
+                       lanes});
 }
 
 }  // namespace d2net::cuda
