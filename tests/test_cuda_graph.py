@@ -12,12 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from d2net import training
 from d2net.checkpoint import load_checkpoint
 from d2net.data.dataset import Dataset, Recording
 from d2net.losses import D2NetLoss
 from d2net.recipes import load_recipe
-from d2net.training import Trainer
+from d2net.training import Trainer, trainer
 from d2net.training.step_graph import StepGraph
 
 pytestmark = pytest.mark.gpu
@@ -132,7 +131,7 @@ def test_a_training_run_of_graphs_is_like_an_eager_one(tmp_path, monkeypatch, pr
             super().__init__(*args, **options)
             made.append(self)
 
-    monkeypatch.setattr(training, "StepGraph", Recorded)
+    monkeypatch.setattr(trainer, "StepGraph", Recorded)
     eager = load_checkpoint(make_trainer(tmp_path / "eager", 25, precision=precision, graph=False).run()).tensors
     assert not made
     graphed = load_checkpoint(make_trainer(tmp_path / "graph", 25, precision=precision, graph=True).run()).tensors

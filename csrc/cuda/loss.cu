@@ -125,27 +125,23 @@ __device__ __forceinline__ double block_count(const Flag* flags, int64_t n) {
   return double(block_reduce(count, Sum{}));
 }
 
-// The mean of values[i] where counted[i] > 0, of all threads.
-template <typename T, typename Flag>
-__device__ __forceinline__ double block_mean(const T* values, const Flag* counted, int64_t b) {
-  double sums[2] = {};
-  for (int64_t i = threadIdx.x; i < b; i += blockDim.x) {
-    sums[0] += counted[i] > 0 ? double(values[i]) : 0.0;
-    sums[1] += counted[i] > 0 ? 1 : 0;
-  }
-  block_reduce(sums, Sum{});
-  return sums[1] > 0 ? sums[0] / sums[1] : 0;
-}
-
 // By each of the `enders`, the blocks that nothing but each other comes after, when it is done.
 template <typename X>
 __device__ __forceinline__ void add_up(const Task<X>& x, unsigned enders) {
   using A = accumulator_t<X>;
   if (!is_last_block(x.arrived_of_all(), enders)) return;
-  const double discriminative = x.with.classify != 0 ? block_mean(x.w.terms, x.counted, x.b) : 0;
-  const double snippet = x.with.snippet != 0 ? block_mean(x.w.snippets, x.w.comparable, x.b) : 0;
-  if (threadIdx.x > 0) return;
   const double video = x.has_video ? double(*x.video) : 0;
+  double sums[4] = {};  // of the terms of Eq. 4 and 9, and how many there are
+  for (int64_t i = threadIdx.x; i < x.b; i += blockDim.x) {
+    const bool counts = x.with.classify != 0 && x.counted[i] > 0, compares = x.with.snippet != 0 && x.w.comparable[i];
+    sums[0] += counts ? double(x.w.terms[i]) : 0.0;
+    sums[1] += counts ? 1.0 : 0.0;
+    sums[2] += compares ? double(x.w.snippets[i]) : 0.0;
+    sums[3] += compares ? 1.0 : 0.0;
+  }
+  block_reduce(sums, Sum{});
+  if (threadIdx.x > 0) return;
+  const double discriminative = sums[0] / max(sums[1], 1.0), snippet = sums[2] / max(sums[3], 1.0);
   *x.discriminative = A(discriminative);
   *x.snippet = A(snippet);
   *x.video = A(video);
@@ -398,13 +394,13 @@ __global__ void __launch_bounds__(kThreads, 2) score_kernel(const Task<X> x, uns
   const int64_t first = group * kScoreBlockRows + threadIdx.x / 32 * kScoreRows;
   const int rows = int(max(min(x.counted[recording] - first, int64_t(kScoreRows)), int64_t(0)));
   const int lane = threadIdx.x % 32;
-  const Angle<A> mine = angles_of<N>(x.embeddings + (recording * t + first) * d, x.latest_x_ref(), rows, d);
   const int64_t row = recording * t + first + lane;
+  A attention = x.with.snippet != 0 && lane < rows ? x.attention[row] : A(0);  // on its way meanwhile
+  const Angle<A> mine = angles_of<N>(x.embeddings + (recording * t + first) * d, x.latest_x_ref(), rows, d);
   const A score = A(0.5) * (1 - mine.cosine);
   if (lane < kScoreRows && first + lane < t) x.scores[row] = score;
   if (x.with.snippet != 0) {
     const bool fg = lane < rows && score > A(x.with.fg_threshold), bg = lane < rows && score < A(x.with.bg_threshold);
-    A attention = fg || bg ? x.attention[row] : A(0);
     if (x.with.own_classes != 0) {
       int32_t peak = fg || bg ? x.w.peak[row] : -1;
       for (unsigned left = __ballot_sync(kAllLanes, fg); left != 0; left &= left - 1) {
@@ -425,15 +421,14 @@ __global__ void __launch_bounds__(kThreads, 2) score_kernel(const Task<X> x, uns
 #pragma unroll
       for (int k = 0; k < 4; ++k) of_recording[4 * group + k] = sums[k];
     }
-    if (is_last_block(x.arrived_of(recording), unsigned(x.groups))) {
+    if (!is_last_block(x.arrived_of(recording), unsigned(x.groups))) return;
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        sums[k] = 0;
-        for (int64_t g = threadIdx.x; g < x.groups; g += kThreads) sums[k] += of_recording[4 * g + k];
-      }
-      block_reduce(sums, Sum{});
-      if (threadIdx.x == 0) condition(x, recording, sums[0], sums[1], sums[2], sums[3]);
+    for (int k = 0; k < 4; ++k) {
+      sums[k] = 0;
+      for (int64_t g = threadIdx.x; g < x.groups; g += kThreads) sums[k] += of_recording[4 * g + k];
     }
+    block_reduce(sums, Sum{});
+    if (threadIdx.x == 0) condition(x, recording, sums[0], sums[1], sums[2], sums[3]);
   }
   add_up(x, enders);
 }
@@ -629,7 +624,7 @@ void loss(const Loss<X>& arguments, int device, void* stream) {
   const bool score = with.score != 0, compare = with.classify != 0 || with.update != 0 || !(score || x.has_video);
   const int64_t compared = with.classify != 0 ? b : 0, updated = with.update != 0 ? (d + kThreads - 1) / kThreads : 0;
   const int64_t comparing = compare ? std::max<int64_t>(1, compared + updated) : 0, scoring = score ? b * x.groups : 0;
-  const unsigned enders = unsigned((score ? scoring : comparing) + x.has_video);
+  const unsigned enders = unsigned((with.snippet != 0 ? b : score ? scoring : comparing) + x.has_video);
 
   std::optional<Beside> beside;
   if (x.has_video) {

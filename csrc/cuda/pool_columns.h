@@ -136,8 +136,8 @@ __device__ __forceinline__ void class_maxima(const Input& input, const Pool<T>& 
   }
 }
 
-// A block has a column for every `layout.warps` warps: tile blockIdx.x % tiles of recording blockIdx.x / tiles; the last
-// ones, where row maxima are wanted, each an equal share of a recording's rows.
+// A block has a column for every `layout.warps` warps: tile blockIdx.x % tiles of recording blockIdx.x / tiles; the
+// last ones, where row maxima are wanted, each an equal share of a recording's rows.
 template <bool kOneWarp, typename Input, typename T = typename Input::Number>
 __global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
     pool_columns_kernel(const Input input, const Pool<T> pool, const PoolLayout layout) {
@@ -289,10 +289,10 @@ void pool_columns(const Stream& on, const Input& input, const Pool<T>& pool) {
   const int64_t rows = threads / lanes * kRowsOfLane;
   const int64_t shares = pool.attention == nullptr ? 0 : (pool.t + rows - 1) / rows;
   const int64_t columns_blocks = pool.b * tiles(width);
-  on.launch(warps == 1 ? pool_columns_kernel<true, Input> : pool_columns_kernel<false, Input>,
-            columns_blocks + pool.b * shares, threads, 0, input, pool,
-            PoolLayout{width, warps, unsigned(columns_blocks), unsigned(tiles(width)), unsigned(shares), rows, packs,
-                       lanes});
+  on.launch(
+      warps == 1 ? pool_columns_kernel<true, Input> : pool_columns_kernel<false, Input>,
+      columns_blocks + pool.b * shares, threads, 0, input, pool,
+      PoolLayout{width, warps, unsigned(columns_blocks), unsigned(tiles(width)), unsigned(shares), rows, packs, lanes});
 }
 
 }  // namespace d2net::cuda
