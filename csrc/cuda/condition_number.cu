@@ -115,19 +115,18 @@ __global__ void __launch_bounds__(kMostThreads, 1)
 
 // ---- products P Y
 
+// A block each; no loop over products, for what it would keep from one to the next takes registers.
 template <typename T, bool kScratch>
 __global__ void __launch_bounds__(kMostThreads, 1)
-    joint_kernel(const T* __restrict__ p, const T* __restrict__ y, int64_t n, int classes, int items, double rank_tol,
+    joint_kernel(const T* __restrict__ p, const T* __restrict__ y, int classes, int items, double rank_tol,
                  double tolerance, T* __restrict__ value, T* __restrict__ p_left, T* __restrict__ p_right,
                  T* __restrict__ y_left, T* __restrict__ y_right, double* scratch) {
   D2NET_DYNAMIC_SHARED(double, shared);
   double* memory = kScratch ? scratch + blockIdx.x * JointLayout(classes, items).total : shared;
-  const int64_t size = int64_t(classes) * items;
-  for (int64_t i = blockIdx.x; i < n; i += gridDim.x) {
-    joint_condition_number(p + i * size, y + i * size, classes, items, rank_tol, tolerance, value + i,
-                           p_left + 2 * i * classes, p_right + 2 * i * items, y_left + 2 * i * items,
-                           y_right + 2 * i * classes, memory);
-  }
+  const int64_t i = blockIdx.x, size = int64_t(classes) * items;
+  joint_condition_number(p + i * size, y + i * size, classes, items, rank_tol, tolerance, value + i,
+                         p_left + 2 * i * classes, p_right + 2 * i * items, y_left + 2 * i * items,
+                         y_right + 2 * i * classes, memory);
 }
 
 // ---- backward
@@ -197,11 +196,16 @@ void joint_log_condition_number(const T* p, const T* y, int64_t n, int64_t class
   const int64_t threads = joint_threads(classes, items);
   const double tolerance = orthogonality<T>(std::min(classes, items));
   if (scratch == nullptr) {
-    on.launch(joint_kernel<T, false>, n, threads, JointLayout(classes, items).total * sizeof(double), p, y, n,
+    on.launch(joint_kernel<T, false>, n, threads, JointLayout(classes, items).total * sizeof(double), p, y,
               int(classes), int(items), rank_tol, tolerance, value, p_left, p_right, y_left, y_right, scratch);
-  } else {
-    on.launch(joint_kernel<T, true>, scratch_blocks(on, n), threads, 0, p, y, n, int(classes), int(items), rank_tol,
-              tolerance, value, p_left, p_right, y_left, y_right, scratch);
+    return;
+  }
+  const int64_t blocks = scratch_blocks(on, n);
+  for (int64_t i = 0; i < n; i += blocks) {
+    on.launch(joint_kernel<T, true>, std::min(blocks, n - i), threads, 0, p + i * classes * items,
+              y + i * classes * items, int(classes), int(items), rank_tol, tolerance, value + i,
+              p_left + 2 * i * classes, p_right + 2 * i * items, y_left + 2 * i * items, y_right + 2 * i * classes,
+              scratch);
   }
 }
 

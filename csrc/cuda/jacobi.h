@@ -125,9 +125,9 @@ __device__ __forceinline__ void group_sums(int64_t n, int64_t length, Term term,
     const int64_t i = base + threadIdx.x / kGroup;
     double sum = 0;
 #pragma unroll 1
-    for (int64_t first = lane; i < n && first < length; first += kBatch * kGroup) {
+    for (int64_t first = lane; i < n && first < length; first += 2 * kGroup) {
 #pragma unroll
-      for (int e = 0; e < kBatch; ++e) {
+      for (int e = 0; e < 2; ++e) {  // more at a time would take too many registers
         const int64_t k = first + e * kGroup;
         sum += k < length ? term(i, k) : 0.0;
       }

@@ -52,7 +52,7 @@ __device__ __forceinline__ void apply_reflectors(const double* columns, const do
 // With fewer items than classes, QR of both, P = Q_p R_p and Y^T = Q_y R_y, leaves the small R_p R_y^T with the same
 // singular values; else the product itself is small. Of its vectors only u is needed: u^T P (which R_p gives without
 // Q_p), v^T = u^T P Y / sigma and Y v follow. p, y and results as of one matrix in condition_number.h, y_left and
-// y_right null where they are not wanted; memory: as JointLayout says. Begins with a barrier.
+// y_right null where they are not wanted; memory: as JointLayout says.
 template <typename T>
 __device__ __forceinline__ void joint_condition_number(const T* p, const T* y, int classes, int items, double rank_tol,
                                                        double tolerance, T* value, T* p_left, T* p_right, T* y_left,
@@ -70,7 +70,7 @@ __device__ __forceinline__ void joint_condition_number(const T* p, const T* y, i
     largest[0] = max(largest[0], magnitude(double(p[k])));
     largest[1] = max(largest[1], magnitude(double(y[k])));
   }
-  block_reduce(largest, Max{});  // its barrier also parts two products
+  block_reduce(largest, Max{});
   const bool finite = max(largest[0], largest[1]) < kNotFinite;
   const int p_exponent = exponent_of(largest[0]), y_exponent = exponent_of(largest[1]);
   const PowerOfTwo p_scaled(-p_exponent), y_scaled(-y_exponent);
@@ -176,7 +176,8 @@ __device__ __forceinline__ void joint_condition_number(const T* p, const T* y, i
         return y_scaled(y[(k - s * items) * classes + c]) * v[s * classes + c];
       },
       [=](int64_t k, double sum) { p_right[k] = T(p_scaled(sum * (k < items ? inverse_first : inverse_last))); });
-  if (threadIdx.x == blockDim.x - 1) *value = T(max(0.0, log(found.sigma[0] / found.sigma[1])));  // not in that warp:
+  // The logarithm by another warp than the reflectors, of which neither is needed by the sums.
+  if (threadIdx.x == blockDim.x - 1) *value = T(max(0.0, log(found.sigma[0] / found.sigma[1])));
   if (threadIdx.x >= 32) return;
   if (reduce) {
     apply_reflectors(ps, memory + at.tau, classes, items, at.stride, u);
