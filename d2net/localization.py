@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -209,60 +210,96 @@ def to_detections(
     )
 
 
-def predict(model: nn.Module, reference: Tensor, features: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
+def predict(model: nn.Module, features: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
     """TCAM and bottom-up attention of one recording, in evaluation mode and without gradient.
 
     On a CPU, in as many threads as so many snippets are worth (:mod:`d2net.threads`).
 
     Args:
-        model: Called with features (1, T, W) and lengths (1,); returns ``tcam`` and ``embeddings``.
-        reference: (D,) background reference x_ref, on the model's device.
+        model: A :class:`d2net.model.D2Net`, or a module that is called as it is, with features (1, T, W) and lengths
+            (1,), whose output has ``tcam`` (1, T, C) and ``embeddings`` (1, T, D), and that has a tensor ``x_ref`` (D,).
         features: (T, W).
 
     Returns:
-        The TCAM (T, C) and lambda' (T,) of Eq. 8, on the model's device.
+        The TCAM (T, C) and lambda' (T,) of Eq. 8, on the device of x_ref.
+
+    Raises:
+        InputError: a model without x_ref.
     """
+    x_ref = _x_ref_of(model)
     # An array may be read-only, which tensors cannot be: copied.
-    x = (features if isinstance(features, Tensor) else torch.tensor(features)).to(reference.device, torch.float32)
+    x = (features if isinstance(features, Tensor) else torch.tensor(features)).to(x_ref.device, torch.float32)
     lengths = torch.tensor([len(x)], device=x.device)
     training = model.training
     model.eval()
     try:
         with torch.no_grad(), computing(threads_for(multiply_adds(model, len(x)))):
             out = model(x[None], lengths)
-            return out.tcam[0], bottom_up_attention(out.embeddings, reference)[0]
+            return out.tcam[0], bottom_up_attention(out.embeddings, x_ref)[0]
     finally:
         model.train(training)
 
 
+def _x_ref_of(model: nn.Module) -> Tensor:
+    x_ref = getattr(model, "x_ref", None)
+    if not isinstance(x_ref, Tensor):
+        raise InputError(
+            f"{type(model).__name__} has no x_ref, the mean background embedding (D,) that Eq. 8 compares with; give "
+            "it one, model.register_buffer('x_ref', loss.reference), or call a Localizer on its TCAMs, which needs none"
+        )
+    return x_ref
+
+
+def classes_of(model: nn.Module, dataset: Dataset) -> tuple[str, ...]:
+    """Names of a network's outputs: its own, or those of the dataset where it has none (``model.classes``)."""
+    return getattr(model, "classes", None) or dataset.classes
+
+
 def localize(
     model: nn.Module,
-    reference: Tensor,
     dataset: Dataset,
-    recipe: LocalizationRecipe,
+    recipe: LocalizationRecipe | None = None,
     *,
-    device: torch.device | str,
     progress: Callable[[int, int], None] | None = None,
 ) -> Detections:
     """Detections of every recording of a dataset (Sec. 3.3), one recording at a time at its full length.
 
     Args:
-        model: See :func:`predict`; it is moved to ``device``.
-        reference: (D,) background reference x_ref of Eq. 8.
-        dataset: Its recordings, in order, are the videos of the result; it needs no labels.
-        recipe: The settings of Sec. 3.3.
-        device: Where to compute.
+        model: See :func:`predict`. It computes on the device that it is on.
+        dataset: Its recordings, in order, are the videos of the result; it needs no labels. The classes of the result
+            are the model's own (``model.classes``), in the order of its outputs; the dataset's where it has none.
+        recipe: The settings of Sec. 3.3; None: those that the model was trained with, ``model.recipe.localization``.
         progress: Called with (recordings done, all recordings) after each.
 
     Raises:
-        InputError: features that cannot be used, or a model whose activations are NaN or Inf.
+        InputError: a model without x_ref or settings, or of other stream widths than the dataset, features that cannot
+            be used, or activations that are NaN or Inf.
     """
+    if recipe is None:
+        trained = getattr(model, "recipe", None)
+        if not isinstance(trained, Recipe):
+            raise InputError(
+                f"{type(model).__name__} does not say how to localize, as a trained D2Net does; give recipe, such as "
+                "load_recipe('thumos14-paper').localization"
+            )
+        recipe = trained.localization
+    widths = getattr(model, "stream_widths", dataset.stream_widths)
+    if widths != dataset.stream_widths:
+        raise InputError(
+            f"the network takes streams of widths {widths}, dataset '{dataset.name}' has {dataset.stream_widths}; give "
+            "features of the same extractor"
+        )
+    x_ref = _x_ref_of(model)
+    if recipe.attention and not x_ref.any():
+        warnings.warn(
+            "x_ref of the network is 0, as before training: lambda' (Eq. 8) is 0.5 everywhere and tells no action from "
+            "background; train with loss.reference = model.x_ref",
+            stacklevel=2,
+        )
     localizer = Localizer(recipe)
-    model.to(device)
-    reference = reference.to(device)
     found = []
     for index, recording in enumerate(dataset.recordings):
-        tcam, attention = predict(model, reference, dataset.features(index))
+        tcam, attention = predict(model, dataset.features(index))
         try:
             proposals = localizer(tcam, attention)
         except InputError as error:
@@ -276,7 +313,7 @@ def localize(
     return to_detections(
         Proposals(*(torch.cat(column) for column in zip(*found, strict=True))),
         videos=[r.name for r in dataset.recordings],
-        classes=dataset.classes,
+        classes=classes_of(model, dataset),
         seconds_per_snippet=[r.seconds_per_snippet for r in dataset.recordings],
         first_snippet=[r.first_snippet for r in dataset.recordings],
         durations=[r.duration for r in dataset.recordings],
