@@ -1,7 +1,7 @@
 """D2-Net: weakly-supervised temporal action localization, with fast CPU and CUDA operators.
 
-Operators live in :mod:`d2net.ops`, losses in :mod:`d2net.losses`; ``d2net --help`` lists the commands. A trained network
-is one object: ``d2net.localize(d2net.load_model("runs/mine"), dataset)``.
+Operators live in :mod:`d2net.ops`, losses in :mod:`d2net.losses`; ``d2net --help`` lists the commands. A trained
+network is one object: ``d2net.localize(d2net.load_model("runs/mine"), dataset)``.
 """
 
 from __future__ import annotations

@@ -258,7 +258,9 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> D2Net:
             )
         model.load_state_dict({key: t.float() for key, t in checkpoint.group("model").items()}, assign=True)
     except (RuntimeError, InputError) as error:
-        why = error if isinstance(error, InputError) else reason(error)
+        # The first line of load_state_dict says that there are errors, the next ones which.
+        details = RuntimeError(str(error).partition("\n")[2] or str(error))
+        why = error if isinstance(error, InputError) else reason(details)
         raise InputError(f"{path}: its tensors do not fit its recipe ({why}); train again") from error
     model.classes, model.recipe, model.trained_on = checkpoint.classes, checkpoint.recipe, checkpoint.dataset
     return model.to(device).eval()

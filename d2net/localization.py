@@ -216,8 +216,8 @@ def predict(model: nn.Module, features: np.ndarray | Tensor) -> tuple[Tensor, Te
     On a CPU, in as many threads as so many snippets are worth (:mod:`d2net.threads`).
 
     Args:
-        model: A :class:`d2net.model.D2Net`, or a module that is called as it is, with features (1, T, W) and lengths
-            (1,), whose output has ``tcam`` (1, T, C) and ``embeddings`` (1, T, D), and that has a tensor ``x_ref`` (D,).
+        model: A :class:`d2net.model.D2Net`, or a module with a tensor ``x_ref`` (D,) that is called as it is: with
+            features (1, T, W) and lengths (1,), for ``tcam`` (1, T, C) and ``embeddings`` (1, T, D).
         features: (T, W).
 
     Returns:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from d2net.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
+from d2net.checkpoint import Checkpoint, checksum, load_checkpoint, load_model, save_checkpoint
 from d2net.errors import D2NetError, InputError
 from d2net.model import D2Net
 from d2net.recipes import load_recipe
@@ -212,7 +212,36 @@ def test_an_older_file_is_read_with_a_warning(tmp_path: Path, checkpoint: Checkp
         found = load_checkpoint(path)
     assert len(warned) == 1 and found.format == 1 and found.precision is None
     save_checkpoint(path, found)
-    assert load_checkpoint(path).format == 2
+    assert load_checkpoint(path).format == 3
+
+
+def test_x_ref_is_found_in_files_of_any_format(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    x_ref = torch.randn(8)
+    for version in (1, 2):
+        old = replace(checkpoint, precision="fp32", tensors={"loss.reference": x_ref})
+        metadata = {**old.metadata(), "format": version}
+        rewrite(path, old, format=version, sha256=checksum(metadata, old.tensors))
+        found = load_checkpoint(path)
+        assert found.format == version and found.tensors.keys() == {"model.x_ref"}
+        assert torch.equal(found.tensors["model.x_ref"], x_ref)
+    # In the name of today it is a tensor that nobody knows.
+    save_checkpoint(path, replace(checkpoint, tensors={"loss.reference": x_ref}))
+    assert load_checkpoint(path).tensors.keys() == {"loss.reference"}
+
+
+@pytest.mark.parametrize("x_ref", [None, torch.zeros(63), torch.zeros(64, 1)])
+def test_a_network_without_its_x_ref_is_refused(
+    tmp_path: Path, checkpoint: Checkpoint, x_ref: torch.Tensor | None
+) -> None:
+    model = D2Net.from_recipe(checkpoint.recipe.model, num_classes=2, stream_widths=(5,))
+    tensors = {f"model.{key}": t for key, t in model.state_dict().items() if key != "x_ref"}
+    if x_ref is not None:
+        tensors["model.x_ref"] = x_ref
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, replace(checkpoint, stream_widths=(5,), tensors=tensors))
+    with pytest.raises(InputError, match="do not fit its recipe .*x_ref"):
+        load_model(path)
 
 
 def test_a_checksum_cannot_be_left_out(tmp_path: Path, checkpoint: Checkpoint) -> None:

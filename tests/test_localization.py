@@ -382,9 +382,7 @@ def test_an_untrained_x_ref_is_said_where_it_counts(recwarn):
     localize(model, dataset(features()), replace(RECIPE, attention=False))
     assert not recwarn.list
     with pytest.warns(UserWarning, match="x_ref of the network is 0, .* train with loss.reference = model.x_ref"):
-        found = localize(model, dataset(features()), RECIPE)
-    plain = localize(model, dataset(features()), replace(RECIPE, attention=False))
-    np.testing.assert_allclose(found.score, 0.5 * plain.score, rtol=1e-6)
+        localize(model, dataset(features()), RECIPE)
 
 
 def test_a_model_may_bring_its_classes_and_settings():

@@ -518,7 +518,7 @@ def test_a_precision_that_there_is_not_here(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "missing",
     ["optimizer.3.exp_avg", "optimizer", "rng", "rng.pairing", "rng.cpu", "sampler.position", "sampler", "average"]
-    + ["weights", "recordings", "loss", "model.stream_a.first.bias"],
+    + ["weights", "recordings", "model.x_ref", "model.stream_a.first.bias"],
 )
 def test_resume_needs_all_its_tensors(tmp_path: Path, missing: str) -> None:
     recipe = make_recipe(3, ema_decay=0.9)

@@ -11,7 +11,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def kept_in_float32(before: Tensor, after: Tensor) -> Tensor:
-    """What a buffer is after a conversion of its module, ``before`` -> ``after``: ``half()`` and its kin only move it."""
+    """What a buffer becomes where its module's conversion made ``after`` of it: ``half()`` and its kin only move it."""
     return before.to(after.device) if after.dtype in (torch.float16, torch.bfloat16) else after
 
 
