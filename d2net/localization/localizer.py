@@ -1,0 +1,164 @@
+"""From temporal class activation maps to scored segments in snippets (Sec. 3.3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from d2net.errors import InputError
+from d2net.ops.checks import as_tensor, valid_mask
+from d2net.ops.proposals import Proposals, extract_proposals
+from d2net.ops.topk_pool import topk_pool
+from d2net.recipes import LocalizationRecipe, Recipe, load_recipe
+
+
+class Localizer:
+    """Turns TCAMs into scored segments, for TCAMs of any model.
+
+    Args:
+        recipe: The settings of Sec. 3.3.
+    """
+
+    def __init__(self, recipe: LocalizationRecipe) -> None:
+        self.recipe = recipe
+
+    @staticmethod
+    def from_recipe(name: str, **overrides: object) -> Localizer:
+        """The localizer of a named recipe, with single settings of ``LocalizationRecipe`` replaced.
+
+        Raises:
+            InputError: unknown recipe or setting (the nearest is named), or a value that cannot work.
+        """
+        table = load_recipe(name).to_dict()
+        table["localization"].update(overrides)
+        return Localizer(Recipe.from_dict(table, source=f"localizer of recipe {name}").localization)
+
+    @torch.no_grad()
+    def __call__(self, tcam: Tensor, attention: Tensor | None = None, lengths: Tensor | None = None) -> Proposals:
+        """Localize the actions of a batch (or of one recording, without the batch dimension).
+
+        The activations are refined as r_c = lambda' T_c. Classes with p > ``class_threshold`` * max(p) are kept, p
+        being the top-k pooled TCAM; their refined activations give the proposals
+        (:func:`d2net.ops.proposals.extract_proposals`); those with S > S_th = ``score_floor`` * (the recording's
+        best S) stay. A recording without a positive p or a positive S has no detection. Every step has the
+        variants of ``LocalizationRecipe``.
+
+        Args:
+            tcam: (B, T, C) or (T, C) class activations. Arrays and lists are converted.
+            attention: (B, T) or (T,) bottom-up attention lambda' (Eq. 8); None, or ``attention: false`` in
+                the recipe, leaves the TCAM as it is.
+            lengths: (B,) valid snippets of each recording (None: all T). What lies past never matters.
+
+        Returns:
+            Proposals by recording, class and falling score, in snippets.
+
+        Raises:
+            InputError: wrong shapes, or NaN or Inf within a recording.
+        """
+        tcam = as_tensor("Localizer", "tcam", tcam)
+        if attention is not None:
+            attention = as_tensor("Localizer", "attention", attention, tcam)
+        if lengths is not None:
+            lengths = as_tensor("Localizer", "lengths", lengths, tcam)
+        if tcam.ndim == 2:
+            tcam = tcam[None]
+            attention = None if attention is None else attention[None]
+        if tcam.ndim != 3 or not tcam.is_floating_point():
+            raise InputError(f"tcam is {tuple(tcam.shape)} {tcam.dtype}, expected (B, T, C) or (T, C) of a float type")
+        batch, snippets, _ = tcam.shape
+        if attention is not None and attention.shape != (batch, snippets):
+            raise InputError(
+                f"attention has shape {tuple(attention.shape)}, expected one value a snippet, ({batch}, {snippets})"
+            )
+        if lengths is not None:
+            if lengths.shape != (batch,):
+                raise InputError(f"lengths have shape {tuple(lengths.shape)}, expected ({batch},)")
+            lengths = lengths.to(tcam.device)
+        refined = tcam
+        if attention is not None and self.recipe.attention:
+            _check_finite("attention", attention, lengths)
+            refined = tcam * self._scaled(attention, lengths)[..., None]
+        proposals = extract_proposals(
+            refined,
+            self._classes(refined if self.recipe.class_scores == "refined" else tcam, tcam, lengths),
+            lengths,
+            thresholds=self.recipe.thresholds,
+            min_length=self.recipe.min_length,
+            inflation=self.recipe.inflation,
+            outer=self.recipe.outer,
+            nms_iou=self.recipe.nms_iou,
+            min_contrast=-math.inf if self.recipe.min_contrast is None else self.recipe.min_contrast,
+        )
+        return self._above_floor(proposals, batch, classes=tcam.shape[2])
+
+    def _scaled(self, attention: Tensor, lengths: Tensor | None) -> Tensor:
+        """lambda' (B, T), scaled to ``attention_peak`` within each recording."""
+        if self.recipe.attention_peak is None or attention.shape[1] == 0:
+            return attention
+        valid = valid_mask("Localizer", attention, lengths)
+        peak = attention.masked_fill(~valid, 0).amax(1, keepdim=True)
+        return attention * self.recipe.attention_peak / torch.where(peak > 0, peak, 1)
+
+    def _classes(self, sequences: Tensor, tcam: Tensor, lengths: Tensor | None) -> Tensor:
+        """(B, C) bool: the classes to look for, by the pooled (B, T, C) sequences."""
+        recipe = self.recipe
+        pool = topk_pool if recipe.topk_rounding == "ceil" else _floor_topk_pool
+        pooled = pool(sequences, lengths, divisor=recipe.topk_divisor)
+        # A NaN or +Inf is among the k largest, so looking at the means is looking at everything.
+        if not pooled.isfinite().all():
+            _check_finite("tcam", tcam, lengths)
+        if pooled.shape[1] == 0:
+            return pooled > 0
+        best = pooled.amax(dim=1, keepdim=True)
+        if recipe.class_rule == "relative":
+            # Never true where p <= 0, as the share is below 1.
+            classes = pooled > recipe.class_threshold * best
+        else:
+            threshold = torch.full_like(best, recipe.class_threshold)
+            if recipe.class_threshold_high is not None:
+                threshold = torch.where(best > recipe.class_threshold_high, recipe.class_threshold_high, threshold)
+            classes = pooled > threshold
+        if recipe.max_classes is not None and recipe.max_classes < pooled.shape[1]:
+            classes &= pooled > pooled.sort(dim=1, descending=True).values[:, recipe.max_classes, None]
+        return classes
+
+    def _above_floor(self, proposals: Proposals, batch: int, classes: int) -> Proposals:
+        """The proposals that reach S_th."""
+        share = self.recipe.score_floor
+        if self.recipe.score_floor_scope == "class":
+            group = proposals.recording * classes + proposals.label
+            none = proposals.score.new_full((batch * classes,), -torch.inf)
+            best = none.scatter_reduce(0, group, proposals.score, reduce="amax")[group]
+            keep = proposals.score >= share * best
+        else:
+            # Starting from 0, a recording whose best score is not positive keeps nothing.
+            none = proposals.score.new_zeros(batch)
+            best = none.scatter_reduce(0, proposals.recording, proposals.score, reduce="amax")[proposals.recording]
+            keep = proposals.score > share * best
+        return Proposals(*(x[keep] for x in proposals))
+
+
+def _floor_topk_pool(x: Tensor, lengths: Tensor | None, *, divisor: int) -> Tensor:
+    """:func:`topk_pool` with k = max(1, floor(length / divisor))."""
+    valid = valid_mask("Localizer", x, lengths)
+    length = valid.sum(1, keepdim=True)
+    k = (length // divisor).clamp(min=1)
+    top = x.masked_fill(~valid[:, :, None], -torch.inf).sort(dim=1, descending=True).values
+    counts = torch.arange(x.shape[1], device=x.device) < torch.minimum(k, length)
+    return torch.where(counts[:, :, None], top, 0).sum(1) / k
+
+
+def _check_finite(name: str, x: Tensor, lengths: Tensor | None) -> None:
+    """Raise InputError for NaN or Inf in ``x`` (B, T) or (B, T, C) before a recording's end."""
+    bad = ~x.isfinite()
+    bad = bad.any(dim=2) if bad.ndim == 3 else bad
+    if lengths is not None:
+        bad &= torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+    if bad.any():
+        recording, snippet = bad.nonzero()[0].tolist()
+        raise InputError(
+            f"{name} holds NaN or Inf (first in recording {recording}, snippet {snippet}); "
+            "check the features and the model's training"
+        )
