@@ -28,9 +28,10 @@ from d2net.recipes import Recipe, Width
 from d2net.words import quoted, reason
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
-FORMAT = 2  # raise when an older d2net could not read a new file
+FORMAT = 3  # raise when an older d2net could not read a new file
 KEY = "d2net"  # of the header's one entry, the metadata in JSON
 CHECKSUM = "sha256"  # of the checksum among them, which files of format 1 have not
+X_REF, X_REF_BEFORE_3 = "model.x_ref", "loss.reference"  # names of x_ref among the tensors, the second of older files
 _TYPES = (
     torch.float64,
     torch.float32,
@@ -58,13 +59,14 @@ class Checkpoint:
         dataset: Name of the dataset.
         seed: Of the run.
         version: Of the d2net that wrote it.
-        tensors: On the CPU, by dotted name: ``model.*`` (the result), ``loss.*``, ``optimizer.*``, ``sampler.*``,
-            ``rng.*``; where the result is an average also ``weights.*``, the network that is trained on, and
-            ``average.size``, the steps that it is worth; ``recordings.digests``, what it was trained on
-            (:mod:`d2net.training.resume`).
+        tensors: On the CPU, by dotted name: ``model.*`` (the result, with x_ref), ``optimizer.*``, ``sampler.*``,
+            ``rng.*``; where the result is an average also ``weights.*``, the network that is trained on (with the
+            same x_ref), and ``average.size``, the steps that it is worth; ``recordings.digests``, what it was trained
+            on (:mod:`d2net.training.resume`).
         threads: Of the CPU that it was trained in, which decide the last bits; 0: of a GPU, or not known.
         precision: Of the network in training; None: not known.
-        format: Of the file that it is from; 1 has no checksum, ``precision`` and ``recordings``.
+        format: Of the file that it is from; 1 has no checksum, ``precision`` and ``recordings``. In files of formats 1
+            and 2 x_ref is ``loss.reference``; here it is ``model.x_ref`` always.
 
     Raises:
         InputError: a field of a wrong type or beyond its range, or two classes of one name.
@@ -133,7 +135,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     write_whole(path.with_suffix(".json"), readable.encode("utf-8", "backslashreplace"))
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path | str) -> Checkpoint:
     """Read a checkpoint, or the one in the folder of a run, to the CPU.
 
     A file of format 1, which has no checksum, is read with a warning.
@@ -188,6 +190,8 @@ def _from_metadata(metadata: dict[str, Any], tensors: dict[str, Tensor], path: P
         if not metadata["format"] > FORMAT:
             known = {f.name: metadata[f.name] for f in fields(Checkpoint) if f.name in metadata}
             recipe = _recipe(metadata["recipe"])
+            if metadata["format"] < 3 and X_REF_BEFORE_3 in tensors:
+                tensors = {X_REF if key == X_REF_BEFORE_3 else key: t for key, t in tensors.items()}
             return Checkpoint(**{**known, "recipe": recipe, "tensors": tensors})
         newer = f"{quoted(metadata['format'])}, written by d2net {quoted(metadata['version'])}"
     except (ValueError, KeyError, TypeError) as error:
@@ -232,8 +236,16 @@ def _unusable(tensors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[D2Net, Tensor, Checkpoint]:
-    """The trained network in eval mode, the background reference x_ref (D,), and the checkpoint they are from.
+def load_model(path: Path | str, device: torch.device | str = "cpu") -> D2Net:
+    """The trained network of a checkpoint, or of the one in the folder of a run, in eval mode.
+
+    It has all that :func:`d2net.localization.localize` needs: x_ref, the names of its classes and its recipe. What else
+    is in the file, :func:`load_checkpoint` tells.
+
+    Example::
+
+        model = d2net.load_model("runs/mine")
+        detections = d2net.localize(model, dataset)
 
     Raises:
         InputError: as :func:`load_checkpoint`, or when the tensors do not fit the recipe.
@@ -245,10 +257,10 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[D2Net, T
                 checkpoint.recipe.model, num_classes=len(checkpoint.classes), stream_widths=checkpoint.stream_widths
             )
         model.load_state_dict({key: t.float() for key, t in checkpoint.group("model").items()}, assign=True)
-        reference = checkpoint.tensors["loss.reference"].float()
-        if reference.shape != (model.embedding_dim,):
-            raise InputError(f"loss.reference has shape {tuple(reference.shape)}, expected ({model.embedding_dim},)")
-    except (RuntimeError, KeyError, InputError) as error:
-        why = error if isinstance(error, InputError) else reason(error)
+    except (RuntimeError, InputError) as error:
+        # The first line of load_state_dict says that there are errors, the next ones which.
+        details = RuntimeError(str(error).partition("\n")[2] or str(error))
+        why = error if isinstance(error, InputError) else reason(details)
         raise InputError(f"{path}: its tensors do not fit its recipe ({why}); train again") from error
-    return model.to(device).eval(), reference.to(device), checkpoint
+    model.classes, model.recipe, model.trained_on = checkpoint.classes, checkpoint.recipe, checkpoint.dataset
+    return model.to(device).eval()

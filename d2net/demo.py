@@ -60,10 +60,10 @@ def _run(out: Path, seed: int, iterations: int | None, console: Console) -> dict
     console.print(f"training {recipe.training.iterations} iterations …")
     checkpoint = Trainer(train, recipe, out=out, seed=seed, device="cpu", overwrite=True).run()
 
-    model, reference, _ = load_model(checkpoint, "cpu")
+    model = load_model(checkpoint)
     test = dataset.subset("test")
     console.print(f"localizing in {len(test)} recordings of people not seen in training …")
-    detections = localize(model, reference, test, recipe.localization, device="cpu")
+    detections = localize(model, test)
     write_detections(out / "detections.json", detections)
     result = evaluate(detections, test.annotations(), protocol="activitynet", tiou=THUMOS14_TIOU)
     metrics = {
@@ -78,7 +78,7 @@ def _run(out: Path, seed: int, iterations: int | None, console: Console) -> dict
     text = json.dumps(metrics, indent=1) + "\n"
     write_whole(out / "metrics.json", text)
     pictured = choose_recordings(test)
-    tracks = model_tracks(model, reference, pictured, detections)
+    tracks = model_tracks(model, pictured, detections)
     hidden = draw_timeline(out / "timeline.png", timeline_rows(pictured, [tracks]))
     _print_result(console, out, result, detections, hidden)
     return metrics

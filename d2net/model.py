@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import index
 from typing import NamedTuple
 
@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from d2net.errors import InputError
 from d2net.ops.checks import as_lengths, as_tensor, check_floating, check_shape, within
-from d2net.ops.precision import at_least_float32
-from d2net.recipes import ModelRecipe
+from d2net.ops.precision import at_least_float32, kept_in_float32
+from d2net.recipes import ModelRecipe, Recipe
 
 
 class D2NetOutput(NamedTuple):
@@ -99,9 +99,23 @@ class D2Net(nn.Module):
             alone: (1024,).
         recipe: kernel size, dilation, residuals, dropout, embedding width; default THUMOS14's.
 
+    Attributes:
+        x_ref: (D,) buffer, the running mean of background embeddings that Eq. 8 compares with: state of the network, as
+            the statistics of a batch norm are. :class:`d2net.losses.D2NetLoss` updates it where its ``reference`` is
+            this tensor; 0 before training, where lambda' is 0.5 everywhere. At least float32, as there.
+        classes: Names of the outputs; None where nobody said.
+        recipe: All settings of the training, those of localization among them; None where there was none.
+        trained_on: Name of that dataset, or None. All three are set by :func:`d2net.checkpoint.load_model` and by
+            :class:`d2net.training.Trainer`, and are no part of ``state_dict()``.
+
     Raises:
         InputError: no class, widths that are none, or residuals with an embedding width other than the streams'.
     """
+
+    x_ref: Tensor
+    classes: tuple[str, ...] | None = None
+    recipe: Recipe | None = None
+    trained_on: str | None = None
 
     def __init__(
         self, num_classes: int, stream_widths: Sequence[int] = (1024, 1024), recipe: ModelRecipe | None = None
@@ -126,6 +140,13 @@ class D2Net(nn.Module):
         self.stream_b: Stream | None = None
         if len(self.stream_widths) == 2:
             self.stream_b = Stream(self.stream_widths[1], self.embedding_dim, num_classes, recipe)
+        self.register_buffer("x_ref", at_least_float32(torch.zeros(self.embedding_dim)))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> D2Net:
+        kept = self.x_ref
+        super()._apply(fn, recurse)
+        self.x_ref = kept_in_float32(kept, self.x_ref)
+        return self
 
     @classmethod
     def from_recipe(

@@ -100,9 +100,8 @@ def test_a_result_is_that_of_the_training(tmp_path: Path, data: Dataset) -> None
     assert [(r["variant"], r["seed"]) for r in results] == [("focal", 0), ("d2net", 0), ("focal", 1), ("d2net", 1)]
     recipe = RECIPE.override(list(LOSSES["focal"].settings))
     checkpoint = Trainer(data.subset("train"), recipe, out=tmp_path / "alone", seed=1, tensorboard=False).run()
-    model, reference, _ = load_model(checkpoint)
     test = data.subset("test")
-    found = localize(model, reference, test, recipe.localization, device="cpu")
+    found = localize(load_model(checkpoint), test)
     expected = evaluate(found, test.annotations(), tiou=recipe.evaluation.tiou).to_json()
     assert {k: results[2][k] for k in expected} == expected and results[2]["detections"] == len(found)
     assert results[2]["dataset"] == data.name and results[2]["settings"]["loss"]["classification"] == "focal"

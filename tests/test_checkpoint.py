@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from d2net.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
+from d2net.checkpoint import Checkpoint, checksum, load_checkpoint, load_model, save_checkpoint
 from d2net.errors import D2NetError, InputError
 from d2net.model import D2Net
 from d2net.recipes import load_recipe
@@ -50,11 +50,11 @@ def test_round_trip(tmp_path: Path, checkpoint: Checkpoint) -> None:
 
 def test_one_stream(tmp_path: Path, checkpoint: Checkpoint) -> None:
     model = D2Net.from_recipe(checkpoint.recipe.model, num_classes=2, stream_widths=(5,))
-    tensors = {f"model.{key}": t for key, t in model.state_dict().items()} | {"loss.reference": torch.zeros(64)}
+    tensors = {f"model.{key}": t for key, t in model.state_dict().items()}
     save_checkpoint(tmp_path / "one.safetensors", replace(checkpoint, stream_widths=(5,), tensors=tensors))
-    loaded, _, saved = load_model(tmp_path / "one.safetensors")
+    loaded = load_model(tmp_path / "one.safetensors")
     x = torch.randn(2, 9, 5)
-    assert saved.stream_widths == loaded.stream_widths == (5,)
+    assert loaded.stream_widths == (5,)
     assert torch.equal(loaded(x).tcam, model.eval()(x).tcam)
 
 
@@ -212,7 +212,36 @@ def test_an_older_file_is_read_with_a_warning(tmp_path: Path, checkpoint: Checkp
         found = load_checkpoint(path)
     assert len(warned) == 1 and found.format == 1 and found.precision is None
     save_checkpoint(path, found)
-    assert load_checkpoint(path).format == 2
+    assert load_checkpoint(path).format == 3
+
+
+def test_x_ref_is_found_in_files_of_any_format(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    x_ref = torch.randn(8)
+    for version in (1, 2):
+        old = replace(checkpoint, precision="fp32", tensors={"loss.reference": x_ref})
+        metadata = {**old.metadata(), "format": version}
+        rewrite(path, old, format=version, sha256=checksum(metadata, old.tensors))
+        found = load_checkpoint(path)
+        assert found.format == version and found.tensors.keys() == {"model.x_ref"}
+        assert torch.equal(found.tensors["model.x_ref"], x_ref)
+    # In the name of today it is a tensor that nobody knows.
+    save_checkpoint(path, replace(checkpoint, tensors={"loss.reference": x_ref}))
+    assert load_checkpoint(path).tensors.keys() == {"loss.reference"}
+
+
+@pytest.mark.parametrize("x_ref", [None, torch.zeros(63), torch.zeros(64, 1)])
+def test_a_network_without_its_x_ref_is_refused(
+    tmp_path: Path, checkpoint: Checkpoint, x_ref: torch.Tensor | None
+) -> None:
+    model = D2Net.from_recipe(checkpoint.recipe.model, num_classes=2, stream_widths=(5,))
+    tensors = {f"model.{key}": t for key, t in model.state_dict().items() if key != "x_ref"}
+    if x_ref is not None:
+        tensors["model.x_ref"] = x_ref
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, replace(checkpoint, stream_widths=(5,), tensors=tensors))
+    with pytest.raises(InputError, match="do not fit its recipe .*x_ref"):
+        load_model(path)
 
 
 def test_a_checksum_cannot_be_left_out(tmp_path: Path, checkpoint: Checkpoint) -> None:
@@ -299,12 +328,12 @@ def test_what_is_not_finite_is_neither_saved_nor_loaded(
     save_checkpoint(path, checkpoint)
     x = torch.zeros(3, 4, dtype=dtype)
     x[1, 2] = bad
-    spoiled = replace(checkpoint, iteration=8, tensors={**checkpoint.tensors, "loss.reference": x})
-    with pytest.raises(D2NetError, match="not saved at iteration 8, as 'loss.reference' holds NaN or Inf"):
+    spoiled = replace(checkpoint, iteration=8, tensors={**checkpoint.tensors, "model.x_ref": x})
+    with pytest.raises(D2NetError, match="not saved at iteration 8, as 'model.x_ref' holds NaN or Inf"):
         save_checkpoint(path, spoiled)
     assert load_checkpoint(path).iteration == 7
-    rewrite(path, replace(spoiled, tensors={"loss.reference": x}))
-    with pytest.raises(InputError, match="damaged, 'loss.reference' holds NaN or Inf"):
+    rewrite(path, replace(spoiled, tensors={"model.x_ref": x}))
+    with pytest.raises(InputError, match="damaged, 'model.x_ref' holds NaN or Inf"):
         load_checkpoint(path)
 
 
@@ -336,11 +365,11 @@ def test_names_that_are_no_characters(tmp_path: Path, checkpoint: Checkpoint) ->
 
 def test_a_loaded_model_does_not_depend_on_its_file(tmp_path: Path, checkpoint: Checkpoint) -> None:
     model = D2Net.from_recipe(checkpoint.recipe.model, num_classes=2, stream_widths=(5,))
-    tensors = {f"model.{key}": t for key, t in model.state_dict().items()} | {"loss.reference": torch.zeros(64)}
+    tensors = {f"model.{key}": t for key, t in model.state_dict().items()}
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(path, replace(checkpoint, stream_widths=(5,), tensors=tensors))
     before = torch.get_rng_state()
-    loaded, _, _ = load_model(path)
+    loaded = load_model(path)
     assert torch.equal(before, torch.get_rng_state())
     path.write_bytes(b"")  # as a copy over it does, in place
     assert all(torch.equal(t, tensors[f"model.{key}"]) for key, t in loaded.state_dict().items())

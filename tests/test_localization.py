@@ -10,13 +10,16 @@ import pytest
 import torch
 from torch import nn
 
+import d2net
+from d2net.checkpoint import load_model
 from d2net.data import read_annotations
 from d2net.data.dataset import Dataset, Recording
 from d2net.errors import InputError
 from d2net.evaluation import evaluate
 from d2net.localization import Localizer, localize, predict, to_detections
+from d2net.model import D2Net
 from d2net.ops.proposals import Proposals
-from d2net.recipes import LocalizationRecipe, load_recipe
+from d2net.recipes import LocalizationRecipe, Recipe, load_recipe
 
 # Coarse numbers, so that the cases below can be done by hand: k = ceil(8 / 4) = 2.
 RECIPE = LocalizationRecipe(topk_divisor=4, thresholds=(0.25, 0.75), nms_iou=0.5, score_floor=0.1)
@@ -291,17 +294,15 @@ class Columns(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.dropout = nn.Dropout(0.9)  # shows whether it runs in evaluation mode
+        self.register_buffer("x_ref", torch.tensor([1.0, 0.0]))
 
     def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> Output:
         assert lengths.tolist() == [x.shape[1]]
         return Output(self.dropout(x[..., :3]), x[..., 3:])
 
 
-REFERENCE = torch.tensor([1.0, 0.0])
-
-
 def features() -> np.ndarray:
-    """TCAM with embeddings that are opposite to the reference (lambda' = 1), but aligned with it (0) from 6 on."""
+    """TCAM with embeddings that are opposite to x_ref (lambda' = 1), but aligned with it (0) from 6 on."""
     embeddings = torch.tensor([[-1.0, 0.0]] * 6 + [[1.0, 0.0]] * 2)
     return torch.cat((TCAM, embeddings), dim=1).numpy()
 
@@ -315,7 +316,7 @@ def dataset(*arrays: np.ndarray) -> Dataset:
 
 def test_predict_gives_tcam_and_bottom_up_attention_and_leaves_the_mode():
     model = Columns().train()
-    tcam, attention = predict(model, REFERENCE, features())
+    tcam, attention = predict(model, features())
     assert torch.equal(tcam, TCAM)
     torch.testing.assert_close(attention, torch.tensor([1.0] * 6 + [0.0] * 2))
     assert model.training and not attention.requires_grad
@@ -324,7 +325,7 @@ def test_predict_gives_tcam_and_bottom_up_attention_and_leaves_the_mode():
 def test_localize():
     seen = []
     data = dataset(features(), features()[:1], features())
-    found = localize(Columns(), REFERENCE, data, RECIPE, device="cpu", progress=lambda i, n: seen.append((i, n)))
+    found = localize(Columns(), data, RECIPE, progress=lambda i, n: seen.append((i, n)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert found.videos == ("r0", "r1", "r2") and found.classes == ("x", "y", "z")
     # r1 is one snippet of class 2 at 0.5; in r0 and r2, the attention removes (6, 7) of test_by_hand.
@@ -333,12 +334,12 @@ def test_localize():
     np.testing.assert_allclose(found.start, [0.5, 1.0, 0.0, 1.5, 3.0])
     np.testing.assert_allclose(found.end, [2.5, 2.0, 1.0, 7.5, 6.0])
     np.testing.assert_allclose(found.score, [0.75, 0.625, 0.5, 0.75, 0.625], rtol=1e-6)
-    plain = localize(Columns(), REFERENCE, data, replace(RECIPE, attention=False), device="cpu")
+    plain = localize(Columns(), data, replace(RECIPE, attention=False))
     assert len(plain) == 7
 
 
 def test_localize_without_recordings():
-    found = localize(Columns(), REFERENCE, dataset(), RECIPE, device="cpu")
+    found = localize(Columns(), dataset(), RECIPE)
     assert len(found) == 0 and found.videos == ()
 
 
@@ -348,4 +349,61 @@ def test_localize_names_the_recording_whose_activations_are_not_finite():
             return Output(x[..., :3] / 0, x[..., 3:])
 
     with pytest.raises(InputError, match="r0.npy: 'r0': tcam holds NaN or Inf"):
-        localize(Broken(), REFERENCE, dataset(features()), RECIPE, device="cpu")
+        localize(Broken(), dataset(features()), RECIPE)
+
+
+def without_x_ref() -> nn.Module:
+    model = Columns()
+    del model.x_ref
+    return model
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_a_model_without_x_ref_is_told_what_is_missing(attention):
+    missing = (
+        r"Columns has no x_ref, .* \(D,\) .* model.register_buffer\('x_ref', loss.reference\), or call a Localizer"
+    )
+    with pytest.raises(InputError, match=missing):
+        predict(without_x_ref(), features())
+    with pytest.raises(InputError, match=missing):  # before features are read
+        localize(without_x_ref(), dataset(), replace(RECIPE, attention=attention))
+
+
+def test_an_x_ref_of_another_width_is_refused():
+    model = Columns()
+    model.x_ref = torch.ones(3)
+    with pytest.raises(InputError, match="reference has shape"):
+        localize(model, dataset(features()), RECIPE)
+
+
+def test_an_untrained_x_ref_is_said_where_it_counts(recwarn):
+    model = Columns()
+    model.x_ref.zero_()
+    localize(model, dataset(features()), replace(RECIPE, attention=False))
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="x_ref of the network is 0, .* train with loss.reference = model.x_ref"):
+        localize(model, dataset(features()), RECIPE)
+
+
+def test_a_model_may_bring_its_classes_and_settings():
+    data = dataset(features())
+    with pytest.raises(InputError, match="Columns does not say how to localize, .* give recipe"):
+        localize(Columns(), data)
+    model = Columns()
+    model.classes = ("c", "b", "a")  # by which its outputs are counted, whatever the dataset's
+    model.recipe = Recipe("of the model", localization=RECIPE)
+    found, given = localize(model, data), localize(Columns(), data, RECIPE)
+    assert found.classes == ("c", "b", "a") and given.classes == ("x", "y", "z")
+    assert found.label.tolist() == given.label.tolist() and found.score.tolist() == given.score.tolist()
+
+
+def test_streams_of_other_widths_are_refused_where_their_sum_is_the_same():
+    model = D2Net(3, (2, 3)).eval()
+    with pytest.raises(InputError, match=r"streams of widths \(2, 3\), dataset 'd' has \(3, 2\)"):
+        localize(model, dataset(features()), RECIPE)
+
+
+def test_from_the_package():
+    assert d2net.localize is localize and d2net.load_model is load_model
+    with pytest.raises(AttributeError, match="module 'd2net' has no attribute 'lokalize'"):
+        d2net.lokalize  # noqa: B018

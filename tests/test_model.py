@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2net.errors import InputError
+from d2net.losses import D2NetLoss
 from d2net.model import D2Net, D2NetOutput, TemporalConv
 from d2net.recipes import ModelRecipe, load_recipe
 
@@ -218,7 +219,7 @@ def test_one_stream_alone():
     torch.testing.assert_close(out.logits_a, logits)
     torch.testing.assert_close(out.tcam, logits.sigmoid())
     assert out.logits_b is None and model.stream_b is None
-    assert {name.split(".")[0] for name in model.state_dict()} == {"stream_a"}
+    assert {name.split(".")[0] for name in model.state_dict()} == {"stream_a", "x_ref"}
     with pytest.raises(InputError, match="features are 6 wide, the network expects 5 .one stream of 5."):
         model(torch.randn(2, 11, 6))
 
@@ -226,7 +227,35 @@ def test_one_stream_alone():
 def test_the_names_of_weights_are_those_of_old_checkpoints():
     layers = ("classifier", "first", "second")
     expected = [f"stream_{s}.{layer}.{kind}" for s in "ab" for layer in layers for kind in ("bias", "weight")]
-    assert sorted(D2Net(4, (6, 6)).state_dict()) == expected
+    assert sorted(D2Net(4, (6, 6)).state_dict()) == [*expected, "x_ref"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_x_ref_is_no_weight_and_at_least_float32(dtype):
+    model = D2Net(4, (5,), ModelRecipe(embedding_dim=7))
+    assert torch.equal(model.x_ref, torch.zeros(7)) and not model.x_ref.requires_grad
+    model.x_ref.fill_(1e5)  # which float16 does not have
+    converted = model.to(dtype)
+    assert converted is model and model.stream_a.first.weight.dtype == dtype
+    assert model.x_ref.dtype == torch.promote_types(dtype, torch.float32) and (model.x_ref == 1e5).all()
+    assert model.to("meta").x_ref.is_meta
+    torch.set_default_dtype(dtype)
+    try:
+        assert D2Net(4, (5,)).x_ref.dtype == torch.promote_types(dtype, torch.float32)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_loss_updates_the_x_ref_of_a_network_that_it_is_given():
+    torch.manual_seed(0)
+    model = D2Net(4, (5,), ModelRecipe(embedding_dim=7))
+    loss = D2NetLoss.from_recipe("thumos14-paper", num_classes=4, embedding_dim=7)
+    loss.reference = model.x_ref
+    out = model(torch.randn(3, 30, 5))
+    loss(0.5 * out.tcam, out.embeddings, None, torch.eye(4)[:3])  # so that some of it is background
+    assert model.x_ref.any() and loss.reference is model.x_ref
+    model.load_state_dict(D2Net(4, (5,), ModelRecipe(embedding_dim=7)).state_dict())
+    assert not loss.reference.any()  # still one
 
 
 @pytest.mark.parametrize("widths", [(6, 6), (6,)])

@@ -70,9 +70,9 @@ def test_localization_of_a_small_network_takes_one_thread() -> None:
     model, seen = D2Net(3, (4, 4)), []
     model.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
     features = np.zeros((20, 8), np.float32)
-    predict(model, torch.zeros(4), features)
+    predict(model, features)
     with threads(2):
-        predict(model, torch.zeros(4), features)
+        predict(model, features)
     assert seen == [1, 2] and torch.get_num_threads() == 4
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from d2net.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
+from d2net.checkpoint import CHECKSUM, Checkpoint, checksum, load_checkpoint, load_model, save_checkpoint
 from d2net.data.batches import BatchSampler
 from d2net.data.dataset import Dataset, Recording
 from d2net.data.resident import ResidentFeatures
@@ -75,11 +75,15 @@ def log_of(out: Path) -> list[dict]:
     return read_log(out)
 
 
-def write_format_1(path: Path, checkpoint: Checkpoint) -> None:
-    """As an older d2net did."""
-    metadata = {**checkpoint.metadata(), "format": 1}
-    tensors = {key: t for key, t in checkpoint.tensors.items() if not key.startswith("recordings.")}
-    del metadata["precision"]
+def write_older(path: Path, checkpoint: Checkpoint, version: int) -> None:
+    """As an older d2net did, in format 1 or 2."""
+    metadata = {**checkpoint.metadata(), "format": version}
+    tensors = {"loss.reference" if key == "model.x_ref" else key: t for key, t in checkpoint.tensors.items()}
+    if version == 1:
+        tensors = {key: t for key, t in tensors.items() if not key.startswith("recordings.")}
+        del metadata["precision"]
+    else:
+        metadata = {**metadata, CHECKSUM: checksum(metadata, tensors)}
     save_file(tensors, path, {"d2net": json.dumps(metadata)})
 
 
@@ -113,13 +117,15 @@ def test_the_result_is_the_average_of_the_weights(tmp_path: Path) -> None:
     shares = [(1 - decay) / (1 - decay**6) * decay**back for back in range(5, -1, -1)]
     assert sum(shares) == pytest.approx(1)
     last = load_checkpoint(tmp_path / "plain-6")
-    for key, t in saved.group("model").items():
+    # x_ref is none of the weights: it is that of now.
+    assert torch.equal(saved.tensors["model.x_ref"], last.tensors["model.x_ref"]) and saved.tensors["model.x_ref"].any()
+    for key, t in ((key, t) for key, t in saved.group("model").items() if key != "x_ref"):
         torch.testing.assert_close(t, sum(share * step[key] for share, step in zip(shares, steps, strict=True)))
         assert torch.equal(saved.group("weights")[key], last.group("model")[key])
     torch.testing.assert_close(saved.tensors["average.size"], torch.tensor((1 - decay**6) / (1 - decay)))
     assert not last.group("weights")  # without an average there are no others
     x, lengths = torch.randn(2, 9, 12), torch.tensor([9, 4])
-    model, _, _ = load_model(trainer.path)
+    model = load_model(trainer.path)
     assert torch.equal(model(x, lengths).tcam, trainer.result.eval()(x, lengths).tcam)
 
 
@@ -136,8 +142,9 @@ def test_a_run_with_an_average_resumes_to_the_bit(tmp_path: Path) -> None:
 def test_an_average_of_one_step_is_that_step(tmp_path: Path) -> None:
     recipe = make_recipe(1, ema_decay=0.9999)
     saved = load_checkpoint(Trainer(make_dataset(), recipe, out=tmp_path, tensorboard=False).run())
-    for key, t in saved.group("model").items():
-        assert torch.equal(t, saved.group("weights")[key])
+    assert saved.group("weights").keys() == saved.group("model").keys() - {"x_ref"}
+    for key, t in saved.group("weights").items():
+        assert torch.equal(t, saved.group("model")[key])
 
 
 def test_an_older_average_goes_on_as_it_was(tmp_path: Path) -> None:
@@ -146,13 +153,13 @@ def test_an_older_average_goes_on_as_it_was(tmp_path: Path) -> None:
     trainer = Trainer(make_dataset(), make_recipe(3, ema_decay=decay), out=tmp_path, tensorboard=False)
     old = load_checkpoint(trainer.run())
     tensors = {key: t for key, t in old.tensors.items() if not key.startswith("average.")}
-    write_format_1(trainer.path, replace(old, tensors=tensors))
+    write_older(trainer.path, replace(old, tensors=tensors), 1)
     new = Trainer(make_dataset(), make_recipe(4, ema_decay=decay), out=tmp_path, tensorboard=False)
     with pytest.warns(UserWarning, match="does not say its precision and recordings"):
         saved = load_checkpoint(new.run(resume=True))
-    for key, t in saved.group("model").items():
-        expected = decay * old.group("model")[key] + (1 - decay) * saved.group("weights")[key]
-        torch.testing.assert_close(t, expected)
+    for key, t in saved.group("weights").items():
+        expected = decay * old.group("model")[key] + (1 - decay) * t
+        torch.testing.assert_close(saved.group("model")[key], expected)
 
 
 class Calls(TorchDispatchMode):
@@ -189,9 +196,9 @@ def test_one_stream_trains_resumes_and_loads(tmp_path: Path, decay: float) -> No
     whole = train("whole", 27)
     train("parts", 13)
     assert_same_checkpoint(whole, train("parts", 27, resume=True))
-    model, reference, checkpoint = load_model(whole)
-    assert checkpoint.stream_widths == model.stream_widths == (12,) and model.stream_b is None
-    detections = localize(model, reference, make_dataset(widths=(12,)), checkpoint.recipe.localization, device="cpu")
+    model = load_model(whole)
+    assert model.stream_widths == (12,) and model.stream_b is None
+    detections = localize(model, make_dataset(widths=(12,)))
     assert len(detections) > 0
     with pytest.raises(InputError, match="the widths 6, 6, expected 12; use data of the same kind"):
         make_trainer(tmp_path / "whole", 30).run(resume=True)
@@ -416,10 +423,12 @@ def test_writes_tensorboard_events(tmp_path: Path) -> None:
 
 def test_the_model_can_be_loaded(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, 5)
-    model, reference, checkpoint = load_model(trainer.run())
+    model = load_model(trainer.run())
     assert not model.training
-    assert torch.equal(reference, trainer.loss.reference)
-    assert checkpoint.classes == CLASSES and checkpoint.stream_widths == (6, 6) and checkpoint.dataset == "tiny"
+    assert torch.equal(model.x_ref, trainer.loss.reference) and model.x_ref.any()
+    for network in (model, trainer.model, trainer.result):
+        assert (network.classes, network.trained_on, network.recipe) == (CLASSES, "tiny", trainer.recipe)
+    assert model.stream_widths == (6, 6)
     trainer.model.eval()
     x, lengths = torch.randn(2, 9, 12), torch.tensor([9, 4])
     assert torch.equal(model(x, lengths).tcam, trainer.model(x, lengths).tcam)
@@ -509,7 +518,7 @@ def test_a_precision_that_there_is_not_here(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "missing",
     ["optimizer.3.exp_avg", "optimizer", "rng", "rng.pairing", "rng.cpu", "sampler.position", "sampler", "average"]
-    + ["weights", "recordings", "loss", "model.stream_a.first.bias"],
+    + ["weights", "recordings", "model.x_ref", "model.stream_a.first.bias"],
 )
 def test_resume_needs_all_its_tensors(tmp_path: Path, missing: str) -> None:
     recipe = make_recipe(3, ema_decay=0.9)
@@ -547,7 +556,8 @@ def test_resume_refuses_what_no_optimizer_has(tmp_path: Path, name: str, value: 
         ("sampler.position", torch.tensor(-1)),
         ("sampler.order", torch.tensor([0, 0, 1, 2, 3, 4])),
         ("sampler.generator", torch.zeros(5056)),
-        ("loss.reference", torch.zeros(9)),
+        ("model.x_ref", torch.zeros(9)),
+        ("model.x_ref", torch.zeros(8, dtype=torch.float64)),
         ("model.stream_a.first.bias", torch.zeros(9)),
     ],
 )
@@ -559,9 +569,44 @@ def test_resume_refuses_tensors_that_do_not_fit(tmp_path: Path, name: str, value
         make_trainer(tmp_path, 5).run(resume=True)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_a_checkpoint_of_format_2_goes_on_and_localizes_to_the_bit(tmp_path: Path, decay: float) -> None:
+    """In it x_ref is a tensor of the loss."""
+
+    def make(name: str, iterations: int) -> Trainer:
+        recipe = make_recipe(iterations, ema_decay=decay)
+        return Trainer(make_dataset(), recipe, out=tmp_path / name, tensorboard=False)
+
+    path = make("parts", 4).run()
+    new, before = load_model(path), load_checkpoint(path)
+    write_older(path, before, 2)
+    assert "loss.reference" in load_file(path) and "model.x_ref" not in load_file(path)
+    old = load_model(path)
+    assert old.x_ref.any() and all(torch.equal(t, new.state_dict()[key]) for key, t in old.state_dict().items())
+    assert load_checkpoint(path).tensors.keys() == before.tensors.keys()
+    resumed = make("parts", 9)
+    assert_same_checkpoint(make("whole", 9).run(), resumed.run(resume=True))
+    assert load_checkpoint(path).format == 3 and "loss.reference" not in load_file(path)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+@pytest.mark.parametrize("resume", [False, True])
+def test_x_ref_of_networks_and_loss_is_one_tensor(tmp_path: Path, decay: float, resume: bool) -> None:
+    recipe = make_recipe(6, ema_decay=decay)
+    if resume:
+        first = make_recipe(3, ema_decay=decay)
+        Trainer(make_dataset(), first, out=tmp_path, tensorboard=False).run()
+    trainer = Trainer(make_dataset(), recipe, out=tmp_path, tensorboard=False)
+    trainer.run(resume=resume)
+    assert trainer.loss.reference is trainer.model.x_ref is trainer.result.x_ref and trainer.model.x_ref.any()
+    assert (trainer.result is trainer.model) == (decay == 0)
+    # All that the loss has to save: a checkpoint keeps no other tensor of it.
+    assert set(trainer.loss.state_dict()) == {"reference"}
+
+
 def test_an_older_checkpoint_resumes_with_a_warning(tmp_path: Path) -> None:
     path = make_trainer(tmp_path / "parts", 4).run()
-    write_format_1(path, load_checkpoint(path))
+    write_older(path, load_checkpoint(path), 1)
     with pytest.warns(UserWarning) as warned:
         make_trainer(tmp_path / "parts", 9).run(resume=True)
     assert [str(w.message).partition(": ")[2] for w in warned] == [
@@ -571,20 +616,20 @@ def test_an_older_checkpoint_resumes_with_a_warning(tmp_path: Path) -> None:
     assert_same_checkpoint(make_trainer(tmp_path / "whole", 9).run(), path)
 
 
-@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("old", [None, 2, 1])
 @pytest.mark.parametrize("setting", ["localization.nms_iou=0.25", "evaluation.tiou=[0.25]"])
-def test_a_finished_run_takes_other_settings_and_stays_else(tmp_path: Path, setting: str, old: bool) -> None:
+def test_a_finished_run_takes_other_settings_and_stays_else(tmp_path: Path, setting: str, old: int | None) -> None:
     path = make_trainer(tmp_path / "parts", 4).run()
     saved = load_checkpoint(path)
     if old:
-        write_format_1(path, saved)
+        write_older(path, saved, old)
     recipe = make_recipe(4).override([setting])
     trainer = Trainer(make_dataset(), recipe, out=tmp_path / "parts", tensorboard=False)
     trainer.run(resume=True)
     changed = load_checkpoint(path)
     assert (trainer.saved, trainer.trained) == (True, 0)
     assert changed.recipe == recipe != saved.recipe
-    assert changed.precision == (None if old else saved.precision) and changed.threads == saved.threads
+    assert changed.precision == (None if old == 1 else saved.precision) and changed.threads == saved.threads
     # It goes on as if nothing had been.
     whole = make_trainer(tmp_path / "whole", 9).run()
     assert_same_checkpoint(make_trainer(tmp_path / "parts", 9).run(resume=True), whole)
@@ -630,7 +675,7 @@ def test_a_reference_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
         loss.reference.fill_(float("nan"))
 
     trainer.loss.register_forward_hook(spoil)  # no term looks at x_ref here, so that the loss stays finite
-    with pytest.raises(D2NetError, match="not saved at iteration 9, as 'loss.reference' holds NaN or Inf"):
+    with pytest.raises(D2NetError, match="not saved at iteration 9, as 'model.x_ref' holds NaN or Inf"):
         trainer.run(resume=True)
     assert path.read_bytes() == before
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -59,25 +58,24 @@ def localize(
             )
     check_output(out)
     with notes():
-        model, reference, saved = load_model(checkpoint, where)
-    recipe = saved.recipe.override(settings or [])
+        model = load_model(checkpoint, where)
+    assert model.recipe is not None  # as every checkpoint has one
+    recipe = model.recipe.override(settings or [])
     catalog = options.find(data)
-    dataset = options.open(catalog, choose_subsets(catalog, subset, 1, "--subset"), like=saved.stream_widths)
-    if dataset.stream_widths != saved.stream_widths:
+    dataset = options.open(catalog, choose_subsets(catalog, subset, 1, "--subset"), like=model.stream_widths)
+    if dataset.stream_widths != model.stream_widths:
         raise InputError(
-            f"{checkpoint} was trained on streams of widths {saved.stream_widths}, dataset '{dataset.name}' has "
+            f"{checkpoint} was trained on streams of widths {model.stream_widths}, dataset '{dataset.name}' has "
             f"{dataset.stream_widths}; localize in features of the same extractor"
         )
-    # The network's outputs are counted in the order of its training, whatever the dataset's own.
-    chosen = replace(dataset, classes=saved.classes)
     with progress_bar("localizing") as progress:
-        detections = find(model, reference, chosen, recipe.localization, device=where, progress=progress)
+        detections = find(model, dataset, recipe.localization, progress=progress)
     features = f"{dataset.name} ({' + '.join(map(str, dataset.stream_widths))})"
-    if saved.dataset != dataset.name:
-        features += f", trained on {saved.dataset}"
+    if model.trained_on != dataset.name:
+        features += f", trained on {model.trained_on}"
     write_detections(out, detections, features=features)
-    empty = len(chosen) - len(set(detections.video.tolist()))
+    empty = len(dataset) - len(set(detections.video.tolist()))
     say(
-        f"wrote {len(detections)} detections of {len(chosen)} recordings ({', '.join(chosen.subsets)}) to {out}"
+        f"wrote {len(detections)} detections of {len(dataset)} recordings ({', '.join(dataset.subsets)}) to {out}"
         + (f"; {empty} recordings have none" if empty else "")
     )

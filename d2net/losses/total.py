@@ -19,7 +19,7 @@ from d2net.losses.pairing import Pairs
 from d2net.ops.checks import within
 from d2net.ops.loss import d2net_loss, has_video_kernel
 from d2net.ops.loss_reference import LossInputs, LossSettings
-from d2net.ops.precision import at_least_float32
+from d2net.ops.precision import at_least_float32, kept_in_float32
 from d2net.recipes import LossRecipe, load_recipe
 
 Size = Annotated[int, Range(0, LARGEST_COUNT)]
@@ -58,7 +58,8 @@ class D2NetLoss(nn.Module):
     Attributes:
         reference: (D,) buffer x_ref = 0.9 x_ref + 0.1 mean of the batch's x_bg (below Eq. 8), updated by every
             forward in training mode, before L_DS uses it. At least float32, also after ``loss.half()``: the largest
-            float16 is too small for a sum over time.
+            float16 is too small for a sum over time. Localization takes x_ref from the network: after
+            ``loss.reference = model.x_ref``, with both on their device, it is one tensor.
 
     Raises:
         InputError: a size that is no whole number, what is no LossRecipe (of a whole recipe, give its ``loss``), or one
@@ -95,8 +96,7 @@ class D2NetLoss(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> D2NetLoss:
         kept = self.reference
         super()._apply(fn, recurse)
-        if self.reference.dtype in (torch.float16, torch.bfloat16):  # by half(), to() and their kin
-            self.reference = kept.to(self.reference.device)
+        self.reference = kept_in_float32(kept, self.reference)
         return self
 
     @classmethod

@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
 from d2net.checkpoint import load_model
 from d2net.data.dataset import Dataset, Recording
 from d2net.data.timeline import is_ambiguous
 from d2net.detections import Detections, read_detections
 from d2net.errors import InputError
 from d2net.files import one_component
-from d2net.localization import localize, predict
+from d2net.localization import classes_of, localize, predict
 from d2net.model import D2Net
 from d2net.report.timeline import MAX_CLASSES, TimelineRow, Track
 from d2net.words import did_you_mean
@@ -92,29 +90,22 @@ def checkpoint_tracks(path: Path, label: str, dataset: Dataset, device: str = "c
     Raises:
         InputError: a checkpoint that cannot be used, or one of other stream widths than the dataset.
     """
-    model, reference, saved = load_model(path, device)
-    if saved.stream_widths != dataset.stream_widths:
+    model = load_model(path, device)
+    if model.stream_widths != dataset.stream_widths:
         raise InputError(
-            f"{path} was trained on streams of widths {saved.stream_widths}, dataset '{dataset.name}' has "
+            f"{path} was trained on streams of widths {model.stream_widths}, dataset '{dataset.name}' has "
             f"{dataset.stream_widths}; give features of the same extractor"
         )
-    its = replace(dataset, classes=saved.classes)
-    detections = localize(model, reference, its, saved.recipe.localization, device=device)
-    return model_tracks(model, reference, its, detections, label)
+    return model_tracks(model, dataset, localize(model, dataset), label)
 
 
-def model_tracks(
-    model: D2Net, reference: Tensor, dataset: Dataset, detections: Detections, label: str = ""
-) -> list[Track]:
-    """TCAM and attention of every recording of ``dataset``, beside ``detections`` that the model made before.
-
-    The classes of ``dataset`` are those of the model, in its order.
-    """
+def model_tracks(model: D2Net, dataset: Dataset, detections: Detections, label: str = "") -> list[Track]:
+    """TCAM and attention of every recording of ``dataset``, beside ``detections`` that the model made before."""
     tracks = []
     for index, recording in enumerate(dataset.recordings):
-        tcam, attention = predict(model, reference, dataset.features(index))
+        tcam, attention = predict(model, dataset.features(index))
         found = _of(detections, recording.name)
-        tracks.append(Track(label, found, tcam.cpu().numpy(), attention.cpu().numpy(), dataset.classes))
+        tracks.append(Track(label, found, tcam.cpu().numpy(), attention.cpu().numpy(), classes_of(model, dataset)))
     return tracks
 
 

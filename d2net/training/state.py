@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor
 
-from d2net.checkpoint import Checkpoint
+from d2net.checkpoint import X_REF, Checkpoint
 from d2net.data.batches import BatchSampler
 from d2net.data.dataset import Dataset
 from d2net.errors import InputError
@@ -20,7 +20,7 @@ from d2net.training.resume import check_tensors, digests
 
 
 class TrainingState:
-    """The networks, x_ref, the optimizer, the batches to come and the generators of a run.
+    """The networks with x_ref, the optimizer, the batches to come and the generators of a run.
 
     Args:
         dataset: The recordings to train on.
@@ -30,7 +30,7 @@ class TrainingState:
 
     Attributes:
         model: The network that is trained. result: The average of its weights, or the network itself.
-        loss, optimizer, sampler: As the recipe says.
+        loss, optimizer, sampler: As the recipe says. ``loss.reference`` and the networks' ``x_ref`` are one tensor.
         pairing: The generator of the pairs, on the device.
 
     Raises:
@@ -54,6 +54,7 @@ class TrainingState:
                 recipe.model, num_classes=len(dataset.classes), stream_widths=dataset.stream_widths
             ).to(device)
             self._rng = self._rng_state()  # dropout goes on from here
+        self.model.classes, self.model.recipe, self.model.trained_on = dataset.classes, recipe, dataset.name
         # What is evaluated and saved as the network: the average of the weights, or the trained network itself.
         self.result = copy.deepcopy(self.model) if self._decay > 0 else self.model
         # How many steps the average is worth, 1 + decay + decay^2 ...; on the device, so that a CUDA graph can count.
@@ -61,6 +62,9 @@ class TrainingState:
         self.loss = D2NetLoss.from_recipe(
             recipe.loss, num_classes=len(dataset.classes), embedding_dim=self.model.embedding_dim
         ).to(device)
+        # One tensor, which the loss updates in place: what is evaluated and saved is what the loss has. An average of
+        # the weights has the x_ref of now too, not an average of it.
+        self.loss.reference = self.result.x_ref = self.model.x_ref
         self.optimizer = torch.optim.Adam(
             self.model.parameters(),
             lr=recipe.training.learning_rate,
@@ -105,13 +109,12 @@ class TrainingState:
             RuntimeError, ValueError: tensors that are no state of a generator or an optimizer.
         """
         check_tensors(saved.tensors, _named(self._needed(saved)))
-        self.result.load_state_dict(saved.group("model"))
+        self.result.load_state_dict(saved.group("model"))  # in place, x_ref too
         if self.result is not self.model:
-            self.model.load_state_dict(saved.group("weights"))
+            self.model.load_state_dict({**saved.group("weights"), "x_ref": saved.tensors[X_REF]})
             # Older files have none: their averages began with the initial weights, as after endlessly many steps.
             endless = torch.tensor(1 / (1 - self._decay))
             self._average_size.copy_(saved.group("average").get("size", endless))
-        self.loss.load_state_dict(saved.group("loss"))
         state: dict[int, dict[str, Tensor]] = {}
         for key, t in saved.group("optimizer").items():
             index, _, name = key.partition(".")
@@ -130,7 +133,6 @@ class TrainingState:
     def _groups(self) -> dict[str, Mapping[str, Tensor]]:
         groups: dict[str, Mapping[str, Tensor]] = {
             "model": self.result.state_dict(),
-            "loss": self.loss.state_dict(),
             "optimizer": {
                 f"{index}.{key}": value
                 for index, state in self.optimizer.state_dict()["state"].items()
@@ -141,7 +143,7 @@ class TrainingState:
             "recordings": {"digests": self._digests},
         }
         if self.result is not self.model:
-            groups["weights"] = self.model.state_dict()
+            groups["weights"] = {key: t for key, t in self.model.state_dict().items() if key != "x_ref"}
             groups["average"] = {"size": self._average_size}
         return groups
 

@@ -220,7 +220,7 @@ class Trainer:
     def evaluate(self) -> dict[str, Any]:
         """mAP and F1 on the evaluation dataset, or why not."""
         assert self.evaluation_dataset is not None
-        return evaluate_network(self.result, self.loss.reference, self.evaluation_dataset, self.recipe, self.device)
+        return evaluate_network(self.result, self.evaluation_dataset, self.recipe)
 
     def checkpoint(self) -> Checkpoint:
         """The run as it is now."""
@@ -246,7 +246,7 @@ class Trainer:
         if (saved.recipe, saved.dataset) == (self.recipe, self.dataset.name):
             return
         tensors = saved.tensors
-        if saved.format < FORMAT:  # what such a file lacks
+        if saved.format == 1:  # what such a file lacks
             with self.state.generators():
                 tensors = {**self.state.tensors(), **tensors}
         changed = replace(

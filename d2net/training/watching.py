@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from d2net.data.dataset import Dataset
 from d2net.errors import InputError
 from d2net.evaluation import evaluate
@@ -16,11 +13,9 @@ from d2net.model import D2Net
 from d2net.recipes import Recipe
 
 
-def evaluate_network(
-    model: D2Net, reference: Tensor, dataset: Dataset, recipe: Recipe, device: torch.device
-) -> dict[str, Any]:
+def evaluate_network(model: D2Net, dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
     """mAP and F1 in percent on an annotated dataset, as its protocol of the recipe reports them; or why not."""
-    detections = localize(model, reference, dataset, recipe.localization, device=device)
+    detections = localize(model, dataset, recipe.localization)
     settings = recipe.evaluation
     try:
         found = evaluate(detections, dataset.annotations(), protocol=settings.protocol, tiou=settings.tiou)

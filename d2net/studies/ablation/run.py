@@ -158,8 +158,8 @@ class Ablation:
             checkpoint = trainer.run(resume=(folder / CHECKPOINT_NAME).exists())
             if trainer.interrupted:  # too late to stop it, and in time for the next
                 raise KeyboardInterrupt
-        model, reference, _ = load_model(checkpoint, self.device)
-        detections = localize(model, reference, test, run.recipe.localization, device=self.device)
+        # The settings are the run's own: the checkpoint may be that of one that differs in them.
+        detections = localize(load_model(checkpoint, self.device), test, run.recipe.localization)
         settings = run.recipe.evaluation
         result = {**self._identity(run), "detections": len(detections)}
         try:

@@ -1,23 +1,17 @@
-"""From temporal class activation maps to detections in seconds (Sec. 3.3)."""
+"""From temporal class activation maps to scored segments in snippets (Sec. 3.3)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from d2net.data.dataset import Dataset
-from d2net.detections import Detections
 from d2net.errors import InputError
-from d2net.ops.bottom_up_attention import bottom_up_attention
-from d2net.ops.checks import as_tensor, check_kept, valid_mask
+from d2net.ops.checks import as_tensor, valid_mask
 from d2net.ops.proposals import Proposals, extract_proposals
 from d2net.ops.topk_pool import topk_pool
 from d2net.recipes import LocalizationRecipe, Recipe, load_recipe
-from d2net.threads import computing, multiply_adds, threads_for
 
 
 class Localizer:
@@ -154,133 +148,6 @@ def _floor_topk_pool(x: Tensor, lengths: Tensor | None, *, divisor: int) -> Tens
     top = x.masked_fill(~valid[:, :, None], -torch.inf).sort(dim=1, descending=True).values
     counts = torch.arange(x.shape[1], device=x.device) < torch.minimum(k, length)
     return torch.where(counts[:, :, None], top, 0).sum(1) / k
-
-
-def to_detections(
-    proposals: Proposals,
-    *,
-    videos: Sequence[str],
-    classes: Sequence[str],
-    seconds_per_snippet: Sequence[float],
-    first_snippet: Sequence[float] | None = None,
-    durations: Sequence[float | None] | None = None,
-) -> Detections:
-    """Name the proposals' recordings and classes and put their times in seconds.
-
-    Args:
-        proposals: Segments in snippets; snippet t covers first_snippet + [t, t + 1) * seconds_per_snippet.
-        videos: Name of each recording of the batch.
-        classes: Name of each class.
-        seconds_per_snippet: Of each recording.
-        first_snippet: Second at which snippet 0 of each recording begins; None: 0.
-        durations: Seconds of each recording, or None; a detection ends there at the latest.
-
-    Raises:
-        InputError: a proposal of a recording or class that has no name here, or a duration that is not positive.
-    """
-    for name, given in (
-        ("seconds_per_snippet", seconds_per_snippet),
-        ("first_snippet", first_snippet),
-        ("durations", durations),
-    ):
-        check_kept("to_detections", name, given)
-    seconds = np.asarray(seconds_per_snippet, np.float64)
-    if seconds.shape != (len(videos),) or not ((seconds > 0) & np.isfinite(seconds)).all():
-        raise InputError(f"seconds_per_snippet must be one positive number for each of the {len(videos)} videos")
-    first = np.zeros(len(videos)) if first_snippet is None else np.asarray(first_snippet, np.float64)
-    last = np.array([math.inf if d is None else d for d in durations or [None] * len(videos)], np.float64)
-    if first.shape != seconds.shape or not np.isfinite(first).all() or last.shape != seconds.shape:
-        raise InputError(f"first_snippet and durations must be one number for each of the {len(videos)} videos")
-    video, label, start, end, score = (x.detach().cpu().numpy() for x in proposals)
-    for name, index, size in (("recording", video, len(videos)), ("class", label, len(classes))):
-        if len(index) and not 0 <= index.min() <= index.max() < size:
-            raise InputError(f"a proposal has {name} {index.max()}, but only {size} names were given")
-    begins = (first[video] + start * seconds[video]).clip(0)
-    ends = first[video] + end * seconds[video]
-    return Detections(
-        videos=tuple(videos),
-        classes=tuple(classes),
-        video=video.astype(np.int64),
-        label=label.astype(np.int64),
-        start=begins,
-        # One that begins past the end, by the few snippets that a length may be off, is left as it is.
-        end=np.where(begins < last[video], ends.clip(0, last[video]), ends),
-        score=score.astype(np.float64),
-    )
-
-
-def predict(model: nn.Module, reference: Tensor, features: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
-    """TCAM and bottom-up attention of one recording, in evaluation mode and without gradient.
-
-    On a CPU, in as many threads as so many snippets are worth (:mod:`d2net.threads`).
-
-    Args:
-        model: Called with features (1, T, W) and lengths (1,); returns ``tcam`` and ``embeddings``.
-        reference: (D,) background reference x_ref, on the model's device.
-        features: (T, W).
-
-    Returns:
-        The TCAM (T, C) and lambda' (T,) of Eq. 8, on the model's device.
-    """
-    # An array may be read-only, which tensors cannot be: copied.
-    x = (features if isinstance(features, Tensor) else torch.tensor(features)).to(reference.device, torch.float32)
-    lengths = torch.tensor([len(x)], device=x.device)
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), computing(threads_for(multiply_adds(model, len(x)))):
-            out = model(x[None], lengths)
-            return out.tcam[0], bottom_up_attention(out.embeddings, reference)[0]
-    finally:
-        model.train(training)
-
-
-def localize(
-    model: nn.Module,
-    reference: Tensor,
-    dataset: Dataset,
-    recipe: LocalizationRecipe,
-    *,
-    device: torch.device | str,
-    progress: Callable[[int, int], None] | None = None,
-) -> Detections:
-    """Detections of every recording of a dataset (Sec. 3.3), one recording at a time at its full length.
-
-    Args:
-        model: See :func:`predict`; it is moved to ``device``.
-        reference: (D,) background reference x_ref of Eq. 8.
-        dataset: Its recordings, in order, are the videos of the result; it needs no labels.
-        recipe: The settings of Sec. 3.3.
-        device: Where to compute.
-        progress: Called with (recordings done, all recordings) after each.
-
-    Raises:
-        InputError: features that cannot be used, or a model whose activations are NaN or Inf.
-    """
-    localizer = Localizer(recipe)
-    model.to(device)
-    reference = reference.to(device)
-    found = []
-    for index, recording in enumerate(dataset.recordings):
-        tcam, attention = predict(model, reference, dataset.features(index))
-        try:
-            proposals = localizer(tcam, attention)
-        except InputError as error:
-            raise InputError(f"{recording.source}: '{recording.name}': {error}") from error
-        found.append(proposals._replace(recording=torch.full_like(proposals.recording, index)))
-        if progress is not None:
-            progress(index + 1, len(dataset))
-    if not found:
-        none = torch.empty(0, dtype=torch.int64)
-        found = [Proposals(none, none, none, none, torch.empty(0))]
-    return to_detections(
-        Proposals(*(torch.cat(column) for column in zip(*found, strict=True))),
-        videos=[r.name for r in dataset.recordings],
-        classes=dataset.classes,
-        seconds_per_snippet=[r.seconds_per_snippet for r in dataset.recordings],
-        first_snippet=[r.first_snippet for r in dataset.recordings],
-        durations=[r.duration for r in dataset.recordings],
-    )
 
 
 def _check_finite(name: str, x: Tensor, lengths: Tensor | None) -> None:

@@ -1,0 +1,185 @@
+"""A network and a dataset in, detections in seconds out."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from d2net.data.dataset import Dataset
+from d2net.detections import Detections
+from d2net.errors import InputError
+from d2net.localization.localizer import Localizer
+from d2net.ops.bottom_up_attention import bottom_up_attention
+from d2net.ops.checks import check_kept
+from d2net.ops.proposals import Proposals
+from d2net.recipes import LocalizationRecipe, Recipe
+from d2net.threads import computing, multiply_adds, threads_for
+
+
+def predict(model: nn.Module, features: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
+    """TCAM and bottom-up attention of one recording, in evaluation mode and without gradient.
+
+    On a CPU, in as many threads as so many snippets are worth (:mod:`d2net.threads`).
+
+    Args:
+        model: A :class:`d2net.model.D2Net`, or a module with a tensor ``x_ref`` (D,) that is called as it is: with
+            features (1, T, W) and lengths (1,), for ``tcam`` (1, T, C) and ``embeddings`` (1, T, D).
+        features: (T, W).
+
+    Returns:
+        The TCAM (T, C) and lambda' (T,) of Eq. 8, on the device of x_ref.
+
+    Raises:
+        InputError: a model without x_ref.
+    """
+    x_ref = _x_ref_of(model)
+    # An array may be read-only, which tensors cannot be: copied.
+    x = (features if isinstance(features, Tensor) else torch.tensor(features)).to(x_ref.device, torch.float32)
+    lengths = torch.tensor([len(x)], device=x.device)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), computing(threads_for(multiply_adds(model, len(x)))):
+            out = model(x[None], lengths)
+            return out.tcam[0], bottom_up_attention(out.embeddings, x_ref)[0]
+    finally:
+        model.train(training)
+
+
+def _x_ref_of(model: nn.Module) -> Tensor:
+    x_ref = getattr(model, "x_ref", None)
+    if not isinstance(x_ref, Tensor):
+        raise InputError(
+            f"{type(model).__name__} has no x_ref, the mean background embedding (D,) that Eq. 8 compares with; give "
+            "it one, model.register_buffer('x_ref', loss.reference), or call a Localizer on its TCAMs, which needs none"
+        )
+    return x_ref
+
+
+def classes_of(model: nn.Module, dataset: Dataset) -> tuple[str, ...]:
+    """Names of a network's outputs: its own, or those of the dataset where it has none (``model.classes``)."""
+    return getattr(model, "classes", None) or dataset.classes
+
+
+def localize(
+    model: nn.Module,
+    dataset: Dataset,
+    recipe: LocalizationRecipe | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Detections:
+    """Detections of every recording of a dataset (Sec. 3.3), one recording at a time at its full length.
+
+    Args:
+        model: See :func:`predict`. It computes on the device that it is on.
+        dataset: Its recordings, in order, are the videos of the result; it needs no labels. The classes of the result
+            are the model's own (``model.classes``), in the order of its outputs; the dataset's where it has none.
+        recipe: The settings of Sec. 3.3; None: those that the model was trained with, ``model.recipe.localization``.
+        progress: Called with (recordings done, all recordings) after each.
+
+    Raises:
+        InputError: a model without x_ref or settings, or of other stream widths than the dataset, features that cannot
+            be used, or activations that are NaN or Inf.
+    """
+    trained = getattr(model, "recipe", None)
+    if recipe is None:
+        if not isinstance(trained, Recipe):
+            raise InputError(
+                f"{type(model).__name__} does not say how to localize, as a trained D2Net does; give recipe, such as "
+                "load_recipe('thumos14-paper').localization"
+            )
+        recipe = trained.localization
+    widths = getattr(model, "stream_widths", dataset.stream_widths)
+    if widths != dataset.stream_widths:
+        raise InputError(
+            f"the network takes streams of widths {widths}, dataset '{dataset.name}' has {dataset.stream_widths}; give "
+            "features of the same extractor"
+        )
+    x_ref = _x_ref_of(model)
+    # In a training of ours x_ref is 0 only where no snippet was background.
+    if recipe.attention and trained is None and not x_ref.any():
+        warnings.warn(
+            "x_ref of the network is 0, as before training: lambda' (Eq. 8) is 0.5 everywhere and tells no action from "
+            "background; train with loss.reference = model.x_ref",
+            stacklevel=2,
+        )
+    localizer = Localizer(recipe)
+    found = []
+    for index, recording in enumerate(dataset.recordings):
+        tcam, attention = predict(model, dataset.features(index))
+        try:
+            proposals = localizer(tcam, attention)
+        except InputError as error:
+            raise InputError(f"{recording.source}: '{recording.name}': {error}") from error
+        found.append(proposals._replace(recording=torch.full_like(proposals.recording, index)))
+        if progress is not None:
+            progress(index + 1, len(dataset))
+    if not found:
+        none = torch.empty(0, dtype=torch.int64)
+        found = [Proposals(none, none, none, none, torch.empty(0))]
+    return to_detections(
+        Proposals(*(torch.cat(column) for column in zip(*found, strict=True))),
+        videos=[r.name for r in dataset.recordings],
+        classes=classes_of(model, dataset),
+        seconds_per_snippet=[r.seconds_per_snippet for r in dataset.recordings],
+        first_snippet=[r.first_snippet for r in dataset.recordings],
+        durations=[r.duration for r in dataset.recordings],
+    )
+
+
+def to_detections(
+    proposals: Proposals,
+    *,
+    videos: Sequence[str],
+    classes: Sequence[str],
+    seconds_per_snippet: Sequence[float],
+    first_snippet: Sequence[float] | None = None,
+    durations: Sequence[float | None] | None = None,
+) -> Detections:
+    """Name the proposals' recordings and classes and put their times in seconds.
+
+    Args:
+        proposals: Segments in snippets; snippet t covers first_snippet + [t, t + 1) * seconds_per_snippet.
+        videos: Name of each recording of the batch.
+        classes: Name of each class.
+        seconds_per_snippet: Of each recording.
+        first_snippet: Second at which snippet 0 of each recording begins; None: 0.
+        durations: Seconds of each recording, or None; a detection ends there at the latest.
+
+    Raises:
+        InputError: a proposal of a recording or class that has no name here, or a duration that is not positive.
+    """
+    for name, given in (
+        ("seconds_per_snippet", seconds_per_snippet),
+        ("first_snippet", first_snippet),
+        ("durations", durations),
+    ):
+        check_kept("to_detections", name, given)
+    seconds = np.asarray(seconds_per_snippet, np.float64)
+    if seconds.shape != (len(videos),) or not ((seconds > 0) & np.isfinite(seconds)).all():
+        raise InputError(f"seconds_per_snippet must be one positive number for each of the {len(videos)} videos")
+    first = np.zeros(len(videos)) if first_snippet is None else np.asarray(first_snippet, np.float64)
+    last = np.array([math.inf if d is None else d for d in durations or [None] * len(videos)], np.float64)
+    if first.shape != seconds.shape or not np.isfinite(first).all() or last.shape != seconds.shape:
+        raise InputError(f"first_snippet and durations must be one number for each of the {len(videos)} videos")
+    video, label, start, end, score = (x.detach().cpu().numpy() for x in proposals)
+    for name, index, size in (("recording", video, len(videos)), ("class", label, len(classes))):
+        if len(index) and not 0 <= index.min() <= index.max() < size:
+            raise InputError(f"a proposal has {name} {index.max()}, but only {size} names were given")
+    begins = (first[video] + start * seconds[video]).clip(0)
+    ends = first[video] + end * seconds[video]
+    return Detections(
+        videos=tuple(videos),
+        classes=tuple(classes),
+        video=video.astype(np.int64),
+        label=label.astype(np.int64),
+        start=begins,
+        # One that begins past the end, by the few snippets that a length may be off, is left as it is.
+        end=np.where(begins < last[video], ends.clip(0, last[video]), ends),
+        score=score.astype(np.float64),
+    )
