@@ -1,5 +1,5 @@
 // The forward kernel that topk_pool, tcam_pool and two_stream_tcam share: top-k mean of every column and, for the last
-// two, the maximum of every row, in one launch.
+// two and the loss, the maximum of every row, in one launch.
 //
 // Bytes: activations (b, t, c) are read once for the columns and, where row maxima are wanted, once for the rows, the
 // second time from the L2 cache as a rule; two_stream_tcam computes its sigmoids both times rather than wait for
@@ -72,8 +72,8 @@ template <bool kOneWarp>
 constexpr int kPoolThreads = kOneWarp ? 256 : 512;  // of a block, at most
 template <typename T>
 constexpr int kKept = 128 / sizeof(typename Keys<T>::Key);  // entries of its column that a thread keeps
-constexpr int kRowBatch = 8;  // of them, which are left out together where a column is short
-constexpr int kRowsOfLane = 2;
+constexpr int kRowBatch = 8;    // of them, which are left out together where a column is short
+constexpr int kRowsOfLane = 2;  // in a block of rows: one after another
 
 template <typename T>
 struct Pool {
@@ -136,8 +136,8 @@ __device__ __forceinline__ void class_maxima(const Input& input, const Pool<T>& 
   }
 }
 
-// A block has a column for every `layout.warps` warps: tile blockIdx.x % tiles of recording blockIdx.x / tiles; the
-// last ones, where row maxima are wanted, each an equal share of a recording's rows.
+// A block has a column for every `layout.warps` warps: tile blockIdx.x % tiles of recording blockIdx.x / tiles. Where
+// row maxima are wanted, the last blocks have `layout.rows` rows of a recording each.
 template <bool kOneWarp, typename Input, typename T = typename Input::Number>
 __global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
     pool_columns_kernel(const Input input, const Pool<T> pool, const PoolLayout layout) {
