@@ -268,7 +268,7 @@ __device__ __forceinline__ void turn_columns(double* a, int length, int count, i
   const int lane = threadIdx.x % lanes, pair = threadIdx.x / lanes;
   const int players = count + count % 2, seats = players - 1;  // one has no partner if the number is odd
   const bool real = pair < players / 2 && (pair > 0 || count % 2 == 0);
-  const int here = real ? length - lane : 0;  // element 0, lanes, 2 lanes, ... below this are the lane's, from its first
+  const int here = real ? length - lane : 0;  // the lane's elements are 0, lanes, 2 lanes, ... < here, from its first
   const bool busy = one_warp || int(threadIdx.x) / 32 * 32 < players / 2 * lanes;  // others only wait
   // A sweep whose cosines and angles were all below `enough` leaves only cosines of the order of its square, times
   // their number, and of its product with the error of the angles: both below tolerance, so that none is needed to see.

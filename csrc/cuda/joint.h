@@ -51,8 +51,8 @@ __device__ __forceinline__ void apply_reflectors(const double* columns, const do
 
 // With fewer items than classes, QR of both, P = Q_p R_p and Y^T = Q_y R_y, leaves the small R_p R_y^T with the same
 // singular values; else the product itself is small. Of its vectors only u is needed: u^T P (which R_p gives without
-// Q_p), v^T = u^T P Y / sigma and Y v follow. p, y and results as of one matrix in condition_number.h, y_left and y_right null where
-// they are not wanted; memory: as JointLayout says.
+// Q_p), v^T = u^T P Y / sigma and Y v follow. p, y and results as of one matrix in condition_number.h, y_left and
+// y_right null where they are not wanted; memory: as JointLayout says.
 template <typename T>
 __device__ __forceinline__ void joint_condition_number(const T* p, const T* y, int classes, int items, double rank_tol,
                                                        double tolerance, T* value, T* p_left, T* p_right, T* y_left,
