@@ -268,8 +268,7 @@ __device__ __forceinline__ void turn_columns(double* a, int length, int count, i
   const int lane = threadIdx.x % lanes, pair = threadIdx.x / lanes;
   const int players = count + count % 2, seats = players - 1;  // one has no partner if the number is odd
   const bool real = pair < players / 2 && (pair > 0 || count % 2 == 0);
-  const int here =
-      real ? length - lane : 0;  // element 0, lanes, 2 lanes, ... below this are the lane's, from its first
+  const int here = real ? length - lane : 0;  // the lane's elements are 0, lanes, 2 lanes, ... < here, from its first
   const bool busy = one_warp || int(threadIdx.x) / 32 * 32 < players / 2 * lanes;  // others only wait
   // A sweep whose cosines and angles were all below `enough` leaves only cosines of the order of its square, times
   // their number, and of its product with the error of the angles: both below tolerance, so that none is needed to see.
@@ -307,7 +306,8 @@ __device__ __forceinline__ void turn_columns(double* a, int length, int count, i
         const Rotation by = rotation(xx, yy, xy);
         // The cosine, squared. (A product too small for a double is 0, and then of columns too short to matter.)
         const double square = xy * xy, squares = xx * yy;
-        const bool turns = max(xx, yy) > noise && min(xx, yy) > kNegligible && square > tolerance * tolerance * squares;
+        const bool turns =
+            max(xx, yy) > noise && min(xx, yy) > kNegligible && square > tolerance * tolerance * squares;
         again = again || (turns && (square > enough * enough * squares || fabs(by.s) > enough));
         // Without a branch where it takes longer than what it saves.
         if (whole || __any_sync(kAllLanes, turns)) {
