@@ -306,8 +306,7 @@ __device__ __forceinline__ void turn_columns(double* a, int length, int count, i
         const Rotation by = rotation(xx, yy, xy);
         // The cosine, squared. (A product too small for a double is 0, and then of columns too short to matter.)
         const double square = xy * xy, squares = xx * yy;
-        const bool turns =
-            max(xx, yy) > noise && min(xx, yy) > kNegligible && square > tolerance * tolerance * squares;
+        const bool turns = max(xx, yy) > noise && min(xx, yy) > kNegligible && square > tolerance * tolerance * squares;
         again = again || (turns && (square > enough * enough * squares || fabs(by.s) > enough));
         // Without a branch where it takes longer than what it saves.
         if (whole || __any_sync(kAllLanes, turns)) {
