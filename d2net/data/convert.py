@@ -111,7 +111,10 @@ def _tidy(out: Path) -> None:
             elif _is_conversion(path) and not os.path.lexists(out):
                 os.replace(path, out)
             elif _is_conversion(path) and _is_conversion(out):
-                shutil.rmtree(path, ignore_errors=True)
+                # Under the name of what is removed whatever it holds: a kill while it is may leave half a conversion.
+                part = _beside(out, path.name.replace(_EARLIER, _PART, 1))
+                os.replace(path, part)
+                shutil.rmtree(part, ignore_errors=True)
 
 
 def _is_conversion(folder: Path) -> bool:

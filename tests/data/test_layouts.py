@@ -436,6 +436,23 @@ def test_what_killed_conversions_left_is_tidied_up(cola, tmp_path):
     assert {p for p in tmp_path.iterdir() if p.name.startswith(".")} == set(others)
 
 
+def test_an_earlier_result_that_was_half_removed_goes_too(cola, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    convert(cola, out)
+
+    def half(folder, **_):
+        (folder / "gt.json").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", half)
+    with pytest.raises(KeyboardInterrupt):
+        convert(cola, out)
+    monkeypatch.undo()
+    assert list(tmp_path.glob(".d2net-*"))
+    check_content(convert(cola, out), 16 / 25)
+    assert not list(tmp_path.glob(".d2net-*"))
+
+
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("name", ["checkpoint.safetensors", "features/notes.txt"])
 def test_what_others_write_while_it_runs_stays(cola, tmp_path, again, name):
