@@ -129,7 +129,7 @@ def _real(value: object) -> float | None:
         return None if wrong else float(value)  # type: ignore[arg-type]
     except OverflowError:  # a whole number
         return float("inf")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # also of a meta tensor
         return None
 
 

@@ -12,7 +12,7 @@ from d2net.errors import InputError
 from d2net.fields import Range
 from d2net.losses._common import check_batch, check_known, present, setting
 from d2net.ops.attention_pool import attention_pool
-from d2net.ops.checks import as_lengths, as_tensors, check_same, check_shape, valid_mask, within
+from d2net.ops.checks import as_lengths, as_tensors, check_floating, check_same, check_shape, valid_mask, within
 from d2net.ops.loss_reference import mean_of, unit_vectors
 from d2net.ops.precision import at_least_float32, product
 from d2net.recipes import Count, Weight, Width
@@ -66,6 +66,8 @@ class UncertaintyModeling(nn.Module):
             InputError: shapes or devices that do not fit.
         """
         embeddings, logits = as_tensors("UncertaintyModeling", embeddings=embeddings, logits=logits)
+        check_floating("UncertaintyModeling", "embeddings", embeddings)
+        check_floating("UncertaintyModeling", "logits", logits)
         check_shape("UncertaintyModeling", "embeddings", embeddings, "B, T, D")
         check_shape("UncertaintyModeling", "logits", logits, "B, T, C")
         check_same("UncertaintyModeling", "embeddings", embeddings, "logits", logits, 2)
@@ -197,6 +199,8 @@ class SnippetContrast(nn.Module):
             InputError: shapes or devices that do not fit.
         """
         embeddings, actionness = as_tensors("SnippetContrast", embeddings=embeddings, actionness=actionness)
+        check_floating("SnippetContrast", "embeddings", embeddings)
+        check_floating("SnippetContrast", "actionness", actionness)
         check_shape("SnippetContrast", "embeddings", embeddings, "B, T, D")
         check_shape("SnippetContrast", "actionness", actionness, "B, T")
         check_same("SnippetContrast", "embeddings", embeddings, "actionness", actionness, 2)

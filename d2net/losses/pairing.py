@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from d2net.errors import InputError
-from d2net.ops.checks import INTEGERS, as_tensor, can_look_at, within
+from d2net.ops.checks import INTEGERS, as_tensor, as_whole, can_look_at, within
 from d2net.ops.two_stream_tcam import class_max
 from d2net.words import quoted
 
@@ -30,7 +30,14 @@ def draw_permutations(counts: Tensor, size: int, generator: torch.Generator | No
         counts: (N,) int64, at most ``size``.
         generator: on any device; None: PyTorch's own of ``counts``'s device.
     """
-    counts = as_tensor("draw_permutations", "counts", counts)
+    counts, size = as_tensor("draw_permutations", "counts", counts), as_whole("draw_permutations", "size", size)
+    if counts.ndim != 1 or counts.dtype not in INTEGERS or not 0 <= size < 2**31:
+        raise InputError(
+            f"draw_permutations: counts has shape {tuple(counts.shape)} and dtype {counts.dtype} and size is {size}, "
+            "expected integers (N,) and 0 to 2^31 - 1"
+        )
+    if can_look_at(counts) and counts.numel() and not (counts.min() >= 0 and counts.max() <= size):
+        raise InputError(f"draw_permutations: counts are {counts.min()} to {counts.max()}, expected 0 to {size}")
     keys = _uniform((len(counts), size), counts.device, generator)
     return (keys + (torch.arange(size, device=counts.device) >= counts[:, None])).argsort(1)
 
@@ -111,5 +118,7 @@ def _given_permutations(partners: Tensor, counts: Tensor, like: Tensor) -> Tenso
 
 
 def _uniform(shape: tuple[int, int], device: torch.device, generator: torch.Generator | None) -> Tensor:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise InputError(f"generator is {quoted(generator)}, expected a torch.Generator or None")
     source = device if generator is None else generator.device
     return torch.rand(shape, generator=generator, dtype=torch.float32, device=source).to(device)

@@ -138,6 +138,8 @@ class D2NetLoss(nn.Module):
             raise InputError(
                 f"D2NetLoss: tcam is on {tcam.device} but the loss on {self.reference.device}; use loss.to()"
             )
+        if type(denoise) is not bool:
+            denoise = setting(self, bool, denoise=denoise)
         recipe, settings = self.recipe, self._settings[self.training, denoise]
         pairs = Pairs()
         if settings.separate:

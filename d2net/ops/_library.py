@@ -243,20 +243,22 @@ _local = threading.local()
 _ever_asked = False  # in any thread: until then no call looks further
 
 
-def _wants_reference() -> bool:
-    return torch._C._is_key_in_tls(_REFERENCE) and torch._C._get_obj_in_tls(_REFERENCE)
+def _wants_reference() -> int:
+    """How often it was entered and not left: whoever leaves first need not have entered last."""
+    return torch._C._get_obj_in_tls(_REFERENCE) if torch._C._is_key_in_tls(_REFERENCE) else 0
 
 
-def _want_reference(wanted: bool) -> None:
+def _want_reference(more: int) -> None:
+    wanted = max(_wants_reference() + more, 0)
     torch._C._stash_obj_in_tls(_REFERENCE, wanted)
-    _local.reference = wanted
+    _local.reference = wanted > 0
 
 
 @contextmanager
 def use_backend(name: Literal["reference"]) -> Iterator[None]:
     """Within, every operator and loss of d2net computes in plain PyTorch, whatever kernels there are: to compare with.
 
-    That is so in the thread that enters, and in those in which autograd works for it (where ``torch.utils.checkpoint``
+    That is so in the thread that enters, for all its tasks and generators, and in those in which autograd works for it (where ``torch.utils.checkpoint``
     computes a forward pass again); all others go on with the kernels. It may be nested, and used as a decorator.
     A function made by ``torch.compile`` is compiled again for it. A gradient belongs to its result: of what a kernel
     computed it comes from a kernel, and of what a reference computed from PyTorch, wherever ``backward`` is called.
@@ -270,12 +272,12 @@ def use_backend(name: Literal["reference"]) -> Iterator[None]:
     if name != "reference":
         raise InputError(f"use_backend: there is 'reference', not {quoted(name)}; leave it out for the kernels")
     global _ever_asked
-    _ever_asked, before = True, _wants_reference()
-    _want_reference(True)
+    _ever_asked = True
+    _want_reference(1)
     try:
         yield
     finally:
-        _want_reference(before)
+        _want_reference(-1)
 
 
 def refuse_double_backward(ctx: Any, *grads: Tensor) -> None:

@@ -33,6 +33,8 @@ def as_tensor(operator: str, name: str, x: Any, like: Tensor | None = None) -> T
             kind = "is nested" if x.is_nested else f"has layout {x.layout}"
             raise InputError(f"{operator}: {name} {kind}, expected a dense tensor: convert it")
         check_real(operator, name, x)
+        if x.dtype.itemsize == 1 and x.dtype.is_floating_point:
+            raise InputError(f"{operator}: {name} has dtype {x.dtype}, of which PyTorch computes nothing: convert it")
         return x
     check_kept(operator, name, x)
     try:

@@ -215,7 +215,7 @@ def _backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     if not (need_tcam or need_embeddings) or all(grad is None for grad in grads):
         return None, None, *none
     of_tcam, of_embeddings = _d2net_loss_backward(grads, inputs, results, ctx.settings, need_embeddings)
-    leaves = [y for y in inputs[:2] if y is not None]
+    leaves = [y for y in (*inputs[:2], *grads) if y is not None]
     return (
         _library.differentiable_once(of_tcam, *leaves) if need_tcam else None,
         _library.differentiable_once(of_embeddings, *leaves) if need_embeddings else None,
