@@ -258,10 +258,11 @@ def _want_reference(more: int) -> None:
 def use_backend(name: Literal["reference"]) -> Iterator[None]:
     """Within, every operator and loss of d2net computes in plain PyTorch, whatever kernels there are: to compare with.
 
-    That is so in the thread that enters, for all its tasks and generators, and in those in which autograd works for it (where ``torch.utils.checkpoint``
-    computes a forward pass again); all others go on with the kernels. It may be nested, and used as a decorator.
-    A function made by ``torch.compile`` is compiled again for it. A gradient belongs to its result: of what a kernel
-    computed it comes from a kernel, and of what a reference computed from PyTorch, wherever ``backward`` is called.
+    That is so in the thread that enters, for all its tasks and generators, and in those in which autograd works for it
+    (where ``torch.utils.checkpoint`` computes a forward pass again); all others go on with the kernels. It may be
+    nested, and used as a decorator. A function made by ``torch.compile`` is compiled again for it. A gradient belongs
+    to its result: of what a kernel computed it comes from a kernel, and of what a reference computed from PyTorch,
+    wherever ``backward`` is called.
 
     Args:
         name: ``"reference"``.

@@ -188,3 +188,48 @@ def test_half_precision_of_no_snippets_gives_float32_too(size, dtype):
         out = loss()
         for x in [out] if isinstance(out, torch.Tensor) else out:
             assert x.dtype == wide and x.isfinite()
+
+
+def a_batch() -> tuple[torch.Tensor | None, ...]:
+    return torch.rand(2, 5, 3), torch.randn(2, 5, 4), None, torch.eye(3)[:2]
+
+
+@pytest.mark.parametrize("denoise", [None, "x", 1, torch.tensor(True)])
+def test_denoise_is_true_or_false(denoise):
+    with pytest.raises(InputError, match="D2NetLoss: denoise is .*it must be true or false"):
+        losses.D2NetLoss(3, 4)(*a_batch(), denoise=denoise)
+
+
+@pytest.mark.parametrize("loss", [losses.D2NetLoss(3, 4), losses.DiscriminativeLoss()])
+def test_a_generator_is_one(loss):
+    with pytest.raises(InputError, match="generator is 5, expected a torch.Generator"):
+        loss(*a_batch(), generator=5)
+
+
+@pytest.mark.parametrize(
+    ("counts", "size", "words"),
+    [
+        ([5], 3, "counts are 5 to 5, expected 0 to 3"),
+        ([-1], 3, "expected 0 to 3"),
+        ([2.5], 3, "expected integers"),
+        (torch.tensor(1), 3, "expected integers"),
+        ([1], -1, "size is -1"),
+        ([1], 2**40, "size is 1099511627776"),
+        ([1], 2.0, "size is 2.0, expected a whole number"),
+    ],
+)
+def test_permutations_of_so_many(counts, size, words):
+    with pytest.raises(InputError, match=f"draw_permutations: .*{words}"):
+        losses.draw_permutations(counts, size)
+
+
+def test_what_a_loss_cannot_compute():
+    tcam, embeddings, lengths, labels = a_batch()
+    with pytest.raises(InputError, match="margin is .*must be"):
+        losses.CoActivitySimilarity(margin=torch.tensor(3.0, device="meta"))
+    with pytest.raises(InputError, match="embeddings has dtype torch.int64"):
+        losses.UncertaintyModeling()(embeddings.long(), tcam, lengths)
+    with pytest.raises(InputError, match="actionness has dtype torch.int64"):
+        losses.SnippetContrast()(embeddings, tcam[:, :, 0].long(), lengths)
+    with pytest.raises(InputError, match="tcam has dtype torch.float8_e4m3fn"):
+        losses.D2NetLoss(3, 4)(tcam.to(torch.float8_e4m3fn), embeddings, lengths, labels)

@@ -123,6 +123,13 @@ def test_a_second_backward_is_refused(name, kind):
         penalty = first.sum() + x.sum()
         with pytest.raises(RuntimeError, match="differentiable once"):
             torch.autograd.grad(penalty, x)
+        weight = torch.ones((), requires_grad=True)  # of the results, as where weights of terms are learned
+        with use_backend("reference") if kind == "reference" else nullcontext():
+            out = function(*leaves, *others)
+        out = [out] if isinstance(out, Tensor) else out
+        (first,) = torch.autograd.grad(weight * sum(y.sum() for y in out if y.requires_grad), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiable once"):
+            torch.autograd.grad(first.sum() + weight, weight)
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)

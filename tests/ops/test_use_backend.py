@@ -150,3 +150,13 @@ def test_the_whole_loss():
     expected = total()
     with use_backend("reference"):
         torch.testing.assert_close(total(), expected)
+
+
+def test_whoever_leaves_first_need_not_have_entered_last():
+    first, second = use_backend("reference"), use_backend("reference")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert backend_of("topk_pool", "cpu") == "reference"
+    second.__exit__(None, None, None)
+    assert backend_of("topk_pool", "cpu") == "cpu"
