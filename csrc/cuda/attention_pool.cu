@@ -1,5 +1,6 @@
 // Forward, bytes: every row of x that is on a side is read once for both sums; each chunk of 32 snippets leaves two
-// rows of partial sums, 1/16 of x, which the last block of a recording's tile adds up. The backward: pool_over_time.h.
+// rows of partial sums, 1/16 of x, which the last block of a recording's tile adds up. That block is what the launch
+// ends with, so it does nothing else, and 16 of its loads are on their way at once. The backward: pool_over_time.h.
 //
 // Layout. A thread owns a pack of columns, so a warp reads neighbouring bytes of a row. Blocks split recordings, time
 // and columns: 480 of 128 threads for 10 recordings of 750 snippets and 1024 floats. The next rows are loaded before
@@ -77,21 +78,26 @@ __global__ void __launch_bounds__(kSumThreads, 4) pool_over_time_kernel(const Po
       store(sums + d, bg);
     }
   }
-  if (!is_last_block(pool.arrived + recording * gridDim.y + blockIdx.y, unsigned(chunks))) return;
-  const int64_t used = (length + kPoolChunk - 1) / kPoolChunk, row = recording * chunks;
+  const bool is_last = is_last_block(pool.arrived + recording * gridDim.y + blockIdx.y, unsigned(chunks));
+  // What follows from attention alone is for one block of a recording that need not be the last.
+  const bool describes = blockIdx.x % chunks == 0 && blockIdx.y == 0;
   double totals[2] = {};
-  for (int64_t s = threadIdx.x; s < length; s += blockDim.x) {
-    const Weights<A> weights = weigh(pool.attention[recording * t + s], pool.over, pool.background_over);
-    totals[0] += selected(weights.fg) ? double(weights.fg) : 0.0;
-    totals[1] += selected(weights.bg) ? double(weights.bg) : 0.0;
-  }
-  block_reduce(totals, Sum());
-  if (has_column) {
-    double fg[N] = {}, bg[N] = {};
+  if (describes || (is_last && pool.mean)) {
 #pragma unroll 4
+    for (int64_t s = threadIdx.x; s < length; s += blockDim.x) {
+      const Weights<A> weights = weigh(pool.attention[recording * t + s], pool.over, pool.background_over);
+      totals[0] += selected(weights.fg) ? double(weights.fg) : 0.0;
+      totals[1] += selected(weights.bg) ? double(weights.bg) : 0.0;
+    }
+    block_reduce(totals, Sum());
+  }
+  if (is_last && has_column) {
+    const int64_t used = (length + kPoolChunk - 1) / kPoolChunk;
+    const A* sums = pool.partial + 2 * recording * chunks * d + column;
+    double fg[N] = {}, bg[N] = {};
+#pragma unroll 8
     for (int64_t i = 0; i < used; ++i) {
-      const A* sums = pool.partial + 2 * (row + i) * d + column;
-      const Pack<A, N> of_fg = load<N>(sums), of_bg = load<N>(sums + d);
+      const Pack<A, N> of_fg = load<N>(sums + 2 * i * d), of_bg = load<N>(sums + (2 * i + 1) * d);
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         fg[j] += of_fg.at[j];
@@ -105,7 +111,7 @@ __global__ void __launch_bounds__(kSumThreads, 4) pool_over_time_kernel(const Po
       pool.x_bg[recording * d + column + j] = A(bg[j] / by_bg);
     }
   }
-  if (blockIdx.y > 0) return;
+  if (!describes) return;
   if (threadIdx.x == 0) {
     pool.valid_fg[recording] = totals[0] > 0;
     pool.valid_bg[recording] = totals[1] > 0;

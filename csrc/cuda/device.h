@@ -70,9 +70,15 @@ struct FromFloat {
 template <>
 struct FromFloat<bfloat16> {
   static __device__ __forceinline__ bfloat16 get(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    bfloat16 rounded;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded.bits) : "f"(x));
+    return rounded;
+#else
     const unsigned bits = __float_as_uint(x);
     if (x != x) return {uint16_t(bits >> 16 | 0x40)};             // stays NaN
     return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};  // to nearest, ties to even
+#endif
   }
 };
 template <>

@@ -24,10 +24,18 @@ __device__ __forceinline__ void store(T* to, const Pack<T, N>& values) {
 template <typename T>
 constexpr int kPackOf = int(16 / sizeof(accumulator_t<T>));
 
-// Whether every row of width d can be moved in packs from each of the given addresses (null: not used).
+// As many as 16 bytes hold of T itself: where rows are long, and memory rather than registers is the limit.
+template <typename T>
+constexpr int kWidePackOf = int(16 / sizeof(T));
+
+// Whether every row of width d can be moved in packs of N from each of the given addresses (null: not used).
+template <int N, typename... T>
+bool fits_packs_of(int64_t d, const T*... rows) {
+  return d % N == 0 && ((reinterpret_cast<std::uintptr_t>(rows) % alignof(Pack<T, N>) == 0) && ...);
+}
 template <typename... T>
 bool fits_packs(int64_t d, const T*... rows) {
-  return ((d % kPackOf<T> == 0 && reinterpret_cast<std::uintptr_t>(rows) % alignof(Pack<T, kPackOf<T>>) == 0) && ...);
+  return (fits_packs_of<kPackOf<T>>(d, rows) && ...);
 }
 
 // Threads of a block of whole warps, at most `limit`, that covers n packs if it can.

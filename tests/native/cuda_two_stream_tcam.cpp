@@ -70,7 +70,7 @@ TEST(cuda_two_stream_tcam_equals_the_cpu) {
     check_equals_the_cpu<double>(2, 20, c);
   }
   check_equals_the_cpu<float>(2, 50, 8, 1);
-  check_equals_the_cpu<double>(1, 8200, 1);  // more than registers hold: rows and columns in two launches
+  check_equals_the_cpu<double>(1, 8200, 1);  // more than registers hold
 }
 
 TEST(cuda_a_peak_that_is_no_class_gets_no_gradient) {

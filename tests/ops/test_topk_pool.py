@@ -111,9 +111,10 @@ def test_more_classes_than_a_tile_and_every_length(device):
     [
         (3, 40, 20),  # three tiles of classes, the last not full
         (2, 1000, 1),
-        (4, 257, 8),  # more than the fewest entries a thread keeps
-        (1, 1500, 9),
-        (1, 2100, 33),  # more threads a block
+        (4, 257, 8),  # keys of a second batch
+        (1, 1500, 9),  # two warps for a column, float64 four
+        (1, 2100, 33),  # four and eight
+        (1, 5000, 3),  # eight and sixteen
         (1, 16500, 2),  # more than registers hold
     ],
 )

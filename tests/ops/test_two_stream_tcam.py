@@ -108,7 +108,7 @@ def test_tcam_pool_equals_its_parts(device, c):
         (1, 30, 130),  # more classes than a warp takes at once: 32 packs of 4, ...
         (1, 30, 35),  # ... or 32 single ones
         (2, 600, 6),
-        (1, 16500, 3),  # more than registers hold: rows and columns in two launches
+        (1, 16500, 3),  # more than registers hold
     ],
 )
 def test_cuda_kernels_equal_the_cpu(simt_module, request, b, t, c, dtype):
