@@ -177,8 +177,8 @@ void loss(const Loss<X>& x, int threads) {
   double discriminative = 0, snippet = 0;
   *x.video = 0;
   count_recordings(x);
-  tcam_pool(x.tcam, x.counted, b, t, c, int64_t(with.topk_divisor), x.attention, w.peak, x.pooled, w.kth, w.last,
-            threads);
+  const int64_t divisor = int64_t(with.topk_divisor);
+  tcam_pool(TopkPool<X>{x.tcam, x.counted, b, t, c, divisor, x.attention, w.peak, x.pooled, w.kth, w.last}, threads);
   if (with.embed != 0) {
     attention_pool(x.embeddings, x.attention, x.counted, b, t, d, with.threshold, with.background_threshold,
                    with.mean_embeddings != 0, x.x, x.x + b * d, x.valid, x.valid + b, threads);
@@ -245,15 +245,16 @@ void loss_backward(const Loss<X>& x, int threads) {
   X* const to = x.grad_embeddings;
   if (to != nullptr) prefer_large_pages(to, b * t * d * int64_t(sizeof(X)));
 
-  const PooledGradient<X> gradient{
-      nullptr, grad_attention.data(),     grad_pooled.data(), x.tcam, x.counted, w.peak, w.kth, w.last, b, t,
-      c,       int64_t(with.topk_divisor)};
+  TopkPool<X> topk{x.tcam, x.counted, b, t, c, int64_t(with.topk_divisor), x.attention, w.peak, x.pooled, w.kth, w.last};
+  topk.of_attention = grad_attention.data();
+  topk.of_pooled = grad_pooled.data();
+  topk.grad_x = x.grad_tcam;
   const auto of_snippet = [&](int64_t row) {
     const X* of = &of_snippets[2 * (row / t)];
     return (x.scores[row] > fg_threshold ? of[0] : X(0)) + (x.scores[row] < bg_threshold ? of[1] : X(0));
   };
   pooled_gradient(
-      gradient, x.grad_tcam, embed ? d / 2 : 0, threads,
+      topk, embed ? d / 2 : 0, threads,
       [&](int64_t first, int64_t rows) {
         for (int64_t row = first; row < first + rows; ++row) {
           X sum = x.of_attention == nullptr ? X(0) : x.of_attention[row];
@@ -275,11 +276,7 @@ void loss_backward(const Loss<X>& x, int threads) {
       });
 }
 
-#define D2NET_INSTANTIATE(X)                          \
-  template void loss<X>(const Loss<X>&, int threads); \
-  template void loss_backward<X>(const Loss<X>&, int threads);
-D2NET_INSTANTIATE(float)
-D2NET_INSTANTIATE(double)
-#undef D2NET_INSTANTIATE
+D2NET_INSTANTIATE_CPU(loss, Loss)
+D2NET_INSTANTIATE_CPU(loss_backward, Loss)
 
 }  // namespace d2net::cpu
