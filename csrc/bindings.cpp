@@ -119,20 +119,13 @@ void bind_cpu(py::module_& m, const std::string& dtype) {
   D2NET_OPERATORS(D2NET_BIND_CPU, D2NET_BIND_CPU)
   def<false>(m, "attention_pool_" + dtype, &ops::attention_pool<T>);
   def<false>(m, "attention_pool_backward_" + dtype, &ops::attention_pool_backward<T>);
-  def<false>(m, "bottom_up_attention_" + dtype, &ops::bottom_up_attention<T>);
   def<false>(m, "nms_1d_" + dtype, &ops::nms_1d<T>);
   def<false>(m, "batched_nms_1d_" + dtype, &ops::batched_nms_1d<T>);
   def<false>(m, "soft_nms_1d_" + dtype, &ops::soft_nms_1d<T>);
-  def<false>(m, "iou_1d_" + dtype, &ops::iou_1d<T>);
   py::class_<ops::FoundProposals<T>>(m, ("FoundProposals_" + dtype).c_str())
       .def_readonly("count", &ops::FoundProposals<T>::count);
   def<false>(m, "find_proposals_" + dtype, &ops::find_proposals<T>);
   def<false>(m, "copy_proposals_" + dtype, &ops::copy_proposals<T>);
-  def<false>(m, "log_condition_number_" + dtype, &ops::log_condition_number<T>);
-  def<false>(m, "joint_log_condition_number_" + dtype, &ops::joint_log_condition_number<T>);
-  def<false>(m, "log_condition_number_backward_" + dtype, &ops::log_condition_number_backward<T>);
-  def<false>(m, "snippet_pdmi_" + dtype, &ops::snippet_pdmi<T>);
-  def<false>(m, "snippet_pdmi_backward_" + dtype, &ops::snippet_pdmi_backward<T>);
 }
 
 #if defined(D2NET_WITH_CUDA) || defined(D2NET_SIMT)
@@ -145,14 +138,8 @@ void bind_cuda(py::module_& m, const std::string& dtype) {
   def<true>(m, "cuda_nms_1d_" + dtype, &ops::nms_1d<T>);
   def<true>(m, "cuda_soft_nms_1d_" + dtype, &ops::soft_nms_1d<T>);
   def<true>(m, "cuda_copy_proposals_" + dtype, &ops::copy_proposals<T>);
-  def<true>(m, "cuda_log_condition_number_" + dtype, &ops::log_condition_number<T>);
   def<true>(m, "cuda_log_condition_number_scratch_" + dtype, &ops::log_condition_number_scratch);
-  def<true>(m, "cuda_joint_log_condition_number_" + dtype, &ops::joint_log_condition_number<T>);
   def<true>(m, "cuda_joint_log_condition_number_scratch_" + dtype, &ops::joint_log_condition_number_scratch);
-  def<true>(m, "cuda_log_condition_number_backward_" + dtype, &ops::log_condition_number_backward<T>);
-  def<true>(m, "cuda_snippet_pdmi_" + dtype, &ops::snippet_pdmi<T>);
-  def<true>(m, "cuda_snippet_pdmi_backward_" + dtype, &ops::snippet_pdmi_backward<T>);
-  def<true>(m, "cuda_iou_1d_" + dtype, &ops::iou_1d<T>);
 }
 
 // Operators on activations, which come in half precision too.
@@ -164,7 +151,6 @@ void bind_cuda_activations(py::module_& m, const std::string& dtype) {
   def<true>(m, "cuda_find_proposals_" + dtype, &ops::find_proposals<T>);
   def<true>(m, "cuda_attention_pool_" + dtype, &ops::attention_pool<T>);
   def<true>(m, "cuda_attention_pool_backward_" + dtype, &ops::attention_pool_backward<T>);
-  def<true>(m, "cuda_bottom_up_attention_" + dtype, &ops::bottom_up_attention<T>);
   def<true>(m, "cuda_loss_scratch_bytes_" + dtype, &ops::loss_scratch_bytes<T>);
 }
 #endif

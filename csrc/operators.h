@@ -18,4 +18,11 @@
   HALF(two_stream_tcam)              \
   HALF(two_stream_tcam_backward)     \
   HALF(loss)                         \
-  HALF(loss_backward)
+  HALF(loss_backward) \
+  HALF(bottom_up_attention)          \
+  PLAIN(snippet_pdmi)                \
+  PLAIN(snippet_pdmi_backward)       \
+  PLAIN(log_condition_number)        \
+  PLAIN(log_condition_number_backward) \
+  PLAIN(joint_log_condition_number)  \
+  PLAIN(iou_1d)

@@ -191,21 +191,23 @@ void loss(const Loss<X>& x, int threads) {
   }
   if (with.update != 0) update_x_ref(x);
   if (with.score != 0) {
-    bottom_up_attention(x.embeddings, with.update != 0 ? x.new_x_ref : x.x_ref, x.counted, b, t, d, x.scores,
-                        static_cast<X*>(nullptr), threads);
+    const X* x_ref = with.update != 0 ? x.new_x_ref : x.x_ref;
+    bottom_up_attention(BottomUpAttention<X>{x.embeddings, x_ref, x.counted, b, t, d, x.scores, nullptr}, threads);
   }
   if (with.snippet != 0) {
     if (with.own_classes != 0) see_own_classes(x, w, threads);
-    snippet_pdmi(with.own_classes != 0 ? w.seen : x.attention, x.scores, x.counted, b, t, with.fg_threshold,
-                 with.bg_threshold, with.snippet_per_class != 0, with.entry_floor, with.rank_tol, w.snippets,
-                 w.comparable, w.to_attention, threads);
+    snippet_pdmi(SnippetPdmi<X>{with.fg_threshold, with.bg_threshold, with.entry_floor, with.rank_tol,
+                                with.snippet_per_class != 0, with.own_classes != 0 ? w.seen : x.attention, x.scores,
+                                x.counted, b, t, w.snippets, w.comparable, w.to_attention},
+                 threads);
     snippet = mean_of(w.snippets, w.comparable, b);
   }
   if (with.video != 0 && b > 0 && c > 0) {
     std::vector<X> p(c * b), y(b * c), y_left(2 * b), y_right(2 * c);  // of Y_2 nobody wants a gradient
     video_factors(x, p.data(), y.data());
-    joint_log_condition_number(p.data(), y.data(), 1, c, b, kVideoRankTol, x.video, w.p_left, w.p_right, y_left.data(),
-                               y_right.data(), threads);
+    joint_log_condition_number(JointLogConditionNumber<X>{kVideoRankTol, p.data(), y.data(), 1, c, b, x.video, w.p_left,
+                                                          w.p_right, y_left.data(), y_right.data()},
+                               threads);
   }
   *x.discriminative = X(discriminative);
   *x.snippet = X(snippet);

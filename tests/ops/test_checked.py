@@ -235,7 +235,7 @@ def test_without_memory_nothing_is_read():
 def test_memory_that_lies_elsewhere_is_not_read(a, what):
     b, out = torch.ones(4, 2), torch.empty(3, 4)
     with pytest.raises(RuntimeError, match=f"iou_1d_float32 expects contiguous .* {what}"):
-        _native.cpu("iou_1d", torch.float32, a, 3, b, 4, out)
+        _native.cpu("iou_1d", torch.float32, (a, 3, b, 4, out))
 
 
 @pytest.mark.parametrize("name", CALLS)
