@@ -117,8 +117,6 @@ template <typename T>
 void bind_cpu(py::module_& m, const std::string& dtype) {
   namespace ops = d2net::cpu;
   D2NET_OPERATORS(D2NET_BIND_CPU, D2NET_BIND_CPU)
-  def<false>(m, "attention_pool_" + dtype, &ops::attention_pool<T>);
-  def<false>(m, "attention_pool_backward_" + dtype, &ops::attention_pool_backward<T>);
   def<false>(m, "nms_1d_" + dtype, &ops::nms_1d<T>);
   def<false>(m, "batched_nms_1d_" + dtype, &ops::batched_nms_1d<T>);
   def<false>(m, "soft_nms_1d_" + dtype, &ops::soft_nms_1d<T>);
@@ -149,8 +147,6 @@ void bind_cuda_activations(py::module_& m, const std::string& dtype) {
   D2NET_OPERATORS(D2NET_BIND_CUDA, D2NET_LEAVE_OUT)
   def<true>(m, "cuda_find_proposals_scratch_bytes_" + dtype, &ops::find_proposals_scratch_bytes<T>);
   def<true>(m, "cuda_find_proposals_" + dtype, &ops::find_proposals<T>);
-  def<true>(m, "cuda_attention_pool_" + dtype, &ops::attention_pool<T>);
-  def<true>(m, "cuda_attention_pool_backward_" + dtype, &ops::attention_pool_backward<T>);
   def<true>(m, "cuda_loss_scratch_bytes_" + dtype, &ops::loss_scratch_bytes<T>);
 }
 #endif

@@ -16,7 +16,7 @@ struct BottomUpAttention {
   const int64_t* lengths;  // (b), clamped to [0, t], later snippets are not read; null: all t
   int64_t b, t, d;
   A* attention;  // (b, t), 0.5 where either vector is zero and past a length
-  A* norms;      // (b, t) of the x(t) for the backward: 0 where attention does not depend on x(t); null: not wanted (CPU)
+  A* norms;  // (b, t) of the x(t) for the backward: 0 where attention does not depend on x(t); null: not wanted (CPU)
 };
 
 D2NET_DECLARE(bottom_up_attention, BottomUpAttention)

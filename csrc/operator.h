@@ -11,18 +11,18 @@
 
 #include "float16.h"
 
-#define D2NET_DECLARE(function, Struct)                         \
-  namespace cpu {                                               \
-  template <typename T>                                         \
-  void function(const Struct<T>&, int threads);                 \
-  }                                                             \
-  namespace cuda {                                              \
-  template <typename T>                                         \
-  void function(const Struct<T>&, int device, void* stream);    \
+#define D2NET_DECLARE(function, Struct)                      \
+  namespace cpu {                                            \
+  template <typename T>                                      \
+  void function(const Struct<T>&, int threads);              \
+  }                                                          \
+  namespace cuda {                                           \
+  template <typename T>                                      \
+  void function(const Struct<T>&, int device, void* stream); \
   }
 
 // In namespace d2net::cpu, behind the definition.
-#define D2NET_INSTANTIATE_CPU(function, Struct)          \
+#define D2NET_INSTANTIATE_CPU(function, Struct)             \
   template void function<float>(const Struct<float>&, int); \
   template void function<double>(const Struct<double>&, int);
 

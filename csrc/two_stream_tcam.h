@@ -11,9 +11,9 @@ D2NET_DECLARE(tcam_pool, TopkPool)  // its backward is that of topk_pool
 template <typename T>
 struct TwoStreamTcam {
   static constexpr int kSettings = 0;
-  TopkPool<T> pool;              // of x = tcam; without grad_x
-  const T *logits_a, *logits_b;  // (b, t, c)
-  T* tcam;                       // (b, t, c): (sigmoid(logits_a) + sigmoid(logits_b)) / 2, 0 past a length
+  TopkPool<T> pool;                        // of x = tcam; without grad_x
+  const T *logits_a, *logits_b;            // (b, t, c)
+  T* tcam;                                 // (b, t, c): (sigmoid(logits_a) + sigmoid(logits_b)) / 2, 0 past a length
   T *grad_a = nullptr, *grad_b = nullptr;  // backward: (b, t, c)
 };
 

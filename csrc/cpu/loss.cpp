@@ -167,6 +167,25 @@ void video_backward(X grad, const Loss<X>& x, const LossWorkspace<X>& w, X* grad
   }
 }
 
+// Eq. 2
+template <typename X>
+AttentionPool<X> pool_of(const Loss<X>& x) {
+  const int64_t b = x.b, mean = x.with.mean_embeddings != 0;
+  return {x.with.threshold,
+          x.with.background_threshold,
+          mean,
+          x.embeddings,
+          x.attention,
+          x.counted,
+          b,
+          x.t,
+          x.d,
+          x.x,
+          x.x + b * x.d,
+          x.valid,
+          x.valid + b};
+}
+
 }  // namespace
 
 template <typename X>
@@ -180,8 +199,7 @@ void loss(const Loss<X>& x, int threads) {
   const int64_t divisor = int64_t(with.topk_divisor);
   tcam_pool(TopkPool<X>{x.tcam, x.counted, b, t, c, divisor, x.attention, w.peak, x.pooled, w.kth, w.last}, threads);
   if (with.embed != 0) {
-    attention_pool(x.embeddings, x.attention, x.counted, b, t, d, with.threshold, with.background_threshold,
-                   with.mean_embeddings != 0, x.x, x.x + b * d, x.valid, x.valid + b, threads);
+    attention_pool(pool_of(x), threads);
   }
   if (with.classify != 0) {
     if (with.separate != 0 && x.keys != nullptr) different_partners(x.keys, x.valid, b, w.partner);
@@ -238,16 +256,18 @@ void loss_backward(const Loss<X>& x, int threads) {
     const auto grad = spread_mean<X>(weighted(with.alpha_snippet, total) + or_zero(x.of_snippet), w.comparable, b);
     for (int64_t i = 0; i < 2 * b; ++i) of_snippets[i] = grad[i / 2] * w.to_attention[i];
   }
-  const AttentionPoolGradient<X> pool(x.embeddings, x.attention, x.counted, x.x, x.x + b * d, grad_x.data(),
-                                      grad_x.data() + b * d, embed ? b : 0, t, d, with.threshold,
-                                      with.background_threshold, with.mean_embeddings != 0);
+  AttentionPool<X> embedded = pool_of(x);
+  if (!embed) embedded.b = 0;
+  embedded.grad_fg = grad_x.data(), embedded.grad_bg = grad_x.data() + embedded.b * d;
+  const AttentionPoolGradient<X> pool(embedded);
   const X fg_threshold = X(with.fg_threshold), bg_threshold = X(with.bg_threshold);
   const bool own_classes = with.own_classes != 0;
   std::vector<X> grad_attention(b * t);
   X* const to = x.grad_embeddings;
   if (to != nullptr) prefer_large_pages(to, b * t * d * int64_t(sizeof(X)));
 
-  TopkPool<X> topk{x.tcam, x.counted, b, t, c, int64_t(with.topk_divisor), x.attention, w.peak, x.pooled, w.kth, w.last};
+  TopkPool<X> topk{x.tcam,      x.counted, b,        t,     c,     int64_t(with.topk_divisor),
+                   x.attention, w.peak,    x.pooled, w.kth, w.last};
   topk.of_attention = grad_attention.data();
   topk.of_pooled = grad_pooled.data();
   topk.grad_x = x.grad_tcam;

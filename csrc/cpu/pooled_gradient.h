@@ -29,8 +29,7 @@ void pooled_gradient_rows(const double* of_x, const double* x, int64_t first, in
 // in the nearest cache, and padding(row, rows) for what lies past a length and is not written. row_cost: what the three
 // take, in numbers of a row of grad_x.
 template <typename T, typename Before, typename Then, typename Padding>
-void pooled_gradient(const TopkPool<T>& g, int64_t row_cost, int threads, Before before, Then then,
-                     Padding padding) {
+void pooled_gradient(const TopkPool<T>& g, int64_t row_cost, int threads, Before before, Then then, Padding padding) {
   using Key = typename math::Ordered<T>::Key;
   T* const grad_x = g.grad_x;
   const int64_t t = g.t, c = g.c;

@@ -69,8 +69,7 @@ void snippet_pdmi(const SnippetPdmi<T>& x, int threads) {
   parallel_for(x.b, recordings_per_range(x.t), threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t length = length_of(x.lengths, i, x.t);
-      const Chosen chosen =
-          choose(x.attention + i * x.t, x.scores + i * x.t, length, fg_threshold, bg_threshold);
+      const Chosen chosen = choose(x.attention + i * x.t, x.scores + i * x.t, length, fg_threshold, bg_threshold);
       const double n_f = chosen.foreground, n_b = chosen.background;
       x.valid[i] = n_f > 0 && n_b > 0;
       if (!x.valid[i]) {
@@ -79,9 +78,8 @@ void snippet_pdmi(const SnippetPdmi<T>& x, int threads) {
       }
       const double fg = 1 / (x.per_class ? n_f : n_f + n_b), bg = 1 / (x.per_class ? n_b : n_f + n_b);
       // Rows: lambda and 1 - lambda; columns: pseudo-foreground and pseudo-background.
-      const Condition2x2 u =
-          floored_condition_2x2(chosen.fg_sum * fg, chosen.bg_sum * bg, (n_f - chosen.fg_sum) * fg,
-                                (n_b - chosen.bg_sum) * bg, x.entry_floor, x.rank_tol);
+      const Condition2x2 u = floored_condition_2x2(chosen.fg_sum * fg, chosen.bg_sum * bg, (n_f - chosen.fg_sum) * fg,
+                                                   (n_b - chosen.bg_sum) * bg, x.entry_floor, x.rank_tol);
       x.loss[i] = T(std::log1p(u.excess));
       x.weights[2 * i] = T((u.da - u.dc) * fg);
       x.weights[2 * i + 1] = T((u.db - u.dd) * bg);

@@ -7,8 +7,7 @@ namespace {
 
 // A block takes 32 snippets of one recording (blockIdx.x).
 template <typename T, int N, typename A = accumulator_t<T>>
-__global__ void __launch_bounds__(kScoreThreads, 2)
-    bottom_up(const BottomUpAttention<T> x, int64_t groups) {
+__global__ void __launch_bounds__(kScoreThreads, 2) bottom_up(const BottomUpAttention<T> x, int64_t groups) {
   const int64_t t = x.t, d = x.d;
   const int lane = threadIdx.x % 32;
   const int64_t recording = blockIdx.x / groups;

@@ -178,8 +178,8 @@ void log_condition_number(const LogConditionNumber<T>& x, int device, void* stre
   const int64_t threads = jacobi_threads(shorter);
   const double tolerance = orthogonality<T>(longer);
   if (x.scratch == nullptr) {
-    on.launch(log_condition_number_kernel<T, false>, x.n, threads, matrix_doubles(longer, shorter) * sizeof(double), x.u,
-              x.n, int(x.rows), int(x.cols), x.rank_tol, tolerance, x.value, x.left, x.right, x.scratch);
+    on.launch(log_condition_number_kernel<T, false>, x.n, threads, matrix_doubles(longer, shorter) * sizeof(double),
+              x.u, x.n, int(x.rows), int(x.cols), x.rank_tol, tolerance, x.value, x.left, x.right, x.scratch);
   } else {
     on.launch(log_condition_number_kernel<T, true>, scratch_blocks(on, x.n), threads, 0, x.u, x.n, int(x.rows),
               int(x.cols), x.rank_tol, tolerance, x.value, x.left, x.right, x.scratch);

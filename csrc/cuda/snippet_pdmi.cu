@@ -70,8 +70,8 @@ __global__ void __launch_bounds__(kThreads) snippet_pdmi_kernel(const SnippetPdm
   const double n_f = double(foreground), n_b = double(background);
   const double fg = 1 / (x.per_class ? n_f : n_f + n_b), bg = 1 / (x.per_class ? n_b : n_f + n_b);
   // Rows: lambda and 1 - lambda; columns: pseudo-foreground and pseudo-background.
-  const Condition2x2 u =
-      floored_condition_2x2(fg_sum * fg, bg_sum * bg, (n_f - fg_sum) * fg, (n_b - bg_sum) * bg, x.entry_floor, x.rank_tol);
+  const Condition2x2 u = floored_condition_2x2(fg_sum * fg, bg_sum * bg, (n_f - fg_sum) * fg, (n_b - bg_sum) * bg,
+                                               x.entry_floor, x.rank_tol);
   x.loss[i] = T(log1p(u.excess));
   x.weights[2 * i] = T((u.da - u.dc) * fg);
   x.weights[2 * i + 1] = T((u.db - u.dd) * bg);
@@ -79,8 +79,7 @@ __global__ void __launch_bounds__(kThreads) snippet_pdmi_kernel(const SnippetPdm
 
 // blocks: of each recording.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    snippet_pdmi_backward_kernel(const SnippetPdmi<T> x, unsigned blocks) {
+__global__ void __launch_bounds__(kThreads) snippet_pdmi_backward_kernel(const SnippetPdmi<T> x, unsigned blocks) {
   const T fg_threshold = T(x.fg_threshold), bg_threshold = T(x.bg_threshold);
   const int64_t i = blockIdx.x / blocks;
   const int64_t k = (int64_t(blockIdx.x % blocks) * kThreads + threadIdx.x) * Run<T>::kSize;

@@ -75,10 +75,11 @@ def register(
     tags = (torch.Tag.pt2_compliant_tag,)
     LIBRARY.define(schema, tags=tags)
     if kernel is not None:
-        names = [argument.name for argument in getattr(torch.ops.d2net, name).default._schema.arguments]
-        lengths = names.index("lengths") if "lengths" in names else -1
-        cpu = cpu or _native.reading(_native.on_cpu, kernel, fake, lengths)
-        cuda = cuda or _native.reading(_native.on_cuda, kernel, fake, lengths)
+        arguments = getattr(torch.ops.d2net, name).default._schema.arguments
+        tensors = tuple(i for i, x in enumerate(arguments) if str(x.type) in ("Tensor", "Optional[Tensor]"))
+        lengths = next((i for i in tensors if arguments[i].name == "lengths"), -1)
+        cpu = cpu or _native.reading(_native.on_cpu, kernel, fake, tensors, lengths)
+        cuda = cuda or _native.reading(_native.on_cuda, kernel, fake, tensors, lengths)
     assert cpu is not None
     kernels = {"cpu": _checked(name, check, cpu)}
     if cuda is not None:

@@ -31,8 +31,8 @@ def _load() -> ModuleType:
 
 _C = _load()
 Native = Callable[..., Any]  # on_cpu or on_cuda, below
-# A tuple for a struct: its members in their order, settings first.
-Argument = Tensor | float | tuple[Tensor | float | None, ...] | None
+Members = tuple[Tensor | float | None, ...]  # of a struct, in their order
+Argument = Tensor | float | Members | None
 _SUFFIX = {
     torch.float32: "float32",
     torch.float64: "float64",
@@ -123,25 +123,29 @@ def on_cuda(function: str, like: Tensor, *args: Argument) -> Any:
     return cuda(function, like.dtype, like.device, *args)
 
 
-def reading(native: Native, kernel: Callable[..., Any], fake: Callable[..., Any], lengths: int) -> Callable[..., Any]:
-    """``kernel(native, *arguments)`` with tensors as the extension reads them.
+def reading(
+    native: Native, kernel: Callable[..., Any], fake: Callable[..., Any], tensors: tuple[int, ...], lengths: int
+) -> Callable[..., Any]:
+    """``kernel(native, *arguments)`` with tensors, the arguments number ``tensors``, as the extension reads them.
 
-    That is contiguous; argument number ``lengths`` (-1: there is none) in int64; and on a CPU half precision in float32,
-    where results are converted to the types of those that ``fake`` makes.
+    That is contiguous; argument number ``lengths`` (-1: there is none) in int64; and on a CPU half precision in
+    float32, where results are converted to the types of those that ``fake`` makes.
     """
     widens = native is on_cpu
 
     def call(*arguments: Any) -> Any:
         read, widened = list(arguments), False
-        for i, x in enumerate(arguments):
-            if isinstance(x, Tensor):
-                dtype = x.dtype
-                if dtype is not torch.float32:  # nearly always
-                    if i == lengths:
-                        x = x.to(torch.int64)
-                    elif widens and (dtype is torch.float16 or dtype is torch.bfloat16):
-                        x, widened = x.float(), True
-                read[i] = x.contiguous()
+        for i in tensors:
+            x = arguments[i]
+            if x is None:
+                continue
+            dtype = x.dtype
+            if dtype is not torch.float32:  # nearly always
+                if i == lengths:
+                    x = x.to(torch.int64)
+                elif widens and (dtype is torch.float16 or dtype is torch.bfloat16):
+                    x, widened = x.float(), True
+            read[i] = x.contiguous()
         results = kernel(native, *read)
         if not widened:
             return results
@@ -158,9 +162,11 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-def plain(x: Tensor) -> Tensor:
-    """``x`` as the CPU functions read it: contiguous, half precision in float32."""
-    return (x if x.dtype in (torch.float32, torch.float64) else x.float()).contiguous()
+def empty_sums(x: Tensor, *size: int) -> Tensor:
+    """Memory for sums over ``x``."""
+    if x.dtype is torch.float32:  # a call without dtype takes half as long
+        return x.new_empty(*size)
+    return x.new_empty(*size, dtype=accumulator(x.dtype))
 
 
 def address(function: str, x: Tensor) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from d2net.errors import InputError
-from d2net.ops import _library, _native
+from d2net.ops import _library
 from d2net.ops._native import Native
 from d2net.ops.checks import as_tensors, check_computed, check_floating, check_like
 

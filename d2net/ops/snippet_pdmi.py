@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from d2net.ops import _library, _native
+from d2net.ops import _library
 from d2net.ops._native import Native
 from d2net.ops.checks import (
     as_number,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._native import Native
+from d2net.ops._native import Members, Native
 from d2net.ops.checks import as_tensor, as_whole, check_floating, check_lengths, check_like, check_shape, within
 
 
@@ -72,16 +72,22 @@ def check_taken(operator: str, kth: Tensor, last: Tensor, x: Tensor) -> None:
     check_like(operator, "last", last, shape, torch.int32, device)
 
 
+def topk_struct(
+    x: Tensor, lengths: Tensor | None, divisor: int, results: Members, gradients: Members = (None,) * 4
+) -> Members:
+    """TopkPool of csrc/topk_pool.h. Results: attention, peak, pooled, kth, last; gradients: of_x ... grad_x."""
+    return x, lengths, *x.shape, divisor, *results, *gradients
+
+
 def _forward(native: Native, x: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, Tensor, Tensor]:
-    pooled, kth, last = results = _fake(x, lengths, divisor)
-    native("topk_pool", x, (x, lengths, *x.shape, divisor, None, None, pooled, kth, last, None, None, None, None))
+    results = _fake(x, lengths, divisor)
+    native("topk_pool", x, topk_struct(x, lengths, divisor, (None, None, *results)))
     return results
 
 
 def _fake(x: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, Tensor, Tensor]:
-    shape = (x.shape[0], x.shape[2])
-    kth = x.new_empty(shape, dtype=_native.accumulator(x.dtype))
-    return x.new_empty(shape), kth, x.new_empty(shape, dtype=torch.int32)
+    b, _, c = x.shape
+    return x.new_empty(b, c), _native.empty_sums(x, b, c), x.new_empty(b, c, dtype=torch.int32)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -107,9 +113,9 @@ def _check_backward(grad: Tensor, x: Tensor, lengths: Tensor | None, kth: Tensor
 def _gradient(
     native: Native, grad: Tensor, x: Tensor, lengths: Tensor | None, kth: Tensor, last: Tensor, divisor: int
 ) -> Tensor:
-    grad_x, none = torch.empty_like(x), None
-    saved = x, lengths, *x.shape, divisor, none, none, none, kth, last
-    native("topk_pool_backward", x, (*saved, none, none, grad, grad_x))
+    grad_x = torch.empty_like(x)
+    saved, gradients = (None, None, None, kth, last), (None, None, grad, grad_x)
+    native("topk_pool_backward", x, topk_struct(x, lengths, divisor, saved, gradients))
     return grad_x
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from d2net.ops import _library, _native
 from d2net.ops._native import Native
 from d2net.ops.checks import COMPUTED, as_tensor, as_tensors, as_whole, check_floating, check_like, check_same, within
-from d2net.ops.topk_pool import check_pooled, check_taken, topk_pool_reference
+from d2net.ops.topk_pool import check_pooled, check_taken, topk_pool_reference, topk_struct
 
 
 class TCAM(NamedTuple):
@@ -132,14 +132,14 @@ def _empty_pool(tcam: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         tcam.new_empty(b, t),
         tcam.new_empty(b, t, dtype=torch.int32),
         tcam.new_empty(b, c),
-        tcam.new_empty(b, c, dtype=_native.accumulator(tcam.dtype)),
+        _native.empty_sums(tcam, b, c),
         tcam.new_empty(b, c, dtype=torch.int32),
     )
 
 
 def _pool_forward(native: Native, tcam: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, ...]:
     attention, peak, pooled, kth, last = results = _empty_pool(tcam)
-    native("tcam_pool", tcam, (tcam, lengths, *tcam.shape, divisor, *results, None, None, None, None))
+    native("tcam_pool", tcam, topk_struct(tcam, lengths, divisor, results))
     return attention, pooled, peak, kth, last
 
 
@@ -189,18 +189,20 @@ _check_pool_backward = partial(_check_saved, "tcam_pool_backward")
 
 
 def _pool_gradient(
-    native: Native, grad_attention: Tensor | None, grad_pooled: Tensor | None, tcam: Tensor, *saved: Any
+    native: Native,
+    grad_attention: Tensor | None,
+    grad_pooled: Tensor | None,
+    tcam: Tensor,
+    lengths: Tensor | None,
+    peak: Tensor,
+    kth: Tensor,
+    last: Tensor,
+    divisor: int,
 ) -> Tensor:
     grad_tcam = torch.empty_like(tcam)
-    native("topk_pool_backward", tcam, (*_saved(tcam, *saved), None, grad_attention, grad_pooled, grad_tcam))
+    saved, gradients = (None, peak, None, kth, last), (None, grad_attention, grad_pooled, grad_tcam)
+    native("topk_pool_backward", tcam, topk_struct(tcam, lengths, divisor, saved, gradients))
     return grad_tcam
-
-
-def _saved(
-    tcam: Tensor, lengths: Tensor | None, peak: Tensor, kth: Tensor, last: Tensor, divisor: int
-) -> tuple[Any, ...]:
-    """Members of TopkPool (csrc/topk_pool.h) up to the gradients."""
-    return tcam, lengths, *tcam.shape, divisor, None, peak, None, kth, last
 
 
 def _pool_gradient_fake(grad_attention, grad_pooled, tcam, lengths, peak, kth, last, divisor) -> Tensor:
@@ -236,7 +238,7 @@ def _forward(
 ) -> tuple[Tensor, ...]:
     tcam = torch.empty_like(logits_a)
     attention, peak, pooled, kth, last = results = _empty_pool(tcam)
-    pool = tcam, lengths, *tcam.shape, divisor, *results, None, None, None, None
+    pool = topk_struct(tcam, lengths, divisor, results)
     native("two_stream_tcam", tcam, (*pool, logits_a, logits_b, tcam, None, None))
     return tcam, attention, pooled, peak, kth, last
 
@@ -253,7 +255,7 @@ def _fake(logits_a: Tensor, logits_b: Tensor, lengths: Tensor | None, divisor: i
     return tcam, *_pool_fake(tcam, lengths, divisor)
 
 
-_on_cpu = _native.reading(_native.on_cpu, _forward, _fake, 2)
+_on_cpu = _native.reading(_native.on_cpu, _forward, _fake, (0, 1, 2), 2)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -298,10 +300,15 @@ def _gradient(
     logits_a: Tensor,
     logits_b: Tensor,
     tcam: Tensor,
-    *saved: Any,
+    lengths: Tensor | None,
+    peak: Tensor,
+    kth: Tensor,
+    last: Tensor,
+    divisor: int,
 ) -> tuple[Tensor, Tensor]:
     grad_a, grad_b = torch.empty_like(tcam), torch.empty_like(tcam)
-    pool = *_saved(tcam, *saved), grad_tcam, grad_attention, grad_pooled, None
+    saved, gradients = (None, peak, None, kth, last), (grad_tcam, grad_attention, grad_pooled, None)
+    pool = topk_struct(tcam, lengths, divisor, saved, gradients)
     native("two_stream_tcam_backward", tcam, (*pool, logits_a, logits_b, None, grad_a, grad_b))
     return grad_a, grad_b
 

@@ -21,8 +21,8 @@ bool same(const Values& a, const Values& b) {
 // value, and the gradient of one factor
 Values matrix(const Values& u, int64_t n, int64_t rows, int64_t cols, bool on_device) {
   Values value(n), left(2 * n * rows), right(2 * n * cols), gradient(n * rows * cols), ones(n, 1.0);
-  d2net::LogConditionNumber<double> x{kTolerance,   u.data(), n,           rows,           cols, value.data(), left.data(),
-                                      right.data(), nullptr,  ones.data(), gradient.data()};
+  d2net::LogConditionNumber<double> x{kTolerance,  u.data(),     n,       rows,        cols,           value.data(),
+                                      left.data(), right.data(), nullptr, ones.data(), gradient.data()};
   if (on_device) {
     Values scratch(d2net::cuda::log_condition_number_scratch(n, rows, cols, 0, nullptr));
     x.scratch = scratch.empty() ? nullptr : scratch.data();
@@ -38,7 +38,7 @@ Values matrix(const Values& u, int64_t n, int64_t rows, int64_t cols, bool on_de
 
 Values joint(const Values& p, const Values& y, int64_t n, int64_t classes, int64_t items, bool on_device) {
   Values value(n), pl(2 * n * classes), pr(2 * n * items), yl(2 * n * items), yr(2 * n * classes);
-  d2net::JointLogConditionNumber<double> x{kTolerance, p.data(),  y.data(),  n,         classes,  items,
+  d2net::JointLogConditionNumber<double> x{kTolerance,   p.data(),  y.data(),  n,         classes,  items,
                                            value.data(), pl.data(), pr.data(), yl.data(), yr.data()};
   if (on_device) {
     Values scratch(d2net::cuda::joint_log_condition_number_scratch(n, classes, items, 0, nullptr));
@@ -104,9 +104,9 @@ TEST(cuda_condition_number_of_ugly_values) {
       Values u(n * size), value(n), left(2 * n * rows), right(2 * n * cols);
       for (double& x : u) x = values[generator() % kinds];
       for (double rank_tol : {0.0, 1e-5, 1e300}) {
-        d2net::cuda::log_condition_number(
-            d2net::LogConditionNumber<double>{rank_tol, u.data(), n, rows, cols, value.data(), left.data(), right.data()},
-            0, nullptr);
+        d2net::cuda::log_condition_number(d2net::LogConditionNumber<double>{rank_tol, u.data(), n, rows, cols,
+                                                                            value.data(), left.data(), right.data()},
+                                          0, nullptr);
         for (int64_t i = 0; i < n; ++i) {
           bool finite = true;
           for (int64_t k = i * size; k < (i + 1) * size; ++k) finite = finite && std::isfinite(u[k]);

@@ -36,9 +36,21 @@ void check_equals_the_cpu(int64_t b, int64_t t, int64_t c, int64_t offset = 0) {
     peak[cuda].resize(b * t);
     last[cuda].resize(b * c);
     d2net::TwoStreamTcam<T> x;
-    x.pool = {tcam[cuda].data(), lengths, b, t, c, divisor, attention[cuda].data(), peak[cuda].data(),
-              pooled[cuda].data(), kth[cuda].data(), last[cuda].data(), of_tcam.data(), of_attention.data(),
-              of_pooled.data(), nullptr};
+    x.pool = {tcam[cuda].data(),
+              lengths,
+              b,
+              t,
+              c,
+              divisor,
+              attention[cuda].data(),
+              peak[cuda].data(),
+              pooled[cuda].data(),
+              kth[cuda].data(),
+              last[cuda].data(),
+              of_tcam.data(),
+              of_attention.data(),
+              of_pooled.data(),
+              nullptr};
     x.logits_a = a, x.logits_b = s, x.tcam = tcam[cuda].data();
     x.grad_a = grad_a[cuda].data(), x.grad_b = grad_b[cuda].data();
     d2net::TopkPool<T> alone = x.pool;

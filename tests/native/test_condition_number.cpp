@@ -57,8 +57,9 @@ Result<T> run(const std::vector<T>& u, int64_t n, int64_t rows, int64_t cols, in
   Result<T> r{std::vector<T>(n), std::vector<T>(2 * n * rows), std::vector<T>(2 * n * cols),
               std::vector<T>(n * rows * cols)};
   const std::vector<T> ones(n, T(1));
-  const d2net::LogConditionNumber<T> x{kTolerance,    u.data(),       n,       rows,        cols,             r.value.data(),
-                                       r.left.data(), r.right.data(), nullptr, ones.data(), r.gradient.data()};
+  const d2net::LogConditionNumber<T> x{
+      kTolerance,  u.data(),         n, rows, cols, r.value.data(), r.left.data(), r.right.data(), nullptr,
+      ones.data(), r.gradient.data()};
   d2net::cpu::log_condition_number(x, threads);
   d2net::cpu::log_condition_number_backward(x, threads);
   return r;
@@ -172,9 +173,9 @@ TEST(condition_number_of_ugly_values) {
       for (double& x : u) x = values[generator() % kinds];
       for (double rank_tol : {0.0, 1e-5, 1e300}) {
         std::vector<double> value(n), left(2 * n * rows), right(2 * n * cols);
-        d2net::cpu::log_condition_number(
-            d2net::LogConditionNumber<double>{rank_tol, u.data(), n, rows, cols, value.data(), left.data(), right.data()},
-            2);
+        d2net::cpu::log_condition_number(d2net::LogConditionNumber<double>{rank_tol, u.data(), n, rows, cols,
+                                                                           value.data(), left.data(), right.data()},
+                                         2);
         for (int64_t i = 0; i < n; ++i) {
           const bool finite =
               std::all_of(u.begin() + i * size, u.begin() + (i + 1) * size, [](double x) { return std::isfinite(x); });
@@ -226,7 +227,7 @@ TEST(joint_condition_number_of_ugly_values) {
       for (float& x : p) x = values[generator() % kinds];
       for (float& x : y) x = values[generator() % kinds];
       const d2net::JointLogConditionNumber<float> x{kTolerance,   p.data(),  y.data(),  n,         classes,  items,
-                                                     value.data(), pl.data(), pr.data(), yl.data(), yr.data()};
+                                                    value.data(), pl.data(), pr.data(), yl.data(), yr.data()};
       d2net::cpu::joint_log_condition_number(x, 2);
       for (int64_t i = 0; i < n; ++i) {
         const auto finite = [i, size](const std::vector<float>& x) {

@@ -41,8 +41,9 @@ void check_batch(int64_t b, int64_t t, double tolerance) {
       for (int threads : check::kThreads) {
         std::vector<T> loss(b), weights(2 * b), grad(b, T(1)), gradient(b * t, T(7));
         auto valid = std::make_unique<bool[]>(b);
-        const d2net::SnippetPdmi<T> x{0.6, 0.4, 0, 1e-5, per_class, attention.data(), scores.data(), given, b, t,
-                                      loss.data(), valid.get(), weights.data(), grad.data(), gradient.data()};
+        const d2net::SnippetPdmi<T> x{
+            0.6, 0.4, 0,           1e-5,        per_class,      attention.data(), scores.data(),  given,
+            b,   t,   loss.data(), valid.get(), weights.data(), grad.data(),      gradient.data()};
         d2net::cpu::snippet_pdmi(x, threads);
         d2net::cpu::snippet_pdmi_backward(x, threads);
         if (first.empty()) first = loss;
@@ -82,8 +83,9 @@ TEST(snippet_pdmi_of_ugly_values) {
   auto valid = std::make_unique<bool[]>(b);
   for (float& x : attention) x = values[generator() % 7];
   for (float& x : scores) x = values[generator() % 7];
-  const d2net::SnippetPdmi<float> x{0.5, 0.5, 0, 1e-5, 0, attention.data(), scores.data(), nullptr, b, t, loss.data(),
-                                    valid.get(), weights.data(), loss.data(), gradient.data()};
+  const d2net::SnippetPdmi<float> x{
+      0.5, 0.5,         0,           1e-5,           0,           attention.data(), scores.data(), nullptr, b,
+      t,   loss.data(), valid.get(), weights.data(), loss.data(), gradient.data()};
   d2net::cpu::snippet_pdmi(x, 2);
   d2net::cpu::snippet_pdmi_backward(x, 2);
   for (int64_t i = 0; i < b; ++i) {

@@ -30,17 +30,42 @@ void check_both_directions(int64_t c) {
     std::vector<T> tcam(b * t * c), attention(b * t), pooled(b * c), kth(b * c), grad_a(b * t * c), grad_b(b * t * c);
     std::vector<int32_t> peak(b * t), last(b * c);
     d2net::TwoStreamTcam<T> x;
-    x.pool = {tcam.data(), lengths.data(), b, t, c, divisor, attention.data(), peak.data(), pooled.data(), kth.data(),
-              last.data(), grad_tcam.data(), grad_attention.data(), grad_pooled.data(), nullptr};
+    x.pool = {tcam.data(),
+              lengths.data(),
+              b,
+              t,
+              c,
+              divisor,
+              attention.data(),
+              peak.data(),
+              pooled.data(),
+              kth.data(),
+              last.data(),
+              grad_tcam.data(),
+              grad_attention.data(),
+              grad_pooled.data(),
+              nullptr};
     x.logits_a = logits_a.data(), x.logits_b = logits_b.data(), x.tcam = tcam.data();
     x.grad_a = grad_a.data(), x.grad_b = grad_b.data();
     d2net::cpu::two_stream_tcam(x, threads);
     d2net::cpu::two_stream_tcam_backward(x, threads);
     std::vector<T> expected_pooled(b * c), again(b * c), of_pooled(b * t * c);
     std::vector<int32_t> until(b * c);
-    const d2net::TopkPool<T> alone{tcam.data(), lengths.data(), b, t, c, divisor, nullptr, nullptr,
-                                   expected_pooled.data(), again.data(), until.data(), nullptr, nullptr,
-                                   grad_pooled.data(), of_pooled.data()};
+    const d2net::TopkPool<T> alone{tcam.data(),
+                                   lengths.data(),
+                                   b,
+                                   t,
+                                   c,
+                                   divisor,
+                                   nullptr,
+                                   nullptr,
+                                   expected_pooled.data(),
+                                   again.data(),
+                                   until.data(),
+                                   nullptr,
+                                   nullptr,
+                                   grad_pooled.data(),
+                                   of_pooled.data()};
     d2net::cpu::topk_pool(alone, 1);
     d2net::cpu::topk_pool_backward(alone, 1);
     CHECK(pooled == expected_pooled);
@@ -98,8 +123,9 @@ TEST(tcam_pool_takes_the_lowest_of_equal_classes) {
   std::vector<int32_t> peak(t), last(c);
   const std::vector<float> ones(t, 1.0f);
   for (int threads : check::kThreads) {
-    const d2net::TopkPool<float> pool{tcam.data(), nullptr, 1, t, c, 8, attention.data(), peak.data(), pooled.data(),
-                                      kth.data(), last.data(), nullptr, ones.data(), nullptr, grad.data()};
+    const d2net::TopkPool<float> pool{
+        tcam.data(),   nullptr,    1,           t,       c,           8,       attention.data(), peak.data(),
+        pooled.data(), kth.data(), last.data(), nullptr, ones.data(), nullptr, grad.data()};
     d2net::cpu::tcam_pool(pool, threads);
     d2net::cpu::topk_pool_backward(pool, threads);
     for (int64_t row = 0; row < t; ++row) {
