@@ -118,14 +118,15 @@ __global__ void __launch_bounds__(kMostThreads, 1)
 // A block each; no loop over products, for what it would keep from one to the next takes registers.
 template <typename T, bool kScratch>
 __global__ void __launch_bounds__(kMostThreads, 1)
-    joint_kernel(const JointLogConditionNumber<T> x, int64_t first, double tolerance) {
+    joint_kernel(const T* __restrict__ p, const T* __restrict__ y, int classes, int items, double rank_tol,
+                 double tolerance, T* __restrict__ value, T* __restrict__ p_left, T* __restrict__ p_right,
+                 T* __restrict__ y_left, T* __restrict__ y_right, double* scratch) {
   D2NET_DYNAMIC_SHARED(double, shared);
-  const int classes = int(x.classes), items = int(x.items);
-  double* memory = kScratch ? x.scratch + blockIdx.x * JointLayout(classes, items).total : shared;
-  const int64_t i = first + blockIdx.x, size = int64_t(classes) * items;
-  joint_condition_number(x.p + i * size, x.y + i * size, classes, items, x.rank_tol, tolerance, x.value + i,
-                         x.p_left + 2 * i * classes, x.p_right + 2 * i * items, x.y_left + 2 * i * items,
-                         x.y_right + 2 * i * classes, memory);
+  double* memory = kScratch ? scratch + blockIdx.x * JointLayout(classes, items).total : shared;
+  const int64_t i = blockIdx.x, size = int64_t(classes) * items;
+  joint_condition_number(p + i * size, y + i * size, classes, items, rank_tol, tolerance, value + i,
+                         p_left + 2 * i * classes, p_right + 2 * i * items, y_left + 2 * i * items,
+                         y_right + 2 * i * classes, memory);
 }
 
 // ---- backward
@@ -194,9 +195,11 @@ void joint_log_condition_number(const JointLogConditionNumber<T>& x, int device,
   const bool shared = x.scratch == nullptr;
   const auto kernel = shared ? joint_kernel<T, false> : joint_kernel<T, true>;
   const int64_t bytes = shared ? JointLayout(x.classes, x.items).total * sizeof(double) : 0;
-  const int64_t blocks = shared ? x.n : scratch_blocks(on, x.n);
-  for (int64_t first = 0; first < x.n; first += blocks) {
-    on.launch(kernel, std::min(blocks, x.n - first), threads, bytes, x, first, tolerance);
+  const int64_t blocks = shared ? x.n : scratch_blocks(on, x.n), size = x.classes * x.items;
+  for (int64_t i = 0; i < x.n; i += blocks) {
+    on.launch(kernel, std::min(blocks, x.n - i), threads, bytes, x.p + i * size, x.y + i * size, int(x.classes),
+              int(x.items), x.rank_tol, tolerance, x.value + i, x.p_left + 2 * i * x.classes,
+              x.p_right + 2 * i * x.items, x.y_left + 2 * i * x.items, x.y_right + 2 * i * x.classes, x.scratch);
   }
 }
 
