@@ -45,14 +45,18 @@ long long ask(py::handle x, PyObject* method) {
   return value;
 }
 
-// Of a tensor, or null for None; a number is an address already.
+// Of a tensor, or null for None; a whole number is an address already, or a size in a struct.
 std::uintptr_t address(py::handle x, const Place& at) {
   static PyObject* const data_ptr = PyUnicode_InternFromString("data_ptr");
   static PyObject* const is_contiguous = PyUnicode_InternFromString("is_contiguous");
   static PyObject* const get_device = PyUnicode_InternFromString("get_device");
   static PyObject* const numel = PyUnicode_InternFromString("numel");
   if (x.is_none()) return 0;
-  if (PyLong_Check(x.ptr())) return std::uintptr_t(PyLong_AsUnsignedLongLong(x.ptr()));
+  if (PyLong_Check(x.ptr())) {
+    const long long value = PyLong_AsLongLong(x.ptr());
+    if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+    return std::uintptr_t(value);
+  }
   const std::uintptr_t place = std::uintptr_t(ask(x, data_ptr));
   if (ask(x, get_device) != at.device || ask(x, is_contiguous) == 0) refuse(x, at);
   if (place == 0 && ask(x, numel) > 0) refuse(x, at);  // on the meta device, or its memory was freed
