@@ -142,7 +142,8 @@ def reading(
             dtype = x.dtype
             if dtype is not torch.float32:  # nearly always
                 if i == lengths:
-                    x = x.to(torch.int64)
+                    if dtype is not torch.int64:
+                        x = x.to(torch.int64)
                 elif widens and (dtype is torch.float16 or dtype is torch.bfloat16):
                     x, widened = x.float(), True
             read[i] = x.contiguous()

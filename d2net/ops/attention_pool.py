@@ -133,15 +133,14 @@ def _forward(
     mean: bool,
 ) -> tuple[Tensor, ...]:
     b, t, d = x.shape
-    partial = arrived = None
+    fg, bg, valid_fg, valid_bg = results = _fake(x, attention, lengths, threshold, background_threshold, mean)
+    partial = arrived = none = None
     if native is _native.on_cuda:
         partial = attention.new_empty(b, -(-t // _CHUNK), 2, d)
         arrived = x.new_empty(b * (d // 32 + 1), dtype=torch.int32)
-    results = _fake(x, attention, lengths, threshold, background_threshold, mean)
-    settings = threshold, background_threshold, mean
-    backward = None, None, None, None, None
-    members = x, attention, lengths, b, t, d, *results, partial, arrived
-    native("attention_pool", x, (*settings, *members, *backward))
+    inputs = threshold, background_threshold, mean, x, attention, lengths, b, t, d
+    members = *inputs, fg, bg, valid_fg, valid_bg, partial, arrived, none, none, none, none, none
+    native("attention_pool", x, members)
     return results
 
 
