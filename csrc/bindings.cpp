@@ -9,17 +9,11 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <type_traits>
 
-#include "attention_pool.h"
-#include "bottom_up_attention.h"
-#include "condition_number.h"
-#include "iou.h"
-#include "loss.h"
 #include "nms.h"
+#include "operators.h"
 #include "proposals.h"
-#include "snippet_pdmi.h"
-#include "topk_pool.h"
-#include "two_stream_tcam.h"
 #ifdef D2NET_SIMT
 #include "simt/simt.h"
 #endif
@@ -51,56 +45,58 @@ long long ask(py::handle x, PyObject* method) {
   return value;
 }
 
-// Of a tensor, or null for None; a number is an address already.
+// Of a tensor, or null for None; a whole number is an address already, or a size in a struct.
 std::uintptr_t address(py::handle x, const Place& at) {
   static PyObject* const data_ptr = PyUnicode_InternFromString("data_ptr");
   static PyObject* const is_contiguous = PyUnicode_InternFromString("is_contiguous");
   static PyObject* const get_device = PyUnicode_InternFromString("get_device");
   static PyObject* const numel = PyUnicode_InternFromString("numel");
   if (x.is_none()) return 0;
-  if (PyLong_Check(x.ptr())) return std::uintptr_t(PyLong_AsUnsignedLongLong(x.ptr()));
+  if (PyLong_Check(x.ptr())) {
+    const long long value = PyLong_AsLongLong(x.ptr());
+    if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+    return std::uintptr_t(value);
+  }
   const std::uintptr_t place = std::uintptr_t(ask(x, data_ptr));
   if (ask(x, get_device) != at.device || ask(x, is_contiguous) == 0) refuse(x, at);
   if (place == 0 && ask(x, numel) > 0) refuse(x, at);  // on the meta device, or its memory was freed
   return place;
 }
 
-// What Python passes for a C++ parameter: a tensor for a pointer, a tuple of two for a struct, else what it is.
-template <typename T>
+// What Python passes for a C++ parameter: a tensor for a pointer, a tuple for a struct, else what it is.
+template <typename T, typename = void>
 struct Passed {
   using type = T;
   static T get(T value, const Place&) { return value; }
 };
 template <typename T>
-struct Passed<T*> {
+struct Passed<T*, void> {
   using type = py::handle;
   static T* get(py::handle x, const Place& at) { return reinterpret_cast<T*>(address(x, at)); }
 };
-template <typename X>
-struct Passed<const d2net::Loss<X>&> {
+template <typename Struct>
+struct Passed<const Struct&, std::void_t<decltype(Struct::kSettings)>> {  // of operator.h
   using type = py::handle;
 
-  // Its settings, and its other members: sizes and tensors. Each fills 8 bytes.
-  static d2net::Loss<X> get(py::handle x, const Place& at) {
-    static_assert(sizeof(void*) == 8 && sizeof(d2net::Loss<X>) % 8 == 0);
-    const auto settings = py::reinterpret_borrow<py::tuple>(PyTuple_GetItem(x.ptr(), 0));
-    const auto members = py::reinterpret_borrow<py::tuple>(PyTuple_GetItem(x.ptr(), 1));
-    d2net::Loss<X> value;
-    if (8 * (settings.size() + members.size()) != sizeof value) {
-      throw std::length_error(std::string(at.function) + ": d2net/ops/loss.py passes another struct");
+  static Struct get(py::handle x, const Place& at) {
+    static_assert(sizeof(void*) == 8 && sizeof(Struct) % 8 == 0 && std::is_trivially_copyable_v<Struct>);
+    Struct value;
+    if (!PyTuple_Check(x.ptr()) || 8 * PyTuple_GET_SIZE(x.ptr()) != Py_ssize_t(sizeof value)) {
+      throw std::length_error(std::string(at.function) + " expects a tuple of " + std::to_string(sizeof value / 8));
     }
     char* to = reinterpret_cast<char*>(&value);
-    for (py::handle setting : settings) to = put(to, PyFloat_AsDouble(setting.ptr()));
-    if (PyErr_Occurred()) throw py::error_already_set();
-    for (py::handle member : members) to = put(to, address(member, at));
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(x.ptr()); ++i) {
+      const py::handle member = PyTuple_GET_ITEM(x.ptr(), i);
+      if (i < Struct::kSettings) {
+        const double setting = PyFloat_AsDouble(member.ptr());
+        if (setting == -1 && PyErr_Occurred()) throw py::error_already_set();
+        std::memcpy(to + 8 * i, &setting, 8);
+      } else {
+        const std::uintptr_t place = address(member, at);
+        std::memcpy(to + 8 * i, &place, 8);
+      }
+    }
     return value;
-  }
-
- private:
-  template <typename T>
-  static char* put(char* to, T value) {
-    std::memcpy(to, &value, 8);
-    return to + 8;
   }
 };
 
@@ -117,72 +113,45 @@ void def(py::module_& m, const std::string& name, R (*function)(Args...)) {
   });
 }
 
+#define D2NET_BIND_CPU(function) def<false>(m, #function "_" + dtype, &ops::function<T>);
+#define D2NET_BIND_CUDA(function) def<true>(m, "cuda_" #function "_" + dtype, &ops::function<T>);
+#define D2NET_LEAVE_OUT(function)
+
 template <typename T>
 void bind_cpu(py::module_& m, const std::string& dtype) {
   namespace ops = d2net::cpu;
-  def<false>(m, "attention_pool_" + dtype, &ops::attention_pool<T>);
-  def<false>(m, "attention_pool_backward_" + dtype, &ops::attention_pool_backward<T>);
-  def<false>(m, "bottom_up_attention_" + dtype, &ops::bottom_up_attention<T>);
+  D2NET_OPERATORS(D2NET_BIND_CPU, D2NET_BIND_CPU)
   def<false>(m, "nms_1d_" + dtype, &ops::nms_1d<T>);
   def<false>(m, "batched_nms_1d_" + dtype, &ops::batched_nms_1d<T>);
   def<false>(m, "soft_nms_1d_" + dtype, &ops::soft_nms_1d<T>);
-  def<false>(m, "iou_1d_" + dtype, &ops::iou_1d<T>);
   py::class_<ops::FoundProposals<T>>(m, ("FoundProposals_" + dtype).c_str())
       .def_readonly("count", &ops::FoundProposals<T>::count);
   def<false>(m, "find_proposals_" + dtype, &ops::find_proposals<T>);
   def<false>(m, "copy_proposals_" + dtype, &ops::copy_proposals<T>);
-  def<false>(m, "topk_pool_" + dtype, &ops::topk_pool<T>);
-  def<false>(m, "topk_pool_backward_" + dtype, &ops::topk_pool_backward<T>);
-  def<false>(m, "tcam_pool_" + dtype, &ops::tcam_pool<T>);
-  def<false>(m, "tcam_pool_backward_" + dtype, &ops::tcam_pool_backward<T>);
-  def<false>(m, "two_stream_tcam_" + dtype, &ops::two_stream_tcam<T>);
-  def<false>(m, "two_stream_tcam_backward_" + dtype, &ops::two_stream_tcam_backward<T>);
-  def<false>(m, "log_condition_number_" + dtype, &ops::log_condition_number<T>);
-  def<false>(m, "joint_log_condition_number_" + dtype, &ops::joint_log_condition_number<T>);
-  def<false>(m, "log_condition_number_backward_" + dtype, &ops::log_condition_number_backward<T>);
-  def<false>(m, "snippet_pdmi_" + dtype, &ops::snippet_pdmi<T>);
-  def<false>(m, "snippet_pdmi_backward_" + dtype, &ops::snippet_pdmi_backward<T>);
-  def<false>(m, "loss_" + dtype, &ops::loss<T>);
-  def<false>(m, "loss_backward_" + dtype, &ops::loss_backward<T>);
 }
 
 #if defined(D2NET_WITH_CUDA) || defined(D2NET_SIMT)
 template <typename T>
 void bind_cuda(py::module_& m, const std::string& dtype) {
   namespace ops = d2net::cuda;
+  D2NET_OPERATORS(D2NET_LEAVE_OUT, D2NET_BIND_CUDA)
   def<true>(m, "cuda_nms_1d_block_" + dtype, &ops::nms_1d_block<T>);
   def<true>(m, "cuda_nms_1d_scratch_bytes_" + dtype, &ops::nms_1d_scratch_bytes<T>);
   def<true>(m, "cuda_nms_1d_" + dtype, &ops::nms_1d<T>);
   def<true>(m, "cuda_soft_nms_1d_" + dtype, &ops::soft_nms_1d<T>);
   def<true>(m, "cuda_copy_proposals_" + dtype, &ops::copy_proposals<T>);
-  def<true>(m, "cuda_log_condition_number_" + dtype, &ops::log_condition_number<T>);
   def<true>(m, "cuda_log_condition_number_scratch_" + dtype, &ops::log_condition_number_scratch);
-  def<true>(m, "cuda_joint_log_condition_number_" + dtype, &ops::joint_log_condition_number<T>);
   def<true>(m, "cuda_joint_log_condition_number_scratch_" + dtype, &ops::joint_log_condition_number_scratch);
-  def<true>(m, "cuda_log_condition_number_backward_" + dtype, &ops::log_condition_number_backward<T>);
-  def<true>(m, "cuda_snippet_pdmi_" + dtype, &ops::snippet_pdmi<T>);
-  def<true>(m, "cuda_snippet_pdmi_backward_" + dtype, &ops::snippet_pdmi_backward<T>);
-  def<true>(m, "cuda_iou_1d_" + dtype, &ops::iou_1d<T>);
 }
 
 // Operators on activations, which come in half precision too.
 template <typename T>
 void bind_cuda_activations(py::module_& m, const std::string& dtype) {
   namespace ops = d2net::cuda;
+  D2NET_OPERATORS(D2NET_BIND_CUDA, D2NET_LEAVE_OUT)
   def<true>(m, "cuda_find_proposals_scratch_bytes_" + dtype, &ops::find_proposals_scratch_bytes<T>);
   def<true>(m, "cuda_find_proposals_" + dtype, &ops::find_proposals<T>);
-  def<true>(m, "cuda_attention_pool_" + dtype, &ops::attention_pool<T>);
-  def<true>(m, "cuda_attention_pool_backward_" + dtype, &ops::attention_pool_backward<T>);
-  def<true>(m, "cuda_bottom_up_attention_" + dtype, &ops::bottom_up_attention<T>);
   def<true>(m, "cuda_loss_scratch_bytes_" + dtype, &ops::loss_scratch_bytes<T>);
-  def<true>(m, "cuda_loss_" + dtype, &ops::loss<T>);
-  def<true>(m, "cuda_loss_backward_" + dtype, &ops::loss_backward<T>);
-  def<true>(m, "cuda_topk_pool_" + dtype, &ops::topk_pool<T>);
-  def<true>(m, "cuda_topk_pool_backward_" + dtype, &ops::topk_pool_backward<T>);
-  def<true>(m, "cuda_tcam_pool_" + dtype, &ops::tcam_pool<T>);
-  def<true>(m, "cuda_tcam_pool_backward_" + dtype, &ops::tcam_pool_backward<T>);
-  def<true>(m, "cuda_two_stream_tcam_" + dtype, &ops::two_stream_tcam<T>);
-  def<true>(m, "cuda_two_stream_tcam_backward_" + dtype, &ops::two_stream_tcam_backward<T>);
 }
 #endif
 

@@ -1,33 +1,24 @@
 // Bottom-up attention lambda'(t) = 0.5 (1 - cos(x(t), x_ref)) (Eq. 8).
 #pragma once
 
-#include <cstdint>
-
-#include "float16.h"
+#include "operator.h"
 
 namespace d2net {
 
-namespace cpu {
-
-// x (b, t, d) and reference (d) -> attention (b, t), 0.5 where either vector is zero, and norms (b, t) of the x(t) for
-// the backward: 0 where attention does not depend on x(t); null: not wanted. Lengths are clamped to [0, t], null means
-// all t; snippets past a length are not read and get 0.5. Sums are in double, and vectors whose squared norm a double
-// cannot hold are scaled first. NaN propagates.
+// Sums are in double on a CPU and in accumulator_t on CUDA; vectors whose squared norm that type cannot hold are scaled
+// first. NaN propagates.
 template <typename T>
-void bottom_up_attention(const T* x, const T* reference, const int64_t* lengths, int64_t b, int64_t t, int64_t d,
-                         T* attention, T* norms, int threads);
+struct BottomUpAttention {
+  using A = accumulator_t<T>;
+  static constexpr int kSettings = 0;
+  const T* x;              // (b, t, d)
+  const A* reference;      // (d), x_ref
+  const int64_t* lengths;  // (b), clamped to [0, t], later snippets are not read; null: all t
+  int64_t b, t, d;
+  A* attention;  // (b, t), 0.5 where either vector is zero and past a length
+  A* norms;  // (b, t) of the x(t) for the backward: 0 where attention does not depend on x(t); null: not wanted (CPU)
+};
 
-}  // namespace cpu
-
-namespace cuda {
-
-// The same on `device`, enqueued on `stream` (a cudaStream_t); every pointer is device memory. Sums are in float for
-// float and half precision, and vectors whose squared norm a float cannot hold are scaled first.
-// Throws std::runtime_error when a launch fails.
-template <typename T>
-void bottom_up_attention(const T* x, const accumulator_t<T>* reference, const int64_t* lengths, int64_t b, int64_t t,
-                         int64_t d, accumulator_t<T>* attention, accumulator_t<T>* norms, int device, void* stream);
-
-}  // namespace cuda
+D2NET_DECLARE(bottom_up_attention, BottomUpAttention)
 
 }  // namespace d2net

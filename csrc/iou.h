@@ -1,27 +1,22 @@
 // Pairwise intersection over union of 1-D segments.
-//
-// a (n, 2) and b (m, 2) rows (start, end) -> iou (n, m), row-major. A segment with end <= start is empty, the IoU of
-// two empty ones is 0, and so is that of segments whose lengths add up to infinity. NaN propagates.
 #pragma once
 
-#include <cstdint>
+#include "operator.h"
 
 namespace d2net {
 
-namespace cpu {
-
+// A segment with end <= start is empty, the IoU of two empty ones is 0, and so is that of segments whose lengths add up
+// to infinity. NaN propagates.
 template <typename T>
-void iou_1d(const T* a, int64_t n, const T* b, int64_t m, T* iou, int threads);
+struct Iou {
+  static constexpr int kSettings = 0;
+  const T* a;  // (n, 2) rows (start, end)
+  int64_t n;
+  const T* b;  // (m, 2)
+  int64_t m;
+  T* iou;  // (n, m), row-major
+};
 
-}  // namespace cpu
-
-namespace cuda {
-
-// The same on `device`, enqueued on `stream` (a cudaStream_t); every pointer is device memory. Throws
-// std::runtime_error when the launch fails.
-template <typename T>
-void iou_1d(const T* a, int64_t n, const T* b, int64_t m, T* iou, int device, void* stream);
-
-}  // namespace cuda
+D2NET_DECLARE(iou_1d, Iou)
 
 }  // namespace d2net

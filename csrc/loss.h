@@ -1,11 +1,10 @@
 // The loss of D2-Net (Eq. 1 to 11) of one batch: a call forward and one backward, of one struct for all devices.
 #pragma once
 
-#include <cstdint>
 #include <stdexcept>
 
-#include "float16.h"
 #include "math/pairs.h"
+#include "operator.h"
 
 namespace d2net {
 
@@ -28,6 +27,7 @@ struct LossSettings {
 template <typename X>
 struct Loss {
   using A = accumulator_t<X>;
+  static constexpr int kSettings = sizeof(LossSettings) / sizeof(double);
   LossSettings with;
   int64_t b, t, c, d;
   const A* tcam;           // (b, t, c)
@@ -120,27 +120,13 @@ struct LossWorkspace {
   }
 };
 
-namespace cpu {
+D2NET_DECLARE(loss, Loss)
+D2NET_DECLARE(loss_backward, Loss)
 
-template <typename X>
-void loss(const Loss<X>& x, int threads);
-
-template <typename X>
-void loss_backward(const Loss<X>& x, int threads);
-
-}  // namespace cpu
-
-// The same on `device`, enqueued on `stream` (a cudaStream_t); every pointer is device memory.
 namespace cuda {
 
 template <typename X>
 int64_t loss_scratch_bytes(int64_t b, int64_t t, int64_t c, int64_t d, int device, void* stream);
-
-template <typename X>
-void loss(const Loss<X>& x, int device, void* stream);
-
-template <typename X>
-void loss_backward(const Loss<X>& x, int device, void* stream);
 
 }  // namespace cuda
 

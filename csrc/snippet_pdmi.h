@@ -1,41 +1,31 @@
 // Snippet-level pDMI of every recording: log condition number of U_1 = P_1 Y_1 (Eq. 7 and 9).
 #pragma once
 
-#include <cstdint>
+#include "operator.h"
 
 namespace d2net {
 
-namespace cpu {
-
-// attention, scores (b, t) -> loss, valid (b), weights (b, 2): the gradient of loss to the attention of snippets with
-// scores > fg_threshold and of those with scores < bg_threshold (a snippet that is both has the sum). Snippets from
-// lengths[i] on (clamped to [0, t]; null: t) are not read. Columns of U_1 are divided by the number of their snippets
-// (per_class) or of both, and its entries are at least entry_floor. Without snippets on one side loss and weights are 0
-// and valid is false.
 template <typename T>
-void snippet_pdmi(const T* attention, const T* scores, const int64_t* lengths, int64_t b, int64_t t,
-                  double fg_threshold, double bg_threshold, bool per_class, double entry_floor, double rank_tol,
-                  T* loss, bool* valid, T* weights, int threads);
+struct SnippetPdmi {
+  static constexpr int kSettings = 4;
+  // A snippet is pseudo-foreground with scores > fg_threshold and pseudo-background with scores < bg_threshold, and may
+  // be both. Entries of U_1 are at least entry_floor; singular values up to rank_tol are zero.
+  double fg_threshold, bg_threshold, entry_floor, rank_tol;
+  int64_t per_class;            // whether columns of U_1 are divided by the number of their snippets, or of both
+  const T *attention, *scores;  // (b, t)
+  const int64_t* lengths;       // (b), clamped to [0, t], later snippets are not read; null: all t
+  int64_t b, t;
 
-// gradient (b, t) = grad[i] weights[i], where they apply
-template <typename T>
-void snippet_pdmi_backward(const T* grad, const T* weights, const T* scores, const int64_t* lengths, int64_t b,
-                           int64_t t, double fg_threshold, double bg_threshold, T* gradient, int threads);
+  T* loss;      // (b), 0 where not valid
+  bool* valid;  // (b): there are snippets on both sides
+  T* weights;   // (b, 2): gradient of loss with respect to the attention of any snippet of each side, 0 where not valid
 
-}  // namespace cpu
+  // Backward: gradient (b, t) = grad[i] weights[i], where they apply; a snippet on both sides has the sum.
+  const T* grad = nullptr;  // (b)
+  T* gradient = nullptr;
+};
 
-// The same on a device, enqueued on `stream` (a cudaStream_t); every pointer is device memory.
-namespace cuda {
-
-template <typename T>
-void snippet_pdmi(const T* attention, const T* scores, const int64_t* lengths, int64_t b, int64_t t,
-                  double fg_threshold, double bg_threshold, bool per_class, double entry_floor, double rank_tol,
-                  T* loss, bool* valid, T* weights, int device, void* stream);
-
-template <typename T>
-void snippet_pdmi_backward(const T* grad, const T* weights, const T* scores, const int64_t* lengths, int64_t b,
-                           int64_t t, double fg_threshold, double bg_threshold, T* gradient, int device, void* stream);
-
-}  // namespace cuda
+D2NET_DECLARE(snippet_pdmi, SnippetPdmi)
+D2NET_DECLARE(snippet_pdmi_backward, SnippetPdmi)
 
 }  // namespace d2net

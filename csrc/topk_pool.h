@@ -1,43 +1,32 @@
 // Mean of the k largest values over time, and its gradient.
 #pragma once
 
-#include <cstdint>
-
-#include "float16.h"
+#include "operator.h"
 
 namespace d2net {
 
-namespace cpu {
-
-// x (b, t, c) row-major -> pooled (b, c), the mean of the k largest of the first length values of each column,
-// k = max(1, ceil(length / divisor)); 0 for length 0. lengths (b) is clamped to [0, t]; null: all t. t < 2^31.
-//
-// kth, last (b, c) tell the backward which were taken: value and time index of the k-th entry when the column is
-// ordered by falling value (NaN first, -0 equal to +0) and equals by rising time; (0, -1) for length 0.
+// Of topk_pool and of tcam_pool (two_stream_tcam.h), which alone has attention and its gradient.
 template <typename T>
-void topk_pool(const T* x, const int64_t* lengths, int64_t b, int64_t t, int64_t c, int64_t divisor, T* pooled, T* kth,
-               int32_t* last, int threads);
+struct TopkPool {
+  static constexpr int kSettings = 0;
+  const T* x;              // (b, t, c) row-major; t and c below 2^31
+  const int64_t* lengths;  // (b), clamped to [0, t]; null: all t
+  int64_t b, t, c, divisor;
 
-// grad (b, c) of pooled -> grad_x (b, t, c): grad / k where an entry was taken, else 0.
-template <typename T>
-void topk_pool_backward(const T* grad, const T* x, const int64_t* lengths, const T* kth, const int32_t* last, int64_t b,
-                        int64_t t, int64_t c, int64_t divisor, T* grad_x, int threads);
+  T* attention;   // (b, t), the maximum over classes (NaN is larger than every number); 0 past a length
+  int32_t* peak;  // (b, t), the lowest class that has it; -1 past a length and without classes
+  T* pooled;      // (b, c), mean of the k = max(1, ceil(length / divisor)) largest of a column; 0 for length 0
+  // (b, c), for the backward: value and time index of the k-th entry when the column is ordered by falling value (NaN
+  // first, -0 equal to +0) and equals by rising time; (0, -1) for length 0.
+  accumulator_t<T>* kth;
+  int32_t* last;
 
-}  // namespace cpu
+  // Backward: gradients of x itself (b, t, c), attention and pooled, null for 0; their sum with respect to x.
+  const T *of_x = nullptr, *of_attention = nullptr, *of_pooled = nullptr;
+  T* grad_x = nullptr;  // (b, t, c), 0 past a length
+};
 
-// The same on `device`, enqueued on `stream` (a cudaStream_t); every pointer is device memory. Throws
-// std::runtime_error when a launch fails.
-namespace cuda {
-
-template <typename T>
-void topk_pool(const T* x, const int64_t* lengths, int64_t b, int64_t t, int64_t c, int64_t divisor, T* pooled,
-               accumulator_t<T>* kth, int32_t* last, int device, void* stream);
-
-template <typename T>
-void topk_pool_backward(const T* grad, const T* x, const int64_t* lengths, const accumulator_t<T>* kth,
-                        const int32_t* last, int64_t b, int64_t t, int64_t c, int64_t divisor, T* grad_x, int device,
-                        void* stream);
-
-}  // namespace cuda
+D2NET_DECLARE(topk_pool, TopkPool)
+D2NET_DECLARE(topk_pool_backward, TopkPool)
 
 }  // namespace d2net

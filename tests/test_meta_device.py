@@ -36,7 +36,7 @@ def launched(monkeypatch) -> Iterator[list[str]]:
     def cuda(function: str, dtype: torch.dtype, device: torch.device, *arguments: object) -> int | None:
         if function.endswith("_bytes"):
             return 100
-        members = [y for x in arguments for y in (x.members if isinstance(x, _native.Struct) else (x,))]
+        members = [y for x in arguments for y in (x if isinstance(x, tuple) else (x,))]
         for tensor in members:
             assert not isinstance(tensor, Tensor) or (tensor.device == META and tensor.is_contiguous()), function
         names.append(function)

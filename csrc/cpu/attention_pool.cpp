@@ -126,11 +126,9 @@ void divide(PoolSide<T>& side, double total, const T* pooled, int64_t d) {
 }  // namespace
 
 template <typename T>
-void attention_pool(const T* x, const T* attention, const int64_t* lengths, int64_t b, int64_t t, int64_t d,
-                    double threshold, double background_threshold, bool mean, T* x_fg, T* x_bg, bool* valid_fg,
-                    bool* valid_bg, int threads) {
-  const int64_t blocks = (t + kBlock - 1) / kBlock;
-  const T over = T(threshold), background_over = T(background_threshold);
+void attention_pool(const AttentionPool<T>& x, int threads) {
+  const int64_t b = x.b, t = x.t, d = x.d, blocks = (t + kBlock - 1) / kBlock;
+  const T over = T(x.threshold), background_over = T(x.background_threshold);
   // Of every block: foreground and background sum.
   const std::unique_ptr<T[]> sums(new T[b * blocks * 2 * d]);
   const std::unique_ptr<double[]> totals(new double[b * blocks * 2]);
@@ -138,13 +136,13 @@ void attention_pool(const T* x, const T* attention, const int64_t* lengths, int6
   parallel_for(b * blocks, grain, threads, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t recording = block / blocks, first = block % blocks * kBlock;
-      const int64_t last = std::min(first + kBlock, length_of(lengths, recording, t));
+      const int64_t last = std::min(first + kBlock, length_of(x.lengths, recording, t));
       Selected<T> fg, bg;
       for (int64_t s = first; s < last; ++s) {
         const int64_t row = recording * t + s;
-        const T foreground = attention[row], background = 1 - foreground;
-        if (foreground > over) fg.add(x + row * d, foreground);
-        if (background > background_over) bg.add(x + row * d, background);
+        const T foreground = x.attention[row], background = 1 - foreground;
+        if (foreground > over) fg.add(x.x + row * d, foreground);
+        if (background > background_over) bg.add(x.x + row * d, background);
       }
       add_rows_of(fg.rows, fg.weights, fg.n, d, &sums[2 * block * d]);
       add_rows_of(bg.rows, bg.weights, bg.n, d, &sums[(2 * block + 1) * d]);
@@ -157,82 +155,67 @@ void attention_pool(const T* x, const T* attention, const int64_t* lengths, int6
       const int64_t recording = i / 2, side = i % 2, first = 2 * recording * blocks + side;
       double total = 0;
       for (int64_t k = 0; k < blocks; ++k) total += totals[first + 2 * k];
-      (side == 0 ? valid_fg : valid_bg)[recording] = total > 0;
-      combine(sums.get() + first * d, 2 * d, blocks, d, mean && total > 0 ? total : 1.0,
-              (side == 0 ? x_fg : x_bg) + recording * d);
+      (side == 0 ? x.valid_fg : x.valid_bg)[recording] = total > 0;
+      combine(sums.get() + first * d, 2 * d, blocks, d, x.mean && total > 0 ? total : 1.0,
+              (side == 0 ? x.x_fg : x.x_bg) + recording * d);
     }
   });
 }
 
 template <typename T>
-AttentionPoolGradient<T>::AttentionPoolGradient(const T* x, const T* attention, const int64_t* lengths, const T* x_fg,
-                                                const T* x_bg, const T* grad_fg, const T* grad_bg, int64_t b, int64_t t,
-                                                int64_t d, double threshold, double background_threshold, bool mean)
-    : x_(x),
-      attention_(attention),
-      lengths_(lengths),
-      t_(t),
-      d_(d),
-      over_(T(threshold)),
-      background_over_(T(background_threshold)),
-      fg_(b),
-      bg_(b) {
-  for (int64_t i = 0; i < b; ++i) {
-    fg_[i] = {grad_fg + i * d, 1, 0};
-    bg_[i] = {grad_bg + i * d, 1, 0};
-    if (!mean) continue;
+AttentionPoolGradient<T>::AttentionPoolGradient(const AttentionPool<T>& x)
+    : x_(x), over_(T(x.threshold)), background_over_(T(x.background_threshold)), fg_(x.b), bg_(x.b) {
+  const int64_t d = x.d;
+  for (int64_t i = 0; i < x.b; ++i) {
+    fg_[i] = {x.grad_fg + i * d, 1, 0};
+    bg_[i] = {x.grad_bg + i * d, 1, 0};
+    if (!x.mean) continue;
     double total_fg = 0, total_bg = 0;
-    for (const T *a = attention + i * t, *end = a + length_of(lengths, i, t); a != end; ++a) {
+    for (const T *a = x.attention + i * x.t, *end = a + length_of(x.lengths, i, x.t); a != end; ++a) {
       if (*a > over_) total_fg += *a;
       if (1 - *a > background_over_) total_bg += 1 - *a;
     }
-    divide(fg_[i], total_fg, x == nullptr ? nullptr : x_fg + i * d, d);
-    divide(bg_[i], total_bg, x == nullptr ? nullptr : x_bg + i * d, d);
+    divide(fg_[i], total_fg, x.x == nullptr ? nullptr : x.x_fg + i * d, d);
+    divide(bg_[i], total_bg, x.x == nullptr ? nullptr : x.x_bg + i * d, d);
   }
 }
 
 template <typename T>
 T AttentionPoolGradient<T>::row(int64_t row, T* to) const {
-  const int64_t i = row / t_;
-  const T foreground = attention_[row], background = 1 - foreground;
-  const bool inside = row % t_ < length_of(lengths_, i, t_);
+  const int64_t i = row / x_.t;
+  const T foreground = x_.attention[row], background = 1 - foreground;
+  const bool inside = row % x_.t < length_of(x_.lengths, i, x_.t);
   const bool in_fg = inside && foreground > over_, in_bg = inside && background > background_over_;
   if (!in_fg && !in_bg) {
-    if (to != nullptr) std::fill(to, to + d_, T(0));
+    if (to != nullptr) std::fill(to, to + x_.d, T(0));
     return 0;
   }
   // A side without this snippet must not be touched, for its gradient may be NaN: the other stands in for it.
   const PoolSide<T>&f = in_fg ? fg_[i] : bg_[i], &g = in_bg ? bg_[i] : fg_[i];
   const Share<T> f_share = {f.grad, in_fg ? fg_[i].scale * foreground : 0, in_fg ? fg_[i].scale : 0};
   const Share<T> g_share = {g.grad, in_bg ? bg_[i].scale * background : 0, in_bg ? -bg_[i].scale : 0};
-  const T dot = row_backward_of(x_ == nullptr ? nullptr : x_ + row * d_, f_share, g_share, d_, to);
+  const T dot = row_backward_of(x_.x == nullptr ? nullptr : x_.x + row * x_.d, f_share, g_share, x_.d, to);
   return dot - f_share.scale * f.shift - g_share.scale * g.shift;
 }
 
 template <typename T>
-void attention_pool_backward(const T* x, const T* attention, const int64_t* lengths, const T* x_fg, const T* x_bg,
-                             const T* grad_fg, const T* grad_bg, int64_t b, int64_t t, int64_t d, double threshold,
-                             double background_threshold, bool mean, T* grad_x, T* grad_attention, int threads) {
-  if (grad_x == nullptr && grad_attention == nullptr) return;
-  if (grad_x != nullptr) prefer_large_pages(grad_x, b * t * d * int64_t(sizeof(T)));
-  const AttentionPoolGradient<T> gradient(grad_attention == nullptr ? nullptr : x, attention, lengths, x_fg, x_bg,
-                                          grad_fg, grad_bg, b, t, d, threshold, background_threshold, mean);
-  parallel_for(b * t, 1 + 65536 / (d + 1), threads, [&](int64_t begin, int64_t end) {
+void attention_pool_backward(const AttentionPool<T>& x, int threads) {
+  if (x.grad_x == nullptr && x.grad_attention == nullptr) return;
+  if (x.grad_x != nullptr) prefer_large_pages(x.grad_x, x.b * x.t * x.d * int64_t(sizeof(T)));
+  AttentionPool<T> read = x;
+  if (x.grad_attention == nullptr) read.x = nullptr;
+  const AttentionPoolGradient<T> gradient(read);
+  parallel_for(x.b * x.t, 1 + 65536 / (x.d + 1), threads, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const T of_attention = gradient.row(row, grad_x == nullptr ? nullptr : grad_x + row * d);
-      if (grad_attention != nullptr) grad_attention[row] = of_attention;
+      const T of_attention = gradient.row(row, x.grad_x == nullptr ? nullptr : x.grad_x + row * x.d);
+      if (x.grad_attention != nullptr) x.grad_attention[row] = of_attention;
     }
   });
 }
 
-#define INSTANTIATE(T)                                                                                                 \
-  template void attention_pool<T>(const T*, const T*, const int64_t*, int64_t, int64_t, int64_t, double, double, bool, \
-                                  T*, T*, bool*, bool*, int);                                                          \
-  template void attention_pool_backward<T>(const T*, const T*, const int64_t*, const T*, const T*, const T*, const T*, \
-                                           int64_t, int64_t, int64_t, double, double, bool, T*, T*, int);              \
-  template class AttentionPoolGradient<T>;
-INSTANTIATE(float)
-INSTANTIATE(double)
-#undef INSTANTIATE
+D2NET_INSTANTIATE_CPU(attention_pool, AttentionPool)
+D2NET_INSTANTIATE_CPU(attention_pool_backward, AttentionPool)
+template class AttentionPoolGradient<float>;
+template class AttentionPoolGradient<double>;
 
 }  // namespace d2net::cpu

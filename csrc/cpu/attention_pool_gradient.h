@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "attention_pool.h"
+
 namespace d2net::cpu {
 
 // What one side of one recording hands to the gradients: with `mean`, pooled = scale * (weighted sum), and the quotient
@@ -14,22 +16,18 @@ struct PoolSide {
   T scale, shift;
 };
 
-// Arguments as of attention_pool_backward; x null: gradients of attention are not wanted.
 template <typename T>
 class AttentionPoolGradient {
  public:
-  AttentionPoolGradient(const T* x, const T* attention, const int64_t* lengths, const T* x_fg, const T* x_bg,
-                        const T* grad_fg, const T* grad_bg, int64_t b, int64_t t, int64_t d, double threshold,
-                        double background_threshold, bool mean);
+  // Of inputs, results and gradients that come in; x.x null: gradients of attention are not wanted.
+  explicit AttentionPoolGradient(const AttentionPool<T>& x);
 
   // Writes the gradient of x(t), `row` counting through all recordings, unless `to` is null; returns that of its
   // attention.
   T row(int64_t row, T* to) const;
 
  private:
-  const T *x_, *attention_;
-  const int64_t* lengths_;
-  const int64_t t_, d_;
+  const AttentionPool<T> x_;
   const T over_, background_over_;
   std::vector<PoolSide<T>> fg_, bg_;
 };

@@ -57,37 +57,34 @@ double normalize(const T* x, int64_t d, double* unit) {
 }  // namespace
 
 template <typename T>
-void bottom_up_attention(const T* x, const T* reference, const int64_t* lengths, int64_t b, int64_t t, int64_t d,
-                         T* attention, T* norms, int threads) {
+void bottom_up_attention(const BottomUpAttention<T>& x, int threads) {
+  const int64_t t = x.t, d = x.d;
   std::vector<double> unit(d);
-  const bool has_reference = normalize(reference, d, unit.data()) != 0;
-  parallel_for(b * t, 1 + 65536 / (d + 1), threads, [&](int64_t begin, int64_t end) {
+  const bool has_reference = normalize(x.reference, d, unit.data()) != 0;
+  parallel_for(x.b * t, 1 + 65536 / (d + 1), threads, [&](int64_t begin, int64_t end) {
     std::vector<double> scaled;
     for (int64_t row = begin; row < end; ++row) {
       double cosine = 0, norm = 0;
-      if (has_reference && (lengths == nullptr || row % t < lengths[row / t])) {
-        const Sums s = sums_of(x + row * d, unit.data(), d);
+      if (has_reference && (x.lengths == nullptr || row % t < x.lengths[row / t])) {
+        const Sums s = sums_of(x.x + row * d, unit.data(), d);
         if (in_range(s.squares)) {
           norm = std::sqrt(s.squares);
           cosine = s.dot / norm;
         } else {
           scaled.resize(d);
-          norm = normalize(x + row * d, d, scaled.data());
+          norm = normalize(x.x + row * d, d, scaled.data());
           cosine = sums_of(scaled.data(), unit.data(), d).dot;
         }
       }
       // Not std::clamp: NaN stays NaN.
       if (cosine > 1) cosine = 1;
       if (cosine < -1) cosine = -1;
-      attention[row] = T(0.5 * (1 - cosine));
-      if (norms != nullptr) norms[row] = T(norm);
+      x.attention[row] = T(0.5 * (1 - cosine));
+      if (x.norms != nullptr) x.norms[row] = T(norm);
     }
   });
 }
 
-template void bottom_up_attention<float>(const float*, const float*, const int64_t*, int64_t, int64_t, int64_t, float*,
-                                         float*, int);
-template void bottom_up_attention<double>(const double*, const double*, const int64_t*, int64_t, int64_t, int64_t,
-                                          double*, double*, int);
+D2NET_INSTANTIATE_CPU(bottom_up_attention, BottomUpAttention)
 
 }  // namespace d2net::cpu

@@ -130,42 +130,42 @@ int64_t groups_per_range(int64_t m, int64_t n) {
 }
 
 template <int group, typename T>
-void condition_numbers(const T* u, int64_t n, int64_t rows, int64_t cols, double rank_tol, T* value, T* left, T* right,
-                       int threads) {
+void condition_numbers(const LogConditionNumber<T>& x, int threads) {
+  const int64_t n = x.n, rows = x.rows, cols = x.cols;
   const bool transpose = rows < cols;
   const int64_t longer = std::max(rows, cols), shorter = std::min(rows, cols), size = rows * cols;
   double tolerance[group];
-  std::fill_n(tolerance, group, rank_tol);
+  std::fill_n(tolerance, group, x.rank_tol);
   const int64_t groups = (n + group - 1) / group;
   parallel_for(groups, groups_per_range<group>(longer, shorter), threads, [&](int64_t begin, int64_t end) {
     ExtremeSvd<group> svd(longer, shorter, kPrecision<T>);
     for (int64_t first = begin * group; first < std::min(n, end * group); first += group) {
       const int held = int(std::min<int64_t>(group, n - first));
       for (int g = 0; g < group; ++g) {
-        const T* x = u + (first + g) * size;
+        const T* u = x.u + (first + g) * size;
         if (g >= held) {
           svd.clear(g);
         } else if (transpose) {
-          for (int64_t r = 0; r < longer; ++r) svd.set_row(r, g, x + r, cols);
+          for (int64_t r = 0; r < longer; ++r) svd.set_row(r, g, u + r, cols);
         } else {
-          for (int64_t r = 0; r < longer; ++r) svd.set_row(r, g, x + r * cols, 1);
+          for (int64_t r = 0; r < longer; ++r) svd.set_row(r, g, u + r * cols, 1);
         }
       }
       svd.run(tolerance);
       for (int g = 0; g < held; ++g) {
         const int64_t i = first + g;
-        T *l = left + i * 2 * rows, *r = right + i * 2 * cols;
+        T *l = x.left + i * 2 * rows, *r = x.right + i * 2 * cols;
         if (svd.proper[g]) {
-          value[i] = T(svd.log_condition[g]);
+          x.value[i] = T(svd.log_condition[g]);
           const double *of_rows = (transpose ? svd.right : svd.left) + g,
                        *of_cols = (transpose ? svd.left : svd.right) + g;
           scaled(of_rows, group, rows, svd.inverse[0][g], l);
           scaled(of_rows + rows * group, group, rows, -svd.inverse[1][g], l + rows);
           scaled(of_cols, group, 2 * cols, 1, r);
         } else {
-          value[i] = svd.finite[g] ? T(0) : std::numeric_limits<T>::quiet_NaN();
-          std::fill_n(l, 2 * rows, value[i]);
-          std::fill_n(r, 2 * cols, value[i]);
+          x.value[i] = svd.finite[g] ? T(0) : std::numeric_limits<T>::quiet_NaN();
+          std::fill_n(l, 2 * rows, x.value[i]);
+          std::fill_n(r, 2 * cols, x.value[i]);
         }
       }
     }
@@ -257,8 +257,8 @@ class Product {
 };
 
 template <int group, typename T>
-void joint_condition_numbers(const T* p, const T* y, int64_t n, int64_t classes, int64_t items, double rank_tol,
-                             T* value, T* p_left, T* p_right, T* y_left, T* y_right, int threads) {
+void joint_condition_numbers(const JointLogConditionNumber<T>& x, int threads) {
+  const int64_t n = x.n, classes = x.classes, items = x.items;
   const int64_t order = std::min(items, classes), size = items * classes, groups = (n + group - 1) / group;
   const int64_t grain = groups_per_range<group>(std::max(items, classes), order);
   parallel_for(groups, grain, threads, [&](int64_t begin, int64_t end) {
@@ -272,25 +272,25 @@ void joint_condition_numbers(const T* p, const T* y, int64_t n, int64_t classes,
       bool finite[group];
       for (int g = 0; g < group; ++g) {
         Product& product = products[g];
-        finite[g] = g < held && product.set(p + (first + g) * size, y + (first + g) * size);
-        tolerance[g] = finite[g] ? std::ldexp(rank_tol, -product.exponent) : 0;
+        finite[g] = g < held && product.set(x.p + (first + g) * size, x.y + (first + g) * size);
+        tolerance[g] = finite[g] ? std::ldexp(x.rank_tol, -product.exponent) : 0;
         if (!finite[g]) svd.clear(g);
         for (int64_t r = 0; r < order && finite[g]; ++r) svd.set_row(r, g, product.small + r * order, 1);
       }
       svd.run(tolerance);
       for (int g = 0; g < held; ++g) {
         const int64_t i = first + g;
-        T *pl = p_left + i * 2 * classes, *pr = p_right + i * 2 * items;
-        T *yl = y_left + i * 2 * items, *yr = y_right + i * 2 * classes;
+        T *pl = x.p_left + i * 2 * classes, *pr = x.p_right + i * 2 * items;
+        T *yl = x.y_left + i * 2 * items, *yr = x.y_right + i * 2 * classes;
         if (!finite[g] || !svd.proper[g]) {
-          value[i] = finite[g] ? T(0) : std::numeric_limits<T>::quiet_NaN();
-          std::fill_n(pl, 2 * classes, value[i]);
-          std::fill_n(pr, 2 * items, value[i]);
-          std::fill_n(yl, 2 * items, value[i]);
-          std::fill_n(yr, 2 * classes, value[i]);
+          x.value[i] = finite[g] ? T(0) : std::numeric_limits<T>::quiet_NaN();
+          std::fill_n(pl, 2 * classes, x.value[i]);
+          std::fill_n(pr, 2 * items, x.value[i]);
+          std::fill_n(yl, 2 * items, x.value[i]);
+          std::fill_n(yr, 2 * classes, x.value[i]);
           continue;
         }
-        value[i] = T(svd.log_condition[g]);
+        x.value[i] = T(svd.log_condition[g]);
         double *u = vectors.data(), *v = u + 2 * order;
         scaled(svd.left + g, group, 2 * order, 1, u);
         scaled(svd.right + g, group, 2 * order, 1, v);
@@ -304,40 +304,34 @@ void joint_condition_numbers(const T* p, const T* y, int64_t n, int64_t classes,
 }  // namespace
 
 template <typename T>
-void log_condition_number(const T* u, int64_t n, int64_t rows, int64_t cols, double rank_tol, T* value, T* left,
-                          T* right, int threads) {
-  if (rows == 2 && cols == 2) {
-    parallel_for(n, 1024, threads,
-                 [&](int64_t begin, int64_t end) { two_by_two_range(u, begin, end, rank_tol, value, left, right); });
+void log_condition_number(const LogConditionNumber<T>& x, int threads) {
+  if (x.rows == 2 && x.cols == 2) {
+    parallel_for(x.n, 1024, threads, [&](int64_t begin, int64_t end) {
+      two_by_two_range(x.u, begin, end, x.rank_tol, x.value, x.left, x.right);
+    });
     return;
   }
-  const auto run = in_groups(n, rows, cols) ? condition_numbers<kGroup, T> : condition_numbers<1, T>;
-  run(u, n, rows, cols, rank_tol, value, left, right, threads);
+  const auto run = in_groups(x.n, x.rows, x.cols) ? condition_numbers<kGroup, T> : condition_numbers<1, T>;
+  run(x, threads);
 }
 
 template <typename T>
-void joint_log_condition_number(const T* p, const T* y, int64_t n, int64_t classes, int64_t items, double rank_tol,
-                                T* value, T* p_left, T* p_right, T* y_left, T* y_right, int threads) {
-  const int64_t order = std::min(classes, items);
-  const auto run = in_groups(n, order, order) ? joint_condition_numbers<kGroup, T> : joint_condition_numbers<1, T>;
-  run(p, y, n, classes, items, rank_tol, value, p_left, p_right, y_left, y_right, threads);
+void joint_log_condition_number(const JointLogConditionNumber<T>& x, int threads) {
+  const int64_t order = std::min(x.classes, x.items);
+  const auto run = in_groups(x.n, order, order) ? joint_condition_numbers<kGroup, T> : joint_condition_numbers<1, T>;
+  run(x, threads);
 }
 
 template <typename T>
-void log_condition_number_backward(const T* grad, const T* left, const T* right, int64_t n, int64_t rows, int64_t cols,
-                                   T* gradient, int threads) {
-  const int64_t grain = 1 + 32768 / (rows * cols);
-  parallel_for(n, grain, threads,
-               [&](int64_t begin, int64_t end) { outer(grad, left, right, begin, end, rows, cols, gradient); });
+void log_condition_number_backward(const LogConditionNumber<T>& x, int threads) {
+  const int64_t grain = 1 + 32768 / (x.rows * x.cols);
+  parallel_for(x.n, grain, threads, [&](int64_t begin, int64_t end) {
+    outer(x.grad, x.left, x.right, begin, end, x.rows, x.cols, x.gradient);
+  });
 }
 
-#define D2NET_INSTANTIATE(T)                                                                                         \
-  template void log_condition_number<T>(const T*, int64_t, int64_t, int64_t, double, T*, T*, T*, int);               \
-  template void joint_log_condition_number<T>(const T*, const T*, int64_t, int64_t, int64_t, double, T*, T*, T*, T*, \
-                                              T*, int);                                                              \
-  template void log_condition_number_backward<T>(const T*, const T*, const T*, int64_t, int64_t, int64_t, T*, int);
-D2NET_INSTANTIATE(float)
-D2NET_INSTANTIATE(double)
-#undef D2NET_INSTANTIATE
+D2NET_INSTANTIATE_CPU(log_condition_number, LogConditionNumber)
+D2NET_INSTANTIATE_CPU(log_condition_number_backward, LogConditionNumber)
+D2NET_INSTANTIATE_CPU(joint_log_condition_number, JointLogConditionNumber)
 
 }  // namespace d2net::cpu

@@ -42,15 +42,15 @@ D2NET_SIMD void rows(const double* a, int64_t begin, int64_t end, Columns<double
 }  // namespace
 
 template <typename T>
-void iou_1d(const T* a, int64_t n, const T* b, int64_t m, T* iou, int threads) {
+void iou_1d(const Iou<T>& x, int threads) {
+  const int64_t m = x.m;
   const std::unique_ptr<T[]> memory(new T[3 * m]);
   const Columns<T> columns{memory.get(), memory.get() + m, memory.get() + 2 * m};
-  split(b, m, columns);
+  split(x.b, m, columns);
   const int64_t grain = 1 + 16384 / (m + 1);  // about 10 us of work
-  parallel_for(n, grain, threads, [&](int64_t first, int64_t last) { rows(a, first, last, columns, m, iou); });
+  parallel_for(x.n, grain, threads, [&](int64_t first, int64_t last) { rows(x.a, first, last, columns, m, x.iou); });
 }
 
-template void iou_1d<float>(const float*, int64_t, const float*, int64_t, float*, int);
-template void iou_1d<double>(const double*, int64_t, const double*, int64_t, double*, int);
+D2NET_INSTANTIATE_CPU(iou_1d, Iou)
 
 }  // namespace d2net::cpu

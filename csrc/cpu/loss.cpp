@@ -167,6 +167,25 @@ void video_backward(X grad, const Loss<X>& x, const LossWorkspace<X>& w, X* grad
   }
 }
 
+// Eq. 2
+template <typename X>
+AttentionPool<X> pool_of(const Loss<X>& x) {
+  const int64_t b = x.b, mean = x.with.mean_embeddings != 0;
+  return {x.with.threshold,
+          x.with.background_threshold,
+          mean,
+          x.embeddings,
+          x.attention,
+          x.counted,
+          b,
+          x.t,
+          x.d,
+          x.x,
+          x.x + b * x.d,
+          x.valid,
+          x.valid + b};
+}
+
 }  // namespace
 
 template <typename X>
@@ -177,11 +196,10 @@ void loss(const Loss<X>& x, int threads) {
   double discriminative = 0, snippet = 0;
   *x.video = 0;
   count_recordings(x);
-  tcam_pool(x.tcam, x.counted, b, t, c, int64_t(with.topk_divisor), x.attention, w.peak, x.pooled, w.kth, w.last,
-            threads);
+  const int64_t divisor = int64_t(with.topk_divisor);
+  tcam_pool(TopkPool<X>{x.tcam, x.counted, b, t, c, divisor, x.attention, w.peak, x.pooled, w.kth, w.last}, threads);
   if (with.embed != 0) {
-    attention_pool(x.embeddings, x.attention, x.counted, b, t, d, with.threshold, with.background_threshold,
-                   with.mean_embeddings != 0, x.x, x.x + b * d, x.valid, x.valid + b, threads);
+    attention_pool(pool_of(x), threads);
   }
   if (with.classify != 0) {
     if (with.separate != 0 && x.keys != nullptr) different_partners(x.keys, x.valid, b, w.partner);
@@ -191,21 +209,23 @@ void loss(const Loss<X>& x, int threads) {
   }
   if (with.update != 0) update_x_ref(x);
   if (with.score != 0) {
-    bottom_up_attention(x.embeddings, with.update != 0 ? x.new_x_ref : x.x_ref, x.counted, b, t, d, x.scores,
-                        static_cast<X*>(nullptr), threads);
+    const X* x_ref = with.update != 0 ? x.new_x_ref : x.x_ref;
+    bottom_up_attention(BottomUpAttention<X>{x.embeddings, x_ref, x.counted, b, t, d, x.scores, nullptr}, threads);
   }
   if (with.snippet != 0) {
     if (with.own_classes != 0) see_own_classes(x, w, threads);
-    snippet_pdmi(with.own_classes != 0 ? w.seen : x.attention, x.scores, x.counted, b, t, with.fg_threshold,
-                 with.bg_threshold, with.snippet_per_class != 0, with.entry_floor, with.rank_tol, w.snippets,
-                 w.comparable, w.to_attention, threads);
+    snippet_pdmi(SnippetPdmi<X>{with.fg_threshold, with.bg_threshold, with.entry_floor, with.rank_tol,
+                                with.snippet_per_class != 0, with.own_classes != 0 ? w.seen : x.attention, x.scores,
+                                x.counted, b, t, w.snippets, w.comparable, w.to_attention},
+                 threads);
     snippet = mean_of(w.snippets, w.comparable, b);
   }
   if (with.video != 0 && b > 0 && c > 0) {
     std::vector<X> p(c * b), y(b * c), y_left(2 * b), y_right(2 * c);  // of Y_2 nobody wants a gradient
     video_factors(x, p.data(), y.data());
-    joint_log_condition_number(p.data(), y.data(), 1, c, b, kVideoRankTol, x.video, w.p_left, w.p_right, y_left.data(),
-                               y_right.data(), threads);
+    joint_log_condition_number(JointLogConditionNumber<X>{kVideoRankTol, p.data(), y.data(), 1, c, b, x.video, w.p_left,
+                                                          w.p_right, y_left.data(), y_right.data()},
+                               threads);
   }
   *x.discriminative = X(discriminative);
   *x.snippet = X(snippet);
@@ -236,24 +256,27 @@ void loss_backward(const Loss<X>& x, int threads) {
     const auto grad = spread_mean<X>(weighted(with.alpha_snippet, total) + or_zero(x.of_snippet), w.comparable, b);
     for (int64_t i = 0; i < 2 * b; ++i) of_snippets[i] = grad[i / 2] * w.to_attention[i];
   }
-  const AttentionPoolGradient<X> pool(x.embeddings, x.attention, x.counted, x.x, x.x + b * d, grad_x.data(),
-                                      grad_x.data() + b * d, embed ? b : 0, t, d, with.threshold,
-                                      with.background_threshold, with.mean_embeddings != 0);
+  AttentionPool<X> embedded = pool_of(x);
+  if (!embed) embedded.b = 0;
+  embedded.grad_fg = grad_x.data(), embedded.grad_bg = grad_x.data() + embedded.b * d;
+  const AttentionPoolGradient<X> pool(embedded);
   const X fg_threshold = X(with.fg_threshold), bg_threshold = X(with.bg_threshold);
   const bool own_classes = with.own_classes != 0;
   std::vector<X> grad_attention(b * t);
   X* const to = x.grad_embeddings;
   if (to != nullptr) prefer_large_pages(to, b * t * d * int64_t(sizeof(X)));
 
-  const PooledGradient<X> gradient{
-      nullptr, grad_attention.data(),     grad_pooled.data(), x.tcam, x.counted, w.peak, w.kth, w.last, b, t,
-      c,       int64_t(with.topk_divisor)};
+  TopkPool<X> topk{x.tcam,      x.counted, b,        t,     c,     int64_t(with.topk_divisor),
+                   x.attention, w.peak,    x.pooled, w.kth, w.last};
+  topk.of_attention = grad_attention.data();
+  topk.of_pooled = grad_pooled.data();
+  topk.grad_x = x.grad_tcam;
   const auto of_snippet = [&](int64_t row) {
     const X* of = &of_snippets[2 * (row / t)];
     return (x.scores[row] > fg_threshold ? of[0] : X(0)) + (x.scores[row] < bg_threshold ? of[1] : X(0));
   };
   pooled_gradient(
-      gradient, x.grad_tcam, embed ? d / 2 : 0, threads,
+      topk, embed ? d / 2 : 0, threads,
       [&](int64_t first, int64_t rows) {
         for (int64_t row = first; row < first + rows; ++row) {
           X sum = x.of_attention == nullptr ? X(0) : x.of_attention[row];
@@ -275,11 +298,7 @@ void loss_backward(const Loss<X>& x, int threads) {
       });
 }
 
-#define D2NET_INSTANTIATE(X)                          \
-  template void loss<X>(const Loss<X>&, int threads); \
-  template void loss_backward<X>(const Loss<X>&, int threads);
-D2NET_INSTANTIATE(float)
-D2NET_INSTANTIATE(double)
-#undef D2NET_INSTANTIATE
+D2NET_INSTANTIATE_CPU(loss, Loss)
+D2NET_INSTANTIATE_CPU(loss_backward, Loss)
 
 }  // namespace d2net::cpu

@@ -8,21 +8,9 @@
 
 #include "math/topk.h"
 #include "parallel.h"
+#include "topk_pool.h"
 
 namespace d2net::cpu {
-
-template <typename T>
-struct PooledGradient {
-  const T* of_x;          // (b, t, c) that reach the activations directly; null: none
-  const T* of_attention;  // (b, t) of the maximum over classes; null: none
-  const T* of_pooled;     // (b, c) of the top-k mean; null: none
-  const T* x;
-  const int64_t* lengths;
-  const int32_t* peak;  // (b, t) class of the maximum, none where it is not in [0, c); may be null without of_attention
-  const T* kth;         // (b, c), with last: see topk_pool.h
-  const int32_t* last;
-  int64_t b, t, c, divisor;
-};
 
 namespace detail {
 
@@ -36,14 +24,14 @@ void pooled_gradient_rows(const double* of_x, const double* x, int64_t first, in
 
 }  // namespace detail
 
-// Writes grad_x (b, t, c) within the lengths, in stretches of a few rows, which count through all recordings. Calls
+// Writes g.grad_x within the lengths, in stretches of a few rows, which count through all recordings. Calls
 // before(row, rows) for each of them, after which g.of_attention is read, then(row, rows) when it is written and still
 // in the nearest cache, and padding(row, rows) for what lies past a length and is not written. row_cost: what the three
 // take, in numbers of a row of grad_x.
 template <typename T, typename Before, typename Then, typename Padding>
-void pooled_gradient(const PooledGradient<T>& g, T* grad_x, int64_t row_cost, int threads, Before before, Then then,
-                     Padding padding) {
+void pooled_gradient(const TopkPool<T>& g, int64_t row_cost, int threads, Before before, Then then, Padding padding) {
   using Key = typename math::Ordered<T>::Key;
+  T* const grad_x = g.grad_x;
   const int64_t t = g.t, c = g.c;
   const int64_t grain = 1 + 32768 / (c + row_cost + 1);  // about 10 us of work
   const int64_t group = 1 + 128 / (c + 1);  // rows of few classes are too short for vectors: take several together

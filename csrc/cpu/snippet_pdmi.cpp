@@ -64,50 +64,42 @@ int64_t recordings_per_range(int64_t t) { return 1 + 32768 / (t + 1); }
 }  // namespace
 
 template <typename T>
-void snippet_pdmi(const T* attention, const T* scores, const int64_t* lengths, int64_t b, int64_t t,
-                  double fg_threshold, double bg_threshold, bool per_class, double entry_floor, double rank_tol,
-                  T* loss, bool* valid, T* weights, int threads) {
-  parallel_for(b, recordings_per_range(t), threads, [&](int64_t begin, int64_t end) {
+void snippet_pdmi(const SnippetPdmi<T>& x, int threads) {
+  const T fg_threshold = T(x.fg_threshold), bg_threshold = T(x.bg_threshold);
+  parallel_for(x.b, recordings_per_range(x.t), threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const Chosen x =
-          choose(attention + i * t, scores + i * t, length_of(lengths, i, t), T(fg_threshold), T(bg_threshold));
-      valid[i] = x.foreground > 0 && x.background > 0;
-      if (!valid[i]) {
-        loss[i] = weights[2 * i] = weights[2 * i + 1] = 0;
+      const int64_t length = length_of(x.lengths, i, x.t);
+      const Chosen chosen = choose(x.attention + i * x.t, x.scores + i * x.t, length, fg_threshold, bg_threshold);
+      const double n_f = chosen.foreground, n_b = chosen.background;
+      x.valid[i] = n_f > 0 && n_b > 0;
+      if (!x.valid[i]) {
+        x.loss[i] = x.weights[2 * i] = x.weights[2 * i + 1] = 0;
         continue;
       }
-      const double both = x.foreground + x.background;
-      const double fg = 1 / (per_class ? x.foreground : both), bg = 1 / (per_class ? x.background : both);
+      const double fg = 1 / (x.per_class ? n_f : n_f + n_b), bg = 1 / (x.per_class ? n_b : n_f + n_b);
       // Rows: lambda and 1 - lambda; columns: pseudo-foreground and pseudo-background.
-      const Condition2x2 u = floored_condition_2x2(x.fg_sum * fg, x.bg_sum * bg, (x.foreground - x.fg_sum) * fg,
-                                                   (x.background - x.bg_sum) * bg, entry_floor, rank_tol);
-      loss[i] = T(std::log1p(u.excess));
-      weights[2 * i] = T((u.da - u.dc) * fg);
-      weights[2 * i + 1] = T((u.db - u.dd) * bg);
+      const Condition2x2 u = floored_condition_2x2(chosen.fg_sum * fg, chosen.bg_sum * bg, (n_f - chosen.fg_sum) * fg,
+                                                   (n_b - chosen.bg_sum) * bg, x.entry_floor, x.rank_tol);
+      x.loss[i] = T(std::log1p(u.excess));
+      x.weights[2 * i] = T((u.da - u.dc) * fg);
+      x.weights[2 * i + 1] = T((u.db - u.dd) * bg);
     }
   });
 }
 
 template <typename T>
-void snippet_pdmi_backward(const T* grad, const T* weights, const T* scores, const int64_t* lengths, int64_t b,
-                           int64_t t, double fg_threshold, double bg_threshold, T* gradient, int threads) {
-  parallel_for(b, recordings_per_range(t), threads, [&](int64_t begin, int64_t end) {
+void snippet_pdmi_backward(const SnippetPdmi<T>& x, int threads) {
+  parallel_for(x.b, recordings_per_range(x.t), threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t length = length_of(lengths, i, t);
-      spread(scores + i * t, length, T(fg_threshold), T(bg_threshold), grad[i] * weights[2 * i],
-             grad[i] * weights[2 * i + 1], gradient + i * t);
-      std::fill(gradient + i * t + length, gradient + (i + 1) * t, T(0));
+      const int64_t length = length_of(x.lengths, i, x.t);
+      spread(x.scores + i * x.t, length, T(x.fg_threshold), T(x.bg_threshold), x.grad[i] * x.weights[2 * i],
+             x.grad[i] * x.weights[2 * i + 1], x.gradient + i * x.t);
+      std::fill(x.gradient + i * x.t + length, x.gradient + (i + 1) * x.t, T(0));
     }
   });
 }
 
-#define D2NET_INSTANTIATE(T)                                                                                        \
-  template void snippet_pdmi<T>(const T*, const T*, const int64_t*, int64_t, int64_t, double, double, bool, double, \
-                                double, T*, bool*, T*, int);                                                        \
-  template void snippet_pdmi_backward<T>(const T*, const T*, const T*, const int64_t*, int64_t, int64_t, double,    \
-                                         double, T*, int);
-D2NET_INSTANTIATE(float)
-D2NET_INSTANTIATE(double)
-#undef D2NET_INSTANTIATE
+D2NET_INSTANTIATE_CPU(snippet_pdmi, SnippetPdmi)
+D2NET_INSTANTIATE_CPU(snippet_pdmi_backward, SnippetPdmi)
 
 }  // namespace d2net::cpu

@@ -279,18 +279,19 @@ struct Scratch {
 
 // Of the columns first … first + columns - 1 of all b * c, those of a recording next to each other.
 template <typename T>
-void pool_tile(const T* x, const int64_t* lengths, int64_t t, int64_t c, int64_t first, int columns, int width,
-               int64_t divisor, Scratch<typename Ordered<T>::Key>& scratch, T* pooled, T* kth, int32_t* last) {
+void pool_tile(const TopkPool<T>& x, int64_t first, int columns, int width,
+               Scratch<typename Ordered<T>::Key>& scratch) {
   using Key = typename Ordered<T>::Key;
+  const int64_t t = x.t, c = x.c;
   Key* keys = scratch.keys.get();
   Key* spare = scratch.spare.get();
   Key length[kLanes] = {}, k[kLanes] = {};  // of lanes without a column too: nothing of nothing
   int64_t rows = 0;
   for (int l = 0; l < columns; ++l) {
-    const int64_t own = math::clamped_length(lengths, (first + l) / c, t);
+    const int64_t own = math::clamped_length(x.lengths, (first + l) / c, t);
     for (int lane = l; lane < kLanes && own > 0; lane += width) {
       length[lane] = Key(own);
-      k[lane] = Key(math::topk_count(own, divisor));
+      k[lane] = Key(math::topk_count(own, x.divisor));
     }
     rows = std::max(rows, own);
   }
@@ -298,7 +299,7 @@ void pool_tile(const T* x, const int64_t* lengths, int64_t t, int64_t c, int64_t
   for (int group, l = 0; l < width; l += group) {  // columns of one recording, then the lanes without one
     const int64_t recording = (first + l) / c, column = (first + l) % c;
     group = l < columns ? int(std::min<int64_t>(columns - l, c - column)) : width - l;
-    if (length[l] > 0) load(x + recording * t * c + column, c, length[l], group, width, keys + l, spare);
+    if (length[l] > 0) load(x.x + recording * t * c + column, c, length[l], group, width, keys + l, spare);
     for (int64_t row = length[l]; row < rows; ++row) std::fill_n(keys + row * width + l, group, kNothing<Key>);
   }
   // The last vector may be half full, and the last rows are read in full vectors.
@@ -341,9 +342,9 @@ void pool_tile(const T* x, const int64_t* lengths, int64_t t, int64_t c, int64_t
   }
   find(keys, rows, width, lowest, ties, found);
   for (int l = 0; l < columns; ++l) {
-    pooled[first + l] = k[l] > 0 ? T(sum[l] / k[l]) : T(0);
-    kth[first + l] = k[l] > 0 ? math::ordered_value<T>(lowest[l]) : T(0);
-    last[first + l] = k[l] > 0 ? int32_t(found[l]) : -1;
+    x.pooled[first + l] = k[l] > 0 ? T(sum[l] / k[l]) : T(0);
+    x.kth[first + l] = k[l] > 0 ? math::ordered_value<T>(lowest[l]) : T(0);
+    x.last[first + l] = k[l] > 0 ? int32_t(found[l]) : -1;
   }
 }
 
@@ -356,8 +357,8 @@ int next_power_of_two(int64_t n) {
 }  // namespace
 
 template <typename T>
-void topk_pool(const T* x, const int64_t* lengths, int64_t b, int64_t t, int64_t c, int64_t divisor, T* pooled, T* kth,
-               int32_t* last, int threads) {
+void topk_pool(const TopkPool<T>& x, int threads) {
+  const int64_t b = x.b, t = x.t, c = x.c;
   if (std::max(t, c) > std::numeric_limits<int32_t>::max()) {
     throw std::length_error("topk_pool: T and C must be below 2^31");
   }
@@ -375,25 +376,19 @@ void topk_pool(const T* x, const int64_t* lengths, int64_t b, int64_t t, int64_t
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i * width;
       const int held = int(std::min<int64_t>(width, columns - first));
-      pool_tile(x, lengths, t, c, first, held, next_power_of_two(held), divisor, scratch, pooled, kth, last);
+      pool_tile(x, first, held, next_power_of_two(held), scratch);
     }
   });
 }
 
 template <typename T>
-void topk_pool_backward(const T* grad, const T* x, const int64_t* lengths, const T* kth, const int32_t* last, int64_t b,
-                        int64_t t, int64_t c, int64_t divisor, T* grad_x, int threads) {
-  const PooledGradient<T> gradient{nullptr, nullptr, grad, x, lengths, nullptr, kth, last, b, t, c, divisor};
+void topk_pool_backward(const TopkPool<T>& x, int threads) {
   const auto nothing = [](int64_t, int64_t) {};
-  pooled_gradient(gradient, grad_x, 0, threads, nothing, nothing,
-                  [&](int64_t row, int64_t rows) { std::fill_n(grad_x + row * c, rows * c, T(0)); });
+  pooled_gradient(x, 0, threads, nothing, nothing,
+                  [&](int64_t row, int64_t rows) { std::fill_n(x.grad_x + row * x.c, rows * x.c, T(0)); });
 }
 
-#define D2NET_INSTANTIATE(T)                                                                                          \
-  template void topk_pool<T>(const T*, const int64_t*, int64_t, int64_t, int64_t, int64_t, T*, T*, int32_t*, int);    \
-  template void topk_pool_backward<T>(const T*, const T*, const int64_t*, const T*, const int32_t*, int64_t, int64_t, \
-                                      int64_t, int64_t, T*, int);
-D2NET_INSTANTIATE(float)
-D2NET_INSTANTIATE(double)
+D2NET_INSTANTIATE_CPU(topk_pool, TopkPool)
+D2NET_INSTANTIATE_CPU(topk_pool_backward, TopkPool)
 
 }  // namespace d2net::cpu

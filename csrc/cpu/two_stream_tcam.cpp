@@ -83,21 +83,21 @@ D2NET_SIMD void through_sigmoids(const double* a, const double* b, int64_t n, do
 // Calls body(row, rows) for blocks of rows within a length, small enough for the nearest cache, and fills attention
 // and peak of the rows past it after padding(row, rows). Rows count through all recordings.
 template <typename T, typename Body, typename Padding>
-void for_blocks(const int64_t* lengths, int64_t b, int64_t t, int64_t c, T* attention, int32_t* peak, int threads,
-                Body body, Padding padding) {
+void for_blocks(const TopkPool<T>& x, int threads, Body body, Padding padding) {
+  const int64_t t = x.t, c = x.c;
   const int64_t grain = 1 + 16384 / (c + 1);  // about 10 us of work
   const int64_t block = kRows * (1 + 128 / (c + 1));
-  parallel_for(b * t, grain, threads, [&](int64_t begin, int64_t end) {
+  parallel_for(x.b * t, grain, threads, [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t recording = begin / t, from = begin % t, to = std::min(t, from + end - begin);
-      const int64_t valid = std::clamp(math::clamped_length(lengths, recording, t), from, to);
+      const int64_t valid = std::clamp(math::clamped_length(x.lengths, recording, t), from, to);
       for (int64_t first = from; first < valid; first += block) {
         body(recording * t + first, std::min(block, valid - first));
       }
       const int64_t past = recording * t + valid;
       padding(past, to - valid);
-      std::fill_n(attention + past, to - valid, T(0));
-      std::fill_n(peak + past, to - valid, -1);
+      std::fill_n(x.attention + past, to - valid, T(0));
+      std::fill_n(x.peak + past, to - valid, -1);
       begin += to - from;
     }
   });
@@ -106,70 +106,47 @@ void for_blocks(const int64_t* lengths, int64_t b, int64_t t, int64_t c, T* atte
 }  // namespace
 
 template <typename T>
-void tcam_pool(const T* tcam, const int64_t* lengths, int64_t b, int64_t t, int64_t c, int64_t divisor, T* attention,
-               int32_t* peak, T* pooled, T* kth, int32_t* last, int threads) {
+void tcam_pool(const TopkPool<T>& x, int threads) {
   for_blocks(
-      lengths, b, t, c, attention, peak, threads,
-      [&](int64_t row, int64_t rows) { class_max(tcam + row * c, rows, c, attention + row, peak + row); },
+      x, threads,
+      [&](int64_t row, int64_t rows) { class_max(x.x + row * x.c, rows, x.c, x.attention + row, x.peak + row); },
       [](int64_t, int64_t) {});
-  topk_pool(tcam, lengths, b, t, c, divisor, pooled, kth, last, threads);
+  topk_pool(x, threads);
 }
 
 template <typename T>
-void tcam_pool_backward(const T* grad_attention, const T* grad_pooled, const T* tcam, const int64_t* lengths,
-                        const int32_t* peak, const T* kth, const int32_t* last, int64_t b, int64_t t, int64_t c,
-                        int64_t divisor, T* grad_tcam, int threads) {
-  const PooledGradient<T> gradient{nullptr, grad_attention, grad_pooled, tcam, lengths, peak,
-                                   kth,     last,           b,           t,    c,       divisor};
-  const auto nothing = [](int64_t, int64_t) {};
-  pooled_gradient(gradient, grad_tcam, 0, threads, nothing, nothing,
-                  [&](int64_t row, int64_t rows) { std::fill_n(grad_tcam + row * c, rows * c, T(0)); });
-}
-
-template <typename T>
-void two_stream_tcam(const T* logits_a, const T* logits_b, const int64_t* lengths, int64_t b, int64_t t, int64_t c,
-                     int64_t divisor, T* tcam, T* attention, int32_t* peak, T* pooled, T* kth, int32_t* last,
-                     int threads) {
+void two_stream_tcam(const TwoStreamTcam<T>& x, int threads) {
+  const TopkPool<T>& pool = x.pool;
+  const int64_t c = pool.c;
   for_blocks(
-      lengths, b, t, c, attention, peak, threads,
+      pool, threads,
       [&](int64_t row, int64_t rows) {
-        mean_sigmoid(logits_a + row * c, logits_b + row * c, rows * c, tcam + row * c);
-        class_max(tcam + row * c, rows, c, attention + row, peak + row);
+        mean_sigmoid(x.logits_a + row * c, x.logits_b + row * c, rows * c, x.tcam + row * c);
+        class_max(x.tcam + row * c, rows, c, pool.attention + row, pool.peak + row);
       },
-      [&](int64_t row, int64_t rows) { std::fill_n(tcam + row * c, rows * c, T(0)); });
-  topk_pool(tcam, lengths, b, t, c, divisor, pooled, kth, last, threads);
+      [&](int64_t row, int64_t rows) { std::fill_n(x.tcam + row * c, rows * c, T(0)); });
+  topk_pool(pool, threads);
 }
 
 template <typename T>
-void two_stream_tcam_backward(const T* grad_tcam, const T* grad_attention, const T* grad_pooled, const T* logits_a,
-                              const T* logits_b, const T* tcam, const int64_t* lengths, const int32_t* peak,
-                              const T* kth, const int32_t* last, int64_t b, int64_t t, int64_t c, int64_t divisor,
-                              T* grad_a, T* grad_b, int threads) {
-  const PooledGradient<T> gradient{grad_tcam, grad_attention, grad_pooled, tcam, lengths, peak,
-                                   kth,       last,           b,           t,    c,       divisor};
+void two_stream_tcam_backward(const TwoStreamTcam<T>& x, int threads) {
+  TopkPool<T> pool = x.pool;
+  pool.grad_x = x.grad_a;  // on its way to the logits
+  const int64_t c = pool.c;
   pooled_gradient(
-      gradient, grad_a, 0, threads, [](int64_t, int64_t) {},
+      pool, 0, threads, [](int64_t, int64_t) {},
       [&](int64_t row, int64_t rows) {
         const int64_t at = row * c;
-        through_sigmoids(logits_a + at, logits_b + at, rows * c, grad_a + at, grad_b + at);
+        through_sigmoids(x.logits_a + at, x.logits_b + at, rows * c, x.grad_a + at, x.grad_b + at);
       },
       [&](int64_t row, int64_t rows) {
-        std::fill_n(grad_a + row * c, rows * c, T(0));
-        std::fill_n(grad_b + row * c, rows * c, T(0));
+        std::fill_n(x.grad_a + row * c, rows * c, T(0));
+        std::fill_n(x.grad_b + row * c, rows * c, T(0));
       });
 }
 
-#define D2NET_INSTANTIATE(T)                                                                                       \
-  template void tcam_pool<T>(const T*, const int64_t*, int64_t, int64_t, int64_t, int64_t, T*, int32_t*, T*, T*,   \
-                             int32_t*, int);                                                                       \
-  template void tcam_pool_backward<T>(const T*, const T*, const T*, const int64_t*, const int32_t*, const T*,      \
-                                      const int32_t*, int64_t, int64_t, int64_t, int64_t, T*, int);                \
-  template void two_stream_tcam<T>(const T*, const T*, const int64_t*, int64_t, int64_t, int64_t, int64_t, T*, T*, \
-                                   int32_t*, T*, T*, int32_t*, int);                                               \
-  template void two_stream_tcam_backward<T>(const T*, const T*, const T*, const T*, const T*, const T*,            \
-                                            const int64_t*, const int32_t*, const T*, const int32_t*, int64_t,     \
-                                            int64_t, int64_t, int64_t, T*, T*, int);
-D2NET_INSTANTIATE(float)
-D2NET_INSTANTIATE(double)
+D2NET_INSTANTIATE_CPU(tcam_pool, TopkPool)
+D2NET_INSTANTIATE_CPU(two_stream_tcam, TwoStreamTcam)
+D2NET_INSTANTIATE_CPU(two_stream_tcam_backward, TwoStreamTcam)
 
 }  // namespace d2net::cpu

@@ -128,31 +128,29 @@ __global__ void __launch_bounds__(kSumThreads, 4) pool_over_time_kernel(const Po
 
 // What `mean` adds to the gradients of one side of one recording (blockIdx.x): pooled = scale * (weighted sum), and the
 // quotient rule takes shift = scale * (pooled . grad) off every scale * (x . grad).
-template <typename A>
+template <typename T, typename A = accumulator_t<T>>
 __global__ void __launch_bounds__(kTermsThreads)
-    mean_terms(const A* __restrict__ attention, const int64_t* __restrict__ lengths, const A* __restrict__ x_fg,
-               const A* __restrict__ x_bg, const A* __restrict__ grad_fg, const A* __restrict__ grad_bg, int64_t t,
-               int64_t d, A over, A background_over, A* __restrict__ terms) {
-  const int64_t recording = blockIdx.x / 2, length = math::clamped_length(lengths, recording, t);
+    mean_terms(const AttentionPool<T> x, bool of_attention, A over, A background_over) {
+  const int64_t recording = blockIdx.x / 2, length = math::clamped_length(x.lengths, recording, x.t), d = x.d;
   const bool foreground = blockIdx.x % 2 == 0;
   double total = 0;
   for (int64_t i = threadIdx.x; i < length; i += blockDim.x) {
-    const Weights<A> weights = weigh(attention[recording * t + i], over, background_over);
+    const Weights<A> weights = weigh(x.attention[recording * x.t + i], over, background_over);
     const A weight = foreground ? weights.fg : weights.bg;
     if (selected(weight)) total += weight;
   }
   total = block_reduce(total, Sum());
   A dot = 0;
-  if (x_fg != nullptr) {
-    const A* pooled = (foreground ? x_fg : x_bg) + recording * d;
-    const A* grad = (foreground ? grad_fg : grad_bg) + recording * d;
+  if (of_attention) {
+    const A* pooled = (foreground ? x.x_fg : x.x_bg) + recording * d;
+    const A* grad = (foreground ? x.grad_fg : x.grad_bg) + recording * d;
     for (int64_t i = threadIdx.x; i < d; i += blockDim.x) dot += pooled[i] * grad[i];
     dot = block_reduce(dot, Sum());
   }
   if (threadIdx.x == 0) {
     const A scale = total > 0 ? A(1 / total) : A(1);
-    terms[2 * int64_t(blockIdx.x)] = scale;
-    terms[2 * int64_t(blockIdx.x) + 1] = total > 0 ? scale * dot : A(0);
+    x.terms[2 * int64_t(blockIdx.x)] = scale;
+    x.terms[2 * int64_t(blockIdx.x) + 1] = total > 0 ? scale * dot : A(0);
   }
 }
 
@@ -183,59 +181,42 @@ void pool_over_time(const Stream& on, const PoolOverTime<T>& pool) {
 }
 
 template <typename T>
-void attention_pool(const T* x, const accumulator_t<T>* attention, const int64_t* lengths, int64_t b, int64_t t,
-                    int64_t d, double threshold, double background_threshold, bool mean, accumulator_t<T>* partial,
-                    unsigned* arrived, accumulator_t<T>* x_fg, accumulator_t<T>* x_bg, bool* valid_fg, bool* valid_bg,
-                    int device, void* stream) {
+void attention_pool(const AttentionPool<T>& x, int device, void* stream) {
   using A = accumulator_t<T>;
   const Stream on("attention_pool", device, stream);
-  on.fill(arrived, 0, pool_counters(b, d));
-  pool_over_time(on, PoolOverTime<T>{x, attention, lengths, b, t, d, A(threshold), A(background_threshold), mean,
-                                     partial, arrived, x_fg, x_bg, valid_fg, valid_bg});
+  on.fill(x.arrived, 0, pool_counters(x.b, x.d));
+  pool_over_time(on,
+                 PoolOverTime<T>{x.x, x.attention, x.lengths, x.b, x.t, x.d, A(x.threshold), A(x.background_threshold),
+                                 x.mean != 0, x.partial, x.arrived, x.x_fg, x.x_bg, x.valid_fg, x.valid_bg});
 }
 
 template <typename T>
-void attention_pool_backward(const T* x, const accumulator_t<T>* attention, const int64_t* lengths,
-                             const accumulator_t<T>* x_fg, const accumulator_t<T>* x_bg,
-                             const accumulator_t<T>* grad_fg, const accumulator_t<T>* grad_bg, int64_t b, int64_t t,
-                             int64_t d, double threshold, double background_threshold, bool mean,
-                             accumulator_t<T>* terms, T* grad_x, accumulator_t<T>* grad_attention, int device,
-                             void* stream) {
+void attention_pool_backward(const AttentionPool<T>& x, int device, void* stream) {
   using A = accumulator_t<T>;
   const Stream on("attention_pool_backward", device, stream);
-  const A over = A(threshold), background_over = A(background_threshold);
-  if (mean) {
-    on.launch(mean_terms<A>, 2 * b, kTermsThreads, 0, attention, lengths, x_fg, x_bg, grad_fg, grad_bg, t, d, over,
-              background_over, terms);
-  }
-  const PoolGradient<T> gradient{grad_attention == nullptr ? nullptr : x,
-                                 attention,
-                                 lengths,
-                                 mean ? terms : nullptr,
-                                 grad_fg,
-                                 grad_bg,
-                                 b,
-                                 t,
-                                 d,
+  const A over = A(x.threshold), background_over = A(x.background_threshold);
+  const bool of_attention = x.grad_attention != nullptr;
+  if (x.mean) on.launch(mean_terms<T>, 2 * x.b, kTermsThreads, 0, x, of_attention, over, background_over);
+  const PoolGradient<T> gradient{of_attention ? x.x : nullptr,
+                                 x.attention,
+                                 x.lengths,
+                                 x.mean ? x.terms : nullptr,
+                                 x.grad_fg,
+                                 x.grad_bg,
+                                 x.b,
+                                 x.t,
+                                 x.d,
                                  over,
                                  background_over,
-                                 grad_x};
-  pool_gradient(on, gradient, WriteAttention<A>{grad_attention, t});
+                                 x.grad_x};
+  pool_gradient(on, gradient, WriteAttention<A>{x.grad_attention, x.t});
 }
 
-#define INSTANTIATE(T)                                                                                                 \
-  template void pool_over_time<T>(const Stream&, const PoolOverTime<T>&);                                              \
-  template void attention_pool<T>(const T*, const accumulator_t<T>*, const int64_t*, int64_t, int64_t, int64_t,        \
-                                  double, double, bool, accumulator_t<T>*, unsigned*, accumulator_t<T>*,               \
-                                  accumulator_t<T>*, bool*, bool*, int, void*);                                        \
-  template void attention_pool_backward<T>(const T*, const accumulator_t<T>*, const int64_t*, const accumulator_t<T>*, \
-                                           const accumulator_t<T>*, const accumulator_t<T>*, const accumulator_t<T>*,  \
-                                           int64_t, int64_t, int64_t, double, double, bool, accumulator_t<T>*, T*,     \
-                                           accumulator_t<T>*, int, void*);
-INSTANTIATE(float)
-INSTANTIATE(double)
-INSTANTIATE(float16)
-INSTANTIATE(bfloat16)
-#undef INSTANTIATE
+template void pool_over_time<float>(const Stream&, const PoolOverTime<float>&);
+template void pool_over_time<double>(const Stream&, const PoolOverTime<double>&);
+template void pool_over_time<float16>(const Stream&, const PoolOverTime<float16>&);
+template void pool_over_time<bfloat16>(const Stream&, const PoolOverTime<bfloat16>&);
+D2NET_INSTANTIATE_CUDA_HALF(attention_pool, AttentionPool)
+D2NET_INSTANTIATE_CUDA_HALF(attention_pool_backward, AttentionPool)
 
 }  // namespace d2net::cuda

@@ -167,69 +167,57 @@ int64_t joint_log_condition_number_scratch(int64_t n, int64_t classes, int64_t i
 }
 
 template <typename T>
-void log_condition_number(const T* u, int64_t n, int64_t rows, int64_t cols, double rank_tol, T* value, T* left,
-                          T* right, double* scratch, int device, void* stream) {
+void log_condition_number(const LogConditionNumber<T>& x, int device, void* stream) {
   const Stream on("log_condition_number", device, stream);
-  if (rows == 2 && cols == 2) {
-    const bool aligned = reinterpret_cast<uintptr_t>(u) % 16 == 0;
-    on.launch(two_by_two_kernel<T>, (n + kThreads - 1) / kThreads, kThreads, 0, u, n, aligned, rank_tol, value,
-              reinterpret_cast<Matrix2x2<T>*>(left), reinterpret_cast<Matrix2x2<T>*>(right));
+  if (x.rows == 2 && x.cols == 2) {
+    const bool aligned = reinterpret_cast<uintptr_t>(x.u) % 16 == 0;
+    on.launch(two_by_two_kernel<T>, (x.n + kThreads - 1) / kThreads, kThreads, 0, x.u, x.n, aligned, x.rank_tol,
+              x.value, reinterpret_cast<Matrix2x2<T>*>(x.left), reinterpret_cast<Matrix2x2<T>*>(x.right));
     return;
   }
-  const int64_t longer = std::max(rows, cols), shorter = std::min(rows, cols);
+  const int64_t longer = std::max(x.rows, x.cols), shorter = std::min(x.rows, x.cols);
   const int64_t threads = jacobi_threads(shorter);
   const double tolerance = orthogonality<T>(longer);
-  if (scratch == nullptr) {
-    on.launch(log_condition_number_kernel<T, false>, n, threads, matrix_doubles(longer, shorter) * sizeof(double), u, n,
-              int(rows), int(cols), rank_tol, tolerance, value, left, right, scratch);
+  if (x.scratch == nullptr) {
+    on.launch(log_condition_number_kernel<T, false>, x.n, threads, matrix_doubles(longer, shorter) * sizeof(double),
+              x.u, x.n, int(x.rows), int(x.cols), x.rank_tol, tolerance, x.value, x.left, x.right, x.scratch);
   } else {
-    on.launch(log_condition_number_kernel<T, true>, scratch_blocks(on, n), threads, 0, u, n, int(rows), int(cols),
-              rank_tol, tolerance, value, left, right, scratch);
+    on.launch(log_condition_number_kernel<T, true>, scratch_blocks(on, x.n), threads, 0, x.u, x.n, int(x.rows),
+              int(x.cols), x.rank_tol, tolerance, x.value, x.left, x.right, x.scratch);
   }
 }
 
 template <typename T>
-void joint_log_condition_number(const T* p, const T* y, int64_t n, int64_t classes, int64_t items, double rank_tol,
-                                T* value, T* p_left, T* p_right, T* y_left, T* y_right, double* scratch, int device,
-                                void* stream) {
+void joint_log_condition_number(const JointLogConditionNumber<T>& x, int device, void* stream) {
   const Stream on("joint_log_condition_number", device, stream);
-  const int64_t threads = joint_threads(classes, items);
-  const double tolerance = orthogonality<T>(std::min(classes, items));
-  if (scratch == nullptr) {
-    on.launch(joint_kernel<T, false>, n, threads, JointLayout(classes, items).total * sizeof(double), p, y,
-              int(classes), int(items), rank_tol, tolerance, value, p_left, p_right, y_left, y_right, scratch);
-    return;
-  }
-  const int64_t blocks = scratch_blocks(on, n);
-  for (int64_t i = 0; i < n; i += blocks) {
-    on.launch(joint_kernel<T, true>, std::min(blocks, n - i), threads, 0, p + i * classes * items,
-              y + i * classes * items, int(classes), int(items), rank_tol, tolerance, value + i,
-              p_left + 2 * i * classes, p_right + 2 * i * items, y_left + 2 * i * items, y_right + 2 * i * classes,
-              scratch);
+  const int64_t threads = joint_threads(x.classes, x.items);
+  const double tolerance = orthogonality<T>(std::min(x.classes, x.items));
+  const bool shared = x.scratch == nullptr;
+  const auto kernel = shared ? joint_kernel<T, false> : joint_kernel<T, true>;
+  const int64_t bytes = shared ? JointLayout(x.classes, x.items).total * sizeof(double) : 0;
+  const int64_t blocks = shared ? x.n : scratch_blocks(on, x.n), size = x.classes * x.items;
+  for (int64_t i = 0; i < x.n; i += blocks) {
+    on.launch(kernel, std::min(blocks, x.n - i), threads, bytes, x.p + i * size, x.y + i * size, int(x.classes),
+              int(x.items), x.rank_tol, tolerance, x.value + i, x.p_left + 2 * i * x.classes,
+              x.p_right + 2 * i * x.items, x.y_left + 2 * i * x.items, x.y_right + 2 * i * x.classes, x.scratch);
   }
 }
 
 template <typename T>
-void log_condition_number_backward(const T* grad, const T* left, const T* right, int64_t n, int64_t rows, int64_t cols,
-                                   T* gradient, int device, void* stream) {
+void log_condition_number_backward(const LogConditionNumber<T>& x, int device, void* stream) {
   const Stream on("log_condition_number_backward", device, stream);
-  const int64_t total = n * rows * cols, blocks = (total + kThreads - 1) / kThreads;
+  const int64_t total = x.n * x.rows * x.cols, blocks = (total + kThreads - 1) / kThreads;
   if (total < std::numeric_limits<int>::max() / 2) {  // divisions of 32 bits are much cheaper
-    on.launch(outer_kernel<T, unsigned>, blocks, kThreads, 0, grad, left, right, unsigned(rows), unsigned(cols),
-              unsigned(total), gradient);
+    on.launch(outer_kernel<T, unsigned>, blocks, kThreads, 0, x.grad, x.left, x.right, unsigned(x.rows),
+              unsigned(x.cols), unsigned(total), x.gradient);
   } else {
-    on.launch(outer_kernel<T, int64_t>, blocks, kThreads, 0, grad, left, right, rows, cols, total, gradient);
+    on.launch(outer_kernel<T, int64_t>, blocks, kThreads, 0, x.grad, x.left, x.right, x.rows, x.cols, total,
+              x.gradient);
   }
 }
 
-#define D2NET_INSTANTIATE(T)                                                                                           \
-  template void log_condition_number<T>(const T*, int64_t, int64_t, int64_t, double, T*, T*, T*, double*, int, void*); \
-  template void joint_log_condition_number<T>(const T*, const T*, int64_t, int64_t, int64_t, double, T*, T*, T*, T*,   \
-                                              T*, double*, int, void*);                                                \
-  template void log_condition_number_backward<T>(const T*, const T*, const T*, int64_t, int64_t, int64_t, T*, int,     \
-                                                 void*);
-D2NET_INSTANTIATE(float)
-D2NET_INSTANTIATE(double)
-#undef D2NET_INSTANTIATE
+D2NET_INSTANTIATE_CUDA(log_condition_number, LogConditionNumber)
+D2NET_INSTANTIATE_CUDA(log_condition_number_backward, LogConditionNumber)
+D2NET_INSTANTIATE_CUDA(joint_log_condition_number, JointLogConditionNumber)
 
 }  // namespace d2net::cuda

@@ -27,17 +27,16 @@ __global__ void __launch_bounds__(kThreads) iou_kernel(const T* __restrict__ a, 
 }  // namespace
 
 template <typename T>
-void iou_1d(const T* a, int64_t n, const T* b, int64_t m, T* iou, int device, void* stream) {
+void iou_1d(const Iou<T>& x, int device, void* stream) {
   const Stream on("iou_1d", device, stream);
   int64_t width = kThreads;  // with few columns a block takes more rows
-  while (width > 32 && width / 2 >= m) width /= 2;
+  while (width > 32 && width / 2 >= x.m) width /= 2;
   const int64_t height = kThreads / width, rows = height * kRows;
   // One dimension: the others end at 65535 blocks, which either number of segments may need more of.
-  const int64_t tiles = (m + width - 1) / width;
-  on.launch(iou_kernel<T>, (n + rows - 1) / rows * tiles, {width, height}, 0, a, n, b, m, tiles, iou);
+  const int64_t tiles = (x.m + width - 1) / width;
+  on.launch(iou_kernel<T>, (x.n + rows - 1) / rows * tiles, {width, height}, 0, x.a, x.n, x.b, x.m, tiles, x.iou);
 }
 
-template void iou_1d<float>(const float*, int64_t, const float*, int64_t, float*, int, void*);
-template void iou_1d<double>(const double*, int64_t, const double*, int64_t, double*, int, void*);
+D2NET_INSTANTIATE_CUDA(iou_1d, Iou)
 
 }  // namespace d2net::cuda

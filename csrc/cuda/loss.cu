@@ -619,7 +619,7 @@ void loss(const Loss<X>& arguments, int device, void* stream) {
   const Tcam<A> tcam{{x.tcam},    x.labels,     c, with.min_snippets, with.skip_unlabelled != 0, x.counted,
                      x.s.arrived, x.s.n_arrived};
   const int64_t divisor = int64_t(with.topk_divisor);
-  const Pool<A> pool{x.lengths, b, t, c, divisor, x.attention, x.w.peak, x.pooled, x.w.kth, x.w.last};
+  const TopkPool<A> pool{x.tcam, x.lengths, b, t, c, divisor, x.attention, x.w.peak, x.pooled, x.w.kth, x.w.last};
   pool_columns(on, tcam, pool);
   const bool score = with.score != 0, compare = with.classify != 0 || with.update != 0 || !(score || x.has_video);
   const int64_t compared = with.classify != 0 ? b : 0, updated = with.update != 0 ? (d + kThreads - 1) / kThreads : 0;
@@ -670,14 +670,11 @@ void loss_backward(const Loss<X>& arguments, int device, void* stream) {
   pool_gradient(on, gradient, ToTcam<X>{x, snippet});
 }
 
-#define D2NET_INSTANTIATE(X)                                                              \
-  template int64_t loss_scratch_bytes<X>(int64_t, int64_t, int64_t, int64_t, int, void*); \
-  template void loss<X>(const Loss<X>&, int, void*);                                      \
-  template void loss_backward<X>(const Loss<X>&, int, void*);
-D2NET_INSTANTIATE(float)
-D2NET_INSTANTIATE(double)
-D2NET_INSTANTIATE(float16)
-D2NET_INSTANTIATE(bfloat16)
-#undef D2NET_INSTANTIATE
+D2NET_INSTANTIATE_CUDA_HALF(loss, Loss)
+D2NET_INSTANTIATE_CUDA_HALF(loss_backward, Loss)
+template int64_t loss_scratch_bytes<float>(int64_t, int64_t, int64_t, int64_t, int, void*);
+template int64_t loss_scratch_bytes<double>(int64_t, int64_t, int64_t, int64_t, int, void*);
+template int64_t loss_scratch_bytes<float16>(int64_t, int64_t, int64_t, int64_t, int, void*);
+template int64_t loss_scratch_bytes<bfloat16>(int64_t, int64_t, int64_t, int64_t, int, void*);
 
 }  // namespace d2net::cuda

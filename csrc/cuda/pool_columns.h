@@ -22,6 +22,7 @@
 #include "cuda/device.h"
 #include "cuda/vector.h"
 #include "math/topk.h"
+#include "topk_pool.h"
 
 namespace d2net::cuda {
 
@@ -75,17 +76,6 @@ constexpr int kKept = 128 / sizeof(typename Keys<T>::Key);  // entries of its co
 constexpr int kRowBatch = 8;    // of them, which are left out together where a column is short
 constexpr int kRowsOfLane = 2;  // in a block of rows: one after another
 
-template <typename T>
-struct Pool {
-  const int64_t* __restrict__ lengths;
-  int64_t b, t, c, divisor;
-  T* attention;  // with peak: see two_stream_tcam.h; null: not wanted
-  int32_t* peak;
-  T* pooled;  // with kth, last: see topk_pool.h
-  accumulator_t<T>* kth;
-  int32_t* last;
-};
-
 struct PoolLayout {
   int width, warps;         // columns of a block and warps of a column, powers of two
   unsigned columns_blocks;  // b times `tiles`; blocks of rows follow
@@ -97,7 +87,7 @@ struct PoolLayout {
 
 // attention and peak of rows [begin, end) of a recording, by all threads of the block.
 template <int N, typename Input, typename T = typename Input::Number>
-__device__ __forceinline__ void class_maxima(const Input& input, const Pool<T>& pool, int lanes, int64_t recording,
+__device__ __forceinline__ void class_maxima(const Input& input, const TopkPool<T>& pool, int lanes, int64_t recording,
                                              int64_t length, int64_t begin, int64_t end) {
   using Key = typename Keys<T>::Key;
   const int rows = 32 / lanes, lane = threadIdx.x % lanes;  // rows of a warp
@@ -140,7 +130,7 @@ __device__ __forceinline__ void class_maxima(const Input& input, const Pool<T>& 
 // row maxima are wanted, the last blocks have `layout.rows` rows of a recording each.
 template <bool kOneWarp, typename Input, typename T = typename Input::Number>
 __global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
-    pool_columns_kernel(const Input input, const Pool<T> pool, const PoolLayout layout) {
+    pool_columns_kernel(const Input input, const TopkPool<T> pool, const PoolLayout layout) {
   using Key = typename Keys<T>::Key;
   constexpr int R = kKept<T>;
   if (blockIdx.x >= layout.columns_blocks) {
@@ -270,7 +260,7 @@ __global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
 
 // The columns of every recording and, where pool.attention is not null, the rows.
 template <typename Input, typename T = typename Input::Number>
-void pool_columns(const Stream& on, const Input& input, const Pool<T>& pool) {
+void pool_columns(const Stream& on, const Input& input, const TopkPool<T>& pool) {
   if (std::max(pool.t, pool.c) > std::numeric_limits<int32_t>::max()) {
     throw std::length_error("topk_pool: T and C must be below 2^31");
   }

@@ -14,22 +14,9 @@
 #include "cuda/vector.h"
 #include "math/sigmoid.h"
 #include "math/topk.h"
+#include "topk_pool.h"
 
 namespace d2net::cuda {
-
-template <typename T>
-struct PooledGradient {
-  const T* __restrict__ of_x;          // (b, t, c) that reach the activations directly; null: none
-  const T* __restrict__ of_attention;  // (b, t) of the maximum over classes; null: none
-  const T* __restrict__ of_pooled;     // (b, c) of the top-k mean; null: none
-  const T* __restrict__ x;
-  const int64_t* __restrict__ lengths;
-  // (b, t) class of the maximum, none where it is not in [0, c); may be null without of_attention
-  const int32_t* __restrict__ peak;
-  const accumulator_t<T>* __restrict__ kth;  // (b, c), with last: see topk_pool.h
-  const int32_t* __restrict__ last;
-  int64_t b, t, c, divisor;
-};
 
 // Where it goes: to the activations themselves, ...
 template <typename T>
@@ -81,7 +68,7 @@ constexpr int kGradientThreads = 256;
 
 template <int N, typename T, typename To>
 __global__ void __launch_bounds__(kGradientThreads)
-    pooled_gradient_kernel(const PooledGradient<T> g, const To to, int64_t packs) {
+    pooled_gradient_kernel(const TopkPool<T> g, const To to, int64_t packs) {
   using A = accumulator_t<T>;
   const int64_t index = int64_t(blockIdx.x) * kGradientThreads + threadIdx.x;
   if (index >= packs) return;
@@ -127,7 +114,7 @@ __global__ void __launch_bounds__(kGradientThreads)
 }
 
 template <typename T, typename To>
-void pooled_gradient(const Stream& on, const PooledGradient<T>& g, const To& to) {
+void pooled_gradient(const Stream& on, const TopkPool<T>& g, const To& to) {
   constexpr int N = kPackOf<T>;
   const auto launch = [&](auto kernel, int64_t packs) {
     on.launch(kernel, (packs + kGradientThreads - 1) / kGradientThreads, kGradientThreads, 0, g, to, packs);

@@ -39,13 +39,10 @@ __device__ __forceinline__ int64_t length_of(const int64_t* lengths, int64_t i, 
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    snippet_pdmi_kernel(const T* __restrict__ attention, const T* __restrict__ scores,
-                        const int64_t* __restrict__ lengths, int64_t t, T fg_threshold, T bg_threshold, bool per_class,
-                        double entry_floor, double rank_tol, T* __restrict__ loss, bool* __restrict__ valid,
-                        T* __restrict__ weights) {
-  const int64_t i = blockIdx.x, length = length_of(lengths, i, t);
-  const T *row = attention + i * t, *row_scores = scores + i * t;
+__global__ void __launch_bounds__(kThreads) snippet_pdmi_kernel(const SnippetPdmi<T> x) {
+  const T fg_threshold = T(x.fg_threshold), bg_threshold = T(x.bg_threshold);
+  const int64_t i = blockIdx.x, length = length_of(x.lengths, i, x.t);
+  const T *row = x.attention + i * x.t, *row_scores = x.scores + i * x.t;
   const bool wide = is_aligned(row) && is_aligned(row_scores);
   int64_t foreground = 0, background = 0;
   double fg_sum = 0, bg_sum = 0;
@@ -65,78 +62,65 @@ __global__ void __launch_bounds__(kThreads)
   fg_sum = block_reduce(fg_sum, Sum{});
   bg_sum = block_reduce(bg_sum, Sum{});
   if (threadIdx.x > 0) return;
-  valid[i] = foreground > 0 && background > 0;
-  if (!valid[i]) {
-    loss[i] = weights[2 * i] = weights[2 * i + 1] = 0;
+  x.valid[i] = foreground > 0 && background > 0;
+  if (!x.valid[i]) {
+    x.loss[i] = x.weights[2 * i] = x.weights[2 * i + 1] = 0;
     return;
   }
   const double n_f = double(foreground), n_b = double(background);
-  const double fg = 1 / (per_class ? n_f : n_f + n_b), bg = 1 / (per_class ? n_b : n_f + n_b);
+  const double fg = 1 / (x.per_class ? n_f : n_f + n_b), bg = 1 / (x.per_class ? n_b : n_f + n_b);
   // Rows: lambda and 1 - lambda; columns: pseudo-foreground and pseudo-background.
-  const Condition2x2 u =
-      floored_condition_2x2(fg_sum * fg, bg_sum * bg, (n_f - fg_sum) * fg, (n_b - bg_sum) * bg, entry_floor, rank_tol);
-  loss[i] = T(log1p(u.excess));
-  weights[2 * i] = T((u.da - u.dc) * fg);
-  weights[2 * i + 1] = T((u.db - u.dd) * bg);
+  const Condition2x2 u = floored_condition_2x2(fg_sum * fg, bg_sum * bg, (n_f - fg_sum) * fg, (n_b - bg_sum) * bg,
+                                               x.entry_floor, x.rank_tol);
+  x.loss[i] = T(log1p(u.excess));
+  x.weights[2 * i] = T((u.da - u.dc) * fg);
+  x.weights[2 * i + 1] = T((u.db - u.dd) * bg);
 }
 
 // blocks: of each recording.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    snippet_pdmi_backward_kernel(const T* __restrict__ grad, const T* __restrict__ weights,
-                                 const T* __restrict__ scores, const int64_t* __restrict__ lengths, int64_t t,
-                                 unsigned blocks, T fg_threshold, T bg_threshold, T* __restrict__ gradient) {
+__global__ void __launch_bounds__(kThreads) snippet_pdmi_backward_kernel(const SnippetPdmi<T> x, unsigned blocks) {
+  const T fg_threshold = T(x.fg_threshold), bg_threshold = T(x.bg_threshold);
   const int64_t i = blockIdx.x / blocks;
   const int64_t k = (int64_t(blockIdx.x % blocks) * kThreads + threadIdx.x) * Run<T>::kSize;
-  if (k >= t) return;
-  const int64_t length = length_of(lengths, i, t);
-  const T* row = scores + i * t;
-  T* out = gradient + i * t;
+  if (k >= x.t) return;
+  const int64_t length = length_of(x.lengths, i, x.t);
+  const T* row = x.scores + i * x.t;
+  T* out = x.gradient + i * x.t;
   const Run<T> s = load(row, k, length, is_aligned(row));
-  const T fg = grad[i] * weights[2 * i], bg = grad[i] * weights[2 * i + 1];
+  const T fg = x.grad[i] * x.weights[2 * i], bg = x.grad[i] * x.weights[2 * i + 1];
   Run<T> result;
 #pragma unroll
   for (int j = 0; j < Run<T>::kSize; ++j) {
     const bool inside = k + j < length;
     result.x[j] = (inside && s.x[j] > fg_threshold ? fg : T(0)) + (inside && s.x[j] < bg_threshold ? bg : T(0));
   }
-  if (is_aligned(out) && k + Run<T>::kSize <= t) {
+  if (is_aligned(out) && k + Run<T>::kSize <= x.t) {
     *reinterpret_cast<Run<T>*>(out + k) = result;
     return;
   }
 #pragma unroll
   for (int j = 0; j < Run<T>::kSize; ++j) {
-    if (k + j < t) out[k + j] = result.x[j];
+    if (k + j < x.t) out[k + j] = result.x[j];
   }
 }
 
 }  // namespace
 
 template <typename T>
-void snippet_pdmi(const T* attention, const T* scores, const int64_t* lengths, int64_t b, int64_t t,
-                  double fg_threshold, double bg_threshold, bool per_class, double entry_floor, double rank_tol,
-                  T* loss, bool* valid, T* weights, int device, void* stream) {
+void snippet_pdmi(const SnippetPdmi<T>& x, int device, void* stream) {
   const Stream on("snippet_pdmi", device, stream);
-  on.launch(snippet_pdmi_kernel<T>, b, kThreads, 0, attention, scores, lengths, t, T(fg_threshold), T(bg_threshold),
-            per_class, entry_floor, rank_tol, loss, valid, weights);
+  on.launch(snippet_pdmi_kernel<T>, x.b, kThreads, 0, x);
 }
 
 template <typename T>
-void snippet_pdmi_backward(const T* grad, const T* weights, const T* scores, const int64_t* lengths, int64_t b,
-                           int64_t t, double fg_threshold, double bg_threshold, T* gradient, int device, void* stream) {
+void snippet_pdmi_backward(const SnippetPdmi<T>& x, int device, void* stream) {
   const Stream on("snippet_pdmi_backward", device, stream);
-  const int64_t run = kThreads * Run<T>::kSize, blocks = (t + run - 1) / run;
-  on.launch(snippet_pdmi_backward_kernel<T>, b * blocks, kThreads, 0, grad, weights, scores, lengths, t,
-            unsigned(blocks), T(fg_threshold), T(bg_threshold), gradient);
+  const int64_t run = kThreads * Run<T>::kSize, blocks = (x.t + run - 1) / run;
+  on.launch(snippet_pdmi_backward_kernel<T>, x.b * blocks, kThreads, 0, x, unsigned(blocks));
 }
 
-#define D2NET_INSTANTIATE(T)                                                                                        \
-  template void snippet_pdmi<T>(const T*, const T*, const int64_t*, int64_t, int64_t, double, double, bool, double, \
-                                double, T*, bool*, T*, int, void*);                                                 \
-  template void snippet_pdmi_backward<T>(const T*, const T*, const T*, const int64_t*, int64_t, int64_t, double,    \
-                                         double, T*, int, void*);
-D2NET_INSTANTIATE(float)
-D2NET_INSTANTIATE(double)
-#undef D2NET_INSTANTIATE
+D2NET_INSTANTIATE_CUDA(snippet_pdmi, SnippetPdmi)
+D2NET_INSTANTIATE_CUDA(snippet_pdmi_backward, SnippetPdmi)
 
 }  // namespace d2net::cuda

@@ -45,56 +45,24 @@ struct TwoStreams {
 }  // namespace
 
 template <typename T>
-void tcam_pool(const T* tcam, const int64_t* lengths, int64_t b, int64_t t, int64_t c, int64_t divisor, T* attention,
-               int32_t* peak, T* pooled, accumulator_t<T>* kth, int32_t* last, int device, void* stream) {
-  const Stream on("tcam_pool", device, stream);
-  pool_columns(on, Plain<T>{tcam}, Pool<T>{lengths, b, t, c, divisor, attention, peak, pooled, kth, last});
+void tcam_pool(const TopkPool<T>& x, int device, void* stream) {
+  pool_columns(Stream("tcam_pool", device, stream), Plain<T>{x.x}, x);
 }
 
 template <typename T>
-void tcam_pool_backward(const T* grad_attention, const T* grad_pooled, const T* tcam, const int64_t* lengths,
-                        const int32_t* peak, const accumulator_t<T>* kth, const int32_t* last, int64_t b, int64_t t,
-                        int64_t c, int64_t divisor, T* grad_tcam, int device, void* stream) {
-  const Stream on("tcam_pool_backward", device, stream);
-  const PooledGradient<T> gradient{nullptr, grad_attention, grad_pooled, tcam, lengths, peak,
-                                   kth,     last,           b,           t,    c,       divisor};
-  pooled_gradient(on, gradient, ToActivations<T>{grad_tcam});
+void two_stream_tcam(const TwoStreamTcam<T>& x, int device, void* stream) {
+  const TwoStreams<T> streams{x.logits_a, x.logits_b, x.tcam};
+  pool_columns(Stream("two_stream_tcam", device, stream), streams, x.pool);
 }
 
 template <typename T>
-void two_stream_tcam(const T* logits_a, const T* logits_b, const int64_t* lengths, int64_t b, int64_t t, int64_t c,
-                     int64_t divisor, T* tcam, T* attention, int32_t* peak, T* pooled, accumulator_t<T>* kth,
-                     int32_t* last, int device, void* stream) {
-  const Stream on("two_stream_tcam", device, stream);
-  pool_columns(on, TwoStreams<T>{logits_a, logits_b, tcam},
-               Pool<T>{lengths, b, t, c, divisor, attention, peak, pooled, kth, last});
+void two_stream_tcam_backward(const TwoStreamTcam<T>& x, int device, void* stream) {
+  const ToLogits<T> logits{x.logits_a, x.logits_b, x.grad_a, x.grad_b};
+  pooled_gradient(Stream("two_stream_tcam_backward", device, stream), x.pool, logits);
 }
 
-template <typename T>
-void two_stream_tcam_backward(const T* grad_tcam, const T* grad_attention, const T* grad_pooled, const T* logits_a,
-                              const T* logits_b, const T* tcam, const int64_t* lengths, const int32_t* peak,
-                              const accumulator_t<T>* kth, const int32_t* last, int64_t b, int64_t t, int64_t c,
-                              int64_t divisor, T* grad_a, T* grad_b, int device, void* stream) {
-  const Stream on("two_stream_tcam_backward", device, stream);
-  const PooledGradient<T> gradient{grad_tcam, grad_attention, grad_pooled, tcam, lengths, peak,
-                                   kth,       last,           b,           t,    c,       divisor};
-  pooled_gradient(on, gradient, ToLogits<T>{logits_a, logits_b, grad_a, grad_b});
-}
-
-#define D2NET_INSTANTIATE(T)                                                                                           \
-  template void tcam_pool<T>(const T*, const int64_t*, int64_t, int64_t, int64_t, int64_t, T*, int32_t*, T*,           \
-                             accumulator_t<T>*, int32_t*, int, void*);                                                 \
-  template void tcam_pool_backward<T>(const T*, const T*, const T*, const int64_t*, const int32_t*,                    \
-                                      const accumulator_t<T>*, const int32_t*, int64_t, int64_t, int64_t, int64_t, T*, \
-                                      int, void*);                                                                     \
-  template void two_stream_tcam<T>(const T*, const T*, const int64_t*, int64_t, int64_t, int64_t, int64_t, T*, T*,     \
-                                   int32_t*, T*, accumulator_t<T>*, int32_t*, int, void*);                             \
-  template void two_stream_tcam_backward<T>(const T*, const T*, const T*, const T*, const T*, const T*,                \
-                                            const int64_t*, const int32_t*, const accumulator_t<T>*, const int32_t*,   \
-                                            int64_t, int64_t, int64_t, int64_t, T*, T*, int, void*);
-D2NET_INSTANTIATE(float)
-D2NET_INSTANTIATE(double)
-D2NET_INSTANTIATE(float16)
-D2NET_INSTANTIATE(bfloat16)
+D2NET_INSTANTIATE_CUDA_HALF(tcam_pool, TopkPool)
+D2NET_INSTANTIATE_CUDA_HALF(two_stream_tcam, TwoStreamTcam)
+D2NET_INSTANTIATE_CUDA_HALF(two_stream_tcam_backward, TwoStreamTcam)
 
 }  // namespace d2net::cuda

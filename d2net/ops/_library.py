@@ -64,8 +64,8 @@ def register(
         check: the same signature; raises InputError for what the kernels must not see: shapes, types and devices of all
             tensors, and numbers out of range. What tensors hold is the kernels' business: they clamp or skip.
         kernel: for both kinds of device, called as ``kernel(native, *inputs)``, where ``native(function, like, *args)``
-            is :func:`_native.on_cpu` or :func:`_native.on_cuda`; or
-        cpu, cuda: one for each. ``cuda`` is registered if the extension was built with CUDA.
+            is :func:`_native.on_cpu` or :func:`_native.on_cuda`, with tensors as :func:`_native.reading` gives them; or
+        cpu, cuda: one for each, of what comes. ``cuda`` is registered if the extension was built with CUDA.
         fake: the same signature; returns empty tensors of the results' shape, dtype and device.
         setup_context, backward: as for ``torch.library.register_autograd``; None: no result is differentiable.
         autocast: type that autocast converts floating inputs to; None leaves them as they come, for operators that
@@ -75,7 +75,11 @@ def register(
     tags = (torch.Tag.pt2_compliant_tag,)
     LIBRARY.define(schema, tags=tags)
     if kernel is not None:
-        cpu, cuda = partial(kernel, _native.on_cpu), partial(kernel, _native.on_cuda)
+        arguments = getattr(torch.ops.d2net, name).default._schema.arguments
+        tensors = tuple(i for i, x in enumerate(arguments) if str(x.type) in ("Tensor", "Optional[Tensor]"))
+        lengths = next((i for i in tensors if arguments[i].name == "lengths"), -1)
+        cpu = cpu or _native.reading(_native.on_cpu, kernel, fake, tensors, lengths)
+        cuda = cuda or _native.reading(_native.on_cuda, kernel, fake, tensors, lengths)
     assert cpu is not None
     kernels = {"cpu": _checked(name, check, cpu)}
     if cuda is not None:

@@ -12,7 +12,7 @@ import importlib
 import re
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ def _load() -> ModuleType:
 
 _C = _load()
 Native = Callable[..., Any]  # on_cpu or on_cuda, below
+Members = tuple[Tensor | float | None, ...]  # of a struct, in their order
+Argument = Tensor | float | Members | None
 _SUFFIX = {
     torch.float32: "float32",
     torch.float64: "float64",
@@ -39,19 +41,12 @@ _SUFFIX = {
 }
 
 
-class Struct(NamedTuple):
-    """A struct of 8 bytes a member: settings, which become doubles, then integers and tensors."""
-
-    settings: tuple[float, ...]
-    members: tuple[Tensor | int | None, ...]
-
-
 def build_info() -> dict[str, Any]:
     """How it was built: ``compiler``, ``cuda`` (bool), ``cuda_compiler`` and ``cuda_archs`` ('' without CUDA)."""
     return dict(_C.build_info())
 
 
-def cpu(function: str, dtype: torch.dtype, *args: Tensor | float | Struct | None) -> Any:
+def cpu(function: str, dtype: torch.dtype, *args: Argument) -> Any:
     """Call the CPU function ``function`` for ``dtype`` with up to ``torch.get_num_threads()`` threads.
 
     Of tensors it gets the address, null of None; the number of threads is added last.
@@ -59,7 +54,7 @@ def cpu(function: str, dtype: torch.dtype, *args: Tensor | float | Struct | None
     return _bound(function, dtype)(*args, torch.get_num_threads())
 
 
-def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: Tensor | float | Struct | None) -> Any:
+def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: Argument) -> Any:
     """Enqueue the kernels of ``function`` on ``device`` and its current stream; both are added last.
 
     Raises:
@@ -118,14 +113,49 @@ def runs_on(archs: str, capability: tuple[int, int]) -> bool:
     return False
 
 
-def on_cpu(function: str, like: Tensor, *args: Tensor | float | Struct | None) -> Any:
+def on_cpu(function: str, like: Tensor, *args: Argument) -> Any:
     """:func:`cpu` for the type of ``like``."""
-    return cpu(function, like.dtype, *args)
+    return _bound(function, like.dtype)(*args, torch.get_num_threads())
 
 
-def on_cuda(function: str, like: Tensor, *args: Tensor | float | Struct | None) -> Any:
+def on_cuda(function: str, like: Tensor, *args: Argument) -> Any:
     """:func:`cuda` for the type and the device of ``like``."""
     return cuda(function, like.dtype, like.device, *args)
+
+
+def reading(
+    native: Native, kernel: Callable[..., Any], fake: Callable[..., Any], tensors: tuple[int, ...], lengths: int
+) -> Callable[..., Any]:
+    """``kernel(native, *arguments)`` with tensors, the arguments number ``tensors``, as the extension reads them.
+
+    That is contiguous; argument number ``lengths`` (-1: there is none) in int64; and on a CPU half precision in
+    float32, where results are converted to the types of those that ``fake`` makes.
+    """
+    widens = native is on_cpu
+
+    def call(*arguments: Any) -> Any:
+        read, widened = list(arguments), False
+        for i in tensors:
+            x = arguments[i]
+            if x is None:
+                continue
+            dtype = x.dtype
+            if dtype is not torch.float32:  # nearly always
+                if i == lengths:
+                    if dtype is not torch.int64:
+                        x = x.to(torch.int64)
+                elif widens and (dtype is torch.float16 or dtype is torch.bfloat16):
+                    x, widened = x.float(), True
+            read[i] = x.contiguous()
+        results = kernel(native, *read)
+        if not widened:
+            return results
+        wanted = fake(*arguments)
+        if isinstance(results, Tensor):
+            return results.to(wanted.dtype)
+        return tuple([x.to(like.dtype) for x, like in zip(results, wanted, strict=True)])
+
+    return call
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -133,9 +163,11 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-def plain(x: Tensor) -> Tensor:
-    """``x`` as the CPU functions read it: contiguous, half precision in float32."""
-    return (x if x.dtype in (torch.float32, torch.float64) else x.float()).contiguous()
+def empty_sums(x: Tensor, *size: int) -> Tensor:
+    """Memory for sums over ``x``."""
+    if x.dtype is torch.float32:  # a call without dtype takes half as long
+        return x.new_empty(*size)
+    return x.new_empty(*size, dtype=accumulator(x.dtype))
 
 
 def address(function: str, x: Tensor) -> int:

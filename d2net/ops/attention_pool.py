@@ -9,6 +9,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
+from d2net.ops._native import Native
 from d2net.ops.checks import (
     as_number,
     as_tensor,
@@ -122,78 +123,30 @@ def _check(
     check_numbers(operator, threshold=threshold, background_threshold=background_threshold)
 
 
-def _cpu(
+def _forward(
+    native: Native,
     x: Tensor,
     attention: Tensor,
     lengths: Tensor | None,
     threshold: float,
     background_threshold: float,
     mean: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     b, t, d = x.shape
-    lengths = _native.plain_lengths(lengths)
-    fg, bg = attention.new_empty(b, d), attention.new_empty(b, d)
-    valid_fg, valid_bg = x.new_empty(b, dtype=torch.bool), x.new_empty(b, dtype=torch.bool)
-    _native.cpu(
-        "attention_pool",
-        attention.dtype,
-        x.to(attention.dtype).contiguous(),
-        attention.contiguous(),
-        lengths,
-        b,
-        t,
-        d,
-        threshold,
-        background_threshold,
-        mean,
-        fg,
-        bg,
-        valid_fg,
-        valid_bg,
-    )
-    return fg, bg, valid_fg, valid_bg
-
-
-def _cuda(
-    x: Tensor,
-    attention: Tensor,
-    lengths: Tensor | None,
-    threshold: float,
-    background_threshold: float,
-    mean: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    b, t, d = x.shape
-    lengths = _native.plain_lengths(lengths)
-    fg, bg = attention.new_empty(b, d), attention.new_empty(b, d)
-    valid_fg, valid_bg = x.new_empty(b, dtype=torch.bool), x.new_empty(b, dtype=torch.bool)
-    chunks = -(-t // _CHUNK)
-    _native.cuda(
-        "attention_pool",
-        x.dtype,
-        x.device,
-        x.contiguous(),
-        attention.contiguous(),
-        lengths,
-        b,
-        t,
-        d,
-        threshold,
-        background_threshold,
-        mean,
-        attention.new_empty(b, chunks, 2, d),
-        x.new_empty(b * (d // 32 + 1), dtype=torch.int32),
-        fg,
-        bg,
-        valid_fg,
-        valid_bg,
-    )
-    return fg, bg, valid_fg, valid_bg
+    fg, bg, valid_fg, valid_bg = results = _fake(x, attention, lengths, threshold, background_threshold, mean)
+    partial = arrived = none = None
+    if native is _native.on_cuda:
+        partial = attention.new_empty(b, -(-t // _CHUNK), 2, d)
+        arrived = x.new_empty(b * (d // 32 + 1), dtype=torch.int32)
+    inputs = threshold, background_threshold, mean, x, attention, lengths, b, t, d
+    members = *inputs, fg, bg, valid_fg, valid_bg, partial, arrived, none, none, none, none, none
+    native("attention_pool", x, members)
+    return results
 
 
 def _fake(x, attention, lengths, threshold, background_threshold, mean) -> tuple[Tensor, ...]:
-    b, _, d = x.shape
-    vectors = [attention.new_empty(b, d) for _ in range(2)]
-    return *vectors, *(x.new_empty(b, dtype=torch.bool) for _ in range(2))
+    (b, _, d), flag = x.shape, torch.bool
+    return attention.new_empty(b, d), attention.new_empty(b, d), x.new_empty(b, dtype=flag), x.new_empty(b, dtype=flag)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -246,7 +199,8 @@ def _check_backward(
         check_like(where, "bg", bg, *like)
 
 
-def _backward_cpu(
+def _gradient(
+    native: Native,
     x: Tensor,
     attention: Tensor,
     lengths: Tensor | None,
@@ -260,78 +214,18 @@ def _backward_cpu(
     need_x: bool,
     need_attention: bool,
 ) -> tuple[Tensor, Tensor]:
-    b, t, d = x.shape
-    dtype = attention.dtype
-    lengths = _native.plain_lengths(lengths)
-    fg, bg = _native.contiguous(fg, bg) if mean else (None, None)
-    grad_x = attention.new_empty(x.shape if need_x else 0)
-    grad_attention = attention.new_empty((b, t) if need_attention else 0)
-    _native.cpu(
-        "attention_pool_backward",
-        dtype,
-        x.to(dtype).contiguous() if need_attention else None,
-        attention.contiguous(),
-        lengths,
-        fg,
-        bg,
-        grad_fg.contiguous(),
-        grad_bg.contiguous(),
-        b,
-        t,
-        d,
-        threshold,
-        background_threshold,
-        mean,
-        grad_x if need_x else None,
-        grad_attention if need_attention else None,
-    )
-    return grad_x.to(x.dtype), grad_attention
-
-
-def _backward_cuda(
-    x: Tensor,
-    attention: Tensor,
-    lengths: Tensor | None,
-    fg: Tensor | None,
-    bg: Tensor | None,
-    grad_fg: Tensor,
-    grad_bg: Tensor,
-    threshold: float,
-    background_threshold: float,
-    mean: bool,
-    need_x: bool,
-    need_attention: bool,
-) -> tuple[Tensor, Tensor]:
-    b, t, d = x.shape
-    lengths = _native.plain_lengths(lengths)
-    fg, bg = _native.contiguous(fg, bg) if mean else (None, None)
     grad_x = x.new_empty(x.shape if need_x else 0)
-    grad_attention = attention.new_empty((b, t) if need_attention else 0)
-    _native.cuda(
-        "attention_pool_backward",
-        x.dtype,
-        x.device,
-        x.contiguous() if need_attention else None,
-        attention.contiguous(),
-        lengths,
-        fg,
-        bg,
-        grad_fg.contiguous(),
-        grad_bg.contiguous(),
-        b,
-        t,
-        d,
-        threshold,
-        background_threshold,
-        mean,
-        attention.new_empty(b, 2, 2) if mean else None,
-        grad_x if need_x else None,
-        grad_attention if need_attention else None,
-    )
+    grad_attention = attention.new_empty(attention.shape if need_attention else 0)
+    terms = attention.new_empty(x.shape[0], 2, 2) if mean and native is _native.on_cuda else None
+    none = None
+    settings = threshold, background_threshold, mean
+    saved = x, attention, lengths, *x.shape, fg, bg, none, none, none, none
+    gradients = grad_fg, grad_bg, grad_x if need_x else none, grad_attention if need_attention else none, terms
+    native("attention_pool_backward", x, (*settings, *saved, *gradients))
     return grad_x, grad_attention
 
 
-def _backward_fake(
+def _gradient_fake(
     x, attention, lengths, fg, bg, grad_fg, grad_bg, threshold, background_threshold, mean, need_x, need_attention
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape if need_x else 0), attention.new_empty(attention.shape if need_attention else 0)
@@ -341,8 +235,7 @@ _SETTINGS = "float threshold, float background_threshold, bool mean"
 _attention_pool = _library.register(
     f"attention_pool(Tensor x, Tensor attention, Tensor? lengths, {_SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor)",
     check=_check,
-    cpu=_cpu,
-    cuda=_cuda,
+    kernel=_forward,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -351,8 +244,7 @@ _attention_pool_backward = _library.register(
     "attention_pool_backward(Tensor x, Tensor attention, Tensor? lengths, Tensor? fg, Tensor? bg, Tensor grad_fg, "
     f"Tensor grad_bg, {_SETTINGS}, bool need_x, bool need_attention) -> (Tensor, Tensor)",
     check=_check_backward,
-    cpu=_backward_cpu,
-    cuda=_backward_cuda,
-    fake=_backward_fake,
+    kernel=_gradient,
+    fake=_gradient_fake,
     backward=_library.refuse_double_backward,
 )

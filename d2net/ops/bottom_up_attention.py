@@ -7,6 +7,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
+from d2net.ops._native import Native
 from d2net.ops.checks import as_tensor, as_tensors, check_floating, check_lengths, check_like, check_shape, within
 from d2net.ops.precision import product
 
@@ -76,43 +77,10 @@ def _check(
         )
 
 
-def _cpu(x: Tensor, reference: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    b, t, d = x.shape
-    lengths = _native.plain_lengths(lengths)
-    attention, norms = reference.new_empty(b, t), reference.new_empty(b, t)
-    _native.cpu(
-        "bottom_up_attention",
-        reference.dtype,
-        x.to(reference.dtype).contiguous(),
-        reference.contiguous(),
-        lengths,
-        b,
-        t,
-        d,
-        attention,
-        norms,
-    )
-    return attention, norms
-
-
-def _cuda(x: Tensor, reference: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    b, t, d = x.shape
-    lengths = _native.plain_lengths(lengths)
-    attention, norms = reference.new_empty(b, t), reference.new_empty(b, t)
-    _native.cuda(
-        "bottom_up_attention",
-        x.dtype,
-        x.device,
-        x.contiguous(),
-        reference.contiguous(),
-        lengths,
-        b,
-        t,
-        d,
-        attention,
-        norms,
-    )
-    return attention, norms
+def _forward(native: Native, x: Tensor, reference: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    out = _fake(x, reference, lengths)
+    native("bottom_up_attention", x, (x, reference, lengths, *x.shape, *out))
+    return out
 
 
 def _fake(x, reference, lengths) -> tuple[Tensor, Tensor]:
@@ -178,8 +146,7 @@ def _gradients_fake(x, reference, attention, norms, grad, need_x, need_reference
 _bottom_up_attention = _library.register(
     "bottom_up_attention(Tensor x, Tensor reference, Tensor? lengths) -> (Tensor, Tensor)",
     check=_check,
-    cpu=_cpu,
-    cuda=_cuda,
+    kernel=_forward,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,

@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
+from d2net.ops._native import Native
 from d2net.ops.checks import (
     as_number,
     as_tensor,
@@ -187,20 +188,12 @@ def _check_size(operator: str, size: int) -> None:
         raise InputError(f"d2net::{operator}: sizes are at most {MAX_SIZE}, found {size}; call d2net.ops.{operator}")
 
 
-def _cpu(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(native: Native, u: Tensor, rank_tol: float) -> tuple[Tensor, ...]:
     out = _fake(u, rank_tol)
     if u.numel() == 0:
         return _zeros(out)
-    _native.cpu("log_condition_number", u.dtype, u.contiguous(), *u.shape, rank_tol, *out)
-    return out
-
-
-def _cuda(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor, Tensor]:
-    out = _fake(u, rank_tol)
-    if u.numel() == 0:
-        return _zeros(out)
-    scratch = _scratch("log_condition_number", u) if u.shape[1] * u.shape[2] > _SMALL else None
-    _native.cuda("log_condition_number", u.dtype, u.device, u.contiguous(), *u.shape, rank_tol, *out, scratch)
+    scratch = _scratch(native, "log_condition_number", u)
+    native("log_condition_number", u, (rank_tol, u, *u.shape, *out, scratch, None, None))
     return out
 
 
@@ -211,9 +204,11 @@ def _zeros(out: Results) -> Results:
     return out
 
 
-def _scratch(function: str, x: Tensor) -> Tensor | None:
-    """Memory for matrices of which a block of this device's threads has no room for one."""
-    size = _native.cuda(f"{function}_scratch", x.dtype, x.device, *x.shape)
+def _scratch(native: Native, function: str, x: Tensor) -> Tensor | None:
+    """Memory for matrices of which a CUDA block of this device's threads has no room for one."""
+    if native is _native.on_cpu or x.shape[1] * x.shape[2] <= _SMALL:
+        return None
+    size = native(f"{function}_scratch", x, *x.shape)
     return x.new_empty(size, dtype=torch.float64) if size > 0 else None
 
 
@@ -247,40 +242,24 @@ def _check_backward(grad: Tensor, left: Tensor, right: Tensor) -> None:
     check_like(where, "grad", grad, (n,), dtype, device)
 
 
-def _backward_cpu(grad: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    gradient = _backward_fake(grad, left, right)
+def _gradient(native: Native, grad: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    gradient, none = _gradient_fake(grad, left, right), None
     if gradient.numel() > 0:
-        inputs = _native.contiguous(grad, left, right)
-        _native.cpu("log_condition_number_backward", left.dtype, *inputs, *gradient.shape, gradient)
+        members = 0.0, none, *gradient.shape, none, left, right, none, grad, gradient
+        native("log_condition_number_backward", left, members)
     return gradient
 
 
-def _backward_cuda(grad: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    gradient = _backward_fake(grad, left, right)
-    inputs = _native.contiguous(grad, left, right)
-    _native.cuda("log_condition_number_backward", left.dtype, left.device, *inputs, *gradient.shape, gradient)
-    return gradient
-
-
-def _backward_fake(grad: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def _gradient_fake(grad: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return left.new_empty(left.shape[0], left.shape[2], right.shape[2])
 
 
-def _joint_cpu(p: Tensor, y: Tensor, rank_tol: float) -> tuple[Tensor, ...]:
+def _joint_forward(native: Native, p: Tensor, y: Tensor, rank_tol: float) -> tuple[Tensor, ...]:
     out = _joint_fake(p, y, rank_tol)
     if p.numel() == 0:
         return _zeros(out)
-    _native.cpu("joint_log_condition_number", p.dtype, *_native.contiguous(p, y), *p.shape, rank_tol, *out)
-    return out
-
-
-def _joint_cuda(p: Tensor, y: Tensor, rank_tol: float) -> tuple[Tensor, ...]:
-    out = _joint_fake(p, y, rank_tol)
-    if p.numel() == 0:
-        return _zeros(out)
-    scratch = _scratch("joint_log_condition_number", p) if p.shape[1] * p.shape[2] > _SMALL else None
-    shape, p, y = p.shape, p.contiguous(), y.contiguous()
-    _native.cuda("joint_log_condition_number", p.dtype, p.device, p, y, *shape, rank_tol, *out, scratch)
+    scratch = _scratch(native, "joint_log_condition_number", p)
+    native("joint_log_condition_number", p, (rank_tol, p, y, *p.shape, *out, scratch))
     return out
 
 
@@ -305,8 +284,7 @@ def _joint_backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, 
 _log_condition_number = _library.register(
     "log_condition_number(Tensor u, float rank_tol) -> (Tensor value, Tensor left, Tensor right)",
     check=_check,
-    cpu=_cpu,
-    cuda=_cuda,
+    kernel=_forward,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -316,8 +294,7 @@ _joint_log_condition_number = _library.register(
     "joint_log_condition_number(Tensor p, Tensor y, float rank_tol)"
     " -> (Tensor value, Tensor p_left, Tensor p_right, Tensor y_left, Tensor y_right)",
     check=_joint_check,
-    cpu=_joint_cpu,
-    cuda=_joint_cuda,
+    kernel=_joint_forward,
     fake=_joint_fake,
     setup_context=_setup_context,
     backward=_joint_backward,
@@ -326,8 +303,7 @@ _joint_log_condition_number = _library.register(
 _log_condition_number_backward = _library.register(
     "log_condition_number_backward(Tensor grad, Tensor left, Tensor right) -> Tensor",
     check=_check_backward,
-    cpu=_backward_cpu,
-    cuda=_backward_cuda,
-    fake=_backward_fake,
+    kernel=_gradient,
+    fake=_gradient_fake,
     backward=_library.refuse_double_backward,
 )

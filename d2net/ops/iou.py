@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from d2net.errors import InputError
-from d2net.ops import _library, _native
+from d2net.ops import _library
+from d2net.ops._native import Native
 from d2net.ops.checks import as_tensors, check_computed, check_floating, check_like
 
 
@@ -72,15 +73,9 @@ def _check(a: Tensor, b: Tensor, operator: str = "iou_1d") -> None:
         )
 
 
-def _cpu(a: Tensor, b: Tensor) -> Tensor:
-    out = a.new_empty(len(a), len(b))
-    _native.cpu("iou_1d", a.dtype, a.contiguous(), len(a), b.contiguous(), len(b), out)
-    return out
-
-
-def _cuda(a: Tensor, b: Tensor) -> Tensor:
-    out = a.new_empty(len(a), len(b))
-    _native.cuda("iou_1d", a.dtype, a.device, a.contiguous(), len(a), b.contiguous(), len(b), out)
+def _forward(native: Native, a: Tensor, b: Tensor) -> Tensor:
+    out = _fake(a, b)
+    native("iou_1d", a, (a, len(a), b, len(b), out))
     return out
 
 
@@ -127,8 +122,7 @@ def _backward_fake(grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 _iou_1d = _library.register(
     "iou_1d(Tensor a, Tensor b) -> Tensor",
     check=_check,
-    cpu=_cpu,
-    cuda=_cuda,
+    kernel=_forward,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
-from d2net.ops._native import Native, Struct
+from d2net.ops._native import Native
 from d2net.ops.checks import (
     check_computed,
     check_floating,
@@ -160,7 +160,7 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _forward(native: Native, *arguments: Any) -> tuple[Tensor, ...]:
     *inputs, values = arguments
-    x, settings = _readable(native, inputs), _named(values)
+    x, settings = LossInputs(*inputs), _named(values)
     results = _empty(x, settings)
     _run(native, "loss", x, settings, results, *(None,) * (_SMOOTH + 2))
     return tuple(results)
@@ -186,7 +186,7 @@ def _run(
         size = _scratch_bytes(like.dtype, like.device, sizes)
         scratch = torch.empty(size, dtype=torch.uint8, device=like.device)
     members = *sizes, *x, *results, results[-1].numel(), *gradients, scratch, size
-    native(function, like, Struct(settings, members))
+    native(function, like, (*settings, *members))
 
 
 @functools.lru_cache(maxsize=64)

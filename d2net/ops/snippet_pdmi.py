@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from d2net.ops import _library, _native
+from d2net.ops import _library
 from d2net.ops._native import Native
 from d2net.ops.checks import (
     as_number,
@@ -130,11 +130,19 @@ def _check(
 
 
 def _forward(
-    native: Native, attention: Tensor, scores: Tensor, lengths: Tensor | None, *options: float
+    native: Native,
+    attention: Tensor,
+    scores: Tensor,
+    lengths: Tensor | None,
+    fg_threshold: float,
+    bg_threshold: float,
+    per_class: bool,
+    entry_floor: float,
+    rank_tol: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = _fake(attention)
-    inputs = attention.contiguous(), scores.contiguous(), _native.plain_lengths(lengths), *attention.shape
-    native("snippet_pdmi", attention, *inputs, *options, *out)
+    settings = fg_threshold, bg_threshold, entry_floor, rank_tol, per_class
+    native("snippet_pdmi", attention, (*settings, attention, scores, lengths, *attention.shape, *out, None, None))
     return out
 
 
@@ -174,11 +182,11 @@ def _check_backward(
 
 
 def _gradient(
-    native: Native, grad: Tensor, weights: Tensor, scores: Tensor, lengths: Tensor | None, *options: float
+    native: Native, grad: Tensor, weights: Tensor, scores: Tensor, lengths: Tensor | None, *thresholds: float
 ) -> Tensor:
-    gradient = weights.new_empty(scores.shape)
-    inputs = *_native.contiguous(grad, weights, scores), _native.plain_lengths(lengths), *scores.shape
-    native("snippet_pdmi_backward", weights, *inputs, *options, gradient)
+    gradient, none = weights.new_empty(scores.shape), None
+    inputs = *thresholds, 0.0, 0.0, 0, none, scores, lengths, *scores.shape
+    native("snippet_pdmi_backward", weights, (*inputs, none, none, weights, grad, gradient))
     return gradient
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops import _library, _native
+from d2net.ops._native import Members, Native
 from d2net.ops.checks import as_tensor, as_whole, check_floating, check_lengths, check_like, check_shape, within
 
 
@@ -71,24 +72,22 @@ def check_taken(operator: str, kth: Tensor, last: Tensor, x: Tensor) -> None:
     check_like(operator, "last", last, shape, torch.int32, device)
 
 
-def _cpu(x: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, Tensor, Tensor]:
-    wide, (b, t, c) = _native.plain(x), x.shape
-    pooled, kth, last = wide.new_empty(b, c), wide.new_empty(b, c), wide.new_empty(b, c, dtype=torch.int32)
-    lengths = _native.plain_lengths(lengths)
-    _native.cpu("topk_pool", wide.dtype, wide, lengths, b, t, c, divisor, pooled, kth, last)
-    return pooled.to(x.dtype), kth, last
+def topk_struct(
+    x: Tensor, lengths: Tensor | None, divisor: int, results: Members, gradients: Members = (None,) * 4
+) -> Members:
+    """TopkPool of csrc/topk_pool.h. Results: attention, peak, pooled, kth, last; gradients: of_x ... grad_x."""
+    return x, lengths, *x.shape, divisor, *results, *gradients
 
 
-def _cuda(x: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, Tensor, Tensor]:
-    x, lengths, results = x.contiguous(), _native.plain_lengths(lengths), _fake(x, lengths, divisor)
-    _native.cuda("topk_pool", x.dtype, x.device, x, lengths, *x.shape, divisor, *results)
+def _forward(native: Native, x: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, Tensor, Tensor]:
+    results = _fake(x, lengths, divisor)
+    native("topk_pool", x, topk_struct(x, lengths, divisor, (None, None, *results)))
     return results
 
 
 def _fake(x: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, Tensor, Tensor]:
-    shape = (x.shape[0], x.shape[2])
-    kth = x.new_empty(shape, dtype=_native.accumulator(x.dtype))
-    return x.new_empty(shape), kth, x.new_empty(shape, dtype=torch.int32)
+    b, _, c = x.shape
+    return x.new_empty(b, c), _native.empty_sums(x, b, c), x.new_empty(b, c, dtype=torch.int32)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -111,22 +110,16 @@ def _check_backward(grad: Tensor, x: Tensor, lengths: Tensor | None, kth: Tensor
     check_taken("topk_pool_backward", kth, last, x)
 
 
-def _backward_cpu(grad: Tensor, x: Tensor, lengths: Tensor | None, kth: Tensor, last: Tensor, divisor: int) -> Tensor:
-    wide, (b, t, c) = _native.plain(x), x.shape
-    out, lengths = torch.empty_like(wide), _native.plain_lengths(lengths)
-    saved = wide, lengths, *_native.contiguous(kth, last)
-    _native.cpu("topk_pool_backward", wide.dtype, _native.plain(grad), *saved, b, t, c, divisor, out)
-    return out.to(x.dtype)
+def _gradient(
+    native: Native, grad: Tensor, x: Tensor, lengths: Tensor | None, kth: Tensor, last: Tensor, divisor: int
+) -> Tensor:
+    grad_x = torch.empty_like(x)
+    saved, gradients = (None, None, None, kth, last), (None, None, grad, grad_x)
+    native("topk_pool_backward", x, topk_struct(x, lengths, divisor, saved, gradients))
+    return grad_x
 
 
-def _backward_cuda(grad: Tensor, x: Tensor, lengths: Tensor | None, kth: Tensor, last: Tensor, divisor: int) -> Tensor:
-    x, grad, lengths = x.contiguous(), grad.contiguous(), _native.plain_lengths(lengths)
-    out, saved = torch.empty_like(x), (x, lengths, *_native.contiguous(kth, last))
-    _native.cuda("topk_pool_backward", x.dtype, x.device, grad, *saved, *x.shape, divisor, out)
-    return out
-
-
-def _backward_fake(grad: Tensor, x: Tensor, lengths: Tensor | None, kth: Tensor, last: Tensor, divisor: int) -> Tensor:
+def _gradient_fake(grad: Tensor, x: Tensor, lengths: Tensor | None, kth: Tensor, last: Tensor, divisor: int) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
@@ -135,8 +128,7 @@ def _backward_fake(grad: Tensor, x: Tensor, lengths: Tensor | None, kth: Tensor,
 _topk_pool = _library.register(
     "topk_pool(Tensor x, Tensor? lengths, int divisor) -> (Tensor pooled, Tensor kth, Tensor last)",
     check=_check,
-    cpu=_cpu,
-    cuda=_cuda,
+    kernel=_forward,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -144,8 +136,7 @@ _topk_pool = _library.register(
 _topk_pool_backward = _library.register(
     "topk_pool_backward(Tensor grad, Tensor x, Tensor? lengths, Tensor kth, Tensor last, int divisor) -> Tensor",
     check=_check_backward,
-    cpu=_backward_cpu,
-    cuda=_backward_cuda,
-    fake=_backward_fake,
+    kernel=_gradient,
+    fake=_gradient_fake,
     backward=_library.refuse_double_backward,
 )

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from d2net.ops import _library, _native
-from d2net.ops.checks import as_tensor, as_tensors, as_whole, check_floating, check_like, check_same, within
-from d2net.ops.topk_pool import check_pooled, check_taken, topk_pool_reference
+from d2net.ops._native import Native
+from d2net.ops.checks import COMPUTED, as_tensor, as_tensors, as_whole, check_floating, check_like, check_same, within
+from d2net.ops.topk_pool import check_pooled, check_taken, topk_pool_reference, topk_struct
 
 
 class TCAM(NamedTuple):
@@ -124,14 +125,6 @@ def _check_pool(tcam: Tensor, lengths: Tensor | None, divisor: int) -> None:
     check_pooled("tcam_pool", "tcam", tcam, lengths, divisor)
 
 
-def _pool_cpu(tcam: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    wide, (b, t, c) = _native.plain(tcam), tcam.shape
-    attention, peak, pooled, kth, last = _empty_pool(wide)
-    lengths = _native.plain_lengths(lengths)
-    _native.cpu("tcam_pool", wide.dtype, wide, lengths, b, t, c, divisor, attention, peak, pooled, kth, last)
-    return attention.to(tcam.dtype), pooled.to(tcam.dtype), peak, kth, last
-
-
 def _empty_pool(tcam: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """attention, peak, pooled, kth and last for ``tcam``, uninitialised."""
     b, t, c = tcam.shape
@@ -139,15 +132,14 @@ def _empty_pool(tcam: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         tcam.new_empty(b, t),
         tcam.new_empty(b, t, dtype=torch.int32),
         tcam.new_empty(b, c),
-        tcam.new_empty(b, c, dtype=_native.accumulator(tcam.dtype)),
+        _native.empty_sums(tcam, b, c),
         tcam.new_empty(b, c, dtype=torch.int32),
     )
 
 
-def _pool_cuda(tcam: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tcam, lengths = tcam.contiguous(), _native.plain_lengths(lengths)
+def _pool_forward(native: Native, tcam: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, ...]:
     attention, peak, pooled, kth, last = results = _empty_pool(tcam)
-    _native.cuda("tcam_pool", tcam.dtype, tcam.device, tcam, lengths, *tcam.shape, divisor, *results)
+    native("tcam_pool", tcam, topk_struct(tcam, lengths, divisor, results))
     return attention, pooled, peak, kth, last
 
 
@@ -196,11 +188,8 @@ def _check_saved(
 _check_pool_backward = partial(_check_saved, "tcam_pool_backward")
 
 
-def _native_gradient(grad: Tensor | None) -> Tensor | None:
-    return None if grad is None else _native.plain(grad)
-
-
-def _pool_backward_cpu(
+def _pool_gradient(
+    native: Native,
     grad_attention: Tensor | None,
     grad_pooled: Tensor | None,
     tcam: Tensor,
@@ -210,41 +199,13 @@ def _pool_backward_cpu(
     last: Tensor,
     divisor: int,
 ) -> Tensor:
-    wide, (b, t, c) = _native.plain(tcam), tcam.shape
-    out, lengths = torch.empty_like(wide), _native.plain_lengths(lengths)
-    grads = [_native_gradient(g) for g in (grad_attention, grad_pooled)]
-    saved = wide, lengths, *_native.contiguous(peak, kth, last)
-    _native.cpu("tcam_pool_backward", wide.dtype, *grads, *saved, b, t, c, divisor, out)
-    return out.to(tcam.dtype)
+    grad_tcam = torch.empty_like(tcam)
+    saved, gradients = (None, peak, None, kth, last), (None, grad_attention, grad_pooled, grad_tcam)
+    native("topk_pool_backward", tcam, topk_struct(tcam, lengths, divisor, saved, gradients))
+    return grad_tcam
 
 
-def _pool_backward_cuda(
-    grad_attention: Tensor | None,
-    grad_pooled: Tensor | None,
-    tcam: Tensor,
-    lengths: Tensor | None,
-    peak: Tensor,
-    kth: Tensor,
-    last: Tensor,
-    divisor: int,
-) -> Tensor:
-    tcam, lengths = tcam.contiguous(), _native.plain_lengths(lengths)
-    grads, saved = _native.contiguous(grad_attention, grad_pooled), _native.contiguous(peak, kth, last)
-    out, saved = torch.empty_like(tcam), [tcam, lengths, *saved]
-    _native.cuda("tcam_pool_backward", tcam.dtype, tcam.device, *grads, *saved, *tcam.shape, divisor, out)
-    return out
-
-
-def _pool_backward_fake(
-    grad_attention: Tensor | None,
-    grad_pooled: Tensor | None,
-    tcam: Tensor,
-    lengths: Tensor | None,
-    peak: Tensor,
-    kth: Tensor,
-    last: Tensor,
-    divisor: int,
-) -> Tensor:
+def _pool_gradient_fake(grad_attention, grad_pooled, tcam, lengths, peak, kth, last, divisor) -> Tensor:
     return torch.empty_like(tcam, memory_format=torch.contiguous_format)
 
 
@@ -252,8 +213,7 @@ _tcam_pool = _library.register(
     "tcam_pool(Tensor tcam, Tensor? lengths, int divisor)"
     " -> (Tensor attention, Tensor pooled, Tensor peak, Tensor kth, Tensor last)",
     check=_check_pool,
-    cpu=_pool_cpu,
-    cuda=_pool_cuda,
+    kernel=_pool_forward,
     fake=_pool_fake,
     setup_context=_pool_setup_context,
     backward=_pool_backward,
@@ -262,9 +222,8 @@ _tcam_pool_backward = _library.register(
     "tcam_pool_backward(Tensor? grad_attention, Tensor? grad_pooled, Tensor tcam, Tensor? lengths, Tensor peak,"
     " Tensor kth, Tensor last, int divisor) -> Tensor",
     check=_check_pool_backward,
-    cpu=_pool_backward_cpu,
-    cuda=_pool_backward_cuda,
-    fake=_pool_backward_fake,
+    kernel=_pool_gradient,
+    fake=_pool_gradient_fake,
     backward=_library.refuse_double_backward,
 )
 
@@ -274,35 +233,29 @@ def _check(logits_a: Tensor, logits_b: Tensor, lengths: Tensor | None, divisor: 
     check_same("two_stream_tcam", "logits_a", logits_a, "logits_b", logits_b)
 
 
-def _cpu(
-    logits_a: Tensor, logits_b: Tensor, lengths: Tensor | None, divisor: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    a, b_, (b, t, c) = _native.plain(logits_a), _native.plain(logits_b), logits_a.shape
-    tcam, lengths = torch.empty_like(a), _native.plain_lengths(lengths)
-    attention, peak, pooled, kth, last = _empty_pool(a)
-    _native.cpu("two_stream_tcam", a.dtype, a, b_, lengths, b, t, c, divisor, tcam, attention, peak, pooled, kth, last)
-    if a.dtype == logits_a.dtype:
-        return tcam, attention, pooled, peak, kth, last
-    # Half precision: the maximum and the selection are those of the rounded TCAM that is returned.
-    tcam = tcam.to(logits_a.dtype)
-    return tcam, *_pool_cpu(tcam, lengths, divisor)
-
-
-def _cuda(
-    logits_a: Tensor, logits_b: Tensor, lengths: Tensor | None, divisor: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    a, b, lengths = logits_a.contiguous(), logits_b.contiguous(), _native.plain_lengths(lengths)
-    tcam = torch.empty_like(a)
-    attention, peak, pooled, kth, last = results = _empty_pool(a)
-    _native.cuda("two_stream_tcam", a.dtype, a.device, a, b, lengths, *a.shape, divisor, tcam, *results)
+def _forward(
+    native: Native, logits_a: Tensor, logits_b: Tensor, lengths: Tensor | None, divisor: int
+) -> tuple[Tensor, ...]:
+    tcam = torch.empty_like(logits_a)
+    attention, peak, pooled, kth, last = results = _empty_pool(tcam)
+    pool = topk_struct(tcam, lengths, divisor, results)
+    native("two_stream_tcam", tcam, (*pool, logits_a, logits_b, tcam, None, None))
     return tcam, attention, pooled, peak, kth, last
 
 
-def _fake(
-    logits_a: Tensor, logits_b: Tensor, lengths: Tensor | None, divisor: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _cpu(logits_a: Tensor, logits_b: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, ...]:
+    tcam, *pooled = _on_cpu(logits_a, logits_b, lengths, divisor)
+    if tcam.dtype not in COMPUTED:  # the maximum and the selection are those of the rounded TCAM that is returned
+        pooled = _library.KERNELS["tcam_pool"]["cpu"](tcam, lengths, divisor)
+    return tcam, *pooled
+
+
+def _fake(logits_a: Tensor, logits_b: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, ...]:
     tcam = torch.empty_like(logits_a, memory_format=torch.contiguous_format)
     return tcam, *_pool_fake(tcam, lengths, divisor)
+
+
+_on_cpu = _native.reading(_native.on_cpu, _forward, _fake, (0, 1, 2), 2)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -339,7 +292,8 @@ def _check_backward(
     check_like(where, "logits_b", logits_b, tcam.shape, tcam.dtype, tcam.device)
 
 
-def _backward_cpu(
+def _gradient(
+    native: Native,
     grad_tcam: Tensor | None,
     grad_attention: Tensor | None,
     grad_pooled: Tensor | None,
@@ -352,47 +306,15 @@ def _backward_cpu(
     last: Tensor,
     divisor: int,
 ) -> tuple[Tensor, Tensor]:
-    a, b_, wide, (b, t, c) = _native.plain(logits_a), _native.plain(logits_b), _native.plain(tcam), tcam.shape
-    grads = [_native_gradient(g) for g in (grad_tcam, grad_attention, grad_pooled)]
-    grad_a, grad_b, lengths = torch.empty_like(a), torch.empty_like(a), _native.plain_lengths(lengths)
-    saved = a, b_, wide, lengths, *_native.contiguous(peak, kth, last)
-    _native.cpu("two_stream_tcam_backward", a.dtype, *grads, *saved, b, t, c, divisor, grad_a, grad_b)
-    return grad_a.to(logits_a.dtype), grad_b.to(logits_b.dtype)
-
-
-def _backward_cuda(
-    grad_tcam: Tensor | None,
-    grad_attention: Tensor | None,
-    grad_pooled: Tensor | None,
-    logits_a: Tensor,
-    logits_b: Tensor,
-    tcam: Tensor,
-    lengths: Tensor | None,
-    peak: Tensor,
-    kth: Tensor,
-    last: Tensor,
-    divisor: int,
-) -> tuple[Tensor, Tensor]:
-    a, b, tcam = logits_a.contiguous(), logits_b.contiguous(), tcam.contiguous()
-    grads = _native.contiguous(grad_tcam, grad_attention, grad_pooled)
-    saved = a, b, tcam, _native.plain_lengths(lengths), *_native.contiguous(peak, kth, last)
-    grad_a, grad_b = torch.empty_like(a), torch.empty_like(a)
-    _native.cuda("two_stream_tcam_backward", a.dtype, a.device, *grads, *saved, *a.shape, divisor, grad_a, grad_b)
+    grad_a, grad_b = torch.empty_like(tcam), torch.empty_like(tcam)
+    saved, gradients = (None, peak, None, kth, last), (grad_tcam, grad_attention, grad_pooled, None)
+    pool = topk_struct(tcam, lengths, divisor, saved, gradients)
+    native("two_stream_tcam_backward", tcam, (*pool, logits_a, logits_b, None, grad_a, grad_b))
     return grad_a, grad_b
 
 
-def _backward_fake(
-    grad_tcam: Tensor | None,
-    grad_attention: Tensor | None,
-    grad_pooled: Tensor | None,
-    logits_a: Tensor,
-    logits_b: Tensor,
-    tcam: Tensor,
-    lengths: Tensor | None,
-    peak: Tensor,
-    kth: Tensor,
-    last: Tensor,
-    divisor: int,
+def _gradient_fake(
+    grad_tcam, grad_attention, grad_pooled, logits_a, logits_b, tcam, lengths, peak, kth, last, divisor
 ) -> tuple[Tensor, Tensor]:
     gradient = tcam.new_empty(tcam.shape)
     return gradient, torch.empty_like(gradient)
@@ -402,8 +324,8 @@ _two_stream_tcam = _library.register(
     "two_stream_tcam(Tensor logits_a, Tensor logits_b, Tensor? lengths, int divisor)"
     " -> (Tensor tcam, Tensor attention, Tensor pooled, Tensor peak, Tensor kth, Tensor last)",
     check=_check,
+    kernel=_forward,
     cpu=_cpu,
-    cuda=_cuda,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -413,8 +335,7 @@ _two_stream_tcam_backward = _library.register(
     " Tensor logits_b, Tensor tcam, Tensor? lengths, Tensor peak, Tensor kth, Tensor last, int divisor)"
     " -> (Tensor, Tensor)",
     check=_check_backward,
-    cpu=_backward_cpu,
-    cuda=_backward_cuda,
-    fake=_backward_fake,
+    kernel=_gradient,
+    fake=_gradient_fake,
     backward=_library.refuse_double_backward,
 )

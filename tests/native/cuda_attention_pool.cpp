@@ -39,15 +39,18 @@ Result on_cuda(const Case<T>& c, bool want_x, bool want_attention) {
   std::vector<A> fg(c.b * c.d), bg(c.b * c.d);
   std::vector<T> grad_x(want_x ? c.b * c.t * c.d : 0);
   const std::unique_ptr<bool[]> valid(new bool[2 * c.b]);
-  d2net::cuda::attention_pool<T>(c.x.data(), c.attention.data(), c.lengths.data(), c.b, c.t, c.d, c.threshold,
-                                 c.threshold, c.mean, partial.data(), arrived.data(), fg.data(), bg.data(), valid.get(),
-                                 valid.get() + c.b, 0, nullptr);
+  d2net::AttentionPool<T> pool{
+      c.threshold, c.threshold, c.mean,    c.x.data(),  c.attention.data(), c.lengths.data(), c.b,           c.t,
+      c.d,         fg.data(),   bg.data(), valid.get(), valid.get() + c.b,  partial.data(),   arrived.data()};
+  d2net::cuda::attention_pool(pool, 0, nullptr);
   // Of what is read for the gradient of attention alone, nothing is given without it.
-  d2net::cuda::attention_pool_backward<T>(
-      want_attention ? c.x.data() : nullptr, c.attention.data(), c.lengths.data(),
-      want_attention && c.mean ? fg.data() : nullptr, want_attention && c.mean ? bg.data() : nullptr, c.grad_fg.data(),
-      c.grad_bg.data(), c.b, c.t, c.d, c.threshold, c.threshold, c.mean, c.mean ? terms.data() : nullptr,
-      want_x ? grad_x.data() : nullptr, want_attention ? grad_attention.data() : nullptr, 0, nullptr);
+  if (!want_attention) pool.x = nullptr;
+  if (!want_attention || !c.mean) pool.x_fg = pool.x_bg = nullptr;
+  pool.grad_fg = c.grad_fg.data(), pool.grad_bg = c.grad_bg.data();
+  pool.terms = c.mean ? terms.data() : nullptr;
+  pool.grad_x = want_x ? grad_x.data() : nullptr;
+  pool.grad_attention = want_attention ? grad_attention.data() : nullptr;
+  d2net::cuda::attention_pool_backward(pool, 0, nullptr);
   return {to_double(fg), to_double(bg), to_double(grad_x), to_double(grad_attention),
           std::vector<bool>(valid.get(), valid.get() + 2 * c.b)};
 }
@@ -62,11 +65,27 @@ Result on_cpu(const Case<T>& c) {
            std::vector<double>(c.b * c.t),
            {}};
   const std::unique_ptr<bool[]> valid(new bool[2 * c.b]);
-  d2net::cpu::attention_pool(x.data(), attention.data(), c.lengths.data(), c.b, c.t, c.d, c.threshold, c.threshold,
-                             c.mean, r.fg.data(), r.bg.data(), valid.get(), valid.get() + c.b, 1);
-  d2net::cpu::attention_pool_backward(x.data(), attention.data(), c.lengths.data(), r.fg.data(), r.bg.data(),
-                                      grad_fg.data(), grad_bg.data(), c.b, c.t, c.d, c.threshold, c.threshold, c.mean,
-                                      r.grad_x.data(), r.grad_attention.data(), 1);
+  const d2net::AttentionPool<double> pool{c.threshold,
+                                          c.threshold,
+                                          c.mean,
+                                          x.data(),
+                                          attention.data(),
+                                          c.lengths.data(),
+                                          c.b,
+                                          c.t,
+                                          c.d,
+                                          r.fg.data(),
+                                          r.bg.data(),
+                                          valid.get(),
+                                          valid.get() + c.b,
+                                          nullptr,
+                                          nullptr,
+                                          grad_fg.data(),
+                                          grad_bg.data(),
+                                          r.grad_x.data(),
+                                          r.grad_attention.data()};
+  d2net::cpu::attention_pool(pool, 1);
+  d2net::cpu::attention_pool_backward(pool, 1);
   r.valid.assign(valid.get(), valid.get() + 2 * c.b);
   return r;
 }

@@ -24,10 +24,12 @@ void compare(int64_t t, int64_t d, double tolerance) {
     wide.push_back(d2net::cuda::to_float(x.back()));
   }
   std::vector<d2net::accumulator_t<T>> attention(b * t);
-  d2net::cpu::bottom_up_attention(wide.data(), reference.data(), lengths, b, t, d, expected.data(),
-                                  expected_norms.data(), 1);
-  d2net::cuda::bottom_up_attention<T>(x.data(), reference.data(), lengths, b, t, d, attention.data(), norms.data(), 0,
-                                      nullptr);
+  d2net::cpu::bottom_up_attention(d2net::BottomUpAttention<A>{wide.data(), reference.data(), lengths, b, t, d,
+                                                              expected.data(), expected_norms.data()},
+                                  1);
+  d2net::cuda::bottom_up_attention(
+      d2net::BottomUpAttention<T>{x.data(), reference.data(), lengths, b, t, d, attention.data(), norms.data()}, 0,
+      nullptr);
   for (int64_t row = 0; row < b * t; ++row) {
     const double got = attention[row];
     CHECK(row == 3 ? got != got : check::close(got, double(expected[row]), 0, tolerance));
@@ -52,24 +54,30 @@ TEST(cuda_bottom_up_attention_of_ugly_vectors) {
   for (float ugly : {infinity, nan}) {
     const float first[2] = {ugly, 0}, last[2] = {0, ugly}, fine[2] = {1, 0};
     for (const float* v : {first, last}) {
-      d2net::cuda::bottom_up_attention<float>(v, fine, nullptr, 1, 1, 2, &attention, &norm, 0, nullptr);
+      d2net::cuda::bottom_up_attention(d2net::BottomUpAttention<float>{v, fine, nullptr, 1, 1, 2, &attention, &norm}, 0,
+                                       nullptr);
       CHECK(attention != attention);
-      d2net::cuda::bottom_up_attention<float>(fine, v, nullptr, 1, 1, 2, &attention, &norm, 0, nullptr);
+      d2net::cuda::bottom_up_attention(d2net::BottomUpAttention<float>{fine, v, nullptr, 1, 1, 2, &attention, &norm}, 0,
+                                       nullptr);
       CHECK(attention != attention);
     }
   }
   for (float magnitude : {1e-45f, 1e-30f, 3e38f}) {  // squares that a float cannot hold
     const float x[2] = {magnitude, magnitude}, reference[2] = {magnitude, -0.0f}, zero[2] = {0, 0};
-    d2net::cuda::bottom_up_attention<float>(x, reference, nullptr, 1, 1, 2, &attention, &norm, 0, nullptr);
+    d2net::cuda::bottom_up_attention(d2net::BottomUpAttention<float>{x, reference, nullptr, 1, 1, 2, &attention, &norm},
+                                     0, nullptr);
     CHECK(check::close(double(attention), 0.5 * (1 - std::sqrt(0.5)), 1e-6, 0) && norm > 0);
-    d2net::cuda::bottom_up_attention<float>(x, zero, nullptr, 1, 1, 2, &attention, &norm, 0, nullptr);
+    d2net::cuda::bottom_up_attention(d2net::BottomUpAttention<float>{x, zero, nullptr, 1, 1, 2, &attention, &norm}, 0,
+                                     nullptr);
     CHECK(attention == 0.5f && norm == 0);
   }
 }
 
 TEST(cuda_bottom_up_attention_of_nothing) {
   float attention[2] = {0, 0}, norms[2] = {1, 1};
-  d2net::cuda::bottom_up_attention<float>(nullptr, nullptr, nullptr, 0, 2, 3, nullptr, nullptr, 0, nullptr);
-  d2net::cuda::bottom_up_attention<float>(nullptr, nullptr, nullptr, 1, 2, 0, attention, norms, 0, nullptr);
+  d2net::cuda::bottom_up_attention(
+      d2net::BottomUpAttention<float>{nullptr, nullptr, nullptr, 0, 2, 3, nullptr, nullptr}, 0, nullptr);
+  d2net::cuda::bottom_up_attention(
+      d2net::BottomUpAttention<float>{nullptr, nullptr, nullptr, 1, 2, 0, attention, norms}, 0, nullptr);
   CHECK(attention[0] == 0.5f && attention[1] == 0.5f && norms[0] == 0 && norms[1] == 0);
 }

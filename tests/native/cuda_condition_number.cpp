@@ -21,16 +21,16 @@ bool same(const Values& a, const Values& b) {
 // value, and the gradient of one factor
 Values matrix(const Values& u, int64_t n, int64_t rows, int64_t cols, bool on_device) {
   Values value(n), left(2 * n * rows), right(2 * n * cols), gradient(n * rows * cols), ones(n, 1.0);
+  d2net::LogConditionNumber<double> x{kTolerance,  u.data(),     n,       rows,        cols,           value.data(),
+                                      left.data(), right.data(), nullptr, ones.data(), gradient.data()};
   if (on_device) {
     Values scratch(d2net::cuda::log_condition_number_scratch(n, rows, cols, 0, nullptr));
-    d2net::cuda::log_condition_number(u.data(), n, rows, cols, kTolerance, value.data(), left.data(), right.data(),
-                                      scratch.empty() ? nullptr : scratch.data(), 0, nullptr);
-    d2net::cuda::log_condition_number_backward(ones.data(), left.data(), right.data(), n, rows, cols, gradient.data(),
-                                               0, nullptr);
+    x.scratch = scratch.empty() ? nullptr : scratch.data();
+    d2net::cuda::log_condition_number(x, 0, nullptr);
+    d2net::cuda::log_condition_number_backward(x, 0, nullptr);
   } else {
-    d2net::cpu::log_condition_number(u.data(), n, rows, cols, kTolerance, value.data(), left.data(), right.data(), 1);
-    d2net::cpu::log_condition_number_backward(ones.data(), left.data(), right.data(), n, rows, cols, gradient.data(),
-                                              1);
+    d2net::cpu::log_condition_number(x, 1);
+    d2net::cpu::log_condition_number_backward(x, 1);
   }
   value.insert(value.end(), gradient.begin(), gradient.end());
   return value;
@@ -38,18 +38,24 @@ Values matrix(const Values& u, int64_t n, int64_t rows, int64_t cols, bool on_de
 
 Values joint(const Values& p, const Values& y, int64_t n, int64_t classes, int64_t items, bool on_device) {
   Values value(n), pl(2 * n * classes), pr(2 * n * items), yl(2 * n * items), yr(2 * n * classes);
+  d2net::JointLogConditionNumber<double> x{kTolerance,   p.data(),  y.data(),  n,         classes,  items,
+                                           value.data(), pl.data(), pr.data(), yl.data(), yr.data()};
   if (on_device) {
     Values scratch(d2net::cuda::joint_log_condition_number_scratch(n, classes, items, 0, nullptr));
-    d2net::cuda::joint_log_condition_number(p.data(), y.data(), n, classes, items, kTolerance, value.data(), pl.data(),
-                                            pr.data(), yl.data(), yr.data(), scratch.empty() ? nullptr : scratch.data(),
-                                            0, nullptr);
+    x.scratch = scratch.empty() ? nullptr : scratch.data();
+    d2net::cuda::joint_log_condition_number(x, 0, nullptr);
   } else {
-    d2net::cpu::joint_log_condition_number(p.data(), y.data(), n, classes, items, kTolerance, value.data(), pl.data(),
-                                           pr.data(), yl.data(), yr.data(), 1);
+    d2net::cpu::joint_log_condition_number(x, 1);
   }
   Values of_p(n * classes * items), of_y(of_p), ones(n, 1.0);
-  d2net::cpu::log_condition_number_backward(ones.data(), pl.data(), pr.data(), n, classes, items, of_p.data(), 1);
-  d2net::cpu::log_condition_number_backward(ones.data(), yl.data(), yr.data(), n, items, classes, of_y.data(), 1);
+  const auto backward = [&](int64_t rows, int64_t cols, Values& left, Values& right, Values& gradient) {
+    d2net::cpu::log_condition_number_backward(
+        d2net::LogConditionNumber<double>{0, nullptr, n, rows, cols, nullptr, left.data(), right.data(), nullptr,
+                                          ones.data(), gradient.data()},
+        1);
+  };
+  backward(classes, items, pl, pr, of_p);
+  backward(items, classes, yl, yr, of_y);
   value.insert(value.end(), of_p.begin(), of_p.end());
   value.insert(value.end(), of_y.begin(), of_y.end());
   return value;
@@ -98,8 +104,9 @@ TEST(cuda_condition_number_of_ugly_values) {
       Values u(n * size), value(n), left(2 * n * rows), right(2 * n * cols);
       for (double& x : u) x = values[generator() % kinds];
       for (double rank_tol : {0.0, 1e-5, 1e300}) {
-        d2net::cuda::log_condition_number(u.data(), n, rows, cols, rank_tol, value.data(), left.data(), right.data(),
-                                          nullptr, 0, nullptr);
+        d2net::cuda::log_condition_number(d2net::LogConditionNumber<double>{rank_tol, u.data(), n, rows, cols,
+                                                                            value.data(), left.data(), right.data()},
+                                          0, nullptr);
         for (int64_t i = 0; i < n; ++i) {
           bool finite = true;
           for (int64_t k = i * size; k < (i + 1) * size; ++k) finite = finite && std::isfinite(u[k]);

@@ -12,8 +12,8 @@ void compare(int64_t n, int64_t m) {
   a[0] = std::numeric_limits<T>::infinity();
   b[1] = -0.0;
   std::vector<T> expected(n * m), got(n * m);
-  d2net::cpu::iou_1d(a.data(), n, b.data(), m, expected.data(), 1);
-  d2net::cuda::iou_1d(a.data(), n, b.data(), m, got.data(), 0, nullptr);
+  d2net::cpu::iou_1d(d2net::Iou<T>{a.data(), n, b.data(), m, expected.data()}, 1);
+  d2net::cuda::iou_1d(d2net::Iou<T>{a.data(), n, b.data(), m, got.data()}, 0, nullptr);
   CHECK(std::memcmp(expected.data(), got.data(), n * m * sizeof(T)) == 0);
 }
 
@@ -26,6 +26,6 @@ TEST(cuda_iou_equals_the_cpu) {
       compare<double>(n, m);
     }
   }
-  d2net::cuda::iou_1d<float>(nullptr, 0, nullptr, 3, nullptr, 0, nullptr);
-  d2net::cuda::iou_1d<float>(nullptr, 3, nullptr, 0, nullptr, 0, nullptr);
+  d2net::cuda::iou_1d(d2net::Iou<float>{nullptr, 0, nullptr, 3, nullptr}, 0, nullptr);
+  d2net::cuda::iou_1d(d2net::Iou<float>{nullptr, 3, nullptr, 0, nullptr}, 0, nullptr);
 }

@@ -16,18 +16,19 @@ void equals_the_cpu(int64_t b, int64_t t, int64_t offset) {
     std::vector<T> loss(b), weights(2 * b), gradient(b * t), e_loss(b), e_weights(2 * b), e_gradient(b * t);
     auto valid = std::make_unique<bool[]>(b), e_valid = std::make_unique<bool[]>(b);
     const T *a = attention.data() + offset, *s = scores.data() + offset;
-    d2net::cuda::snippet_pdmi(a, s, given, b, t, 0.6, 0.4, false, 0, 1e-5, loss.data(), valid.get(), weights.data(), 0,
-                              nullptr);
-    d2net::cpu::snippet_pdmi(a, s, given, b, t, 0.6, 0.4, false, 0, 1e-5, e_loss.data(), e_valid.get(),
-                             e_weights.data(), 1);
+    const std::vector<T> grad(b, T(2));
+    d2net::SnippetPdmi<T> x{0.6, 0.4, 0, 1e-5, 0, a, s, given, b, t, loss.data(), valid.get(), weights.data()};
+    d2net::cuda::snippet_pdmi(x, 0, nullptr);
+    x.loss = e_loss.data(), x.valid = e_valid.get(), x.weights = e_weights.data();
+    d2net::cpu::snippet_pdmi(x, 1);
     for (int64_t i = 0; i < b; ++i) {
       CHECK(valid[i] == e_valid[i]);
       CHECK(std::isnan(loss[i]) ? std::isnan(e_loss[i]) : check::close(loss[i], e_loss[i], 1e-4, 1e-4));
     }
-    const std::vector<T> grad(b, T(2));
-    d2net::cuda::snippet_pdmi_backward(grad.data(), e_weights.data(), s, given, b, t, 0.6, 0.4, gradient.data(), 0,
-                                       nullptr);
-    d2net::cpu::snippet_pdmi_backward(grad.data(), e_weights.data(), s, given, b, t, 0.6, 0.4, e_gradient.data(), 1);
+    x.grad = grad.data(), x.gradient = gradient.data();
+    d2net::cuda::snippet_pdmi_backward(x, 0, nullptr);
+    x.gradient = e_gradient.data();
+    d2net::cpu::snippet_pdmi_backward(x, 1);
     for (int64_t k = 0; k < b * t; ++k) {
       CHECK(std::isnan(gradient[k]) ? std::isnan(e_gradient[k]) : gradient[k] == e_gradient[k]);
     }

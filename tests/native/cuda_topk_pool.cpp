@@ -13,13 +13,14 @@ void check_equals_the_cpu(const std::vector<T>& x, const std::vector<int64_t>& l
   const auto grad = check::uniform<T>(b * c, 7);
   std::vector<T> pooled(b * c), kth(b * c), grad_x(b * t * c, T(-1)), expected(b * c), value(b * c), wanted(b * t * c);
   std::vector<int32_t> last(b * c), until(b * c);
-  d2net::cuda::topk_pool(x.data(), lengths.data(), b, t, c, divisor, pooled.data(), kth.data(), last.data(), 0,
-                         nullptr);
-  d2net::cuda::topk_pool_backward(grad.data(), x.data(), lengths.data(), kth.data(), last.data(), b, t, c, divisor,
-                                  grad_x.data(), 0, nullptr);
-  d2net::cpu::topk_pool(x.data(), lengths.data(), b, t, c, divisor, expected.data(), value.data(), until.data(), 1);
-  d2net::cpu::topk_pool_backward(grad.data(), x.data(), lengths.data(), value.data(), until.data(), b, t, c, divisor,
-                                 wanted.data(), 1);
+  d2net::TopkPool<T> pool{x.data(),     lengths.data(), b,          t,           c,       divisor, nullptr,
+                          nullptr,      pooled.data(),  kth.data(), last.data(), nullptr, nullptr, grad.data(),
+                          grad_x.data()};
+  d2net::cuda::topk_pool(pool, 0, nullptr);
+  d2net::cuda::topk_pool_backward(pool, 0, nullptr);
+  pool.pooled = expected.data(), pool.kth = value.data(), pool.last = until.data(), pool.grad_x = wanted.data();
+  d2net::cpu::topk_pool(pool, 1);
+  d2net::cpu::topk_pool_backward(pool, 1);
   for (int64_t i = 0; i < b * c; ++i) {
     CHECK(check::close(pooled[i], expected[i], 1e-7, 1e-300) || (pooled[i] != pooled[i] && expected[i] != expected[i]));
     CHECK(kth[i] == value[i] || (kth[i] != kth[i] && value[i] != value[i]));
@@ -54,10 +55,12 @@ TEST(cuda_topk_pool_of_ties_and_special_values) {
 }
 
 TEST(cuda_topk_pool_of_nothing) {
-  d2net::cuda::topk_pool<float>(nullptr, nullptr, 0, 0, 0, 8, nullptr, nullptr, nullptr, 0, nullptr);
-  d2net::cuda::topk_pool<float>(nullptr, nullptr, 2, 3, 0, 8, nullptr, nullptr, nullptr, 0, nullptr);
+  using Pool = d2net::TopkPool<float>;
+  const auto pool = [](const Pool& x) { d2net::cuda::topk_pool(x, 0, nullptr); };
+  pool({nullptr, nullptr, 0, 0, 0, 8, nullptr, nullptr, nullptr, nullptr, nullptr});
+  pool({nullptr, nullptr, 2, 3, 0, 8, nullptr, nullptr, nullptr, nullptr, nullptr});
   float pooled = 1, kth = 1;
   int32_t last = 0;
-  d2net::cuda::topk_pool<float>(nullptr, nullptr, 1, 0, 1, 8, &pooled, &kth, &last, 0, nullptr);
+  pool({nullptr, nullptr, 1, 0, 1, 8, nullptr, nullptr, &pooled, &kth, &last});
   CHECK(pooled == 0 && kth == 0 && last == -1);
 }

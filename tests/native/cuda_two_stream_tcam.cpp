@@ -35,23 +35,36 @@ void check_equals_the_cpu(int64_t b, int64_t t, int64_t c, int64_t offset = 0) {
     attention[cuda].resize(b * t);
     peak[cuda].resize(b * t);
     last[cuda].resize(b * c);
-    T *const m = tcam[cuda].data(), *const v = kth[cuda].data();
-    int32_t *const p = peak[cuda].data(), *const l = last[cuda].data();
+    d2net::TwoStreamTcam<T> x;
+    x.pool = {tcam[cuda].data(),
+              lengths,
+              b,
+              t,
+              c,
+              divisor,
+              attention[cuda].data(),
+              peak[cuda].data(),
+              pooled[cuda].data(),
+              kth[cuda].data(),
+              last[cuda].data(),
+              of_tcam.data(),
+              of_attention.data(),
+              of_pooled.data(),
+              nullptr};
+    x.logits_a = a, x.logits_b = s, x.tcam = tcam[cuda].data();
+    x.grad_a = grad_a[cuda].data(), x.grad_b = grad_b[cuda].data();
+    d2net::TopkPool<T> alone = x.pool;
+    alone.of_x = alone.of_pooled = nullptr;
+    alone.grad_x = grad_tcam[cuda].data();
     if (cuda) {
-      d2net::cuda::two_stream_tcam(a, s, lengths, b, t, c, divisor, m, attention[1].data(), p, pooled[1].data(), v, l,
-                                   0, nullptr);
-      d2net::cuda::two_stream_tcam_backward(of_tcam.data(), of_attention.data(), of_pooled.data(), a, s, m, lengths, p,
-                                            v, l, b, t, c, divisor, grad_a[1].data(), grad_b[1].data(), 0, nullptr);
-      d2net::cuda::tcam_pool(m, lengths, b, t, c, divisor, attention[1].data(), p, pooled[1].data(), v, l, 0, nullptr);
-      d2net::cuda::tcam_pool_backward<T>(of_attention.data(), nullptr, m, lengths, p, v, l, b, t, c, divisor,
-                                         grad_tcam[1].data(), 0, nullptr);
+      d2net::cuda::two_stream_tcam(x, 0, nullptr);
+      d2net::cuda::two_stream_tcam_backward(x, 0, nullptr);
+      d2net::cuda::tcam_pool(alone, 0, nullptr);
+      d2net::cuda::topk_pool_backward(alone, 0, nullptr);
     } else {
-      d2net::cpu::two_stream_tcam(a, s, lengths, b, t, c, divisor, m, attention[0].data(), p, pooled[0].data(), v, l,
-                                  1);
-      d2net::cpu::two_stream_tcam_backward(of_tcam.data(), of_attention.data(), of_pooled.data(), a, s, m, lengths, p,
-                                           v, l, b, t, c, divisor, grad_a[0].data(), grad_b[0].data(), 1);
-      d2net::cpu::tcam_pool_backward<T>(of_attention.data(), nullptr, m, lengths, p, v, l, b, t, c, divisor,
-                                        grad_tcam[0].data(), 1);
+      d2net::cpu::two_stream_tcam(x, 1);
+      d2net::cpu::two_stream_tcam_backward(x, 1);
+      d2net::cpu::topk_pool_backward(alone, 1);
     }
   }
   const double relative = sizeof(T) == 4 ? 0 : 1e-13;  // exp and the order of sums may differ for double
@@ -76,12 +89,14 @@ TEST(cuda_two_stream_tcam_equals_the_cpu) {
 TEST(cuda_a_peak_that_is_no_class_gets_no_gradient) {
   constexpr int32_t kLargest = std::numeric_limits<int32_t>::max(), kLowest = std::numeric_limits<int32_t>::min();
   for (int64_t c : {3, 4}) {
-    const std::vector<int32_t> peak = {0, -1, int32_t(c), 2, kLargest, kLowest, 1 << 20, -(1 << 20)}, last(c, kLargest);
+    std::vector<int32_t> peak = {0, -1, int32_t(c), 2, kLargest, kLowest, 1 << 20, -(1 << 20)}, last(c, kLargest);
     const int64_t t = int64_t(peak.size());
-    const std::vector<float> tcam(t * c, 0.5f), ones(t, 1.0f), kth(c, 0.5f);
-    std::vector<float> grad(t * c, -1.0f);
-    d2net::cuda::tcam_pool_backward<float>(ones.data(), nullptr, tcam.data(), nullptr, peak.data(), kth.data(),
-                                           last.data(), 1, t, c, 8, grad.data(), 0, nullptr);
+    const std::vector<float> tcam(t * c, 0.5f), ones(t, 1.0f);
+    std::vector<float> grad(t * c, -1.0f), kth(c, 0.5f);
+    d2net::cuda::topk_pool_backward(
+        d2net::TopkPool<float>{tcam.data(), nullptr, 1, t, c, 8, nullptr, peak.data(), nullptr, kth.data(), last.data(),
+                               nullptr, ones.data(), nullptr, grad.data()},
+        0, nullptr);
     for (int64_t i = 0; i < t * c; ++i) CHECK(grad[i] == (i == 0 || i == 3 * c + 2 ? 1.0f : 0.0f));
   }
 }
@@ -89,9 +104,9 @@ TEST(cuda_a_peak_that_is_no_class_gets_no_gradient) {
 TEST(cuda_tcam_without_classes) {
   std::vector<float> attention(4, 1.0f);
   std::vector<int32_t> peak(4, 0);
-  d2net::cuda::tcam_pool<float>(nullptr, nullptr, 2, 2, 0, 8, attention.data(), peak.data(), nullptr, nullptr, nullptr,
-                                0, nullptr);
+  d2net::TopkPool<float> pool{nullptr, nullptr, 2, 2, 0, 8, attention.data(), peak.data(), nullptr, nullptr, nullptr};
+  d2net::cuda::tcam_pool(pool, 0, nullptr);
   for (int i = 0; i < 4; ++i) CHECK(attention[i] == 0 && peak[i] == -1);
-  d2net::cuda::tcam_pool_backward<float>(attention.data(), nullptr, nullptr, nullptr, peak.data(), nullptr, nullptr, 2,
-                                         2, 0, 8, nullptr, 0, nullptr);
+  pool.of_attention = attention.data();
+  d2net::cuda::topk_pool_backward(pool, 0, nullptr);
 }

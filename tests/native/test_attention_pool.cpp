@@ -20,11 +20,27 @@ Result run(const std::vector<float>& x, const std::vector<float>& attention, con
            std::vector<float>(b * t),
            std::unique_ptr<bool[]>(new bool[b]),
            std::unique_ptr<bool[]>(new bool[b])};
-  d2net::cpu::attention_pool(x.data(), attention.data(), lengths, b, t, d, threshold, background_threshold, mean,
-                             r.fg.data(), r.bg.data(), r.valid_fg.get(), r.valid_bg.get(), threads);
-  d2net::cpu::attention_pool_backward(x.data(), attention.data(), lengths, r.fg.data(), r.bg.data(), gf.data(),
-                                      gb.data(), b, t, d, threshold, background_threshold, mean, r.grad_x.data(),
-                                      r.grad_attention.data(), threads);
+  const d2net::AttentionPool<float> pool{threshold,
+                                         background_threshold,
+                                         mean,
+                                         x.data(),
+                                         attention.data(),
+                                         lengths,
+                                         b,
+                                         t,
+                                         d,
+                                         r.fg.data(),
+                                         r.bg.data(),
+                                         r.valid_fg.get(),
+                                         r.valid_bg.get(),
+                                         nullptr,
+                                         nullptr,
+                                         gf.data(),
+                                         gb.data(),
+                                         r.grad_x.data(),
+                                         r.grad_attention.data()};
+  d2net::cpu::attention_pool(pool, threads);
+  d2net::cpu::attention_pool_backward(pool, threads);
   return r;
 }
 
@@ -110,19 +126,25 @@ TEST(attention_pool_of_ugly_values) {
 
 TEST(attention_pool_of_nothing_and_without_gradients) {
   bool valid[2] = {true, true};
-  d2net::cpu::attention_pool<float>(nullptr, nullptr, nullptr, 0, 0, 0, 0.5, 0.5, true, nullptr, nullptr, nullptr,
-                                    nullptr, 2);
+  using Pool = d2net::AttentionPool<float>;
+  Pool pool{};
+  pool.mean = 1;
+  d2net::cpu::attention_pool(pool, 2);
   float fg[4] = {1, 1, 1, 1}, bg[4] = {1, 1, 1, 1};
-  d2net::cpu::attention_pool<float>(nullptr, nullptr, nullptr, 2, 0, 2, 0.5, 0.5, true, fg, bg, valid, valid, 2);
+  d2net::cpu::attention_pool(
+      Pool{0.5, 0.5, 1, nullptr, nullptr, nullptr, 2, 0, 2, fg, bg, valid, valid, nullptr, nullptr}, 2);
   for (int j = 0; j < 4; ++j) CHECK(fg[j] == 0 && bg[j] == 0);
   CHECK(!valid[0] && !valid[1]);
   const float x[2] = {1, 2}, attention[2] = {0.9f, 0.2f}, g[1] = {3};
   float grad_x[2], grad_attention[2];
   // Only one gradient wanted: x is then not read for grad_x, and the results not without `mean`.
-  d2net::cpu::attention_pool_backward<float>(nullptr, attention, nullptr, nullptr, nullptr, g, g, 1, 2, 1, 0.5, 0.5,
-                                             true, grad_x, nullptr, 2);
+  pool = {0.5, 0.5, 1, nullptr, attention, nullptr, 1, 2, 1, nullptr, nullptr, nullptr, nullptr};
+  pool.grad_fg = pool.grad_bg = g;
+  pool.grad_x = grad_x;
+  d2net::cpu::attention_pool_backward(pool, 2);
   CHECK(check::close(grad_x[0], 3.0f, 1e-6, 0) && check::close(grad_x[1], 3.0f, 1e-6, 0));
-  d2net::cpu::attention_pool_backward<float>(x, attention, nullptr, nullptr, nullptr, g, g, 1, 2, 1, 0.5, 0.5, false,
-                                             nullptr, grad_attention, 2);
+  pool.mean = 0, pool.x = x;
+  pool.grad_x = nullptr, pool.grad_attention = grad_attention;
+  d2net::cpu::attention_pool_backward(pool, 2);
   CHECK(grad_attention[0] == 3 && grad_attention[1] == -6);
 }

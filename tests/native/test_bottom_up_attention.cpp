@@ -13,7 +13,8 @@ TEST(bottom_up_attention_equals_its_definition) {
     for (float magnitude : {1.0f, 1e-30f, 1e30f}) {
       std::vector<float> scaled = x, attention(b * t), norms(b * t);
       for (float& v : scaled) v *= magnitude;
-      d2net::cpu::bottom_up_attention(scaled.data(), reference.data(), lengths, b, t, d, attention.data(), norms.data(),
+      d2net::cpu::bottom_up_attention(d2net::BottomUpAttention<float>{scaled.data(), reference.data(), lengths, b, t, d,
+                                                                      attention.data(), norms.data()},
                                       threads);
       for (int64_t row = 0; row < b * t; ++row) {
         double dot = 0, xx = 0, rr = 0;
@@ -36,23 +37,28 @@ TEST(bottom_up_attention_of_ugly_values) {
   for (double ugly : {infinity, nan}) {
     const double first[2] = {ugly, 0}, last[2] = {0, ugly}, fine[2] = {1, 0};
     for (const double* v : {first, last}) {
-      d2net::cpu::bottom_up_attention(v, fine, nullptr, 1, 1, 2, &attention, &norm, 2);
+      d2net::cpu::bottom_up_attention(d2net::BottomUpAttention<double>{v, fine, nullptr, 1, 1, 2, &attention, &norm},
+                                      2);
       CHECK(attention != attention);
-      d2net::cpu::bottom_up_attention(fine, v, nullptr, 1, 1, 2, &attention, &norm, 2);
+      d2net::cpu::bottom_up_attention(d2net::BottomUpAttention<double>{fine, v, nullptr, 1, 1, 2, &attention, &norm},
+                                      2);
       CHECK(attention != attention);
     }
   }
   for (double magnitude : {5e-324, 1e-200, 1e200, 1.7e308}) {  // squares that a double cannot hold
     const double x[2] = {magnitude, magnitude}, reference[2] = {magnitude, -0.0};
-    d2net::cpu::bottom_up_attention(x, reference, nullptr, 1, 1, 2, &attention, &norm, 2);
+    d2net::cpu::bottom_up_attention(d2net::BottomUpAttention<double>{x, reference, nullptr, 1, 1, 2, &attention, &norm},
+                                    2);
     CHECK(check::close(attention, 0.5 * (1 - std::sqrt(0.5)), 1e-12, 0));
     CHECK(norm > 0);
   }
 }
 
 TEST(bottom_up_attention_of_nothing) {
-  d2net::cpu::bottom_up_attention<float>(nullptr, nullptr, nullptr, 0, 0, 0, nullptr, nullptr, 2);
+  d2net::cpu::bottom_up_attention(d2net::BottomUpAttention<float>{nullptr, nullptr, nullptr, 0, 0, 0, nullptr, nullptr},
+                                  2);
   float attention[2] = {0, 0}, norms[2] = {1, 1};
-  d2net::cpu::bottom_up_attention<float>(nullptr, nullptr, nullptr, 1, 2, 0, attention, norms, 2);
+  d2net::cpu::bottom_up_attention(d2net::BottomUpAttention<float>{nullptr, nullptr, nullptr, 1, 2, 0, attention, norms},
+                                  2);
   CHECK(attention[0] == 0.5f && attention[1] == 0.5f && norms[0] == 0 && norms[1] == 0);
 }

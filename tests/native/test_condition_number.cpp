@@ -56,11 +56,12 @@ template <typename T>
 Result<T> run(const std::vector<T>& u, int64_t n, int64_t rows, int64_t cols, int threads) {
   Result<T> r{std::vector<T>(n), std::vector<T>(2 * n * rows), std::vector<T>(2 * n * cols),
               std::vector<T>(n * rows * cols)};
-  d2net::cpu::log_condition_number(u.data(), n, rows, cols, kTolerance, r.value.data(), r.left.data(), r.right.data(),
-                                   threads);
   const std::vector<T> ones(n, T(1));
-  d2net::cpu::log_condition_number_backward(ones.data(), r.left.data(), r.right.data(), n, rows, cols,
-                                            r.gradient.data(), threads);
+  const d2net::LogConditionNumber<T> x{
+      kTolerance,  u.data(),         n, rows, cols, r.value.data(), r.left.data(), r.right.data(), nullptr,
+      ones.data(), r.gradient.data()};
+  d2net::cpu::log_condition_number(x, threads);
+  d2net::cpu::log_condition_number_backward(x, threads);
   return r;
 }
 
@@ -172,7 +173,9 @@ TEST(condition_number_of_ugly_values) {
       for (double& x : u) x = values[generator() % kinds];
       for (double rank_tol : {0.0, 1e-5, 1e300}) {
         std::vector<double> value(n), left(2 * n * rows), right(2 * n * cols);
-        d2net::cpu::log_condition_number(u.data(), n, rows, cols, rank_tol, value.data(), left.data(), right.data(), 2);
+        d2net::cpu::log_condition_number(d2net::LogConditionNumber<double>{rank_tol, u.data(), n, rows, cols,
+                                                                           value.data(), left.data(), right.data()},
+                                         2);
         for (int64_t i = 0; i < n; ++i) {
           const bool finite =
               std::all_of(u.begin() + i * size, u.begin() + (i + 1) * size, [](double x) { return std::isfinite(x); });
@@ -192,8 +195,9 @@ TEST(joint_condition_number_is_that_of_the_product) {
     std::vector<double> first;
     for (int threads : check::kThreads) {
       std::vector<double> value(n), pl(2 * n * classes), pr(2 * n * items), yl(2 * n * items), yr(2 * n * classes);
-      d2net::cpu::joint_log_condition_number(p.data(), y.data(), n, classes, items, kTolerance, value.data(), pl.data(),
-                                             pr.data(), yl.data(), yr.data(), threads);
+      const d2net::JointLogConditionNumber<double> x{kTolerance,   p.data(),  y.data(),  n,         classes,  items,
+                                                     value.data(), pl.data(), pr.data(), yl.data(), yr.data()};
+      d2net::cpu::joint_log_condition_number(x, threads);
       if (first.empty()) first = value;
       CHECK(value == first);
     }
@@ -222,8 +226,9 @@ TEST(joint_condition_number_of_ugly_values) {
     for (int kinds : {4, 6}) {
       for (float& x : p) x = values[generator() % kinds];
       for (float& x : y) x = values[generator() % kinds];
-      d2net::cpu::joint_log_condition_number(p.data(), y.data(), n, classes, items, kTolerance, value.data(), pl.data(),
-                                             pr.data(), yl.data(), yr.data(), 2);
+      const d2net::JointLogConditionNumber<float> x{kTolerance,   p.data(),  y.data(),  n,         classes,  items,
+                                                    value.data(), pl.data(), pr.data(), yl.data(), yr.data()};
+      d2net::cpu::joint_log_condition_number(x, 2);
       for (int64_t i = 0; i < n; ++i) {
         const auto finite = [i, size](const std::vector<float>& x) {
           return std::all_of(x.begin() + i * size, x.begin() + (i + 1) * size,
@@ -236,10 +241,12 @@ TEST(joint_condition_number_of_ugly_values) {
 }
 
 TEST(condition_number_of_nothing) {
-  d2net::cpu::log_condition_number<float>(nullptr, 0, 3, 3, kTolerance, nullptr, nullptr, nullptr, 2);
-  d2net::cpu::log_condition_number_backward<float>(nullptr, nullptr, nullptr, 0, 3, 3, nullptr, 2);
-  d2net::cpu::joint_log_condition_number<float>(nullptr, nullptr, 0, 3, 3, kTolerance, nullptr, nullptr, nullptr,
-                                                nullptr, nullptr, 2);
+  const d2net::LogConditionNumber<float> x{kTolerance, nullptr, 0, 3, 3, nullptr, nullptr, nullptr};
+  d2net::cpu::log_condition_number(x, 2);
+  d2net::cpu::log_condition_number_backward(x, 2);
+  const d2net::JointLogConditionNumber<float> joint{kTolerance, nullptr, nullptr, 0,       3,      3,
+                                                    nullptr,    nullptr, nullptr, nullptr, nullptr};
+  d2net::cpu::joint_log_condition_number(joint, 2);
 }
 
 TEST(condition_2x2_in_closed_form) {

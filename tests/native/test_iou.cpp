@@ -8,7 +8,7 @@ TEST(iou_equals_its_definition) {
   const auto a = check::uniform<double>(2 * n, 1, 0, 10), b = check::uniform<double>(2 * m, 2, 0, 10);
   for (int threads : check::kThreads) {
     std::vector<double> iou(n * m);
-    d2net::cpu::iou_1d(a.data(), n, b.data(), m, iou.data(), threads);
+    d2net::cpu::iou_1d(d2net::Iou<double>{a.data(), n, b.data(), m, iou.data()}, threads);
     for (int64_t i = 0; i < n; ++i) {
       for (int64_t j = 0; j < m; ++j) {
         const double overlap = std::fmax(0, std::fmin(a[2 * i + 1], b[2 * j + 1]) - std::fmax(a[2 * i], b[2 * j]));
@@ -20,9 +20,9 @@ TEST(iou_equals_its_definition) {
 }
 
 TEST(iou_of_nothing) {
-  d2net::cpu::iou_1d<float>(nullptr, 0, nullptr, 0, nullptr, 2);
+  d2net::cpu::iou_1d(d2net::Iou<float>{nullptr, 0, nullptr, 0, nullptr}, 2);
   const float a[2] = {std::numeric_limits<float>::quiet_NaN(), 1};
   float iou = 0;
-  d2net::cpu::iou_1d(a, 1, a, 1, &iou, 2);
+  d2net::cpu::iou_1d(d2net::Iou<float>{a, 1, a, 1, &iou}, 2);
   CHECK(iou != iou);
 }

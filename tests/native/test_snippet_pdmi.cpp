@@ -41,10 +41,11 @@ void check_batch(int64_t b, int64_t t, double tolerance) {
       for (int threads : check::kThreads) {
         std::vector<T> loss(b), weights(2 * b), grad(b, T(1)), gradient(b * t, T(7));
         auto valid = std::make_unique<bool[]>(b);
-        d2net::cpu::snippet_pdmi(attention.data(), scores.data(), given, b, t, 0.6, 0.4, per_class, 0, 1e-5,
-                                 loss.data(), valid.get(), weights.data(), threads);
-        d2net::cpu::snippet_pdmi_backward(grad.data(), weights.data(), scores.data(), given, b, t, 0.6, 0.4,
-                                          gradient.data(), threads);
+        const d2net::SnippetPdmi<T> x{
+            0.6, 0.4, 0,           1e-5,        per_class,      attention.data(), scores.data(),  given,
+            b,   t,   loss.data(), valid.get(), weights.data(), grad.data(),      gradient.data()};
+        d2net::cpu::snippet_pdmi(x, threads);
+        d2net::cpu::snippet_pdmi_backward(x, threads);
         if (first.empty()) first = loss;
         CHECK(loss == first);
         for (int64_t i = 0; i < b; ++i) {
@@ -82,10 +83,11 @@ TEST(snippet_pdmi_of_ugly_values) {
   auto valid = std::make_unique<bool[]>(b);
   for (float& x : attention) x = values[generator() % 7];
   for (float& x : scores) x = values[generator() % 7];
-  d2net::cpu::snippet_pdmi(attention.data(), scores.data(), nullptr, b, t, 0.5, 0.5, false, 0, 1e-5, loss.data(),
-                           valid.get(), weights.data(), 2);
-  d2net::cpu::snippet_pdmi_backward(loss.data(), weights.data(), scores.data(), nullptr, b, t, 0.5, 0.5,
-                                    gradient.data(), 2);
+  const d2net::SnippetPdmi<float> x{
+      0.5, 0.5,         0,           1e-5,           0,           attention.data(), scores.data(), nullptr, b,
+      t,   loss.data(), valid.get(), weights.data(), loss.data(), gradient.data()};
+  d2net::cpu::snippet_pdmi(x, 2);
+  d2net::cpu::snippet_pdmi_backward(x, 2);
   for (int64_t i = 0; i < b; ++i) {
     bool broken = false;
     for (int64_t k = i * t; k < (i + 1) * t; ++k) {
@@ -96,11 +98,12 @@ TEST(snippet_pdmi_of_ugly_values) {
 }
 
 TEST(snippet_pdmi_of_nothing) {
-  d2net::cpu::snippet_pdmi<float>(nullptr, nullptr, nullptr, 0, 5, 0.5, 0.5, false, 0, 1e-5, nullptr, nullptr, nullptr,
-                                  2);
+  using Pdmi = d2net::SnippetPdmi<float>;
+  d2net::cpu::snippet_pdmi(Pdmi{0.5, 0.5, 0, 1e-5, 0, nullptr, nullptr, nullptr, 0, 5, nullptr, nullptr, nullptr}, 2);
   float loss = 1, weights[2] = {1, 1};
   bool valid = true;
-  d2net::cpu::snippet_pdmi<float>(nullptr, nullptr, nullptr, 1, 0, 0.5, 0.5, false, 0, 1e-5, &loss, &valid, weights, 2);
+  const Pdmi x{0.5, 0.5, 0, 1e-5, 0, nullptr, nullptr, nullptr, 1, 0, &loss, &valid, weights, &loss, nullptr};
+  d2net::cpu::snippet_pdmi(x, 2);
   CHECK(loss == 0 && !valid && weights[0] == 0 && weights[1] == 0);
-  d2net::cpu::snippet_pdmi_backward<float>(&loss, weights, nullptr, nullptr, 1, 0, 0.5, 0.5, nullptr, 2);
+  d2net::cpu::snippet_pdmi_backward(x, 2);
 }

@@ -32,9 +32,11 @@ void check_all(const std::vector<T>& x, const std::vector<int64_t>& lengths, int
   for (int threads : check::kThreads) {
     std::vector<T> pooled(b * c), kth(b * c), grad_x(b * t * c, T(-1));
     std::vector<int32_t> last(b * c);
-    d2net::cpu::topk_pool(x.data(), lengths.data(), b, t, c, divisor, pooled.data(), kth.data(), last.data(), threads);
-    d2net::cpu::topk_pool_backward(grad.data(), x.data(), lengths.data(), kth.data(), last.data(), b, t, c, divisor,
-                                   grad_x.data(), threads);
+    const d2net::TopkPool<T> pool{x.data(),     lengths.data(), b,          t,           c,       divisor, nullptr,
+                                  nullptr,      pooled.data(),  kth.data(), last.data(), nullptr, nullptr, grad.data(),
+                                  grad_x.data()};
+    d2net::cpu::topk_pool(pool, threads);
+    d2net::cpu::topk_pool_backward(pool, threads);
     for (int64_t i = 0; i < b * c; ++i) {
       const int64_t recording = i / c, length = std::clamp<int64_t>(lengths[recording], 0, t);
       const int64_t k = std::max<int64_t>(1, (length + divisor - 1) / divisor);
@@ -112,9 +114,10 @@ TEST(topk_pool_takes_all_or_one) {
 }
 
 TEST(topk_pool_of_nothing) {
-  d2net::cpu::topk_pool<float>(nullptr, nullptr, 0, 0, 0, 8, nullptr, nullptr, nullptr, 2);
+  using Pool = d2net::TopkPool<float>;
+  d2net::cpu::topk_pool(Pool{nullptr, nullptr, 0, 0, 0, 8, nullptr, nullptr, nullptr, nullptr, nullptr}, 2);
   float pooled = 1, kth = 1;
   int32_t last = 0;
-  d2net::cpu::topk_pool<float>(nullptr, nullptr, 1, 0, 1, 8, &pooled, &kth, &last, 2);
+  d2net::cpu::topk_pool(Pool{nullptr, nullptr, 1, 0, 1, 8, nullptr, nullptr, &pooled, &kth, &last}, 2);
   CHECK(pooled == 0 && kth == 0 && last == -1);
 }

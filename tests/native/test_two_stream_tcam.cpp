@@ -29,17 +29,45 @@ void check_both_directions(int64_t c) {
   for (int threads : check::kThreads) {
     std::vector<T> tcam(b * t * c), attention(b * t), pooled(b * c), kth(b * c), grad_a(b * t * c), grad_b(b * t * c);
     std::vector<int32_t> peak(b * t), last(b * c);
-    d2net::cpu::two_stream_tcam(logits_a.data(), logits_b.data(), lengths.data(), b, t, c, divisor, tcam.data(),
-                                attention.data(), peak.data(), pooled.data(), kth.data(), last.data(), threads);
-    d2net::cpu::two_stream_tcam_backward(grad_tcam.data(), grad_attention.data(), grad_pooled.data(), logits_a.data(),
-                                         logits_b.data(), tcam.data(), lengths.data(), peak.data(), kth.data(),
-                                         last.data(), b, t, c, divisor, grad_a.data(), grad_b.data(), threads);
+    d2net::TwoStreamTcam<T> x;
+    x.pool = {tcam.data(),
+              lengths.data(),
+              b,
+              t,
+              c,
+              divisor,
+              attention.data(),
+              peak.data(),
+              pooled.data(),
+              kth.data(),
+              last.data(),
+              grad_tcam.data(),
+              grad_attention.data(),
+              grad_pooled.data(),
+              nullptr};
+    x.logits_a = logits_a.data(), x.logits_b = logits_b.data(), x.tcam = tcam.data();
+    x.grad_a = grad_a.data(), x.grad_b = grad_b.data();
+    d2net::cpu::two_stream_tcam(x, threads);
+    d2net::cpu::two_stream_tcam_backward(x, threads);
     std::vector<T> expected_pooled(b * c), again(b * c), of_pooled(b * t * c);
     std::vector<int32_t> until(b * c);
-    d2net::cpu::topk_pool(tcam.data(), lengths.data(), b, t, c, divisor, expected_pooled.data(), again.data(),
-                          until.data(), 1);
-    d2net::cpu::topk_pool_backward(grad_pooled.data(), tcam.data(), lengths.data(), again.data(), until.data(), b, t, c,
-                                   divisor, of_pooled.data(), 1);
+    const d2net::TopkPool<T> alone{tcam.data(),
+                                   lengths.data(),
+                                   b,
+                                   t,
+                                   c,
+                                   divisor,
+                                   nullptr,
+                                   nullptr,
+                                   expected_pooled.data(),
+                                   again.data(),
+                                   until.data(),
+                                   nullptr,
+                                   nullptr,
+                                   grad_pooled.data(),
+                                   of_pooled.data()};
+    d2net::cpu::topk_pool(alone, 1);
+    d2net::cpu::topk_pool_backward(alone, 1);
     CHECK(pooled == expected_pooled);
     for (int64_t row = 0; row < b * t; ++row) {
       const bool valid = row % t < lengths[row / t];
@@ -95,10 +123,11 @@ TEST(tcam_pool_takes_the_lowest_of_equal_classes) {
   std::vector<int32_t> peak(t), last(c);
   const std::vector<float> ones(t, 1.0f);
   for (int threads : check::kThreads) {
-    d2net::cpu::tcam_pool(tcam.data(), nullptr, 1, t, c, 8, attention.data(), peak.data(), pooled.data(), kth.data(),
-                          last.data(), threads);
-    d2net::cpu::tcam_pool_backward<float>(ones.data(), nullptr, tcam.data(), nullptr, peak.data(), kth.data(),
-                                          last.data(), 1, t, c, 8, grad.data(), threads);
+    const d2net::TopkPool<float> pool{
+        tcam.data(),   nullptr,    1,           t,       c,           8,       attention.data(), peak.data(),
+        pooled.data(), kth.data(), last.data(), nullptr, ones.data(), nullptr, grad.data()};
+    d2net::cpu::tcam_pool(pool, threads);
+    d2net::cpu::topk_pool_backward(pool, threads);
     for (int64_t row = 0; row < t; ++row) {
       const int64_t wanted = row == 4 ? 2 : row == 7 ? 3 : 0;
       CHECK(peak[row] == wanted);
@@ -111,13 +140,15 @@ TEST(tcam_pool_takes_the_lowest_of_equal_classes) {
 TEST(a_peak_that_is_no_class_gets_no_gradient) {
   const int64_t t = 8, c = 3;
   constexpr int32_t kLargest = std::numeric_limits<int32_t>::max(), kLowest = std::numeric_limits<int32_t>::min();
-  const std::vector<int32_t> peak = {0, -1, 3, 2, kLargest, kLowest, 1 << 20, -(1 << 20)},
-                             last = {kLargest, kLowest, 0};
-  const std::vector<float> tcam(t * c, 0.5f), ones(t, 1.0f), kth(c, 0.5f);
+  std::vector<int32_t> peak = {0, -1, 3, 2, kLargest, kLowest, 1 << 20, -(1 << 20)}, last = {kLargest, kLowest, 0};
+  const std::vector<float> tcam(t * c, 0.5f), ones(t, 1.0f);
+  std::vector<float> kth(c, 0.5f);
   for (int threads : check::kThreads) {
     std::vector<float> grad(t * c, -1.0f);
-    d2net::cpu::tcam_pool_backward<float>(ones.data(), nullptr, tcam.data(), nullptr, peak.data(), kth.data(),
-                                          last.data(), 1, t, c, 8, grad.data(), threads);
+    d2net::cpu::topk_pool_backward(
+        d2net::TopkPool<float>{tcam.data(), nullptr, 1, t, c, 8, nullptr, peak.data(), nullptr, kth.data(), last.data(),
+                               nullptr, ones.data(), nullptr, grad.data()},
+        threads);
     for (int64_t i = 0; i < t * c; ++i) CHECK(grad[i] == (i == 0 || i == 3 * c + 2 ? 1.0f : 0.0f));
   }
 }
@@ -125,12 +156,11 @@ TEST(a_peak_that_is_no_class_gets_no_gradient) {
 TEST(tcam_without_classes_or_recordings) {
   std::vector<float> attention(4, 1.0f);
   std::vector<int32_t> peak(4, 0);
-  d2net::cpu::tcam_pool<float>(nullptr, nullptr, 2, 2, 0, 8, attention.data(), peak.data(), nullptr, nullptr, nullptr,
-                               2);
+  d2net::TopkPool<float> pool{nullptr, nullptr, 2, 2, 0, 8, attention.data(), peak.data(), nullptr, nullptr, nullptr};
+  d2net::cpu::tcam_pool(pool, 2);
   for (int i = 0; i < 4; ++i) CHECK(attention[i] == 0 && peak[i] == -1);
   const float ones[4] = {1, 1, 1, 1};
-  d2net::cpu::tcam_pool_backward<float>(ones, nullptr, nullptr, nullptr, peak.data(), nullptr, nullptr, 2, 2, 0, 8,
-                                        nullptr, 2);
-  d2net::cpu::two_stream_tcam<float>(nullptr, nullptr, nullptr, 0, 0, 0, 8, nullptr, nullptr, nullptr, nullptr, nullptr,
-                                     nullptr, 2);
+  pool.of_attention = ones;
+  d2net::cpu::topk_pool_backward(pool, 2);
+  d2net::cpu::two_stream_tcam(d2net::TwoStreamTcam<float>{}, 2);
 }

@@ -235,7 +235,20 @@ def test_without_memory_nothing_is_read():
 def test_memory_that_lies_elsewhere_is_not_read(a, what):
     b, out = torch.ones(4, 2), torch.empty(3, 4)
     with pytest.raises(RuntimeError, match=f"iou_1d_float32 expects contiguous .* {what}"):
-        _native.cpu("iou_1d", torch.float32, a, 3, b, 4, out)
+        _native.cpu("iou_1d", torch.float32, (a, 3, b, 4, out))
+
+
+@pytest.mark.parametrize("members", [(), (torch.ones(3, 2), 3), (None,) * 6, [None] * 5, None])
+def test_a_tuple_that_is_not_the_struct_is_refused(members):
+    with pytest.raises(ValueError, match="iou_1d_float32 expects a tuple of 5"):
+        _native.cpu("iou_1d", torch.float32, members)
+
+
+def test_a_number_that_no_member_holds_is_refused():
+    with pytest.raises(OverflowError):
+        _native.cpu("iou_1d", torch.float32, (None, 2**64, None, 0, None))
+    with pytest.raises(TypeError, match="real number"):
+        _native.cpu("log_condition_number", torch.float32, (None,) * 11)
 
 
 @pytest.mark.parametrize("name", CALLS)
