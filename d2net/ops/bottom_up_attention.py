@@ -130,8 +130,9 @@ def _gradients(
     grad_x, grad_reference = x.new_empty(0), reference.new_empty(0)
     if need_reference:
         # Twice the same sum: PyTorch cuts one that gives a single number into as many parts as there are threads.
+        products = (grad * unit).expand(-1, -1, 2 if unit.shape[2] == 1 else -1)
         along = (grad * cosine).expand(-1, -1, 2).sum((0, 1))[0]
-        total = (grad * unit).sum((0, 1)) - along * r
+        total = products.sum((0, 1))[: unit.shape[2]] - along * r
         grad_reference = (total / torch.where(length == 0, 1, length)).to(reference.dtype)
         grad_reference.masked_fill_(unused.all(), 0)
     if need_x:

@@ -376,10 +376,10 @@ def _check_range(lengths: Tensor | None, snippets: int) -> None:
 
 def _unusable(kept: _Kept) -> InputError:
     """Why sums over these sequences are not finite."""
-    bad = (~kept.rows.isfinite() & kept.valid).nonzero().tolist()
-    if not bad:
+    bad = (~kept.rows.isfinite() & kept.valid).nonzero()
+    if not len(bad):
         return InputError("extract_proposals: activations are so large that their sum overflows; scale them down")
-    row, snippet = bad[0]
+    row, snippet = bad[0].tolist()
     return InputError(
         f"extract_proposals: activations hold NaN or Inf (first in recording {int(kept.recording[row])}, "
         f"snippet {snippet}, class {int(kept.label[row])}); check the features and the model"
