@@ -135,6 +135,12 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     write_whole(path.with_suffix(".json"), readable.encode("utf-8", "backslashreplace"))
 
 
+def model_file(path: Path | str) -> Path:
+    """The checkpoint itself, or the one in the folder of a run."""
+    path = Path(path)
+    return path / CHECKPOINT_NAME if path.is_dir() else path
+
+
 def load_checkpoint(path: Path | str) -> Checkpoint:
     """Read a checkpoint, or the one in the folder of a run, to the CPU.
 
@@ -144,9 +150,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         InputError: missing, unreadable, truncated, not a d2net checkpoint, of a newer format, not what was written
             (the checksum says so), with a field of a wrong type or range, or with NaN or Inf.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / CHECKPOINT_NAME
+    path = model_file(path)
     if not path.exists():
         what = missing(path) if path.is_symlink() else "there is no such checkpoint"
         raise InputError(f"{path}: {what}; train one or correct the path")

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from d2net.checkpoint import load_model
+from d2net.checkpoint import CHECKPOINT_NAME, load_checkpoint, load_model
 from d2net.data.watch import load_watch
 from d2net.detections import Detections, write_detections
+from d2net.errors import InputError
 from d2net.evaluation import THUMOS14_TIOU, Evaluation, evaluate
 from d2net.files import locked, write_whole
 from d2net.localization import localize
-from d2net.recipes import load_recipe
+from d2net.recipes import Recipe, load_recipe
 from d2net.report.plot import choose_recordings, model_tracks, timeline_rows
 from d2net.report.timeline import MIN_SCORE, draw_timeline
 from d2net.training import Trainer
@@ -25,7 +28,7 @@ from d2net.training import Trainer
 def run_demo(
     out: Path, seed: int = 0, *, iterations: int | None = None, console: Console | None = None
 ) -> dict[str, Any]:
-    """Train on ``watch``, localize the test subjects' recordings, evaluate and draw; a run in ``out`` is replaced.
+    """Train on ``watch``, localize the test subjects' recordings, evaluate and draw; a demo in ``out`` is replaced.
 
     Writes ``checkpoint.safetensors``, ``detections.json``, ``metrics.json`` and ``timeline.png``. Nothing of the test
     subset is used before training is over. The network is so small that it is computed in one thread of the CPU
@@ -41,8 +44,8 @@ def run_demo(
         What ``metrics.json`` holds: the settings and the numbers, in percent.
 
     Raises:
-        InputError: the package that ships the recordings is missing, a file cannot be written, or another d2net writes
-            in ``out``.
+        InputError: the package that ships the recordings is missing, a file cannot be written, another d2net writes in
+            ``out``, or the run that is there is no demo's.
     """
     with locked(out):
         return _run(out, seed, iterations, console or Console(quiet=True))
@@ -51,6 +54,7 @@ def run_demo(
 def _run(out: Path, seed: int, iterations: int | None, console: Console) -> dict[str, Any]:
     recipe = load_recipe("watch").override([f"training.iterations={iterations}"] if iterations else [])
     dataset = load_watch()
+    _check_replaceable(out, recipe, dataset.name)
     train = dataset.subset("train")
     console.print(
         f"watch: {len(train)} training recordings of a smartwatch, {len(dataset.classes)} exercises "
@@ -82,6 +86,19 @@ def _run(out: Path, seed: int, iterations: int | None, console: Console) -> dict
     hidden = draw_timeline(out / "timeline.png", timeline_rows(pictured, [tracks]))
     _print_result(console, out, result, detections, hidden)
     return metrics
+
+
+def _check_replaceable(out: Path, recipe: Recipe, dataset: str) -> None:
+    """Raises InputError where the run in ``out`` is no demo's: of another dataset, or by another recipe."""
+    if not os.path.lexists(out / CHECKPOINT_NAME):
+        return
+    there = load_checkpoint(out)
+    training = replace(there.recipe.training, iterations=recipe.training.iterations)  # which --iterations changes
+    if there.dataset != dataset or replace(there.recipe, training=training) != recipe:
+        raise InputError(
+            f"{out / CHECKPOINT_NAME}: a checkpoint is there already, of '{there.dataset}' by recipe "
+            f"'{there.recipe.name}', which is no demo's; choose another --out"
+        )
 
 
 def _average_to_half(result: Evaluation) -> float:

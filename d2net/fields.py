@@ -44,7 +44,7 @@ class Range:
         limits = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
         said = [f"{word} {limit:,}" for word, limit in limits.items() if limit is not None]
         if self.at_most is None and self.below is None:
-            said.append("finite")
+            said.append(f"finite in float32 (up to {_FLOAT32_MAX:g})")
         return " and ".join(["odd"] * self.odd + said)
 
 
@@ -104,7 +104,7 @@ def _checked(value: object, wanted: Any, name: str, or_null: str) -> Any:
     if converted is None:
         raise _refused(name, value, f"{kind}{or_null}")
     if allowed is not None and converted not in allowed:
-        raise _refused(name, value, f"{allowed}{or_null}")
+        raise _refused(name, converted if isinstance(value, str) else value, f"{allowed}{or_null}")
     return converted
 
 

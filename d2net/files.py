@@ -193,6 +193,29 @@ def locked(folder: Path, lock: Path | None = None) -> Iterator[None]:
             held.release()
 
 
+def check_unlocked(folder: Path, option: str) -> None:
+    """For a file that is to be written whole into ``folder``, which others may do too: its lock is not taken.
+
+    Raises:
+        InputError: another d2net holds it.
+    """
+    path = folder / LOCK_NAME
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # there is none
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"{folder}: is being written by another d2net{_holder(path)}; wait for it or choose another {option}"
+        ) from None
+    except OSError:  # a file system without locks
+        return
+    finally:
+        os.close(handle)
+
+
 def _sign(path: Path) -> None:
     with suppress(OSError):  # the number is for a message alone
         handle = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW)

@@ -68,6 +68,8 @@ def load_json(path: Path, content: bytes | None = None) -> Any:
         return parse_json(content)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not valid JSON, which is UTF-8 ({error}); save it in UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); truncated perhaps: write or download it again") from None
 
@@ -77,8 +79,10 @@ def parse_json(content: str | bytes) -> Any:
 
     Raises:
         InputError: an object in which a key stands twice.
-        ValueError, RecursionError: it is no JSON, or too deep.
+        ValueError, RecursionError: it is no JSON, no UTF-8, or too deep.
     """
+    if not isinstance(content, str):  # of bytes json would guess at UTF-16 and UTF-32 too
+        content = content.decode("utf-8-sig")
     return json.loads(content, object_pairs_hook=_once)
 
 

@@ -45,7 +45,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     runs: dict[str, list[dict[str, Any]]] = {"": entries}  # "": of the lines before any says which it is
     for line in read_bytes(path).split(b"\n"):
         try:
-            entry = json.loads(line)
+            entry = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError):
             continue
         if not isinstance(entry, dict):

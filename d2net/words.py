@@ -54,8 +54,9 @@ def quoted(value: Any) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Why another library could not do something: the first line of what it says."""
-    return escaped(str(error).strip().partition("\n")[0] or type(error).__name__, 4 * NAME)
+    """Why another library could not do something: the first line of what it says, without objects of its own."""
+    text = re.sub(r":? ?<[\w.]+ object at 0x[0-9a-fA-F]+>", "", str(error))
+    return escaped(text.strip().partition("\n")[0] or type(error).__name__, 4 * NAME)
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:

@@ -350,8 +350,9 @@ def test_cross_validation_leaves_out_training_people_only(tmp_path: Path) -> Non
             study(tmp_path, None, [few], folds=folds)
     with pytest.raises(InputError, match="unknown setting watch.tlt"):
         study(tmp_path, None, [Variant("a", "a", ("watch.tlt=1",))])
-    with pytest.raises(InputError, match="watch.tilt=x is not a number"):
-        study(tmp_path, None, [Variant("a", "a", ("watch.tilt=x",))])
+    for text in ("x", "1_0", "\u0661"):
+        with pytest.raises(InputError, match="watch.tilt=.* is not a number"):
+            study(tmp_path, None, [Variant("a", "a", (f"watch.tilt={text}",))])
     # The usual value, said or not, is the same experiment.
     unsaid = "watch.train_recordings=12"
     variants = [Variant("a", "a", ("watch.tilt=15.0", unsaid)), Variant("b", "b", (unsaid,))]

@@ -114,9 +114,8 @@ def test_csv_of_a_spreadsheet(tmp_path, encoding, end):
     assert named(read_detections(tmp_path / "d.csv")) == [("a,b", "ü", 1, 2, 1), ("c", "ü", 2, 3, 0.5)]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_json_of_an_editor(tmp_path, encoding):
-    (tmp_path / "d.json").write_bytes(json.dumps({"results": {"v": [ENTRY]}}).encode(encoding))
+def test_json_of_an_editor(tmp_path):
+    (tmp_path / "d.json").write_bytes(json.dumps({"results": {"v": [ENTRY]}}).encode("utf-8-sig"))
     assert len(read_detections(tmp_path / "d.json")) == 1
 
 

@@ -398,6 +398,14 @@ def test_numbers(value: object) -> None:
         number(value, '"x"')
 
 
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_json_is_utf_8_alone(folder: Path, coding: str) -> None:
+    path = folder / "gt.json"
+    path.write_bytes(path.read_text().encode(coding))
+    with pytest.raises(InputError, match=r"gt\.json: not valid JSON"):
+        use_dataset(folder)
+
+
 def test_numbers_in_strings() -> None:
     assert [number(x, "x") for x in (" 1.5 ", "1e3", 7, np.float32(0.5), -0.0)] == [1.5, 1000, 7, 0.5, 0]
 

@@ -79,6 +79,19 @@ def test_override():
         ("loss.beta=&a [*a, *a]", "anchors, aliases and tags are not taken"),
         ("loss.beta=!!int ''", "anchors, aliases and tags are not taken"),
         ("loss.beta=" + "[" * 1900, "not a YAML value .maximum recursion depth"),
+        ("training.iterations=1:30", "'1:30' is no number in decimal digits alone"),
+        ("training.iterations=1_000", "'1_000' is no number in decimal digits alone"),
+        ("training.iterations=0x10", "'0x10' is no number in decimal digits alone"),
+        ("training.iterations=0b1", "'0b1' is no number in decimal digits alone"),
+        ("training.iterations=010", "'010' is no number in decimal digits alone"),
+        ("training.iterations=0o17", "is '0o17'; it must be a whole number"),
+        ("training.iterations='1_000'", "is '1_000'; it must be a whole number"),
+        ("loss.beta=1:30.5", "'1:30.5' is no number in decimal digits alone"),
+        ("loss.beta=1_0.5", "'1_0.5' is no number in decimal digits alone"),
+        ("localization.thresholds=[0.1, 0x1]", "'0x1' is no number in decimal digits alone"),
+        ("loss.beta=1e308", r"loss.beta is 1e\+308; it must be at least 0 and finite in float32 \(up to 3.4e\+38\)"),
+        ("loss.beta=1.0e+39", r"loss.beta is 1e\+39; it must be at least 0 and finite in float32 \(up to 3.4e\+38\)"),
+        ("model.weight_std=1e30", r"is 1e\+30; it must be above 0 and at most 10"),
         ("loss.beta=" + "9" * 10**6, "has more than 2000 characters"),
         ("loss.beta=" + ":".join(["1"] * 900) + ".0", "not a YAML value .int too large"),
         ("loss.beta=2001-99-99", "not a YAML value .month"),
@@ -93,6 +106,18 @@ def test_bad_settings(assignment, message):
     with pytest.raises(InputError, match=message) as error:
         load_recipe("watch").override([assignment])
     assert len(str(error.value)) < 2001 and str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("text", ["2", "+2", "2.", "2.0", "02.0", "2e0", "2.0e+0", ".2e+1", "0.2E1"])
+def test_decimal_numbers(text):
+    assert load_recipe("watch").override([f"loss.beta={text}"]).loss.beta == 2
+
+
+def test_a_recipes_file_has_decimal_numbers_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("d2net.recipes.resources.files", lambda _: tmp_path)
+    (tmp_path / "mine.yaml").write_text("training: {iterations: 1:30}")
+    with pytest.raises(InputError, match="recipe mine: not a YAML value .'1:30' is no number in decimal digits alone"):
+        load_recipe("mine")
 
 
 def test_settings_are_checked_in_python_too():

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from d2net.cli.options import DataOptions, data_options
+from d2net.cli.outputs import check_apart
 from d2net.cli.terminal import progress_bar, say
 
 
@@ -27,6 +28,7 @@ def convert(
     from d2net.data.convert import convert as convert_dataset
     from d2net.data.convert import writing
 
+    check_apart(out, [], [source])
     with writing(out):
         dataset = options.open(options.find(source), None)
         with progress_bar("converting") as progress:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -72,9 +71,7 @@ def evaluate(
 
     levels = parse_tiou(tiou)
     if json_out:
-        check_output(json_out, "--json")
-        if os.path.realpath(json_out) in (os.path.realpath(detections), os.path.realpath(annotations)):
-            raise InputError(f"--json {json_out}: is a file that is read here; give another path")
+        check_output(json_out, "--json", reads=[detections, annotations], suffixes=[".json"])
     if compare:
         from d2net.report import paper_tables
 

@@ -46,7 +46,7 @@ def localize(
       d2net localize runs/mine --data features/ --subset validation,test --out detections.csv
       d2net localize model.safetensors --data features/ --subset all --out d.json --set localization.nms_iou=0.3
     """
-    from d2net.checkpoint import load_model
+    from d2net.checkpoint import load_model, model_file
     from d2net.detections import write_detections
     from d2net.localization import localize as find
 
@@ -56,7 +56,7 @@ def localize(
             raise InputError(
                 f"--set {setting}: a trained model takes only localization.KEY=VALUE; train again for others"
             )
-    check_output(out)
+    check_output(out, reads=[model_file(checkpoint), data], suffixes=[".json", ".csv"])
     with notes():
         model = load_model(checkpoint, where)
     assert model.recipe is not None  # as every checkpoint has one

@@ -2,20 +2,78 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import typer
 
 from d2net.cli.terminal import notes
 from d2net.errors import InputError
+from d2net.files import LOCK_NAME, check_unlocked, locked
+
+RUN_FILES = ("checkpoint.safetensors", "checkpoint.json", "log.jsonl", LOCK_NAME)  # of train, and of nothing else
+_OURS = (*RUN_FILES, "study.json")  # no name for anything else: in the folder of a run or study it would be lost
 
 
-def check_output(path: Path, option: str = "--out") -> None:
+def check_output(
+    path: Path,
+    option: str = "--out",
+    *,
+    reads: Iterable[str | Path] = (),
+    suffixes: Iterable[str] = (),
+) -> None:
     """Make the folder that a file is to be written to, and see whether it can be: before anything is computed.
 
+    Args:
+        reads: What the command reads: files, folders of datasets, ``simulated:FILE``.
+        suffixes: What the name may end in, in small letters.
+
     Raises:
-        InputError: a folder, a link or a device of that name is there, or its folder cannot be made or written to.
+        InputError: the file is read here, or is one that a run is made of; another suffix; a folder, a link or a device
+            of that name is there; its folder cannot be made or written to, or another d2net writes in it.
     """
+    _check_place(path, option)
+    for place in _paths(reads):
+        if place.is_dir() and path.exists():
+            found = _among(path, place)
+        else:
+            found = _same(path, place)
+        if found:
+            raise InputError(f"{option} {path}: is a file that is read here; give another path")
+    if path.name in _OURS:
+        raise InputError(f"{option} {path}: is the name of a file that d2net train or study keeps; give another path")
+    if (known := list(suffixes)) and path.suffix.lower() not in known:
+        raise InputError(f"{option} {path}: cannot be written as '{path.suffix}'; name it {' or '.join(known)}")
+    check_unlocked(path.absolute().parent, option)
+
+
+def claim_folder(context: typer.Context, folder: Path, *names: str, reads: Iterable[str | Path] = ()) -> None:
+    """See that files called ``names`` can be written in ``folder``; and no other d2net writes there while the command
+    runs.
+
+    Raises:
+        InputError: they cannot, as :func:`check_output` says; ``folder`` is a dataset that is read here; another d2net
+            writes in it.
+    """
+    for name in names:
+        _check_place(folder / name, "--out")
+    check_apart(folder, names, reads)
+    with notes():
+        context.with_resource(locked(folder))
+
+
+def check_apart(folder: Path, names: Iterable[str], reads: Iterable[str | Path]) -> None:
+    """Raises InputError where ``folder``, or a file in it of one of the ``names``, is what is read."""
+    for place in _paths(reads):
+        if _same(folder, place):
+            raise InputError(f"{folder}: is a dataset that is read here; give another folder")
+        for name in names:
+            if _same(folder / name, place):
+                raise InputError(f"{folder / name}: is a file that is read here; give another folder")
+
+
+def _check_place(path: Path, option: str) -> None:
     import tempfile
 
     try:
@@ -30,14 +88,41 @@ def check_output(path: Path, option: str = "--out") -> None:
         raise InputError(f"{option} {path}: not an ordinary file; give the path of a file to write")
 
 
-def claim_folder(context: typer.Context, folder: Path, file_name: str) -> None:
-    """As :func:`check_output` of a file in there; and no other d2net writes in ``folder`` while the command runs.
+def _paths(reads: Iterable[str | Path]) -> Iterator[Path]:
+    """The paths among what is read; of a dataset that d2net makes, its annotations."""
+    for each in reads:
+        kind, _, rest = str(each).partition(":")
+        if isinstance(each, str) and (each == "watch" or kind == "simulated"):
+            if rest:
+                yield Path(rest)
+        else:
+            yield Path(each)
 
-    Raises:
-        InputError: as there; another d2net writes in ``folder``.
-    """
-    from d2net.files import locked
 
-    check_output(folder / file_name)
-    with notes():
-        context.with_resource(locked(folder))
+def _same(one: Path, other: Path) -> bool:
+    """Whether they are one file or folder, by whatever links; or one path, where nothing is yet."""
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):  # ValueError: a NUL
+        return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _among(path: Path, folder: Path) -> bool:
+    """Whether a file is one of those in a dataset's folder, links followed; folders of runs are no part of it."""
+    from d2net.data.containers import SUFFIXES
+
+    wanted, seen = path.stat(), set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen or any(name in files for name in RUN_FILES):
+            folders.clear()  # a link that leads around, or a run
+            continue
+        seen.add(real)
+        # Features are most of the files, and no command that writes a file gives it such a name.
+        for name in (n for n in files if not n.lower().endswith(SUFFIXES)):
+            try:
+                if os.path.samestat(os.stat(os.path.join(place, name)), wanted):
+                    return True
+            except OSError:  # a link that leads nowhere
+                continue
+    return False

@@ -61,7 +61,7 @@ def plot(
       d2net plot runs/baseline runs/d2net --data features/ --video video_test_0000004 --frames frames/ --out fig5.pdf
       d2net plot --detections theirs.json --label BaS-Net --data features/ --min-score 0 --out theirs.svg
     """
-    from d2net.checkpoint import load_checkpoint
+    from d2net.checkpoint import load_checkpoint, model_file
     from d2net.report.pictures import check_picture
     from d2net.report.plot import (
         PICTURED,
@@ -87,7 +87,8 @@ def plot(
     where = choose_device(device)
     if frames is not None and not frames.is_dir():
         raise InputError(f"{frames}: no such folder; --frames takes one that holds a folder of images per recording")
-    check_output(out)
+    files = [*map(model_file, checkpoints or []), *(detections or []), *([frames] if frames else [])]
+    check_output(out, reads=[*files, data])
     catalog = options.find(data)
     if video and not subset:
         subsets = list(dict.fromkeys(r.subset for r in catalog.listings if r.name in video)) or None

@@ -108,7 +108,7 @@ def ablation(
         write_tables,
     )
 
-    claim_folder(context, out, "study.json")
+    claim_folder(context, out, "study.json", "ablation.csv", "ablation.json", "ablation.png", reads=[data])
     variants = choose_losses(losses) if losses is not None else [] if variant else list(LOSSES.values())
     if complement is not None:
         if complement not in COMPLEMENTS:

@@ -18,7 +18,7 @@ from d2net.cli.options import (
     choose_subsets,
     data_options,
 )
-from d2net.cli.outputs import claim_folder
+from d2net.cli.outputs import RUN_FILES, check_apart, claim_folder
 from d2net.cli.terminal import make_console, notes, progress_bar, say
 from d2net.errors import InputError
 
@@ -59,7 +59,7 @@ def condition_number(
       d2net study condition-number --classes 20 --iterations 0 --out runs/fig3-20-classes
       d2net study condition-number --data features/ --recipe thumos14-paper --iterations 500 --out runs/fig3-thumos14
     """
-    from d2net.checkpoint import load_checkpoint
+    from d2net.checkpoint import load_checkpoint, model_file
     from d2net.data.describe import describe
     from d2net.files import inside
     from d2net.recipes import load_recipe
@@ -67,7 +67,8 @@ def condition_number(
     from d2net.training import Trainer
 
     check_sampling(samples, classes)
-    claim_folder(context, out, "summary.json")
+    names = ("points.csv", "summary.json", "figure.png", "figure.pdf")
+    claim_folder(context, out, *names, reads=[data, *([checkpoint_run] if checkpoint_run else [])])
     facts: dict[str, Any] = {
         "random": "entries >= 0 that sum to 1, uniformly distributed",
         "samples": samples,
@@ -84,9 +85,11 @@ def condition_number(
         name = train.name
         for line in describe(train):
             say(line)
-        trainer = Trainer(
-            train, values, out=inside(out, "training"), seed=seed, device=where, save_every=0, overwrite=True
-        )
+        place = inside(out, "training")
+        check_apart(place, RUN_FILES[:3], [model_file(checkpoint_run)] if checkpoint_run else [])
+        if (place / RUN_FILES[0]).exists() and not (out / "summary.json").exists():
+            raise InputError(f"{place}: holds a run that is of no such study; choose another --out")
+        trainer = Trainer(train, values, out=place, seed=seed, device=where, save_every=0, overwrite=True)
         facts |= {"dataset": name, "recipe": values.name, "iterations": iterations}
     elif checkpoint_run or settings:
         raise InputError("--iterations 0 trains nothing; leave --checkpoint-run and --set out")

@@ -18,7 +18,7 @@ from d2net.cli.options import (
     choose_subsets,
     data_options,
 )
-from d2net.cli.outputs import claim_folder
+from d2net.cli.outputs import RUN_FILES, claim_folder
 from d2net.cli.terminal import notes, say
 from d2net.errors import InputError
 
@@ -81,7 +81,7 @@ def train(
         raise InputError("--resume goes on with a run and --overwrite replaces it; give one of them")
     chosen = load_recipe(recipe).override(settings or [])
     where = choose_device(device)
-    claim_folder(context, out, "checkpoint.safetensors")
+    claim_folder(context, out, *RUN_FILES[:3], reads=[data])
     catalog = options.find(data)
     training = choose_subsets(catalog, subset, 0, "--subset")
     if eval_subset and not eval_every:

@@ -6,6 +6,7 @@ as default, is said once, in the dataclasses below.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
@@ -17,12 +18,16 @@ from d2net.errors import InputError
 from d2net.fields import LARGEST_COUNT, Count, Number, Positive, Range, Share, Weight, check_fields
 from d2net.words import did_you_mean, quoted, reason
 
+_DECIMAL = re.compile(
+    r"[-+]?(?:(?:0|[1-9][0-9]*)|(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|\.inf|\.nan)", re.ASCII | re.IGNORECASE
+)
 LONGEST_SETTING = 2000  # characters of a setting on the command line
 
 Width = Annotated[int, Range(1, 65_536)]
 KernelSize = Annotated[int, Range(1, 1_023, odd=True)]  # odd, so that time stays aligned
 Floor = Annotated[float, Range(1e-7, below=0.5)]  # from where on float32 tells 1 - floor from 1
 BelowOne = Annotated[float, Range(0, below=1)]
+Deviation = Annotated[float, Range(above=0, at_most=10)]
 Overlap = Annotated[float, Range(above=0, at_most=1)]
 
 
@@ -48,7 +53,7 @@ class ModelRecipe(_Section):
     residual: bool = False  # add a layer's input to its output (the released code does)
     dropout: BelowOne = 0.0  # before the classifier
     dropout_embeddings: bool = False  # in training, x(t) is what has passed the dropout (the released code)
-    weight_std: Positive | None = None  # weights from N(0, weight_std), biases 0; None: PyTorch's initialisation
+    weight_std: Deviation | None = None  # weights from N(0, weight_std), biases 0; None: PyTorch's initialisation
 
 
 @dataclass(frozen=True)
@@ -261,13 +266,28 @@ def differences(recipes: Sequence[Recipe]) -> list[tuple[str, list[object]]]:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Values alone: aliases can grow without end, and tags ask for types that no setting has."""
+    """Values alone: aliases can grow without end, and tags ask for types that no setting has.
+
+    Numbers are decimal: YAML 1.1 has 1:30 as 90, 010 as 8, and 0x10, 0b1 and 1_000 too.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if event.anchor is not None or getattr(event, "tag", None) is not None:
             raise yaml.YAMLError("anchors, aliases and tags are not taken")
         return super().compose_node(parent, index)
+
+
+def _decimal(loader: _PlainLoader, node: yaml.ScalarNode) -> Any:
+    number = "construct_yaml_int" if node.tag.endswith(":int") else "construct_yaml_float"
+    value = getattr(loader, number)(node)
+    if not _DECIMAL.fullmatch(node.value):
+        raise yaml.YAMLError(f"{quoted(node.value)} is no number in decimal digits alone")
+    return value
+
+
+for _kind in ("int", "float"):
+    _PlainLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _decimal)
 
 
 def _read_yaml(text: str, where: str) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import unicodedata
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -335,6 +337,68 @@ def test_nothing_beside_the_data_is_in_the_way(tmp_path):
         assert [r.name for r in open_dataset(tmp_path).recordings] == ["a"]
 
 
+@pytest.mark.parametrize("kind", [".pt", ".npz"])
+def test_every_flipped_bit_of_an_array_with_a_checksum_is_found(tmp_path, kind):
+    path = tmp_path / f"a{kind}"
+    if kind == ".pt":
+        torch.save(torch.from_numpy(X), path)
+    else:
+        np.savez(path, feats=X)
+    whole = path.read_bytes()
+    begin, step = whole.index(X.tobytes()), max(1, 8 * X.nbytes // 300)
+    for bit in range(0, 8 * X.nbytes, step):
+        damaged = bytearray(whole)
+        damaged[begin + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=rf"a\{kind}: damaged"):
+            open_file(path)
+    path.write_bytes(whole)
+    np.testing.assert_array_equal(open_file(path)[""].read(), X)
+
+
+def test_a_header_in_an_archive_that_claims_fewer_rows(tmp_path):
+    np.savez(tmp_path / "a.npz", feats=X)
+    whole = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "a.npz").write_bytes(whole.replace(b"(9, 4)", b"(8, 4)"))  # a flipped bit
+    with pytest.raises(InputError, match="damaged"):
+        open_file(tmp_path / "a.npz")
+
+
+def test_torch_files_without_checksums(tmp_path):
+    from torch.serialization import set_crc32_options
+
+    try:
+        set_crc32_options(False)
+        torch.save(torch.from_numpy(X), tmp_path / "a.pt")
+    finally:
+        set_crc32_options(True)
+    np.testing.assert_array_equal(open_file(tmp_path / "a.pt")[""].read(), X)
+
+
+def test_messages_show_no_object_of_a_librarys_own(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("feats", b"bytes")
+    with pytest.raises(InputError, match="'feats' in it is no .npy array"):
+        open_file(tmp_path / "a.npz")
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        content = io.BytesIO()
+        np.save(content, X)
+        archive.writestr("feats.npy", content.getvalue() + b"x")
+    with pytest.raises(InputError, match="'feats.npy' in it is longer than its header says"):
+        open_file(tmp_path / "b.npz")
+    np.save(tmp_path / "a.npy", X)
+    whole = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(whole.replace(b"(9, 4)", b"(9*4,)"))
+    with pytest.raises(InputError, match="a.npy") as error:
+        open_file(tmp_path / "a.npy")
+    assert "object at" not in str(error.value) and "malformed node" in str(error.value)
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["feats"] = h5py.Empty("f")
+    with pytest.raises(InputError, match="is a null dataset, without numbers"):
+        open_file(tmp_path / "a.h5")
+
+
 def test_reading_opens_one_key_of_an_archive(tmp_path):
     write_npz(annotations(tmp_path) / "a", rgb=X, flow=X + 1)
     dataset = open_dataset(tmp_path)
@@ -369,9 +433,9 @@ def test_a_file_of_numpy_of_another_length_than_its_header_says(tmp_path):
     path = annotations(tmp_path) / "a.npy"
     np.save(path, X)
     whole = path.read_bytes()
-    for content in (whole[:-1], whole + b"\0"):
+    for content, why in ((whole[:-1], "truncated perhaps"), (whole + b"\0", "longer than its header says")):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=rf"expected {len(whole)} bytes, found {len(content)}"):
+        with pytest.raises(InputError, match=rf"{why} .expected {len(whole)} bytes, found {len(content)}"):
             open_dataset(tmp_path)
     path.write_bytes(whole.replace(b"(9, 4)", b"(-9, 4)").replace(b" \n", b"\n"))
     with pytest.raises(InputError, match=r"not a readable \.npy file, truncated perhaps \(shape"):

@@ -1,7 +1,7 @@
 """What a file must be by docs/data.md and docs/evaluation.md, read by other libraries than d2net.
 
-A damaged file can still be such a file: with another number, another name, a row less. Nobody can tell, since these
-formats carry no checksum. Every function here raises where a file is none, and is stricter than d2net where the
+A damaged file can still be such a file: with another number, another name, a row less. Nobody can tell, since most of
+these formats carry no checksum. Every function here raises where a file is none, and is stricter than d2net where the
 documents leave that open. Nothing of d2net is imported.
 """
 

@@ -52,6 +52,8 @@ def _own(group: Any, key: str) -> Any:
 
 def _h5_array(path: Path, array: Any) -> FeatureArray:
     key = array.name
+    if array.shape is None:
+        raise InputError(f"{path}[{key.lstrip('/')}]: is a null dataset, without numbers; extract its features again")
 
     def read() -> np.ndarray:
         with _h5(path) as file:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from d2net.data.containers.array import check_real
 from d2net.data.containers.names import stream_names
 from d2net.errors import InputError
 from d2net.reading import check_ordinary
-from d2net.words import reason
+from d2net.words import quoted, reason
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,11 @@ def open_npy(path: Path) -> NpyFile:
         file.seek(0)
         array = NpyFile(path, shape, dtype, file.read(length), by_columns)
         if found != array.size:
-            raise ValueError(f"expected {array.size} bytes, found {found}")
+            why = "truncated perhaps" if found < array.size else "longer than its header says"
+            raise InputError(
+                f"{path}: not a readable .npy file, {why} (expected {array.size} bytes, found {found}); extract or "
+                "download it again"
+            )
     check_real(array, str(path))
     return array
 
@@ -112,12 +116,27 @@ def load_npz(path: Path, only: str | None) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as archive:
             keys = stream_names(dict.fromkeys(archive.files), str(path))
             try:
-                # Of a member that is no .npy numpy gives the bytes.
-                return {s: archive[key].view(np.ndarray) for s, key in keys.items() if only in (None, s)}
+                return {s: _member(archive, key, path) for s, key in keys.items() if only in (None, s)}
+            except InputError:
+                raise
             except Exception as error:
                 if "Object arrays" in str(error):
                     raise InputError(f"{path}: holds pickled Python objects; save plain float32 arrays") from None
                 raise InputError(f"{path}: damaged ({reason(error)}); extract or download it again") from None
+
+
+def _member(archive: Any, key: str, path: Path) -> np.ndarray:
+    """An array of an archive; it is read to its end, where zipfile compares the CRC-32."""
+    name = key if key in archive.zip.namelist() else f"{key}.npy"  # as numpy names them
+    with archive.zip.open(name) as file:
+        begin = file.read(6)
+    if begin != b"\x93NUMPY":
+        raise InputError(f"{path}: {quoted(name)} in it is no .npy array; write it with numpy.savez")
+    with archive.zip.open(name) as file:
+        array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+        if file.read(1):
+            raise ValueError(f"{quoted(name)} in it is longer than its header says")
+    return array
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from d2net.data.containers.names import stream_names
 from d2net.errors import InputError
 from d2net.reading import check_ordinary
-from d2net.words import reason
+from d2net.words import quoted, reason
 
 
 def load_torch(path: Path, only: str | None) -> dict[str, np.ndarray]:
@@ -19,6 +20,7 @@ def load_torch(path: Path, only: str | None) -> dict[str, np.ndarray]:
     import torch
 
     check_ordinary(path)
+    _check_sums(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -45,3 +47,26 @@ def load_torch(path: Path, only: str | None) -> dict[str, np.ndarray]:
         return {s: (x.float() if x.is_floating_point() else x).numpy() for s, x in chosen.items()}
     except Exception as error:  # sparse, quantized, on no device
         raise InputError(f"{path}: holds no plain tensor ({reason(error)}); save a dense one") from None
+
+
+def _check_sums(path: Path) -> None:
+    """Compare what a file holds with the CRC-32 of each part, which ``torch.load`` does not look at.
+
+    Files from before torch 1.6 are no zip and have none; ``torch.serialization.set_crc32_options(False)`` writes 0.
+
+    Raises:
+        InputError: a part is not what was written.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if not any(part.CRC for part in archive.infolist()):
+                return
+            damaged = archive.testzip()
+    except Exception as error:  # a damaged file can raise anything
+        raise InputError(f"{path}: damaged ({reason(error)}); save it again, or use another copy") from None
+    if damaged is not None:
+        raise InputError(
+            f"{path}: damaged, the checksum of {quoted(damaged)} in it is wrong; save it again, or use another copy"
+        )

@@ -10,7 +10,7 @@ from typing import Any
 from d2net.data.watch import TEMPO, TILT
 from d2net.errors import InputError
 from d2net.recipes import LossRecipe, Recipe
-from d2net.words import did_you_mean
+from d2net.words import did_you_mean, is_number
 
 NO_DENOISING = ("loss.alpha_snippet=0", "loss.alpha_video=0")
 RECORDINGS = 1000  # training recordings of ``watch`` where a variant does not say
@@ -124,6 +124,8 @@ def resolve(recipe: Recipe, variant: Variant, *, watch: bool) -> tuple[Recipe, t
         if not watch:
             raise InputError(f"variant '{variant.name}': {setting} is only for --data watch")
         try:
+            if not is_number(text):
+                raise ValueError(text)
             making[key] = {"tilt": float, "tempo": float, "train_recordings": int}[key](text)
         except KeyError:
             raise InputError(
