@@ -184,3 +184,9 @@ def test_a_demo_replaces_no_other_run(place: Path) -> None:
     another = there.recipe.override(["model.dropout=0.25"])  # of the same dataset
     save_checkpoint(out / "checkpoint.safetensors", replace(there, recipe=another))
     assert "which is no demo's" in fails("demo", "--out", out, "--iterations", 1)
+
+
+def test_a_training_goes_on_without_its_log(place: Path) -> None:
+    (place / "new" / "log.jsonl").mkdir(parents=True)
+    run("train", "--data", place / "data", "--recipe", "watch", "--out", place / "new", *DEVICE, *SMALL)
+    assert (place / "new" / "checkpoint.safetensors").exists()

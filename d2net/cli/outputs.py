@@ -12,7 +12,8 @@ from d2net.cli.terminal import notes
 from d2net.errors import InputError
 from d2net.files import LOCK_NAME, check_unlocked, locked
 
-RUN_FILES = ("checkpoint.safetensors", "checkpoint.json", "log.jsonl", LOCK_NAME)  # of train, and of nothing else
+LOG_NAME = "log.jsonl"
+RUN_FILES = ("checkpoint.safetensors", "checkpoint.json", LOG_NAME, LOCK_NAME)  # of train, and of nothing else
 _OURS = (*RUN_FILES, "study.json")  # no name for anything else: in the folder of a run or study it would be lost
 
 
@@ -57,7 +58,8 @@ def claim_folder(context: typer.Context, folder: Path, *names: str, reads: Itera
             writes in it.
     """
     for name in names:
-        _check_place(folder / name, "--out")
+        if name != LOG_NAME:  # without which a training goes on, and says so
+            _check_place(folder / name, "--out")
     check_apart(folder, names, reads)
     with notes():
         context.with_resource(locked(folder))
