@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,7 +36,9 @@ def load_pickled(path: Path) -> Any:
         shape, objects = _header(file)
         if not objects:
             file.seek(0)
-            return np.lib.format.read_array(file, allow_pickle=False)
+            array = np.lib.format.read_array(file, allow_pickle=False)
+            _check_texts(array.tobytes(), array.dtype)
+            return array
         array = _Unpickler(file).load()
     if not isinstance(array, np.ndarray) or not array.dtype.hasobject or array.size != math.prod(shape):
         raise ValueError(f"its header says {shape}, its content is another")
@@ -94,6 +97,14 @@ class _Unpickler(pickle._Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}, and arrays alone are read")
 
 
+def _check_texts(content: bytes | bytearray, dtype: np.dtype) -> None:
+    """NumPy takes any 32 bits for a letter, and fails where one is looked at that there is not."""
+    if dtype.kind == "U" and content:
+        letters = np.frombuffer(content, np.dtype(np.uint32).newbyteorder(dtype.byteorder))
+        if letters.max() > sys.maxunicode:
+            raise ValueError("a text has a letter that there is not")
+
+
 class _Array(np.ndarray):
     """An array that is filled once, as a pickle does it, after its content has been checked."""
 
@@ -111,6 +122,8 @@ class _Array(np.ndarray):
             right = right and len(content) == math.prod(shape) * dtype.itemsize
         if not right or not isinstance(by_columns, (bool, int)):
             raise ValueError(f"an array of shape {shape} and type {dtype} does not have its content")
+        if not dtype.hasobject:
+            _check_texts(content, dtype)
         # A list of its own: the pickle may go on filling the one that it gave.
         content = list(content) if dtype.hasobject else content
         super().__setstate__((1, shape, dtype, bool(by_columns), content))  # type: ignore[arg-type]
@@ -160,6 +173,7 @@ def _scalar(kind: Any, content: Any = None) -> Any:
     content = content.encode("latin1") if isinstance(content, str) else content
     if not isinstance(content, bytes) or len(content) != dtype.itemsize:
         raise ValueError(f"a number of type {dtype} does not have its bytes")
+    _check_texts(content, dtype)
     return np.frombuffer(content, dtype)[0] if dtype.itemsize else dtype.type()
 
 
@@ -169,6 +183,7 @@ def _from_buffer(content: Any, kind: Any, shape: Any, order: Any, axis_order: An
     right = isinstance(content, (bytes, bytearray)) and order in ("C", "F") and axis_order is None
     if not right or dtype.hasobject or len(content) != math.prod(shape) * dtype.itemsize:
         raise ValueError("the content of an array is malformed")
+    _check_texts(content, dtype)
     return (
         np.frombuffer(bytes(content), dtype).reshape(shape, order=order).copy() if content else np.empty(shape, dtype)
     )

@@ -146,3 +146,24 @@ def test_damaged_files_end_in_an_exception(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "whole\n", "")
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("kind", ["array", "scalar", "<U2", ">U2"])
+def test_letters_that_there_are_not(tmp_path: Path, kind: str, protocol: int) -> None:
+    """NumPy makes an array of them, and a SystemError of whoever looks at one."""
+    texts = np.array(["ab", "cd"], kind if kind.endswith("U2") else "=U2")
+    array = texts if kind.endswith("U2") else objects(texts if kind == "array" else texts[0])
+    right = content(array, protocol)
+    assert said(load_pickled(written(tmp_path, right))) == said(array)
+    order = "big" if kind == ">U2" else "little" if kind == "<U2" else sys.byteorder
+    letter, none = ord("b").to_bytes(4, order), (0x08000062).to_bytes(4, order)
+    assert right.count(letter) == 1
+    with pytest.raises(ValueError, match="a letter that there is not"):
+        load_pickled(written(tmp_path, right.replace(letter, none)))
+
+
+def written(folder: Path, data: bytes) -> Path:
+    path = folder / "x.npy"
+    path.write_bytes(data)
+    return path
