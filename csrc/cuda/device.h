@@ -143,7 +143,7 @@ class Stream {
         name_, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared_bytes,
         [](void* t) { (*static_cast<decltype(thread)*>(t))(); }, &thread);
 #else
-    cudaError_t status = shared_bytes > kPlainShared - kMostStatic ? allow_shared(kernel, shared_bytes) : cudaSuccess;
+    cudaError_t status = shared_bytes > 0 ? allow_shared(kernel, shared_bytes) : cudaSuccess;
     if (status == cudaSuccess) {
       cudaLaunchConfig_t config = {};
       config.gridDim = dim3(unsigned(grid.x), unsigned(grid.y), unsigned(grid.z));
@@ -208,7 +208,6 @@ class Stream {
 
  private:
   static constexpr int64_t kPlainShared = 48 * 1024;  // with the static arrays; more must be asked for
-  static constexpr int64_t kMostStatic = 30 * 1024;   // of any of our kernels: tests/native/test_native.py
 
   [[noreturn]] void fail(const std::string& what) const {
 #ifndef D2NET_SIMT
