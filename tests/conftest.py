@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ if importlib.util.find_spec("hypothesis") is None:
     _absent.given = lambda *_, **__: pytest.mark.skip(reason="hypothesis is not installed")
     _absent.settings = lambda *_, **__: lambda test: test
     sys.modules["hypothesis"] = _absent
+
+# Ignored in what a script starts in the background, and then by the children of tests too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
