@@ -44,7 +44,8 @@ struct Scratch {
     pieces.take(p, b * c);
     pieces.take(y, b * c);
     const int64_t joint_doubles = std::min(b, c) > 0 && std::min(b, c) <= 128 ? JointLayout(c, b).total : 0;
-    pieces.take(joint, joint_doubles * int64_t(sizeof(double)) > kSharedJoint ? joint_doubles : 0);
+    const int64_t joint_bytes = joint_doubles * int64_t(sizeof(double)) + 2 * b * c * int64_t(sizeof(A));
+    pieces.take(joint, joint_bytes > kSharedJoint ? joint_doubles : 0);
     pieces.take(grad_pooled, b * c);
     pieces.take(grad_x, 2 * b * d);
     pieces.take(terms, 4 * b);

@@ -1,7 +1,7 @@
 """Registers operators with ``torch.library``, so that torch.compile, opcheck, autocast and autograd see ordinary ones.
 
 An operator is a schema, a check of its arguments, a kernel per kind of device (a Python function that allocates with
-torch and hands pointers to the extension), a fake kernel that gives the shapes of the results, and a backward. The
+torch and hands tensors to the extension), a fake kernel that gives the shapes of the results, and a backward. The
 check runs before every kernel, the fake one included, so that no call of ``torch.ops.d2net`` reaches the extension
 unchecked; a public function does not repeat it, but converts its arguments and calls the operator.
 
