@@ -1,0 +1,1 @@
+"""From videos and sensor files to features."""
