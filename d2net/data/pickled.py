@@ -28,18 +28,23 @@ def load_pickled(path: Path) -> Any:
         Exception: of any kind, where it is damaged or holds more than arrays, numbers, texts, lists, tuples and dicts.
     """
     with open(path, "rb") as file:
-        start = file.read(6)
-        if start != b"\x93NUMPY":
-            file.seek(0)
-            return _Unpickler(file).load()
+        return read_pickled(file)
+
+
+def read_pickled(file: BinaryIO) -> Any:
+    """:func:`load_pickled` of an open file, from its beginning."""
+    file.seek(0)
+    start = file.read(6)
+    file.seek(0)
+    if start != b"\x93NUMPY":
+        return _Unpickler(file).load()
+    shape, objects = _header(file)
+    if not objects:
         file.seek(0)
-        shape, objects = _header(file)
-        if not objects:
-            file.seek(0)
-            array = np.lib.format.read_array(file, allow_pickle=False)
-            _check_texts(array.tobytes(), array.dtype)
-            return array
-        array = _Unpickler(file).load()
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        _check_texts(array.tobytes(), array.dtype)
+        return array
+    array = _Unpickler(file).load()
     if not isinstance(array, np.ndarray) or not array.dtype.hasobject or array.size != math.prod(shape):
         raise ValueError(f"its header says {shape}, its content is another")
     return array.reshape(shape)
