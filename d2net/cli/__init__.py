@@ -1,4 +1,4 @@
-"""The command line: ``d2net demo``, ``train``, ``localize``, ``evaluate``, ``plot``, ``study``, ``convert`` and so on.
+"""The command line: ``d2net demo``, ``train``, ``localize``, ``evaluate``, ``plot``, ``study``, ``features`` and so on.
 
 A command is a file: it reads its options, calls one function of the library and shows the result. What needs torch is
 imported inside the commands, so that ``--help`` answers at once.
@@ -18,6 +18,7 @@ from d2net.cli import (
     convert,
     demo,
     evaluate,
+    features,
     info,
     inspect,
     localize,
@@ -87,6 +88,7 @@ for command in (
     localize.localize,
     evaluate.evaluate,
     plot.plot,
+    features.features,
     convert.convert,
     inspect.inspect,
     recipes.recipes,

@@ -37,7 +37,7 @@ def make_console(*, stderr: bool = False) -> Console:
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(label: str) -> Iterator[Callable[[float, int], None]]:
     """A bar on stderr for ``progress(done, total)``; nothing is drawn where stderr is no terminal."""
     console = make_console(stderr=True)
     columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from d2net.data.dataset import Dataset, Recording
+from d2net.data.statistics import WIDTH, window_statistics
 from d2net.errors import InputError
 
 SHA256 = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537"
@@ -41,8 +42,7 @@ MIRROR = np.array([-1, 1, 1, 1, -1, -1])
 TILT = 15.0  # degrees
 TEMPO = 0.2  # of the logarithm of the factor: two thirds of the recordings are played 0.82 to 1.22 times as fast
 STRETCH = (6 * RATE, 20 * RATE)  # shortest and longest stretch, in samples
-BANDS = ((1, 3), (3, 6), (6, 13))  # FFT bins [low, high) of a window; a bin is 1 Hz
-STREAM_WIDTH = 4 * (9 + len(BANDS))  # three axes and their magnitude
+STREAM_WIDTH = 4 * WIDTH  # three axes and their magnitude
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ def load_watch(
 
     Each recording alternates background and action stretches of 6 to 20 s (shorter where the source is), begins and
     ends with background, and holds one or two action classes, each one to three times. A stretch begins at a random
-    place of its source; two stretches of one source may overlap. Features are :func:`stream_features` of the
-    accelerometer (stream one) and the gyroscope (stream two), standardised with the mean and standard deviation of
-    the training recordings. Snippet t stands for [0.32 t, 0.32 (t + 1)) s: its 1 s window is centred there.
+    place of its source; two stretches of one source may overlap. Features are the :func:`window_statistics` of the
+    accelerometer (stream one) and the gyroscope (stream two), standardised with the mean and standard deviation of the
+    training recordings. Snippet t stands for [0.32 t, 0.32 (t + 1)) s: its 1 s window is centred there.
     Features stay in memory (about 130 MB by default).
 
     A recording is named ``watch_SUBSET_sNN_NNNN``, where sNN is the subject; no subject is in both subsets.
@@ -119,7 +119,11 @@ def load_watch(
                 factor = math.exp(tempo * np.random.default_rng([seed, 3, index]).normal())
                 signal = played_faster(signal, factor)
                 segments = tuple((start / factor, end / factor, label) for start, end, label in segments)
-            features = np.concatenate([stream_features(signal[:, :3]), stream_features(signal[:, 3:])], axis=1)
+            streams = (
+                window_statistics(sensor, rate=RATE, window=WINDOW, stride=HOP)
+                for sensor in (signal[:, :3], signal[:, 3:])
+            )
+            features = np.concatenate(list(streams), axis=1)
             made.append((subset, subject, index, len(signal) / RATE, segments, features))
     train = np.concatenate([features for *_, features in made[:train_recordings]]).astype(np.float64)
     mean, std = train.mean(axis=0), np.maximum(train.std(axis=0), 1e-6)
@@ -144,39 +148,6 @@ def load_watch(
         stream_widths=(STREAM_WIDTH, STREAM_WIDTH),
         recordings=tuple(recordings),
     )
-
-
-def stream_features(signal: np.ndarray) -> np.ndarray:
-    """Simple statistics of the windows of one three-axis sensor.
-
-    Args:
-        signal: (n, 3), 50 Hz, n >= 18 (the mirrored padding is 17 samples a side).
-
-    Returns:
-        (n // 16, 48) float32. Per axis, and for the magnitude of the three: mean, standard deviation, minimum, lower
-        quartile, median, upper quartile, maximum, mean absolute difference of neighbours, rate of crossings of the
-        mean, and the log energy of 1-2, 3-5 and 6-12 Hz. Window t is centred on samples [16 t, 16 (t + 1)).
-    """
-    channels = np.concatenate([signal, np.linalg.norm(signal, axis=1, keepdims=True)], axis=1).astype(np.float32)
-    side = (WINDOW - HOP) // 2
-    padded = np.pad(channels, ((side, side), (0, 0)), mode="reflect")
-    # (n // 16, 4, 50), a view
-    windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW, axis=0)[::HOP]
-    ordered = np.sort(windows, axis=-1)
-    mean = windows.mean(axis=-1, keepdims=True)
-    centred = windows - mean
-    energy = np.square(np.abs(np.fft.rfft(centred, axis=-1)))
-    above = centred > 0
-    statistics = [
-        mean[..., 0],
-        np.sqrt(np.square(centred).mean(axis=-1)),
-        *(ordered[..., i] for i in (0, WINDOW // 4, WINDOW // 2, 3 * WINDOW // 4, WINDOW - 1)),
-        np.abs(np.diff(windows, axis=-1)).mean(axis=-1),
-        (above[..., 1:] != above[..., :-1]).mean(axis=-1),
-        # 1e-3 keeps the logarithm of a resting sensor finite
-        *(np.log(energy[..., low:high].sum(axis=-1) + 1e-3) for low, high in BANDS),
-    ]
-    return np.concatenate(statistics, axis=1).astype(np.float32)
 
 
 def rotation_matrix(angles: np.ndarray) -> np.ndarray:

@@ -45,7 +45,7 @@ class Scores(NamedTuple):
 
 
 class I3D(nn.Module):
-    """The network, in float32 and evaluation mode.
+    """The network, in evaluation mode.
 
     Args:
         channels: Of a frame: 3 for RGB, 2 for optical flow.
@@ -64,7 +64,16 @@ class I3D(nn.Module):
             width = sizes[0] + sizes[2] + sizes[4] + sizes[5]
         self.logits = nn.Linear(width, classes) if classes else None
         self.eval().requires_grad_(False)
-        self.to(memory_format=torch.channels_last_3d)
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+
+    def in_bfloat16(self) -> I3D:
+        """The same with convolutions in bfloat16; means and classifier stay in float32."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                module.bfloat16()
+        return self
 
     def forward(self, frames: Tensor) -> Scores:
         """Features of windows.
@@ -83,7 +92,8 @@ class I3D(nn.Module):
         if frames.shape[3:] != (SIZE, SIZE):
             size = f"{frames.shape[4]} x {frames.shape[3]}"
             raise InputError(f"I3D: frames are {size}, expected {SIZE} x {SIZE}: crop them")
-        x = self.Conv3d_1a_7x7(frames.contiguous(memory_format=torch.channels_last_3d))
+        x = frames.to(self.Conv3d_1a_7x7.conv.weight.dtype, memory_format=torch.channels_last_3d)
+        x = self.Conv3d_1a_7x7(x)
         x = _max_pool(x, (1, 3, 3), (1, 2, 2))
         x = self.Conv3d_2c_3x3(self.Conv3d_2b_1x1(x))
         x = _max_pool(x, (1, 3, 3), (1, 2, 2))

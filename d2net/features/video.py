@@ -1,118 +1,134 @@
-"""Frames of a video, at a steady rate and of one size."""
+"""Frames of a video, upright and at a steady rate."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional
 
 from d2net.errors import InputError
-from d2net.features.i3d import SIZE
+from d2net.reading import check_ordinary
+from d2net.words import counted, reason
 
-SHORTER_SIDE = 256  # pixels, before the centre is cut out
-MOST_FRAMES_APART = 3600  # seconds without a frame, after which a time is taken for damage
+SUFFIXES = frozenset(
+    ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split()
+)  # of files in folders; one that is named itself may have any
+LONGEST_GAP = 3600.0  # seconds without a frame, after which a time is taken for damage
+_MOST_DAMAGED = 1000  # packets in which nothing is found, after which nothing more is looked for
+_SAID_GAP = 1.0  # seconds without a frame that are worth a note
 
 
-@dataclass(frozen=True)
 class Video:
-    """What a video file says of itself.
+    """The frames of a video file: iterate over it, once.
 
-    Attributes:
-        path: Of the file.
-        fps: Frames a second, on the average.
-        seconds: How long it is; None where the file does not say.
-        width: Pixels, as shown.
-        height: Pixels, as shown.
-    """
-
-    path: Path
-    fps: float
-    seconds: float | None
-    width: int
-    height: int
-
-
-def probe(path: Path) -> Video:
-    """What a video file says of itself.
-
-    Raises:
-        InputError: missing, no video, or nothing that can be decoded.
-    """
-    with _opened(path) as container:
-        stream = _video_stream(container, path)
-        rate = stream.average_rate or stream.guessed_rate
-        if not rate:
-            raise InputError(f"{path}: does not say how many frames a second it has; convert it, as ffmpeg -i does")
-        seconds = stream.duration * stream.time_base if stream.duration else None
-        if seconds is None and container.duration:
-            seconds = container.duration / 1_000_000
-        turned = _turns(next(_decoded(container, stream, path))) % 2
-        width, height = stream.width, stream.height
-        return Video(
-            path, float(rate), float(seconds) if seconds else None, *((height, width) if turned else (width, height))
-        )
-
-
-def frames(path: Path, fps: float | None = None) -> Iterator[np.ndarray]:
-    """The frames of a video, upright.
+    Time begins where the file's does: a picture that comes later, after the sound, is shown from the beginning. Where a
+    rate is asked for, frame i is what is on the screen at i / fps seconds (rounded as ffmpeg's filter ``fps`` does), so
+    that frames are repeated or left out, and a varying rate becomes a steady one. What cannot be decoded is left out.
 
     Args:
         path: Of the file, in whatever format ffmpeg reads.
-        fps: Frames a second: each frame is shown until the next begins, so that frames are repeated or left out, and a
-            varying rate becomes a steady one. None: the frames that there are.
+        fps: Frames a second; None: the frames that there are.
+
+    Attributes:
+        announced: Seconds that the file says it lasts; None where it does not.
+        seconds: That the frames so far last; at the end, all of them.
+        decoded: Frames that were decoded so far.
+        notes: What was left out, repeated or damaged; complete at the end.
 
     Yields:
         (height, width, 3) uint8 RGB.
 
     Raises:
-        InputError: missing, no video, or nothing that can be decoded. A file that ends early ends the frames.
+        InputError: missing, no video, or nothing that can be decoded.
     """
-    with _opened(path) as container:
-        stream = _video_stream(container, path)
-        stream.thread_type = "AUTO"
-        shown, number = None, 0  # the frame that is on the screen; how many have been given
-        start = last = None
-        for frame in _decoded(container, stream, path):
-            image = np.rot90(frame.to_ndarray(format="rgb24"), _turns(frame))
-            if fps is None:
-                yield image
+
+    def __init__(self, path: Path, fps: float | None = None) -> None:
+        self.path, self.fps = path, fps
+        self.announced: float | None = None
+        self.seconds, self.decoded = 0.0, 0
+        self.notes: list[str] = []
+        self._damaged = 0  # packets that cannot be decoded
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        with _opened(self.path) as container:
+            stream = _pictures(container, self.path)
+            stream.thread_type = "AUTO"
+            start = 0.0 if container.start_time is None else container.start_time / 1_000_000
+            if stream.duration:
+                self.announced = float((stream.start_time or 0) + stream.duration) * float(stream.time_base) - start
+            elif container.duration:
+                self.announced = container.duration / 1_000_000
+            usual = 1 / float(stream.average_rate or stream.guessed_rate or 25)  # seconds of a frame
+            for frame, times in self._shown(self._decoded(container, stream), start, usual):
+                if times:
+                    image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+                    for _ in range(times):
+                        yield image
+            expected = self.announced or 0.0
+            missing = stream.frames - self.decoded - self._damaged
+            if self.seconds < min(0.95 * expected, expected - 1) or missing > max(0.05 * stream.frames, 1):
+                of = f" of {stream.frames}" if stream.frames else ""
+                self.notes.append(
+                    f"cut short: {self.decoded}{of} frames, {self.seconds:.1f} of {expected:.1f} s; what is there is used"
+                )
+
+    def _shown(self, frames: Iterator[Any], start: float, usual: float) -> Iterator[tuple[Any, int]]:
+        """The frames, and how many times each is given."""
+        before, time, given, untimed, gap = None, 0.0, 0, 0, (0.0, 0.0)
+        for frame in frames:
+            if self.fps is None:
+                self.seconds = self.decoded * usual
+                yield frame, 1
                 continue
-            time = frame.time
-            if start is None:
-                start = time or 0.0
-            if time is None or (last is not None and not 0 <= time - last < MOST_FRAMES_APART):
-                continue  # no time, or one that cannot be
-            due = round((time - start) * fps)
-            while shown is not None and number < due:
-                yield shown
-                number += 1
-            shown, last = image, time
-        if shown is not None:
-            yield shown
+            if before is None and frame.time is not None:
+                start = min(start, frame.time)
+            now = -1.0 if frame.time is None else frame.time - start
+            if not 0 <= now - time < LONGEST_GAP:
+                untimed += 1
+                continue
+            gap = max(gap, (now - time, time))
+            due = max(round(now * self.fps), given)
+            yield frame if before is None else before, due - given  # before the first one it is seen already
+            given, before, time = due, frame, now
+            self.seconds = now + (float(frame.duration * frame.time_base) if frame.duration else usual)
+        if self.fps is not None:
+            if before is None:
+                raise InputError(f"{self.path}: no frame has a time that can be; convert it, as ffmpeg -i does")
+            yield before, max(round(self.seconds * self.fps) - given, given == 0)
+        if untimed:
+            self.notes.append(f"{counted(untimed, 'frame')} without a time that can be left out")
+        if gap[0] > max(_SAID_GAP, 3 * usual):
+            self.notes.append(f"no frame for {gap[0]:.1f} s from second {gap[1]:.1f} on: the one before is repeated")
 
+    def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
+        """The frames that can be decoded, up to the end, or to where the file is damaged."""
+        import av
 
-def cropped(images: np.ndarray) -> Tensor:
-    """Frames as I3D sees them: the shorter side 256 pixels long, the central 224 x 224 of that, in [-1, 1].
-
-    Args:
-        images: (T, height, width, 3) uint8.
-
-    Returns:
-        (3, T, 224, 224) float32.
-    """
-    height, width = images.shape[1:3]
-    scale = SHORTER_SIDE / min(height, width)
-    size = (SHORTER_SIDE, int(width * scale)) if height <= width else (int(height * scale), SHORTER_SIDE)
-    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)  # channels last in memory
-    x = functional.interpolate(x, size, mode="bilinear", align_corners=False)
-    top, left = (size[0] - SIZE) // 2, (size[1] - SIZE) // 2
-    return x[:, :, top : top + SIZE, left : left + SIZE].permute(1, 0, 2, 3).float() / 127.5 - 1
+        corrupt, why = 0, ""
+        packets = container.demux(stream)
+        while self._damaged <= _MOST_DAMAGED:
+            frames: list[Any] = []
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    break
+                frames = packet.decode()
+            except (av.error.FFmpegError, MemoryError, ValueError) as error:
+                self._damaged, why = self._damaged + 1, why or _why(error)
+            for frame in frames:
+                self.decoded += 1
+                corrupt += bool(frame.is_corrupt)
+                yield frame
+        if self.decoded == 0:
+            said = f"no frame of it can be decoded ({why})" if why else "holds no frame"
+            raise InputError(f"{self.path}: {said}; copy or convert it again, as ffmpeg -i does")
+        if self._damaged or corrupt:
+            self.notes.append(
+                f"damaged: {counted(self._damaged, 'packet')} cannot be decoded, {counted(corrupt, 'frame')} only in part"
+                f"{f' ({why})' if why else ''}; {counted(self.decoded, 'frame')} are used"
+            )
 
 
 def _opened(path: Path) -> Any:
@@ -120,45 +136,26 @@ def _opened(path: Path) -> Any:
         import av
     except ImportError as error:
         raise InputError("videos are read by PyAV, which is not installed; run: pip install 'd2net[video]'") from error
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file; correct the path")
+    check_ordinary(path)
     if path.stat().st_size == 0:
         raise InputError(f"{path}: is empty; copy it again")
     try:
         return av.open(str(path))
-    except av.error.FFmpegError as error:
-        raise InputError(
-            f"{path}: no video that can be read ({error.strerror}); convert it, as ffmpeg -i does"
-        ) from error
+    except (av.error.FFmpegError, ValueError) as error:
+        raise InputError(f"{path}: no video that can be read ({_why(error)}); copy or convert it again") from error
 
 
-def _video_stream(container: Any, path: Path) -> Any:
-    # A picture beside music (a cover) is a stream of one frame.
-    streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
-    if not streams:
-        raise InputError(f"{path}: has no pictures, only {', '.join(s.type for s in container.streams) or 'nothing'}")
-    return streams[0]
+def _why(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or reason(error)
 
 
-def _decoded(container: Any, stream: Any, path: Path) -> Iterator[Any]:
-    """The frames up to the end, or to where the file is damaged."""
+def _pictures(container: Any, path: Path) -> Any:
     import av
 
-    found = 0
-    try:
-        for frame in container.decode(stream):
-            found += 1
-            yield frame
-    except (av.error.FFmpegError, MemoryError) as error:
-        if found == 0:
-            raise InputError(f"{path}: no frame can be decoded ({error}); copy or convert it again") from error
-        import warnings
-
-        warnings.warn(f"{path}: damaged after {found} frames; what comes before is used", stacklevel=2)
-    if found == 0:
-        raise InputError(f"{path}: holds no frame; copy it again")
-
-
-def _turns(frame: Any) -> int:
-    """Quarter turns counterclockwise that bring a frame upright."""
-    return round(frame.rotation / 90) % 4
+    # A picture beside music (a cover) is a stream of one frame.
+    cover = av.stream.Disposition.attached_pic
+    streams = [s for s in container.streams.video if not s.disposition & cover]
+    if not streams:
+        kinds = ", ".join(dict.fromkeys(s.type for s in container.streams)) or "nothing"
+        raise InputError(f"{path}: has no pictures, only {kinds}; give a video")
+    return streams[0]

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from d2net.data.dataset import Dataset
-from d2net.data.watch import BACKGROUND, load_watch, played_faster, rotation_matrix, stream_features
+from d2net.data.statistics import window_statistics
+from d2net.data.watch import BACKGROUND, load_watch, played_faster, rotation_matrix
 from d2net.errors import InputError
 
 
@@ -152,7 +153,8 @@ def test_reading_gives_a_copy(watch: Dataset) -> None:
 def test_statistics_of_a_known_signal() -> None:
     t = np.arange(800) / 50
     # 2 Hz, moved off the samples: no sample is zero
-    x = stream_features(np.stack([np.sin(2 * np.pi * 2 * t + 0.3), np.full(800, 5.0), t], axis=1))
+    signal = np.stack([np.sin(2 * np.pi * 2 * t + 0.3), np.full(800, 5.0), t], axis=1)
+    x = window_statistics(signal, rate=50, window=50, stride=16)
     assert x.shape == (50, 48)
     mid = x[25].reshape(12, 4)  # statistic, channel
     assert mid[0, 0] == pytest.approx(0, abs=1e-5)
