@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from d2net.data.statistics import shortest, window_statistics
+from d2net.data.statistics import BANDS, shortest, window_statistics
 from d2net.errors import InputError
 from d2net.features.extract import Features, check_sampling
 from d2net.features.table import UNITS, Table
-from d2net.words import listed
+from d2net.words import counted, listed
 
 SUFFIXES = frozenset((".csv", ".tsv"))
 _LEAST, _MOST = 0.1, 20_000  # rows a second of a clock whose unit is right
@@ -87,11 +87,12 @@ def extract_sensor(
         assert columns.time is not None
         times = table.clock(columns.time, columns.unit, notes)
         times -= times[0]
-        rate = (len(times) - 1) / times[-1] if times[-1] > 0 else 0.0
+        steps = np.diff(times)
+        usual = steps[steps <= _GAP] if steps.min() <= _GAP else steps
+        rate = len(usual) / usual.sum() if usual.sum() > 0 else 0.0
         _check_rate(path, rate, columns)
-        gap = np.diff(times).max()
-        if gap > max(_GAP, 5 / rate):
-            notes.append(f"no row for up to {gap:.1f} s: a straight line stands for them")
+        if gaps := int((steps > max(_GAP, 5 / rate)).sum()):
+            notes.append(f"{counted(gaps, 'gap')} of up to {steps.max():.1f} s between rows, filled by straight lines")
     else:
         times = np.arange(len(signal)) / rate
     duration = float(times[-1] + 1 / rate)
@@ -117,8 +118,11 @@ def extract_sensor(
     for sensor in columns.sensors:
         values.append(window_statistics(steady[:, at : at + len(sensor)], rate=fps, window=window, stride=stride))
         at += len(sensor)
-    if rate < 0.9 * fps:
-        notes.append(f"{rate:.1f} rows a second: the bands of energy above {rate / 2:.1f} Hz say nothing")
+    highest = min(rate, fps) / 2
+    if highest < BANDS[-1][1]:
+        notes.append(
+            f"of {min(rate, fps):.4g} rows a second nothing above {highest:.4g} Hz is seen in the bands of energy"
+        )
     return Features(np.concatenate(values, axis=1), duration, rate, tuple(notes))
 
 

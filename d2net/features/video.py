@@ -71,7 +71,8 @@ class Video:
             if self.seconds < min(0.95 * expected, expected - 1) or missing > max(0.05 * stream.frames, 1):
                 of = f" of {stream.frames}" if stream.frames else ""
                 self.notes.append(
-                    f"cut short: {self.decoded}{of} frames, {self.seconds:.1f} of {expected:.1f} s; what is there is used"
+                    f"cut short: {self.decoded}{of} frames, {self.seconds:.1f} of {expected:.1f} s; what is there is "
+                    "used"
                 )
 
     def _shown(self, frames: Iterator[Any], start: float, usual: float) -> Iterator[tuple[Any, int]]:
@@ -126,8 +127,8 @@ class Video:
             raise InputError(f"{self.path}: {said}; copy or convert it again, as ffmpeg -i does")
         if self._damaged or corrupt:
             self.notes.append(
-                f"damaged: {counted(self._damaged, 'packet')} cannot be decoded, {counted(corrupt, 'frame')} only in part"
-                f"{f' ({why})' if why else ''}; {counted(self.decoded, 'frame')} are used"
+                f"damaged: {counted(self._damaged, 'packet')} cannot be decoded, {counted(corrupt, 'frame')} only in "
+                f"part{f' ({why})' if why else ''}; {counted(self.decoded, 'frame')} are used"
             )
 
 
