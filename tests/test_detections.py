@@ -149,7 +149,10 @@ HEADER = "recording,label,start,end,score\n"
         ("", "line 1: no column 'recording' in \\[\\]; the first line is recording,label,start,end,score"),
         ("recording label start end score\n", "line 1: no column 'recording'.*separated by commas"),
         ("recording;label;start;end\n", "line 1: no column 'score'"),
-        ("recording;label;start;end;score\na;b;x;0;1;1", "line 2: 6 cells in 5 columns; quote names that hold semicolons"),
+        (
+            "recording;label;start;end;score\na;b;x;0;1;1",
+            "line 2: 6 cells in 5 columns; quote names that hold semicolons",
+        ),
         ("recording;label;start;end;score\nv;x;0;1,2,3;1", "line 2: end is '1,2,3', not a finite number"),
         (HEADER + 'v,x,0,"1,5",1\n', "line 2: end is '1,5', not a finite number"),
         ("recording,label,start,end\n", "line 1: no column 'score'"),
