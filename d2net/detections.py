@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
@@ -15,7 +13,8 @@ import numpy as np
 
 from d2net.errors import InputError
 from d2net.files import write_whole
-from d2net.reading import load_json, missing, number, read_bytes, read_text
+from d2net.reading import load_json, missing, number, read_bytes
+from d2net.tables import read_table, write_table
 from d2net.words import NAME, escaped, quoted
 
 
@@ -75,9 +74,9 @@ def read_detections(path: str | os.PathLike[str]) -> Detections:
     """Detections from an ActivityNet JSON or, where the name ends in ``.csv``, from a CSV. Times are seconds.
 
     JSON: ``{"results": {video: [{"label", "score", "segment": [s, e]}]}}``; other keys are ignored, numbers may be
-    strings, and ``null`` is a video without detections. CSV: a first line that names the columns ``recording``,
-    ``label``, ``start``, ``end`` and ``score``, in any order, then a line for every detection; other columns are
-    ignored; UTF-8, with or without BOM.
+    strings, and ``null`` is a video without detections. CSV: the columns ``recording``, ``label``, ``start``, ``end``
+    and ``score`` in any order, then a line for every detection, as :func:`d2net.tables.read_table` says; other columns
+    are ignored.
 
     Returns:
         Detections in the order of the file. ``videos`` are those that the file lists, also in its order; a CSV lists
@@ -104,7 +103,8 @@ def write_detections(path: str | os.PathLike[str], detections: Detections, featu
     """Write detections as ActivityNet JSON or, where the name ends in ``.csv``, as CSV.
 
     In JSON, videos without a detection get an empty list. A CSV (``recording,label,start,end,score``) can keep neither
-    such videos nor ``features``. Both are read back by :func:`read_detections`, to the last bit, in the order of the
+    such videos nor ``features``; names that a spreadsheet would run as formulas begin with an apostrophe in it
+    (:mod:`d2net.tables`). Both are read back by :func:`read_detections`, to the last bit, in the order of the
     videos. The file appears whole or not at all: it is written beside its place and then moved there.
 
     Args:
@@ -126,17 +126,14 @@ def write_detections(path: str | os.PathLike[str], detections: Detections, featu
             )
         results[name].append((detections.classes[label], start, end, score))
     if _is_csv(path):
-        text = io.StringIO()
-        writer = csv.writer(text)  # lines end in CR LF, so that a name with a lone CR or LF is quoted
-        writer.writerow(_CSV_COLUMNS)
-        writer.writerows((name, *row) for name, its_rows in results.items() for row in its_rows)
+        text = write_table(_CSV_COLUMNS, ((name, *row) for name, its_rows in results.items() for row in its_rows))
         try:
-            text.getvalue().encode()
+            text.encode()
         except UnicodeEncodeError as error:
             raise InputError(
                 f"{path}: a name holds bytes that are no UTF-8 ({error}); write a .json instead"
             ) from error
-        write_whole(path, text.getvalue())
+        write_whole(path, text)
     else:
         entries = {
             name: [{"label": label, "score": score, "segment": [start, end]} for label, start, end, score in its_rows]
@@ -213,29 +210,13 @@ def _load_json(path: Path) -> Any:
 
 def _read_csv(path: Path) -> tuple[tuple[str, ...], _Scored]:
     """The videos of a CSV of detections, in the order in which they first come, and the detections."""
-    lines = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     rows: _Scored = []
-    try:
-        header = [cell.strip() for cell in next(lines, [])]
-        for column in _CSV_COLUMNS:
-            if (n := header.count(column)) != 1:
-                raise InputError(
-                    f"{path}: line 1: {f'{n} columns' if n else 'no column'} '{column}' in {header}; the first line is "
-                    f"{','.join(_CSV_COLUMNS)}, separated by commas"
-                )
-        place = [header.index(column) for column in _CSV_COLUMNS]
-        for cells in lines:
-            if not any(cell.strip() for cell in cells):  # what spreadsheets leave at the end
-                continue
-            where = f"{path}: line {lines.line_num}"
-            if len(cells) != len(header):
-                raise InputError(f"{where}: {len(cells)} cells in {len(header)} columns; quote names that hold commas")
-            name, label, start, end, score = (cells[i] for i in place)
-            if not name or not label:
-                raise InputError(f"{where}: no {'label' if name else 'recording'}; fill it in or drop the line")
-            rows.append((name, label, *_segment((start, end), where), number(score, f"{where}: score", _MEND)))
-    except csv.Error as error:
-        raise InputError(f"{path}: line {lines.line_num}: not valid CSV ({error}); mend the line") from error
+    for row in read_table(path, _CSV_COLUMNS).rows:
+        name, label = row.cells["recording"], row.cells["label"]
+        if not name or not label:
+            raise InputError(f"{row.where}: no {'label' if name else 'recording'}; fill it in or drop the line")
+        start, end, score = (row.number(column, _MEND) for column in ("start", "end", "score"))
+        rows.append((name, label, *_ordered(start, end, row.where), score))
     return tuple(dict.fromkeys(r[0] for r in rows)), rows
 
 
@@ -254,7 +235,10 @@ def _columns(videos: tuple[str, ...], classes: tuple[str, ...], rows: list[Any])
 def _segment(pair: Any, where: str) -> tuple[float, float]:
     if not isinstance(pair, (list, tuple)) or len(pair) != 2:
         raise InputError(f"{where}: segment {quoted(pair)} is not a pair [start, end] in seconds")
-    start, end = number(pair[0], f"{where}: start", _MEND), number(pair[1], f"{where}: end", _MEND)
+    return _ordered(number(pair[0], f"{where}: start", _MEND), number(pair[1], f"{where}: end", _MEND), where)
+
+
+def _ordered(start: float, end: float, where: str) -> tuple[float, float]:
     if end < start:
         raise InputError(f"{where}: segment ends at {end:g} before it starts at {start:g}; swap or drop it")
     return start, end

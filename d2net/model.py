@@ -103,6 +103,9 @@ class D2Net(nn.Module):
         x_ref: (D,) buffer, the running mean of background embeddings that Eq. 8 compares with: state of the network, as
             the statistics of a batch norm are. :class:`d2net.losses.D2NetLoss` updates it where its ``reference`` is
             this tensor; 0 before training, where lambda' is 0.5 everywhere. At least float32, as there.
+        feature_mean, feature_scale: (width,) buffers, at least float32, or None: where the recipe says
+            ``standardize``, the network computes with (features - feature_mean) * feature_scale.
+            :class:`d2net.training.Trainer` sets them to the mean and 1 / deviation of its recordings; 0 and 1 before.
         classes: Names of the outputs; None where nobody said.
         recipe: All settings of the training, those of localization among them; None where there was none.
         trained_on: Name of that dataset, or None. All three are set by :func:`d2net.checkpoint.load_model` and by
@@ -113,6 +116,8 @@ class D2Net(nn.Module):
     """
 
     x_ref: Tensor
+    feature_mean: Tensor | None
+    feature_scale: Tensor | None
     classes: tuple[str, ...] | None = None
     recipe: Recipe | None = None
     trained_on: str | None = None
@@ -141,11 +146,15 @@ class D2Net(nn.Module):
         if len(self.stream_widths) == 2:
             self.stream_b = Stream(self.stream_widths[1], self.embedding_dim, num_classes, recipe)
         self.register_buffer("x_ref", at_least_float32(torch.zeros(self.embedding_dim)))
+        width = sum(self.stream_widths)
+        self.register_buffer("feature_mean", at_least_float32(torch.zeros(width)) if recipe.standardize else None)
+        self.register_buffer("feature_scale", at_least_float32(torch.ones(width)) if recipe.standardize else None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> D2Net:
-        kept = self.x_ref
+        kept = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
-        self.x_ref = kept_in_float32(kept, self.x_ref)
+        for name, tensor in kept.items():
+            setattr(self, name, kept_in_float32(tensor, getattr(self, name)))
         return self
 
     @classmethod
@@ -182,6 +191,8 @@ class D2Net(nn.Module):
         if features.dtype != weight.dtype and not torch.is_autocast_enabled(features.device.type):
             raise InputError(f"D2Net: features are {features.dtype} but the network {weight.dtype}; convert one")
         padding = ~within(features, as_lengths("D2Net", lengths, features))[:, :, None]
+        if self.feature_mean is not None and self.feature_scale is not None:
+            features = ((features - self.feature_mean) * self.feature_scale).to(features.dtype)
         parts = [x.masked_fill(padding, 0) for x in features.split(self.stream_widths, 2)]  # each contiguous
         x_a, logits_a = self.stream_a(parts[0], padding)
         # Under autocast the layers give bfloat16, whose sigmoid is 1 from a logit of 6 on.

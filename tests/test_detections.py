@@ -114,6 +114,27 @@ def test_csv_of_a_spreadsheet(tmp_path, encoding, end):
     assert named(read_detections(tmp_path / "d.csv")) == [("a,b", "ü", 1, 2, 1), ("c", "ü", 2, 3, 0.5)]
 
 
+@pytest.mark.parametrize(("first", "sign"), [("", ";"), ("sep=;\r\n", ";"), ("", "\t")])
+def test_csv_of_a_spreadsheet_in_another_language(tmp_path, first, sign):
+    """Semicolons or tabs between the cells, since commas are in the numbers."""
+    lines = [f"Recording{sign}Label{sign}start{sign}end{sign}score", f'a{sign}"x{sign}y"{sign}0{sign}1,25{sign}0,5']
+    (tmp_path / "d.csv").write_bytes((first + "\r\n".join(lines)).encode("utf-8-sig"))
+    assert named(read_detections(tmp_path / "d.csv")) == [("a", f"x{sign}y", 0, 1.25, 0.5)]
+
+
+@pytest.mark.parametrize("odd", ["=1+1", "+a", "-Xy_", "@sum", "'=1", "''-", "'quoted'", "\t=1", "a=b", "'"])
+def test_no_name_is_a_formula(tmp_path, odd):
+    one = np.ones(1)
+    found = Detections((odd,), (odd + "!",), 0 * one.astype(int), 0 * one.astype(int), one, one, score=-one)
+    write_detections(tmp_path / "d.csv", found)
+    line = (tmp_path / "d.csv").read_text().splitlines()[1]
+    assert not line.startswith(("=", "+", "-", "@", "\t")) and line.endswith(",-1.0")  # a number may be negative
+    assert named(read_detections(tmp_path / "d.csv")) == [(odd, odd + "!", 1, 1, -1)]
+    (tmp_path / "theirs.csv").write_text(f"recording,label,start,end,score\n{odd},x,0,1,1\n")
+    if not odd.startswith("'"):  # as programs write it that do not care
+        assert read_detections(tmp_path / "theirs.csv").videos == (odd,)
+
+
 def test_json_of_an_editor(tmp_path):
     (tmp_path / "d.json").write_bytes(json.dumps({"results": {"v": [ENTRY]}}).encode("utf-8-sig"))
     assert len(read_detections(tmp_path / "d.json")) == 1
@@ -126,7 +147,14 @@ HEADER = "recording,label,start,end,score\n"
     ("text", "message"),
     [
         ("", "line 1: no column 'recording' in \\[\\]; the first line is recording,label,start,end,score"),
-        ("recording;label;start;end;score\n", "line 1: no column 'recording'.*separated by commas"),
+        ("recording label start end score\n", "line 1: no column 'recording'.*separated by commas"),
+        ("recording;label;start;end\n", "line 1: no column 'score'"),
+        (
+            "recording;label;start;end;score\na;b;x;0;1;1",
+            "line 2: 6 cells in 5 columns; quote names that hold semicolons",
+        ),
+        ("recording;label;start;end;score\nv;x;0;1,2,3;1", "line 2: end is '1,2,3', not a finite number"),
+        (HEADER + 'v,x,0,"1,5",1\n', "line 2: end is '1,5', not a finite number"),
         ("recording,label,start,end\n", "line 1: no column 'score'"),
         ("recording,label,start,end,end,score\n", "line 1: 2 columns 'end'"),
         (HEADER + "v,x,0,1\n", "line 2: 4 cells in 5 columns; quote"),

@@ -21,6 +21,7 @@ RECIPES = {
     "residual": ModelRecipe(residual=True, dropout=0.5),
     "release": load_recipe("thumos14-release").model,
     "activitynet release": load_recipe("activitynet12-release").model,
+    "generic": load_recipe("generic").model,
 }
 
 
@@ -312,3 +313,21 @@ def test_no_recordings_or_no_snippets(widths, b, t):
         assert output.tcam.shape == output.logits_a.shape == (b, t, 3) and output.embeddings.shape == (b, t, 6)
         (output.tcam.sum() + output.embeddings.sum()).backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_standardised_features():
+    """(x - mean) * scale, as a network without it gets them; state of the network, and in float32 at least."""
+    torch.manual_seed(0)
+    inside, outside = (D2Net(3, (4, 2), ModelRecipe(standardize=on, embedding_dim=5)) for on in (True, False))
+    missing, _ = inside.load_state_dict(outside.state_dict(), strict=False)
+    assert missing == ["feature_mean", "feature_scale"]
+    features, lengths = 100 + 7 * torch.randn(2, 9, 6), torch.tensor([9, 4])
+    assert torch.equal(inside(features, lengths).tcam, outside(features, lengths).tcam)  # nothing is set yet
+    assert inside.feature_mean is not None and inside.feature_scale is not None
+    inside.feature_mean.fill_(100)
+    inside.feature_scale.fill_(1 / 7)
+    found, expected = inside(features, lengths), outside((features - 100) / 7, lengths)
+    torch.testing.assert_close(found.tcam, expected.tcam)
+    torch.testing.assert_close(found.embeddings, expected.embeddings)
+    assert inside.half().feature_mean.dtype == torch.float32 and inside.double().feature_mean.dtype == torch.float64
+    assert "feature_mean" not in outside.state_dict() and outside.feature_mean is None

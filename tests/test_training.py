@@ -23,7 +23,7 @@ from d2net.data.dataset import Dataset, Recording
 from d2net.data.resident import ResidentFeatures
 from d2net.errors import D2NetError, InputError
 from d2net.files import locked
-from d2net.localization import localize
+from d2net.localization import localize, predict
 from d2net.losses import D2NetLoss
 from d2net.model import D2Net
 from d2net.recipes import Recipe, TrainingRecipe, load_recipe
@@ -881,3 +881,70 @@ def test_the_log_shows_terms_that_are_on_in_some_iterations_only(tmp_path):
     for line in log_of(tmp_path):
         total = line["discriminative"] + 0.2 * line["snippet"] + 0.2 * line["video"]
         assert line["video"] > 0 and line["total"] == pytest.approx(total, rel=1e-5)
+
+
+def scaled(dataset: Dataset, factor: np.ndarray, offset: np.ndarray) -> Dataset:
+    """Every column in another unit."""
+    recordings = [replace(r, read=lambda r=r: r.read() * factor + offset) for r in dataset.recordings]
+    return replace(dataset, recordings=tuple(recordings))
+
+
+def test_with_standardised_features_units_do_not_matter(tmp_path: Path) -> None:
+    recipe = make_recipe(30).override(["model.standardize=true"])
+    factor, offset = np.float32(10.0 ** np.linspace(-4, 4, 12)), np.float32(np.linspace(-50, 1000, 12))
+    offset *= factor
+    found = []
+    for name, dataset in (("as", make_dataset()), ("scaled", scaled(make_dataset(), factor, offset))):
+        path = Trainer(dataset, recipe, out=tmp_path / name, tensorboard=False).run()
+        tensors = load_checkpoint(path).tensors
+        all_features = np.concatenate([dataset.features(i) for i in range(len(dataset))]).astype(np.float64)
+        np.testing.assert_allclose(tensors["model.feature_mean"], all_features.mean(axis=0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(tensors["model.feature_scale"], 1 / all_features.std(axis=0), rtol=1e-3)
+        found.append([predict(load_model(path), dataset.features(i))[0] for i in range(len(dataset))])
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=0.01)  # x + 1000 has lost the last digits of x
+    assert max(float(tcam.max() - tcam.min()) for tcam in found[0]) > 0.1
+
+
+def test_a_column_that_never_varies_stays_finite(tmp_path: Path) -> None:
+    factor = np.float32([0, *[1] * 11])
+    dataset = scaled(make_dataset(), factor, np.float32([3.1e6, *[0] * 11]))
+    path = Trainer(dataset, make_recipe(3).override(["model.standardize=true"]), out=tmp_path, tensorboard=False).run()
+    assert load_checkpoint(path).tensors["model.feature_scale"][0] == 1
+
+
+def test_a_run_of_standardised_features_resumes_to_the_bit(tmp_path: Path) -> None:
+    def train(name: str, iterations: int, **options: bool) -> Path:
+        recipe = make_recipe(iterations, ema_decay=0.9).override(["model.standardize=true"])
+        return Trainer(make_dataset(), recipe, out=tmp_path / name, tensorboard=False).run(**options)
+
+    whole = train("whole", 17)
+    train("parts", 8)
+    assert_same_checkpoint(whole, train("parts", 17, resume=True))
+
+
+@pytest.mark.parametrize("widths", [(9, 9), (18,), (2048,)])
+@pytest.mark.parametrize(("recordings", "classes"), [(1, 1), (5, 2), (30, 50)])
+def test_the_generic_recipe_takes_any_size(
+    tmp_path: Path, widths: tuple[int, ...], recordings: int, classes: int
+) -> None:
+    rng = np.random.default_rng(0)
+    names = tuple(f"c{i}" for i in range(classes))
+    arrays = [rng.normal(3, 9, (1 + 7 * (i % 4), sum(widths))) for i in range(recordings)]
+    made = [
+        Recording(
+            name=f"r{i}",
+            subset="train",
+            labels=(names[i % classes],),
+            segments=(),
+            seconds_per_snippet=1.0,
+            source=f"memory/r{i}.npy",
+            read=lambda x=x: x,
+        )
+        for i, x in enumerate(arrays)
+    ]
+    dataset = Dataset("any", names, widths, tuple(made))
+    recipe = load_recipe("generic").override(["training.iterations=2"])
+    path = Trainer(dataset, recipe, out=tmp_path, tensorboard=False).run()
+    assert np.isfinite(log_of(tmp_path)[-1]["total"])
+    localize(load_model(path), dataset)

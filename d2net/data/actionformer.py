@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from d2net.data.catalog import Catalog, Listing
-from d2net.data.containers import FeatureArray
-from d2net.data.locate import STREAMS, FeatureFolder, feature_files, visible
+from d2net.data.locate import FeatureFinder, visible
 from d2net.data.timeline import Timeline, is_annotations, read_timeline
 from d2net.errors import InputError
 from d2net.reading import load_json
@@ -30,7 +29,7 @@ def list_actionformer(spec: Path, *, annotations: Path | None = None) -> Catalog
     """
     timelines = [read_timeline(annotations)] if annotations else _timelines(spec)
     names = {name for timeline in timelines for name in timeline.videos}
-    finder = _Finder(spec if spec.is_dir() else spec.parent, names)
+    finder = FeatureFinder(spec if spec.is_dir() else spec.parent, names)
     listings: dict[str, Listing] = {}
     for timeline in timelines:
         for name, entry in timeline.videos.items():
@@ -72,34 +71,3 @@ def _timelines(spec: Path) -> list[Timeline]:
         raise broken
     names = ", ".join(p.name for p in found) or "none"
     raise InputError(f"{spec}: expected exactly one annotations JSON, found {names}; give its path instead")
-
-
-def _features(folder: Path) -> Path:
-    """The folder that holds the feature files, or their folders ``rgb`` and ``flow``."""
-    named = folder / "features"
-    if named.is_dir() or _holds_features(folder):
-        return named if named.is_dir() else folder
-    found = [p for p in visible(folder) if p.is_dir() and _holds_features(p)]
-    if len(found) != 1:
-        names = ", ".join(p.name for p in found) or "none"
-        raise InputError(f"{folder}: expected one folder of .npy features, found {names}; name yours 'features'")
-    return found[0]
-
-
-def _holds_features(folder: Path) -> bool:
-    return bool(feature_files(folder)) or any((folder / s).is_dir() for s in STREAMS)
-
-
-class _Finder:
-    """Looks for the folder of the features when the first of them is wanted: an evaluation needs none."""
-
-    def __init__(self, place: Path, names: set[str]) -> None:
-        self.place = place
-        self.names = names
-
-    @cached_property
-    def folder(self) -> FeatureFolder:
-        return FeatureFolder(_features(self.place), self.names)
-
-    def open(self, name: str) -> tuple[FeatureArray, ...]:
-        return self.folder.open(name)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from d2net.data.containers import FeatureArray
 from d2net.data.dataset import Dataset, LeftOut, Recording, annotations_of
+from d2net.data.ends import End, end_of, said_end
 from d2net.data.labels import check_labels
 from d2net.data.locate import MissingFeatures
 from d2net.data.opening import Opening, duration_problems
@@ -18,6 +19,7 @@ from d2net.errors import InputError
 from d2net.words import listed
 
 TRAINING = ("train", "training", "validation")  # THUMOS14 trains on its "validation"
+UNLABELLED = "unlabelled"  # of recordings of which nobody says what occurs in them: never trained on by default
 TEST = ("test", "testing", "validation", "val")  # ActivityNet tests on its "validation": "testing" has no annotations
 
 
@@ -71,9 +73,12 @@ class Catalog:
         streams: Widths of the streams, where the data says them.
         divide: Widths of the streams of features that lie in one array, by its width and source; None: an array is a
             stream.
-        remarks: What a reader should know of the annotations, in sentences.
+        remarks: What in the annotations may be wrong or is not used, in sentences.
+        assumed: What is taken for granted, in sentences.
         made: Whether d2net made it, and so knows all about it.
         unused: Feature files that no recording has, found when it is called.
+        check: Of recordings by name, given their ends, says which segments end later, in sentences, the worst first.
+        no_segments: What to say where an evaluation finds no segment.
     """
 
     name: str
@@ -84,8 +89,11 @@ class Catalog:
     streams: tuple[int, ...] | None = None
     divide: Callable[[int, str], tuple[int, ...]] | None = None
     remarks: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
     made: bool = False
     unused: Callable[[], list[Path]] = list
+    check: Callable[[Mapping[str, End]], list[str]] = lambda ends: []
+    no_segments: str = "the annotations hold no segment; choose a subset that has ground truth"
 
     @classmethod
     def of(cls, dataset: Dataset) -> Catalog:
@@ -116,7 +124,9 @@ class Catalog:
         """
         check_labels(self)
         chosen = choose(subsets, self.subsets, self.source)
-        return annotations_of([(r.name, r.entry) for r in self.listings if r.subset in chosen], self.classes)
+        entries = [(r.name, r.entry) for r in self.listings if r.subset in chosen]
+        _refuse(self.check({name: end for name, entry in entries if (end := said_end(entry))}))
+        return annotations_of(entries, self.classes)
 
     def open(
         self,
@@ -174,20 +184,29 @@ class Catalog:
         if wrong:
             notes.append(f"the durations of {len(wrong)} recordings do not fit and are ignored: {listed(wrong)}")
             recordings = [replace(r, duration=None) if r.name in wrong else r for r in recordings]
+        _refuse(self.check({r.name: end_of(r) for r in recordings}))
         return Dataset(
             self.name, self.classes, opening.widths, tuple(recordings), tuple(left_out), tuple(notes), str(self.source)
         )
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        more = f" ({len(problems)} recordings have such)" if len(problems) > 1 else ""
+        raise InputError(f"{problems[0]}{more}")
 
 
 def train_and_test(subsets: Sequence[str], annotated: Sequence[str] | set[str] = ()) -> tuple[str | None, str | None]:
     """Which subset a collection trains on and which it tests on, None where there is none.
 
     THUMOS14 trains on ``validation`` and tests on ``test``; ActivityNet trains on ``training`` and tests on
-    ``validation``, since its ``testing`` has no annotations. A collection with one subset alone tests on that.
+    ``validation``, since its ``testing`` has no annotations. A collection with one subset alone, but for recordings
+    without a label, tests on that.
 
     Args:
         annotated: Those that have segments; one of them is tested on, where there is one.
     """
+    subsets = [s for s in subsets if s != UNLABELLED] or subsets
     lower = {s.lower(): s for s in subsets}
     train = next((lower[s] for s in TRAINING if s in lower), None)
     tests = [lower[s] for s in TEST if s in lower and lower[s] != train]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from d2net.data.catalog import Catalog, Listing, train_and_test
 from d2net.data.dataset import Dataset, LeftOut, Recording
+from d2net.data.ends import end_of
 from d2net.data.labels import label_problems
 from d2net.data.opening import Opening, duration_problems
 from d2net.data.times import Times, UnknownTime
@@ -98,6 +99,7 @@ def inspect(
     else:
         recordings = [replace(r, duration=None) if r.name in wrong else r for r in recordings]
     problems += _features(recordings, opening.widths)
+    problems += _few(catalog.check({r.name: end_of(r) for r in recordings}), "segments past the end")
     problems += _annotations(catalog, recordings)
     order = {listing.name: i for i, listing in enumerate(catalog.listings)}
     recordings.sort(key=lambda r: order[r.name])

@@ -11,12 +11,14 @@ from d2net.data.catalog import Catalog
 from d2net.data.cola import list_cola
 from d2net.data.dataset import Dataset
 from d2net.data.locate import JOINT, STREAMS, visible
+from d2net.data.plain import FEATURES, LABEL_COLUMNS, LABELS, is_plain, list_plain, looks_plain
 from d2net.data.simulated import simulate
+from d2net.data.timeline import is_annotations
 from d2net.data.times import Times
 from d2net.data.wtalc import list_wtalc, list_wtalc_annotations
 from d2net.detections import Annotations
 from d2net.errors import InputError
-from d2net.reading import check_ordinary, missing
+from d2net.reading import check_ordinary, load_json, missing
 from d2net.words import listed
 
 
@@ -93,13 +95,24 @@ def find_dataset(spec: str | Path, *, trust_pickle: bool = False, annotations: P
     folder = path if path.is_dir() else path.parent
     if _is_cola(path, folder):
         return list_cola(folder, annotations=annotations or (None if path.is_dir() else path))
-    if path.suffix.lower() == ".json" or annotations or any(p.suffix.lower() == ".json" for p in inside):
+    if not annotations and is_plain(path):
+        if other := next((p for p in inside if _is_annotations(p)), None):
+            raise InputError(f"{path}: holds {other.name} and {LABELS}; give the path of the one that is to count")
+        return list_plain(path)
+    jsons = [p for p in inside if p.suffix.lower() == ".json" and p.name != FEATURES]
+    if path.suffix.lower() == ".json" or annotations or jsons:
         return list_actionformer(path, annotations=annotations)
+    if looks_plain(path):
+        tables = [p.name for p in inside if p.suffix.lower() == ".csv"]
+        raise InputError(
+            f"{path / LABELS}: no such file{f' (there is {listed(tables)})' if tables else ''}; write one beside the "
+            f"features: first {','.join(LABEL_COLUMNS)}, then a line for every recording, as video1,run;jump"
+        )
 
     listing = listed([p.name for p in visible(folder)], 6)
     raise InputError(
         f"{path}: unknown layout; looked for *{JOINT} (W-TALC), features/*/rgb with gt.json (CoLA) and one *.json "
-        f"with a folder of .npy (ActionFormer), found {listing or 'nothing'}"
+        f"with a folder of .npy (ActionFormer), {LABELS} with .npy (your own), found {listing or 'nothing'}"
     )
 
 
@@ -118,6 +131,15 @@ def read_annotations(
     """
     catalog = find_dataset(spec, trust_pickle=trust_pickle)
     return catalog.annotations([subset] if isinstance(subset, str) else subset)
+
+
+def _is_annotations(path: Path) -> bool:
+    if path.suffix.lower() != ".json" or path.name == FEATURES:
+        return False
+    try:
+        return is_annotations(load_json(path))
+    except InputError:  # a broken one: of nothing that is known here
+        return False
 
 
 def _is_cola(path: Path, folder: Path) -> bool:

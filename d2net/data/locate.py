@@ -49,7 +49,7 @@ class FeatureFolder:
         if self._streams:
             return tuple(_only(stream.open(name)) for stream in self._streams)
         for each in _spellings(name):
-            key = _key(each)
+            key = spelt(each)
             if self._of(key, name):
                 return _streams(open_file(self._one(key, name)))
             path, names = self._collection
@@ -62,7 +62,7 @@ class FeatureFolder:
                 raise MissingFeatures(f"{self.folder}: '{name}' has {there} features but no {absent}; add them")
             if found:
                 return tuple(_only(open_file(self._one(k, name))) for k in found.values())
-        others = [p for p in entries(self.folder) if _key(p.stem) in map(_key, _spellings(name))]
+        others = [p for p in entries(self.folder) if spelt(p.stem) in map(spelt, _spellings(name))]
         try:
             one_component(name, str(self.folder))
         except InputError as error:
@@ -98,7 +98,7 @@ class FeatureFolder:
             raise MissingFeatures(f"{self.folder}: no such folder of features; add them")
         for path in entries(self.folder):
             if path.suffix.lower() in SUFFIXES and (path.exists() or not path.is_symlink()):
-                files.setdefault(_key(path.stem), []).append(path)
+                files.setdefault(spelt(path.stem), []).append(path)
         return files
 
     @cached_property
@@ -112,7 +112,7 @@ class FeatureFolder:
         paths = [p for p in feature_files(self.folder) if p.suffix.lower() in (".h5", ".hdf5")] if self._files else []
         if len(paths) != 1:
             return None, {}
-        return paths[0], {_key(name): name for name in h5_recordings(paths[0])}
+        return paths[0], {spelt(name): name for name in h5_recordings(paths[0])}
 
     def _of_another(self, spelt: str, name: str) -> bool:
         return spelt != name and spelt in self._names
@@ -131,6 +131,52 @@ class FeatureFolder:
             raise InputError(f"{self.folder}: {names} could both be the features of '{name}'; keep one of them")
         self._used.add(found[0])
         return found[0]
+
+
+class FeatureFinder:
+    """Looks for the folder of the features when the first of them is wanted: an evaluation needs none.
+
+    Args:
+        place: Holds the annotations: see :func:`features_folder`.
+        names: Of all recordings that may lie there.
+    """
+
+    def __init__(self, place: Path, names: Collection[str]) -> None:
+        self.place = place
+        self.names = names
+
+    @cached_property
+    def folder(self) -> FeatureFolder:
+        return FeatureFolder(features_folder(self.place), self.names)
+
+    def open(self, name: str) -> tuple[FeatureArray, ...]:
+        return self.folder.open(name)
+
+
+def features_folder(folder: Path) -> Path:
+    """The folder that holds the feature files, or their folders ``rgb`` and ``flow``, of annotations in ``folder``:
+    ``features`` in it, itself, or the only other one in it with such files.
+
+    Raises:
+        InputError: there is none, or more than one.
+    """
+    named = folder / "features"
+    if named.is_dir() or _holds_features(folder):
+        return named if named.is_dir() else folder
+    found = [p for p in visible(folder) if p.is_dir() and _holds_features(p)]
+    if len(found) != 1:
+        names = ", ".join(p.name for p in found) or "none"
+        raise InputError(f"{folder}: expected one folder of .npy features, found {names}; name yours 'features'")
+    return found[0]
+
+
+def _holds_features(folder: Path) -> bool:
+    return bool(feature_files(folder)) or any((folder / s).is_dir() for s in STREAMS)
+
+
+def spelt(name: str) -> str:
+    """A name as it is compared: some file systems take Unicode's letters apart."""
+    return unicodedata.normalize("NFC", name)
 
 
 def feature_files(folder: Path) -> list[Path]:
@@ -157,10 +203,6 @@ def entries(folder: Path) -> list[Path]:
 
 def _spellings(name: str) -> tuple[str, ...]:
     return (name, f"v_{name}", name.removeprefix("v_"))
-
-
-def _key(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 def _suffixed_keys(key: str, stream: str) -> tuple[str, ...]:

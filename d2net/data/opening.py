@@ -12,6 +12,7 @@ import numpy as np
 
 from d2net.data.containers import FeatureArray
 from d2net.data.dataset import Recording
+from d2net.data.ends import FEW
 from d2net.data.timeline import Entry
 from d2net.data.times import Times
 from d2net.errors import InputError
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from d2net.data.catalog import Catalog, Listing
 
 _MANY = 8  # recordings whose lengths together say more than each alone
-_FEW = 4  # snippets that a length may be off its duration, and 1 % of it: a window cut at the end, 29.97 for 30 fps
 
 
 class Opening:
@@ -98,7 +98,7 @@ class Opening:
 
     def notes(self) -> list[str]:
         """What was taken for granted or done to the features so far, in sentences."""
-        notes = list(self.catalog.remarks)
+        notes = [*self.catalog.remarks, *self.catalog.assumed]
         if self._conventional:
             usual, given = self.catalog.convention, self.times
             taken = [f"a stride of {usual.stride:g} frames"] if given.stride is None else []
@@ -216,7 +216,7 @@ def duration_problems(recordings: Sequence[Recording], widths: tuple[int, ...]) 
         low = high - first / seconds  # the last whole window ends with the recording
         snippets, least, most = snippets + r.snippets, least + low, most + r.duration / seconds
         off = max(low - r.snippets, r.snippets - high)
-        if off > _FEW + 0.01 * r.snippets:
+        if off > FEW + 0.01 * r.snippets:
             found.append((off / r.snippets, r.name, _does_not_fit(r, widths)))
     n = len(known)  # a part of a snippet may be left over in each
     if not found and n >= _MANY and not (least - n) / 1.1 <= snippets <= (most + n) * 1.1:
@@ -246,7 +246,7 @@ def _cause(r: Recording, widths: tuple[int, ...]) -> str:
     if 900 < expected / r.snippets < 1100:
         return "the duration may be in milliseconds"
     far = not 0.5 < expected / r.snippets < 2
-    if far and any(abs(width - expected) <= _FEW + 0.01 * expected for width in (*widths, sum(widths))):
+    if far and any(abs(width - expected) <= FEW + 0.01 * expected for width in (*widths, sum(widths))):
         return "the array's axes may be swapped (save its transpose)"
     if r.first_snippet > 2 * r.seconds_per_snippet:
         return "window or offset are probably not those of these features (--window, --offset)"

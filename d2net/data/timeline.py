@@ -136,7 +136,7 @@ def read_timeline(path: Path, content: Any = None) -> Timeline:
         tuple(classes),
         videos,
         name if isinstance(name, str) else None,
-        None if top.get("streams") is None else _widths(path, top["streams"]),
+        None if top.get("streams") is None else stream_widths(path, top["streams"]),
     )
 
 
@@ -241,9 +241,9 @@ def _entry(value: Any, ids: dict[str, float], top: Times, subset: Any) -> Entry:
             'no "subset"; add it, or, in a file as BMN has them, end the name of the file in _train, _val or _test, as '
             "anet_anno_train.json"
         )
-    duration = _positive(value, "duration", "duration_second")
-    frames = _positive(value, "frame", "duration_frame")
-    part = _positive(value, "feature_frame")
+    duration = positive(value, "duration", "duration_second")
+    frames = positive(value, "frame", "duration_frame")
+    part = positive(value, "feature_frame")
     own = Times.read({key: x for key, x in value.items() if key != "num_frames"})
     times = own.over(top)
     known = times.stride is not None and times.seconds_per_snippet is not None  # which fps would contradict
@@ -256,7 +256,7 @@ def _entry(value: Any, ids: dict[str, float], top: Times, subset: Any) -> Entry:
         ambiguous=tuple(dict.fromkeys(ambiguous)),
         duration=duration,
         times=times,
-        num_frames=None if own.window is not None else _positive(value, "num_frames"),
+        num_frames=None if own.window is not None else positive(value, "num_frames"),
         covered=part / frames * duration if part and frames and duration else None,
         withdrawn=value.get("withdrawn") is True,
         without_segment=without_segment,
@@ -277,14 +277,15 @@ def _name(value: Any, what: str) -> str:
     raise InputError(f'"{what}" is {quoted(value)}, expected a name')
 
 
-def _widths(path: Path, value: Any) -> tuple[int, ...]:
+def stream_widths(path: Path, value: Any) -> tuple[int, ...]:
+    """The value of "streams" in a JSON. Raises InputError where it is no list of one or two widths."""
     if not isinstance(value, list) or not 1 <= len(value) <= 2 or not all(type(w) is int and w > 0 for w in value):
         said = f'{path}: "streams" is {quoted(value)}'
         raise InputError(f"{said}; give the width of each stream, as [1024, 1024] or [2048]")
     return tuple(value)
 
 
-def _positive(value: dict[str, Any], *keys: str) -> float | None:
+def positive(value: dict[str, Any], *keys: str) -> float | None:
     """The number under the first of ``keys`` that is there, None where none is."""
     for key in keys:
         if value.get(key) is not None:

@@ -46,6 +46,7 @@ class _Section:
 class ModelRecipe(_Section):
     """The network (Fig. 2)."""
 
+    standardize: bool = False  # features minus their mean over the training data, divided by their standard deviation
     embedding_dim: Width | None = None  # width of x(t); None: the width of a stream
     kernel_size: KernelSize = 3  # of every temporal convolution; (3, 1) on THUMOS14, (5, 2) on ActivityNet1.2
     dilation: Annotated[int, Range(1, 1_024)] = 1

@@ -12,6 +12,7 @@ from torch import Tensor
 from d2net.checkpoint import X_REF, Checkpoint
 from d2net.data.batches import BatchSampler
 from d2net.data.dataset import Dataset
+from d2net.data.moments import moments
 from d2net.errors import InputError
 from d2net.losses import D2NetLoss
 from d2net.model import D2Net
@@ -54,6 +55,10 @@ class TrainingState:
                 recipe.model, num_classes=len(dataset.classes), stream_widths=dataset.stream_widths
             ).to(device)
             self._rng = self._rng_state()  # dropout goes on from here
+        if self.model.feature_mean is not None and self.model.feature_scale is not None:
+            mean, deviation = moments(dataset)
+            self.model.feature_mean.copy_(torch.from_numpy(mean))
+            self.model.feature_scale.copy_(torch.from_numpy(1 / deviation))
         self.model.classes, self.model.recipe, self.model.trained_on = dataset.classes, recipe, dataset.name
         # What is evaluated and saved as the network: the average of the weights, or the trained network itself.
         self.result = copy.deepcopy(self.model) if self._decay > 0 else self.model
