@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from d2net.checkpoint import load_model
     from d2net.localization import localize
+    from d2net.prediction import load
 
 __version__ = "0.1.0"
-__all__ = ["load_model", "localize"]
+__all__ = ["load", "load_model", "localize"]
 
 
 def __getattr__(name: str) -> Any:
     """What needs PyTorch, imported when it is used: ``d2net --help`` does without."""
+    if name == "load":
+        from d2net.prediction import load
+
+        return load
     if name == "load_model":
         from d2net.checkpoint import load_model
 

@@ -65,6 +65,7 @@ class Checkpoint:
             on (:mod:`d2net.training.resume`).
         threads: Of the CPU that it was trained in, which decide the last bits; 0: of a GPU, or not known.
         precision: Of the network in training; None: not known.
+        extraction: How the features were made (:class:`d2net.data.dataset.Dataset`); None: not known.
         format: Of the file that it is from; 1 has no checksum, ``precision`` and ``recordings``. In files of formats 1
             and 2 x_ref is ``loss.reference``; here it is ``model.x_ref`` always.
 
@@ -82,6 +83,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     threads: Annotated[int, Range(0, 65_536)] = 0
     precision: Precision | None = None
+    extraction: Mapping[str, Any] | None = None
     format: Annotated[int, Range(1, FORMAT)] = FORMAT
 
     def __post_init__(self) -> None:
@@ -107,6 +109,7 @@ class Checkpoint:
             "seed": self.seed,
             "threads": self.threads,
             "precision": self.precision,
+            "extraction": None if self.extraction is None else dict(self.extraction),
             "recipe": self.recipe.to_dict(),
         }
 
@@ -267,4 +270,5 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> D2Net:
         why = error if isinstance(error, InputError) else reason(details)
         raise InputError(f"{path}: its tensors do not fit its recipe ({why}); train again") from error
     model.classes, model.recipe, model.trained_on = checkpoint.classes, checkpoint.recipe, checkpoint.dataset
+    model.extraction = checkpoint.extraction
     return model.to(device).eval()

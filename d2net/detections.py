@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,12 @@ class Detections(Segments):
     """
 
     score: np.ndarray
+
+    def above(self, min_score: float) -> tuple[Detections, int]:
+        """Those with at least this score, and how many others there are; the videos stay."""
+        keep = self.score >= min_score
+        rows = {name: getattr(self, name)[keep] for name in ("video", "label", "start", "end", "score")}
+        return replace(self, **rows), int(len(keep) - keep.sum())
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import index
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -108,7 +108,8 @@ class D2Net(nn.Module):
             :class:`d2net.training.Trainer` sets them to the mean and 1 / deviation of its recordings; 0 and 1 before.
         classes: Names of the outputs; None where nobody said.
         recipe: All settings of the training, those of localization among them; None where there was none.
-        trained_on: Name of that dataset, or None. All three are set by :func:`d2net.checkpoint.load_model` and by
+        trained_on: Name of that dataset, or None.
+        extraction: How its features were made (:class:`d2net.data.dataset.Dataset`), or None. All four are set by :func:`d2net.checkpoint.load_model` and by
             :class:`d2net.training.Trainer`, and are no part of ``state_dict()``.
 
     Raises:
@@ -121,6 +122,7 @@ class D2Net(nn.Module):
     classes: tuple[str, ...] | None = None
     recipe: Recipe | None = None
     trained_on: str | None = None
+    extraction: Mapping[str, Any] | None = None
 
     def __init__(
         self, num_classes: int, stream_widths: Sequence[int] = (1024, 1024), recipe: ModelRecipe | None = None

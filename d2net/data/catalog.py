@@ -79,6 +79,7 @@ class Catalog:
         unused: Feature files that no recording has, found when it is called.
         check: Of recordings by name, given their ends, says which segments end later, in sentences, the worst first.
         no_segments: What to say where an evaluation finds no segment.
+        extraction: As of :class:`d2net.data.dataset.Dataset`.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Catalog:
     unused: Callable[[], list[Path]] = list
     check: Callable[[Mapping[str, End]], list[str]] = lambda ends: []
     no_segments: str = "the annotations hold no segment; choose a subset that has ground truth"
+    extraction: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, dataset: Dataset) -> Catalog:
@@ -186,7 +188,14 @@ class Catalog:
             recordings = [replace(r, duration=None) if r.name in wrong else r for r in recordings]
         _refuse(self.check({r.name: end_of(r) for r in recordings}))
         return Dataset(
-            self.name, self.classes, opening.widths, tuple(recordings), tuple(left_out), tuple(notes), str(self.source)
+            name=self.name,
+            classes=self.classes,
+            stream_widths=opening.widths,
+            recordings=tuple(recordings),
+            left_out=tuple(left_out),
+            notes=tuple(notes),
+            source=str(self.source),
+            extraction=self.extraction,
         )
 
 

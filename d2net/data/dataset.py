@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -102,6 +103,8 @@ class Dataset:
         left_out: Recordings that were named and could not be used.
         notes: What was taken for granted or done to the data, in sentences.
         source: Where it was found.
+        extraction: What ``features.json`` says of how all features were made, without its recordings; None where there
+            is no such file.
     """
 
     name: str
@@ -111,6 +114,7 @@ class Dataset:
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
     source: str = ""
+    extraction: Mapping[str, Any] | None = None
 
     @property
     def width(self) -> int:

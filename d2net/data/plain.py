@@ -77,6 +77,7 @@ def list_plain(spec: Path) -> Catalog:
         assumed=tuple(assumed),
         check=LastSegments({name: x.last for name, x in labelled.items() if x.last}).problems,
         no_segments=_no_segments(segments),
+        extraction={key: value for key, value in settings.items() if key != "recordings"} or None,
     )
 
 

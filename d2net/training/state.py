@@ -60,6 +60,7 @@ class TrainingState:
             self.model.feature_mean.copy_(torch.from_numpy(mean))
             self.model.feature_scale.copy_(torch.from_numpy(1 / deviation))
         self.model.classes, self.model.recipe, self.model.trained_on = dataset.classes, recipe, dataset.name
+        self.model.extraction = dataset.extraction
         # What is evaluated and saved as the network: the average of the weights, or the trained network itself.
         self.result = copy.deepcopy(self.model) if self._decay > 0 else self.model
         # How many steps the average is worth, 1 + decay + decay^2 ...; on the device, so that a CUDA graph can count.

@@ -235,6 +235,7 @@ class Trainer:
             tensors=self.state.tensors(),
             threads=torch.get_num_threads() if self.device.type == "cpu" else 0,
             precision=self.precision,
+            extraction=self.dataset.extraction,
         )
 
     def name(self) -> str:

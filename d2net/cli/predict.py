@@ -1,0 +1,154 @@
+"""``d2net predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from d2net.cli.options import Device, Settings, Threads, choose_device
+from d2net.cli.outputs import claim_folder
+from d2net.cli.terminal import notes, progress_bar, say
+from d2net.errors import InputError
+from d2net.words import counted, listed
+
+if TYPE_CHECKING:
+    from d2net.detections import Detections
+    from d2net.features import Method
+    from d2net.prediction import Predictor
+
+BEST = 10  # detections that are printed
+FILES = ("detections.json", "detections.csv", "timeline.png")
+_VIDEOS = "Videos"
+
+
+def predict(
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A run, a checkpoint, or kinetics400: I3D's own 400 classes, without training."
+        ),
+    ],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="INPUT...", help="Videos, CSV files of sensors, .npy of features, or folders of them."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the results, and of the features made.")],
+    min_score: Annotated[
+        float, typer.Option(metavar="SCORE", help="Leave out detections of a lower score.")
+    ] = 0.0,
+    seconds_per_snippet: Annotated[
+        float | None, typer.Option(metavar="S", help="Of features, where no features.json says it.")
+    ] = None,
+    settings: Settings = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Of I3D; default: the published ones.", rich_help_panel=_VIDEOS)
+    ] = None,
+    flow_weights: Annotated[
+        Path | None, typer.Option(help="Of the I3D of optical flow.", rich_help_panel=_VIDEOS)
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Windows at a time.", rich_help_panel=_VIDEOS)] = 4,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Find the actions in videos, sensors' recordings or features: which, from when to when, with a picture.
+
+    \b
+    Examples:
+      d2net predict kinetics400 holiday.mp4 --out found/
+      d2net predict runs/mine new-videos/ --out found/
+      d2net predict runs/mine features/video7.npy --out found/ --seconds-per-snippet 0.64
+    """
+    from d2net.data.times import Times
+    from d2net.detections import write_detections
+    from d2net.localization import localize
+    from d2net.prediction import load, open_inputs
+
+    where = choose_device(device)
+    for setting in settings or []:
+        if not setting.startswith("localization."):
+            raise InputError(
+                f"--set {setting}: a trained model takes only localization.KEY=VALUE; train again for others"
+            )
+    claim_folder(context, out, *FILES, reads=[*inputs, model])
+    with notes():
+        predictor = load(model, where)
+        assert predictor.model.recipe is not None
+        recipe = predictor.model.recipe.override(settings or []).localization
+
+    def method() -> Method:
+        return _method(predictor, weights, flow_weights, batch, where)
+
+    with notes(), progress_bar("features") as show:
+        found = open_inputs(
+            predictor,
+            inputs,
+            method=method,
+            store=out / "features",
+            times=Times(seconds_per_snippet=seconds_per_snippet),
+            progress=show,
+            tell=lambda note: say(f"note: {note}", err=True),
+        )
+    for note in found.notes:
+        say(f"note: {note}", err=True)
+    for why in found.failed.values():
+        say(f"failed: {why}", err=True)
+    with notes(), progress_bar("localizing") as show:
+        detections = localize(predictor.model, found.dataset, recipe, progress=show)
+    detections, low = detections.above(min_score)
+    for name in FILES[:2]:
+        write_detections(out / name, detections, features=f"by {predictor.name}")
+    _draw(predictor, found.dataset, detections, out / "timeline.png")
+    _say_best(detections)
+    empty = len(found.dataset) - len(set(detections.video.tolist()))
+    say(
+        f"wrote {counted(len(detections), 'detection')} in {counted(len(found.dataset), 'recording')} to "
+        f"{out / FILES[0]}, {FILES[1]} and {FILES[2]}"
+        + (f"; {low} below --min-score {min_score:g} left out" if low else "")
+        + (f"; {empty} recordings have none" if empty else "")
+        + (f"; {len(found.failed)} failed: {listed(found.failed)}" if found.failed else "")
+    )
+    if found.failed:
+        raise typer.Exit(1)
+
+
+def _method(predictor: Predictor, weights: Path | None, flow_weights: Path | None, batch: int, device: str) -> Method:
+    """How the features that the model takes are made of a video or a sensor's file."""
+    from d2net.features import method_like, video_method
+    from d2net.prediction import KINETICS400
+
+    if predictor.name == KINETICS400:
+        return video_method(KINETICS400, weights=weights, batch=batch, device=device)
+    if predictor.model.extraction is None:
+        raise InputError(
+            f"{predictor.name} was trained on features of which nothing says how they were made; make such of these "
+            "inputs and give the .npy, or train on the folder that d2net features writes"
+        )
+    return method_like(
+        predictor.model.extraction, weights=weights, flow_weights=flow_weights, batch=batch, device=device
+    )
+
+
+def _draw(predictor: Predictor, dataset, detections: Detections, path: Path) -> None:
+    from d2net.report.plot import PICTURED, choose_recordings, model_tracks, timeline_rows
+    from d2net.report.timeline import draw_timeline
+
+    chosen = choose_recordings(dataset, PICTURED)
+    with notes():
+        tracks = model_tracks(predictor.model, chosen, detections)
+        hidden = draw_timeline(path, timeline_rows(chosen, [tracks]))
+    if hidden:
+        say(f"note: {counted(hidden, 'weak detection')} not drawn in {path.name}", err=True)
+    if len(chosen) < len(dataset):
+        say(f"note: {path.name} shows {listed([r.name for r in chosen.recordings])}", err=True)
+
+
+def _say_best(detections: Detections) -> None:
+    order = (-detections.score).argsort(kind="stable")[:BEST]
+    for i in order.tolist():
+        say(
+            f"  {detections.videos[detections.video[i]]}: {detections.classes[detections.label[i]]} "
+            f"{detections.start[i]:.1f} - {detections.end[i]:.1f} s, score {detections.score[i]:.2f}"
+        )

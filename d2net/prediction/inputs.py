@@ -1,0 +1,174 @@
+"""Videos, sensors' files and features as recordings that a network can look at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from d2net.data.containers import SUFFIXES, open_file
+from d2net.data.dataset import Dataset, Recording
+from d2net.data.times import Times, UnknownTime
+from d2net.errors import InputError
+from d2net.features import Method, Written, find_recordings, write_features
+from d2net.features.folder import NAME
+from d2net.prediction.predictor import Predictor
+from d2net.reading import read_json, typed
+from d2net.words import counted, quoted
+
+# Other features under one of these would be other numbers.
+_MAKES = ("extractor", "weights", "flow", "columns", "streams", "precision")
+_WHEN = ("fps", "stride", "window", "offset")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What there is to look at.
+
+    Attributes:
+        dataset: The recordings, with the classes of the network.
+        sources: The video or the sensor's file of each recording that has one, by name.
+        failed: Of which no features could be made, and why.
+        notes: What was left out or taken for granted, in sentences.
+    """
+
+    dataset: Dataset
+    sources: Mapping[str, Path]
+    failed: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def open_inputs(
+    predictor: Predictor,
+    inputs: Sequence[Path],
+    *,
+    method: Callable[[], Method],
+    store: Path,
+    times: Times,
+    progress: Callable[[float, int], None] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Inputs:
+    """The recordings that ``inputs`` are.
+
+    Args:
+        predictor: Who is to look at them.
+        inputs: Files of features, and folders with ``features.json``; all others are what features are made of: files,
+            or folders of them.
+        method: How those are made, asked for where there are any.
+        store: Folder that they are kept in: what is there already is not made anew.
+        times: What is known better than the data says.
+        progress, tell: As :func:`d2net.features.write_features` takes them.
+
+    Raises:
+        InputError: an input that is missing or of another kind, features of other numbers than the network's, two
+            recordings of one name, a time that is not known, or no recording left.
+    """
+    recordings: dict[str, Recording] = {}
+    sources: dict[str, Path] = {}
+    notes: list[str] = []
+    raw = []
+    for place in inputs:
+        if place.suffix.lower() in SUFFIXES and not place.is_dir():
+            _add_features(predictor, [place], place.parent, times, recordings, sources, notes)
+        elif (place / NAME).is_file():
+            files = sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES)
+            if not files:
+                raise InputError(f"{place}: holds {NAME} and no features; give a folder that d2net features wrote")
+            _add_features(predictor, files, place, times, recordings, sources, notes)
+        elif place.is_dir() and not any(place.glob("*.npy")):
+            raw.append(place)
+        elif place.is_dir():
+            files = sorted(place.glob("*.npy"))
+            _add_features(predictor, files, place, times, recordings, sources, notes)
+        else:
+            raw.append(place)
+    result = Written()
+    if raw:
+        how = method()
+        paths, ignored = find_recordings(raw, how.suffixes)
+        if ignored:
+            notes.append(f"{counted(ignored, 'other file')} in the folders left out, by the names")
+        result = write_features(paths, how, store, progress=progress, tell=tell)
+        made = [store / f"{name}.npy" for name in paths if name not in result.failed]
+        if made:
+            _add_features(predictor, made, store, times, recordings, sources, notes)
+    if not recordings:
+        raise InputError(next(iter(result.failed.values()), "there is no recording; give files or folders"))
+    source = ", ".join(map(str, inputs))
+    dataset = predictor.dataset(list(recordings.values()), name=inputs[0].name or "features", source=source)
+    return Inputs(dataset, sources, result.failed, tuple(dict.fromkeys(notes)))
+
+
+def _add_features(
+    predictor: Predictor,
+    files: Sequence[Path],
+    folder: Path,
+    given: Times,
+    recordings: dict[str, Recording],
+    sources: dict[str, Path],
+    notes: list[str],
+) -> None:
+    """The files as recordings; ``folder`` may have a features.json of them."""
+    about = read_json(folder / NAME) if (folder / NAME).is_file() else {}
+    known = typed(about.pop("recordings", None) or {}, dict, f'{folder / NAME}: "recordings"')
+    notes += _compared(predictor, about, folder / NAME)
+    times = given.instead_of(Times.read(about).over(predictor.times))
+    try:
+        seconds, first = times.resolve()
+    except UnknownTime as error:
+        raise InputError(
+            f"{files[0]}: nothing says when a snippet is; give --seconds-per-snippet, or the folder of d2net features"
+        ) from error
+    width = sum(predictor.model.stream_widths)
+    for path in files:
+        of = typed(known.get(path.stem) or {}, dict, f"{folder / NAME}: {quoted(path.stem)}")
+        arrays = open_file(path)
+        if len(arrays) != 1:
+            raise InputError(f"{path}: holds {counted(len(arrays), 'array')}; give a file with one array (T, {width})")
+        (array,) = arrays.values()
+        if array.width != width:
+            raise InputError(
+                f"{path}: is {array.width} wide, and {predictor.name} looks at {width} numbers a snippet; give features "
+                "of the same extractor"
+            )
+        if path.stem in recordings:
+            raise InputError(f"{recordings[path.stem].source} and {path} are both recording {quoted(path.stem)}; rename one")
+        recordings[path.stem] = Recording(
+            name=path.stem,
+            subset="",
+            labels=(),
+            segments=(),
+            seconds_per_snippet=seconds,
+            source=str(path),
+            read=array.read,
+            duration=of.get("duration"),
+            first_snippet=first,
+            snippets=array.snippets,
+        )
+        if isinstance(of.get("source"), str):
+            sources[path.stem] = folder / of["source"]
+
+
+def _compared(predictor: Predictor, about: Mapping[str, Any], where: Path) -> list[str]:
+    """What is to be said of features beside those that the network was trained on.
+
+    Raises:
+        InputError: they are other numbers.
+    """
+    trained = predictor.model.extraction
+    if not about or not trained:
+        if trained and not about:
+            return [f"{where.parent}: nothing says how the features were made; taken to be as those of the training"]
+        return []
+    for key in _MAKES:
+        if key in trained and trained[key] != about.get(key):
+            raise InputError(
+                f"{where}: the features were made with {key} {quoted(about.get(key))}, and {predictor.name} was trained "
+                f"on those with {quoted(trained[key])}; make them as these were"
+            )
+    other = [f"{key} {about.get(key)} for {trained[key]}" for key in _WHEN if trained.get(key, about.get(key)) != about.get(key)]
+    if other:
+        return [f"{where}: snippets are other stretches of time than in the training: {', '.join(other)}"]
+    return []
