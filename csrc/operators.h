@@ -8,15 +8,12 @@
 #include "loss.h"
 #include "snippet_pdmi.h"
 #include "topk_pool.h"
-#include "two_stream_tcam.h"
 
 // HALF(function) of those that take half precision on CUDA, PLAIN(function) of others.
 #define D2NET_OPERATORS(HALF, PLAIN)   \
   HALF(topk_pool)                      \
   HALF(topk_pool_backward)             \
   HALF(tcam_pool)                      \
-  HALF(two_stream_tcam)                \
-  HALF(two_stream_tcam_backward)       \
   HALF(attention_pool)                 \
   HALF(attention_pool_backward)        \
   HALF(loss)                           \

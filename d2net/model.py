@@ -32,6 +32,11 @@ class D2NetOutput(NamedTuple):
     tcam: Tensor
     embeddings: Tensor
 
+    @property
+    def logits(self) -> Tensor:
+        """(B, T, C) class logits, the mean of the streams'."""
+        return self.logits_a if self.logits_b is None else 0.5 * (self.logits_a + self.logits_b)
+
 
 class TemporalConv(nn.Conv1d):
     """A convolution over time of (B, T, D) that sees zeros beyond every recording's length."""

@@ -78,11 +78,6 @@ CASES: dict[str, Case] = {
     ),
     "tcam_pool": (ops.tcam_pool, [uniform(B, T, C)], [lengths()]),
     "topk_pool": (ops.topk_pool, [uniform(B, T, C)], [lengths()]),
-    "two_stream_tcam": (
-        ops.two_stream_tcam,
-        [uniform(B, T, C) - 0.5, uniform(B, T, C + 1)[..., 1:] - 0.5],
-        [lengths()],
-    ),
 }
 
 
@@ -138,7 +133,6 @@ def test_8_bit_floats_are_refused_in_one_line():
     for call in (
         lambda: ops.topk_pool(x),
         lambda: ops.tcam_pool(x),
-        lambda: ops.two_stream_tcam(x, x),
         lambda: ops.attention_pool(x, torch.zeros(2, 8)),
         lambda: ops.bottom_up_attention(x, torch.zeros(3)),
         lambda: ops.log_condition_number(x),

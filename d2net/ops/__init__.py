@@ -15,11 +15,10 @@ from d2net.ops.iou import iou_1d
 from d2net.ops.nms import batched_nms_1d, nms_1d, soft_nms_1d
 from d2net.ops.proposals import Proposals, extract_proposals
 from d2net.ops.snippet_pdmi import SnippetPDMI, snippet_pdmi
+from d2net.ops.tcam_pool import TCAMPool, tcam_pool
 from d2net.ops.topk_pool import topk_pool
-from d2net.ops.two_stream_tcam import TCAM, TCAMPool, tcam_pool, two_stream_tcam
 
 __all__ = [
-    "TCAM",
     "TCAMPool",
     "Pooled",
     "Proposals",
@@ -39,6 +38,5 @@ __all__ = [
     "soft_nms_1d",
     "tcam_pool",
     "topk_pool",
-    "two_stream_tcam",
     "use_backend",
 ]
