@@ -6,6 +6,7 @@
 #include "condition_number.h"
 #include "iou.h"
 #include "loss.h"
+#include "masked_leaky_relu.h"
 #include "snippet_pdmi.h"
 #include "topk_pool.h"
 
@@ -19,6 +20,8 @@
   HALF(loss)                           \
   HALF(loss_backward)                  \
   HALF(bottom_up_attention)            \
+  HALF(masked_leaky_relu)              \
+  HALF(masked_leaky_relu_backward)     \
   PLAIN(snippet_pdmi)                  \
   PLAIN(snippet_pdmi_backward)         \
   PLAIN(log_condition_number)          \
