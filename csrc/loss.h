@@ -82,7 +82,7 @@ class Pieces {
 // The workspace. How large it must be: workspace_bytes() of d2net/ops/loss.py.
 template <typename X, typename A = accumulator_t<X>>
 struct LossWorkspace {
-  int32_t *peak, *last;  // (b, t), (b, c) of two_stream_tcam.h and topk_pool.h, with kth (b, c)
+  int32_t *peak, *last;  // (b, t), (b, c) of topk_pool.h, with kth (b, c)
   A* kth;
   int64_t* partner;              // (3, b), as drawn
   A *terms, *to_pooled, *saved;  // (b), (b, c), (kPairsSaved, b): Eq. 4, its gradient to p, see math/pairs.h

@@ -6,22 +6,22 @@
 #include "condition_number.h"
 #include "iou.h"
 #include "loss.h"
+#include "masked_leaky_relu.h"
 #include "snippet_pdmi.h"
 #include "topk_pool.h"
-#include "two_stream_tcam.h"
 
 // HALF(function) of those that take half precision on CUDA, PLAIN(function) of others.
 #define D2NET_OPERATORS(HALF, PLAIN)   \
   HALF(topk_pool)                      \
   HALF(topk_pool_backward)             \
   HALF(tcam_pool)                      \
-  HALF(two_stream_tcam)                \
-  HALF(two_stream_tcam_backward)       \
   HALF(attention_pool)                 \
   HALF(attention_pool_backward)        \
   HALF(loss)                           \
   HALF(loss_backward)                  \
   HALF(bottom_up_attention)            \
+  HALF(masked_leaky_relu)              \
+  HALF(masked_leaky_relu_backward)     \
   PLAIN(snippet_pdmi)                  \
   PLAIN(snippet_pdmi_backward)         \
   PLAIN(log_condition_number)          \

@@ -1,11 +1,11 @@
-// Mean of the k largest values over time, and its gradient.
+// Mean of the k largest values over time and, for tcam_pool, the maximum over classes; their gradient.
 #pragma once
 
 #include "operator.h"
 
 namespace d2net {
 
-// Of topk_pool and of tcam_pool (two_stream_tcam.h), which alone has attention and its gradient.
+// Of topk_pool and of tcam_pool, which alone has attention and its gradient.
 template <typename T>
 struct TopkPool {
   static constexpr int kSettings = 0;
@@ -21,12 +21,13 @@ struct TopkPool {
   accumulator_t<T>* kth;
   int32_t* last;
 
-  // Backward: gradients of x itself (b, t, c), attention and pooled, null for 0; their sum with respect to x.
-  const T *of_x = nullptr, *of_attention = nullptr, *of_pooled = nullptr;
+  // Backward: gradients of attention and pooled, null for 0; their sum with respect to x.
+  const T *of_attention = nullptr, *of_pooled = nullptr;
   T* grad_x = nullptr;  // (b, t, c), 0 past a length
 };
 
 D2NET_DECLARE(topk_pool, TopkPool)
-D2NET_DECLARE(topk_pool_backward, TopkPool)
+D2NET_DECLARE(tcam_pool, TopkPool)
+D2NET_DECLARE(topk_pool_backward, TopkPool)  // of both
 
 }  // namespace d2net

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2net.errors import InputError
+from d2net.ops import masked_leaky_relu
 from d2net.ops.checks import as_lengths, as_tensor, check_floating, check_shape, within
 from d2net.ops.precision import at_least_float32, kept_in_float32
 from d2net.recipes import ModelRecipe, Recipe
@@ -32,19 +33,30 @@ class D2NetOutput(NamedTuple):
     tcam: Tensor
     embeddings: Tensor
 
+    @property
+    def logits(self) -> Tensor:
+        """(B, T, C) class logits, the mean of the streams'."""
+        return self.logits_a if self.logits_b is None else 0.5 * (self.logits_a + self.logits_b)
+
 
 class TemporalConv(nn.Conv1d):
-    """A convolution over time of (B, T, D) that sees zeros beyond every recording's length."""
+    """A convolution over time of (B, T, D)."""
 
     def __init__(self, width_in: int, width_out: int, kernel_size: int, dilation: int) -> None:
         super().__init__(width_in, width_out, kernel_size, padding=(kernel_size - 1) // 2 * dilation, dilation=dilation)
 
-    def forward(self, x: Tensor, padding: Tensor) -> Tensor:  # type: ignore[override]
-        """x (B, T, width_in) -> (B, T, width_out); ``padding`` (B, T, 1) is True past a length."""
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, width_in) -> (B, T, width_out); on a CPU the transpose of contiguous (B, width_out, T)."""
         if x.shape[1] == 0:  # which PyTorch's convolutions refuse; no output, and gradients of 0
             return F.linear(x, self.weight[:, :, 0], self.bias)
-        y = self.channels_last(x) if x.is_cuda else super().forward(x.transpose(1, 2)).transpose(1, 2)
-        return y.masked_fill(padding, 0)
+        return self.channels_last(x) if x.is_cuda else super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+    def activated(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Leaky ReLU (slope 0.2) of the convolution, 0 past every recording's length; memory as :meth:`forward`'s."""
+        y = self(x)
+        if x.is_cuda:
+            return masked_leaky_relu(y, lengths, slope=0.2)
+        return masked_leaky_relu(y.transpose(1, 2), lengths, slope=0.2, time_dim=2).transpose(1, 2)
 
     def channels_last(self, x: Tensor) -> Tensor:
         """The convolution as a two-dimensional one of height 1, for which (B, T, D) is the layout "channels last".
@@ -81,13 +93,14 @@ class Stream(nn.Module):
                 nn.init.normal_(layer.weight, std=recipe.weight_std)
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, width) -> embeddings (B, T, D) and logits (B, T, C)."""
+    def forward(self, x: Tensor, lengths: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, T, width), 0 where ``padding`` (B, T, 1) -> embeddings (B, T, D) and logits (B, T, C), 0 there too."""
         for layer in (self.first, self.second):
-            y = F.leaky_relu(layer(x, padding), 0.2)
+            y = layer.activated(x, lengths)
             x = x + y if self.residual else y
+        x = x.contiguous()  # as the loss reads it, and dropout draws in the order of memory
         dropped = F.dropout(x, self.dropout, self.training)
-        return dropped if self.dropout_embeddings else x, self.classifier(dropped, padding)
+        return dropped if self.dropout_embeddings else x, self.classifier(dropped).masked_fill(padding, 0)
 
 
 class D2Net(nn.Module):
@@ -192,17 +205,18 @@ class D2Net(nn.Module):
             raise InputError(f"D2Net: features are on {features.device} but the network on {weight.device}; move one")
         if features.dtype != weight.dtype and not torch.is_autocast_enabled(features.device.type):
             raise InputError(f"D2Net: features are {features.dtype} but the network {weight.dtype}; convert one")
-        padding = ~within(features, as_lengths("D2Net", lengths, features))[:, :, None]
+        lengths = as_lengths("D2Net", lengths, features)
+        padding = ~within(features, lengths)[:, :, None]
         if self.feature_mean is not None and self.feature_scale is not None:
             features = ((features - self.feature_mean) * self.feature_scale).to(features.dtype)
         parts = [x.masked_fill(padding, 0) for x in features.split(self.stream_widths, 2)]  # each contiguous
-        x_a, logits_a = self.stream_a(parts[0], padding)
+        x_a, logits_a = self.stream_a(parts[0], lengths, padding)
         # Under autocast the layers give bfloat16, whose sigmoid is 1 from a logit of 6 on.
         logits_a = at_least_float32(logits_a)
         tcam = torch.sigmoid(logits_a)
         if self.stream_b is None:
             return D2NetOutput(logits_a, None, tcam.masked_fill(padding, 0), x_a)
-        x_b, logits_b = self.stream_b(parts[1], padding)
+        x_b, logits_b = self.stream_b(parts[1], lengths, padding)
         logits_b = at_least_float32(logits_b)
         tcam = (0.5 * (tcam + torch.sigmoid(logits_b))).masked_fill(padding, 0)
         return D2NetOutput(logits_a, logits_b, tcam, 0.5 * (x_a + x_b))

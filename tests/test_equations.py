@@ -8,6 +8,7 @@ import torch
 from d2net import equations, ops
 from d2net.localization import Localizer
 from d2net.losses import DiscriminativeLoss
+from d2net.model import D2Net
 
 
 @pytest.fixture
@@ -18,12 +19,12 @@ def draw():
 
 @pytest.mark.parametrize("s", [1, 7, 8, 9, 100])
 def test_head_attention_and_scores(draw, s):
-    rgb, flow = 8 * draw(s, 5) - 4, 8 * draw(s, 5) - 4
-    head = ops.two_stream_tcam(rgb[None], flow[None])
-    tcam = equations.class_activations(rgb, flow)
-    torch.testing.assert_close(head.tcam[0], tcam)
-    torch.testing.assert_close(head.attention[0], equations.attention(tcam))
-    torch.testing.assert_close(head.pooled[0], equations.class_scores(tcam))
+    out = D2Net(5, stream_widths=(4, 6)).double()(8 * draw(1, s, 10) - 4)
+    tcam = equations.class_activations(out.logits_a[0], out.logits_b[0])
+    torch.testing.assert_close(out.tcam[0], tcam)
+    pool = ops.tcam_pool(tcam[None])
+    torch.testing.assert_close(pool.attention[0], equations.attention(tcam))
+    torch.testing.assert_close(pool.pooled[0], equations.class_scores(tcam))
 
 
 @pytest.mark.parametrize("power", [0.1, 1, 10])  # mostly foreground, both, mostly background

@@ -87,7 +87,7 @@ def test_tensors_on_different_devices_are_named():
     segments, scores = torch.rand(3, 2, device="cuda"), torch.rand(3, device="cuda")
     for call in (
         lambda: ops.topk_pool(tcam, lengths.cpu()),
-        lambda: ops.two_stream_tcam(tcam, tcam.cpu()),
+        lambda: ops.tcam_pool(tcam, lengths.cpu()),
         lambda: ops.attention_pool(embeddings, tcam[..., 0].cpu()),
         lambda: ops.bottom_up_attention(embeddings, torch.rand(64)),
         lambda: ops.joint_log_condition_number(tcam, tcam.mT.cpu()),

@@ -14,7 +14,7 @@ USERS = sorted(path for folder in ("tests", "benchmarks") for path in (ROOT / fo
 LONGEST = 320  # lines of a file
 
 # Each is one operator: its contract, its reference, its kernels and their gradient, which are read side by side.
-LONGER = {f"d2net/ops/{name}.py" for name in ("nms", "proposals", "two_stream_tcam")}
+LONGER = {f"d2net/ops/{name}.py" for name in ("nms", "proposals")}
 
 # What looks at how operators are registered and reach the extension; nothing public could tell.
 MACHINERY = {

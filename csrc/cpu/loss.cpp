@@ -16,7 +16,6 @@
 #include "parallel.h"
 #include "pooled_gradient.h"
 #include "snippet_pdmi.h"
-#include "two_stream_tcam.h"
 
 namespace d2net::cpu {
 namespace {

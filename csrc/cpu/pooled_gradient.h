@@ -1,4 +1,4 @@
-// The backward that topk_pool, tcam_pool and two_stream_tcam share: gradients of the results, brought to the (b, t, c)
+// The backward that topk_pool, tcam_pool and the loss share: gradients of the results, brought to the (b, t, c)
 // activations they were pooled from.
 #pragma once
 
@@ -14,13 +14,13 @@ namespace d2net::cpu {
 
 namespace detail {
 
-// out = of_x + share where x is among the k largest, for rows [first, first + rows) of one recording, c entries each;
-// x, of_x and out begin at the first of them. share, kth and last are given for `group` rows, one after the other,
-// with last counted from the row itself. of_x may be null.
-void pooled_gradient_rows(const float* of_x, const float* x, int64_t first, int64_t rows, int64_t c, int64_t group,
-                          const float* share, const int32_t* kth, const int32_t* last, float* out);
-void pooled_gradient_rows(const double* of_x, const double* x, int64_t first, int64_t rows, int64_t c, int64_t group,
-                          const double* share, const int64_t* kth, const int32_t* last, double* out);
+// out = share where x is among the k largest, for rows [first, first + rows) of one recording, c entries each;
+// x and out begin at the first of them. share, kth and last are given for `group` rows, one after the other,
+// with last counted from the row itself.
+void pooled_gradient_rows(const float* x, int64_t first, int64_t rows, int64_t c, int64_t group, const float* share,
+                          const int32_t* kth, const int32_t* last, float* out);
+void pooled_gradient_rows(const double* x, int64_t first, int64_t rows, int64_t c, int64_t group, const double* share,
+                          const int64_t* kth, const int32_t* last, double* out);
 
 }  // namespace detail
 
@@ -53,8 +53,8 @@ void pooled_gradient(const TopkPool<T>& g, int64_t row_cost, int threads, Before
       for (int64_t first = from; first < valid; first += block) {
         const int64_t rows = std::min(block, valid - first), row = recording * t + first;
         before(row, rows);
-        detail::pooled_gradient_rows(g.of_x != nullptr ? g.of_x + row * c : nullptr, g.x + row * c, first, rows, c,
-                                     group, share.data(), kth.data(), last.data(), grad_x + row * c);
+        detail::pooled_gradient_rows(g.x + row * c, first, rows, c, group, share.data(), kth.data(), last.data(),
+                                     grad_x + row * c);
         if (g.of_attention != nullptr && c > 0) {
           for (int64_t i = row; i < row + rows; ++i) {
             const int64_t peak = g.peak[i];

@@ -1,10 +1,9 @@
-// The forward kernel that topk_pool, tcam_pool and two_stream_tcam share: top-k mean of every column and, for the last
-// two and the loss, the maximum of every row, in one launch.
+// The forward kernel of topk_pool, tcam_pool and the loss: top-k mean of every column and, for the last two, the
+// maximum of every row, in one launch.
 //
 // Bytes: activations (b, t, c) are read once for the columns and, where row maxima are wanted, once for the rows, the
-// second time from the L2 cache as a rule; two_stream_tcam computes its sigmoids both times rather than wait for
-// another block's. Written: b t (c + 2) and 3 b c numbers. It is the latency that counts, of about 15 rounds of a
-// search.
+// second time from the L2 cache as a rule. Written: 2 b t and 3 b c numbers. It is the latency that counts, of about
+// 15 rounds of a search.
 //
 // Layout: a column has a warp to itself up to 1024 rows (float64: 512), so no round waits at a barrier, and as many as
 // it takes beyond. Its keys stay in registers. A block has up to 8 neighbouring classes of one recording (32 bytes: a
@@ -42,27 +41,12 @@ struct Keys {
   }
 };
 
-// Activations as they come, for kernels that take other sources too.
+// Activations and the lengths of their recordings, for kernels that find the lengths in another way too.
 template <typename T>
 struct Plain {
   using Number = T;
   const T* __restrict__ x;
 
-  // N neighbours in memory, and the activations that they stand for: two steps, so that many loads can be on their way.
-  template <int N>
-  using Raw = Pack<T, N>;
-  template <int N>
-  __device__ __forceinline__ Raw<N> fetch(int64_t i) const {
-    return load<N>(x + i);
-  }
-  template <int N>
-  __device__ __forceinline__ Pack<T, N> value(const Raw<N>& raw) const {
-    return raw;
-  }
-  // What the blocks of the rows do with N activations that begin at i, 0 past a length.
-  template <int N>
-  __device__ __forceinline__ void keep(int64_t, const Pack<T, N>&) const {}
-  bool packs(int64_t c) const { return fits_packs(c, x); }
   // Of a recording; asked once by all threads of a block. The last argument: whether it is the recording's first block.
   __device__ __forceinline__ int64_t length(const int64_t* lengths, int64_t recording, int64_t t, bool) const {
     return math::clamped_length(lengths, recording, t);
@@ -95,20 +79,16 @@ __device__ __forceinline__ void class_maxima(const Input& input, const TopkPool<
     const int64_t row = first + threadIdx.x % 32 / lanes;
     Key best = Keys<T>::kNone;
     int32_t found = -1;
-    if (row < end) {
+    if (row < min(end, length)) {
       for (int64_t j = lane * N; j < pool.c; j += lanes * N) {
         const int64_t i = (recording * pool.t + row) * pool.c + j;
-        Pack<T, N> values = {};
-        if (row < length) {
-          values = input.value(input.template fetch<N>(i));
+        const Pack<T, N> values = load<N>(input.x + i);
 #pragma unroll
-          for (int l = 0; l < N; ++l) {
-            const Key key = Keys<T>::of(values.at[l]);
-            found = key > best ? int32_t(j + l) : found;
-            best = key > best ? key : best;
-          }
+        for (int l = 0; l < N; ++l) {
+          const Key key = Keys<T>::of(values.at[l]);
+          found = key > best ? int32_t(j + l) : found;
+          best = key > best ? key : best;
         }
-        input.template keep<N>(i, values);
       }
     }
 #pragma unroll
@@ -151,13 +131,13 @@ __global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
   const int64_t origin = recording * pool.t * c, first_column = int64_t(tile) * layout.width;
   unsigned at = threadIdx.x % layout.width, first = threadIdx.x / layout.width;
   const int64_t loaded = origin + min(first_column + at, pool.c - 1);
-  typename Input::template Raw<1> raw[R];
+  T raw[R];
 #pragma unroll
   for (int batch = 0; batch < R; batch += kRowBatch) {
     if (batch * step >= t || c == 0) continue;
 #pragma unroll
     for (int i = batch; i < batch + kRowBatch; ++i) {
-      raw[i] = input.template fetch<1>(loaded + int64_t(min(first + i * step, t - 1)) * c);
+      raw[i] = input.x[loaded + int64_t(min(first + i * step, t - 1)) * c];
     }
   }
   const unsigned length = unsigned(input.length(pool.lengths, recording, pool.t, tile == 0));
@@ -175,7 +155,7 @@ __global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
     if (batch * step >= length) continue;
 #pragma unroll
     for (int i = batch; i < batch + kRowBatch; ++i) {
-      const Key key = Keys<T>::of(input.value(raw[i]).at[0]);
+      const Key key = Keys<T>::of(raw[i]);
       kept[i] = first + i * step < length ? key : Keys<T>::kNone;
     }
     if (layout.width == 1) continue;
@@ -203,7 +183,7 @@ __global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
     if (!kOneWarp && present) {
 #pragma unroll 4
       for (int64_t row = first + int64_t(R) * step; row < length; row += step) {
-        f(int(row), Keys<T>::of(input.value(input.template fetch<1>(origin + column + row * c)).at[0]));
+        f(int(row), Keys<T>::of(input.x[origin + column + row * c]));
       }
     }
   };
@@ -272,7 +252,7 @@ void pool_columns(const Stream& on, const Input& input, const TopkPool<T>& pool)
   const auto tiles = [&](int of) { return pool.c > 0 ? (pool.c + of - 1) / of : 1; };
   while (width > 1 && 2 * pool.b * tiles(width) <= on.multiprocessors()) width /= 2;
 
-  const bool packs = input.packs(pool.c);
+  const bool packs = fits_packs(pool.c, input.x);
   const int64_t loads = packs ? pool.c / kPackOf<T> : pool.c, threads = 32 * warps * width;
   int lanes = 1;
   while (lanes < 32 && lanes < loads) lanes *= 2;

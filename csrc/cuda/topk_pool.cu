@@ -1,9 +1,68 @@
-// The kernels: pool_columns.h and pooled_gradient.h.
+// The forward is in pool_columns.h. The backward of topk_pool and tcam_pool brings the gradients of their results to
+// the (b, t, c) activations they were pooled from.
+//
+// Bytes: activations within the lengths are read once, gradients are written once, padding included. Attention's
+// gradient and peak, one number a row, and what a column has come from the caches.
+//
+// Layout: a thread takes one pack of neighbouring classes, of 16 bytes or of 4 numbers in half precision.
+#include <cstdint>
+
+#include "cuda/device.h"
 #include "cuda/pool_columns.h"
-#include "cuda/pooled_gradient.h"
+#include "cuda/vector.h"
+#include "math/topk.h"
 #include "topk_pool.h"
 
 namespace d2net::cuda {
+namespace {
+
+constexpr int kGradientThreads = 256;
+
+template <int N, typename T>
+__global__ void __launch_bounds__(kGradientThreads) topk_pool_backward_kernel(const TopkPool<T> g, int64_t packs) {
+  using A = accumulator_t<T>;
+  const int64_t index = int64_t(blockIdx.x) * kGradientThreads + threadIdx.x;
+  if (index >= packs) return;
+  const int64_t of_row = g.c / N;
+  // Dividing 64 bits takes several times as long.
+  const bool small = packs <= 0xffffffffLL;
+  const int64_t row = small ? unsigned(index) / unsigned(of_row) : index / of_row;
+  const int64_t recording = small ? unsigned(row) / unsigned(g.t) : row / g.t;
+  const int32_t step = int32_t(row - recording * g.t), first = int32_t(index - row * of_row) * N;
+  const int64_t i = index * N, column = recording * g.c + first;
+  const int64_t length = math::clamped_length(g.lengths, recording, g.t);
+  if (step >= length) {
+    store(g.grad_x + i, Pack<T, N>{});
+    return;
+  }
+
+  A gradient[N] = {};
+  if (g.of_pooled != nullptr) {
+    const Pack<T, N> x = load<N>(g.x + i), of_pooled = load<N>(g.of_pooled + column);
+    const Pack<A, N> kth = load<N>(g.kth + column);
+    const Pack<int32_t, N> last = load<N>(g.last + column);
+    const A k = A(math::topk_count(length, g.divisor));
+#pragma unroll
+    for (int l = 0; l < N; ++l) {
+      const bool taken = math::among_topk(to_float(x.at[l]), step, math::ordered_key(kth.at[l]), last.at[l]);
+      gradient[l] = taken ? to_float(of_pooled.at[l]) / k : A(0);
+    }
+  }
+  if (g.of_attention != nullptr) {
+    const int32_t peak = g.peak[row];
+    const A of_attention = to_float(g.of_attention[row]);
+#pragma unroll
+    for (int l = 0; l < N; ++l) {
+      if (first + l == peak) gradient[l] += of_attention;
+    }
+  }
+  Pack<T, N> out;
+#pragma unroll
+  for (int l = 0; l < N; ++l) out.at[l] = from_float<T>(gradient[l]);
+  store(g.grad_x + i, out);
+}
+
+}  // namespace
 
 template <typename T>
 void topk_pool(const TopkPool<T>& x, int device, void* stream) {
@@ -11,11 +70,27 @@ void topk_pool(const TopkPool<T>& x, int device, void* stream) {
 }
 
 template <typename T>
-void topk_pool_backward(const TopkPool<T>& x, int device, void* stream) {
-  pooled_gradient(Stream("topk_pool_backward", device, stream), x, ToActivations<T>{x.grad_x});
+void tcam_pool(const TopkPool<T>& x, int device, void* stream) {
+  pool_columns(Stream("tcam_pool", device, stream), Plain<T>{x.x}, x);
+}
+
+template <typename T>
+void topk_pool_backward(const TopkPool<T>& g, int device, void* stream) {
+  const Stream on("topk_pool_backward", device, stream);
+  constexpr int N = kPackOf<T>;
+  const auto launch = [&](auto kernel, int64_t packs) {
+    on.launch(kernel, (packs + kGradientThreads - 1) / kGradientThreads, kGradientThreads, 0, g, packs);
+  };
+  const bool whole = reinterpret_cast<std::uintptr_t>(g.last) % alignof(Pack<int32_t, N>) == 0;
+  if (whole && fits_packs(g.c, g.grad_x, g.of_pooled, g.x) && fits_packs(g.c, g.kth)) {
+    launch(topk_pool_backward_kernel<N, T>, g.b * g.t * g.c / N);
+  } else {
+    launch(topk_pool_backward_kernel<1, T>, g.b * g.t * g.c);
+  }
 }
 
 D2NET_INSTANTIATE_CUDA_HALF(topk_pool, TopkPool)
+D2NET_INSTANTIATE_CUDA_HALF(tcam_pool, TopkPool)
 D2NET_INSTANTIATE_CUDA_HALF(topk_pool_backward, TopkPool)
 
 }  // namespace d2net::cuda

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops.checks import INTEGERS, as_tensor, as_whole, can_look_at, within
-from d2net.ops.two_stream_tcam import class_max
+from d2net.ops.tcam_pool import class_max
 from d2net.words import quoted
 
 Pairing = Literal["different", "permutation"]

@@ -16,7 +16,6 @@ from d2net.losses.complementary import UncertaintyModeling
 from d2net.losses.denoising import SnippetDenoising, SnippetTerm, VideoDenoising, VideoTerm
 from d2net.losses.discriminative import DiscriminativeLoss
 from d2net.losses.pairing import Pairs
-from d2net.ops.checks import within
 from d2net.ops.loss import d2net_loss, has_video_kernel
 from d2net.ops.loss_reference import LossInputs, LossSettings
 from d2net.ops.precision import at_least_float32, kept_in_float32
@@ -114,6 +113,7 @@ class D2NetLoss(nn.Module):
         partners: Tensor | None = None,
         generator: torch.Generator | None = None,
         *,
+        logits: Tensor | None = None,
         denoise: bool = True,
     ) -> D2NetLossResult:
         """All terms of one batch; finite for any batch of finite inputs, half precision too (docs/numbers.md).
@@ -122,11 +122,13 @@ class D2NetLoss(nn.Module):
             tcam: (B, T, C) class activations in [0, 1]. embeddings: (B, T, D) latent embeddings x(t).
             lengths: (B,) int64 snippets of each recording, or None (all T). labels: (B, C) multi-hot.
             partners, generator: see :class:`DiscriminativeLoss`.
+            logits: (B, T, C) class logits, which the term of UM (``um_weight``) needs and no other: ``output.logits``.
             denoise: whether L_D is on in this step (``training.denoising_start`` and ``denoising_every``).
 
         Raises:
-            InputError: shapes or devices that do not fit; and, seen on a CPU only, logits as ``tcam``, labels that are
-                NaN, or ``partners`` that are not as :class:`DiscriminativeLoss` says.
+            InputError: shapes or devices that do not fit, no ``logits`` where ``um_weight`` is not 0; and, seen on a
+                CPU only, logits as ``tcam``, labels that are NaN, or ``partners`` that are not as
+                :class:`DiscriminativeLoss` says.
         """
         tcam, embeddings, lengths, labels = take_batch("D2NetLoss", tcam, embeddings, lengths, labels)
         if tcam.shape[2] != self.num_classes or embeddings.shape[2] != len(self.reference):
@@ -138,6 +140,8 @@ class D2NetLoss(nn.Module):
             raise InputError(
                 f"D2NetLoss: tcam is on {tcam.device} but the loss on {self.reference.device}; use loss.to()"
             )
+        if self.recipe.um_weight != 0 and logits is None:
+            raise InputError("D2NetLoss: um_weight is not 0, and its term is one of logits; pass logits=output.logits")
         if type(denoise) is not bool:
             denoise = setting(self, bool, denoise=denoise)
         recipe, settings = self.recipe, self._settings[self.training, denoise]
@@ -158,9 +162,7 @@ class D2NetLoss(nn.Module):
         if denoise and recipe.alpha_video != 0 and not (settings.video and video_at_once):
             video = self.video.from_pooled(result.pooled, result.counted, labels)
             total = total + recipe.alpha_video * video
-        if recipe.um_weight != 0:
-            padding = ~within(tcam, result.counted)[:, :, None]
-            logits = torch.logit(at_least_float32(tcam).masked_fill(padding, 0.5), eps=recipe.probability_floor)
+        if recipe.um_weight != 0 and logits is not None:
             uncertainty = self.uncertainty(embeddings, logits, result.counted).total
             total = total + recipe.um_weight * uncertainty
         return D2NetLossResult(total, result.discriminative, snippet, video, uncertainty)

@@ -16,7 +16,7 @@ from d2net.ops.bottom_up_attention import bottom_up_attention_reference
 from d2net.ops.checks import within
 from d2net.ops.condition_number import joint_log_condition_number_reference
 from d2net.ops.snippet_pdmi import snippet_pdmi_reference
-from d2net.ops.two_stream_tcam import class_max, tcam_pool_reference
+from d2net.ops.tcam_pool import class_max, tcam_pool_reference
 
 
 class LossSettings(NamedTuple):

@@ -73,9 +73,10 @@ def check_taken(operator: str, kth: Tensor, last: Tensor, x: Tensor) -> None:
 
 
 def topk_struct(
-    x: Tensor, lengths: Tensor | None, divisor: int, results: Members, gradients: Members = (None,) * 4
+    x: Tensor, lengths: Tensor | None, divisor: int, results: Members, gradients: Members = (None,) * 3
 ) -> Members:
-    """TopkPool of csrc/topk_pool.h. Results: attention, peak, pooled, kth, last; gradients: of_x ... grad_x."""
+    """TopkPool of csrc/topk_pool.h. Results: attention, peak, pooled, kth, last; gradients: those of attention and
+    pooled, then grad_x."""
     return x, lengths, *x.shape, divisor, *results, *gradients
 
 
@@ -114,7 +115,7 @@ def _gradient(
     native: Native, grad: Tensor, x: Tensor, lengths: Tensor | None, kth: Tensor, last: Tensor, divisor: int
 ) -> Tensor:
     grad_x = torch.empty_like(x)
-    saved, gradients = (None, None, None, kth, last), (None, None, grad, grad_x)
+    saved, gradients = (None, None, None, kth, last), (None, grad, grad_x)
     native("topk_pool_backward", x, topk_struct(x, lengths, divisor, saved, gradients))
     return grad_x
 

@@ -196,6 +196,7 @@ class Trainer:
             batch.lengths,
             batch.labels,
             generator=self.state.pairing,
+            logits=output.logits if self.loss.recipe.um_weight != 0 else None,
             denoise=denoise,
         )
         self.state.optimizer.zero_grad(set_to_none=True)

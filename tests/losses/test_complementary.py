@@ -38,13 +38,16 @@ def test_uncertainty_modeling_beside_the_paper(make_batch):
     paper = D2NetLoss(5, 8).double()(tcam, embeddings, lengths, labels, partners)
     recipe = LossRecipe(um_weight=0.5, um_magnitude=0.2, um_margin=3.0)
     past = torch.arange(40) >= lengths[:, None]
-    padded = tcam.masked_fill(past[:, :, None], float("nan")).requires_grad_()
-    result = D2NetLoss(5, 8, recipe).double()(padded, embeddings, lengths, labels, partners)
-    alone = UncertaintyModeling(magnitude=0.2, margin=3.0)(embeddings, torch.logit(tcam, eps=1e-6), lengths)
+    logits = torch.logit(tcam, eps=1e-6).masked_fill(past[:, :, None], float("nan")).requires_grad_()
+    loss = D2NetLoss(5, 8, recipe).double()
+    result = loss(tcam, embeddings, lengths, labels, partners, logits=logits)
+    alone = UncertaintyModeling(magnitude=0.2, margin=3.0)(embeddings, logits.detach(), lengths)
     torch.testing.assert_close(result.uncertainty, alone.total)
     torch.testing.assert_close(result.total, paper.total + 0.5 * alone.total)
     result.total.backward()
-    assert padded.grad.isfinite().all() and (padded.grad[past] == 0).all()
+    assert logits.grad.isfinite().all() and (logits.grad[past] == 0).all()
+    with pytest.raises(InputError, match="pass logits=output.logits"):
+        loss(tcam, embeddings, lengths, labels, partners)
 
 
 def test_co_activity_similarity(make_batch):

@@ -57,10 +57,11 @@ def case(loss: Callable, *names: str, counted: Tensor = LENGTHS > 0) -> Case:
 def whole(recipe: LossRecipe) -> Callable[..., tuple[Tensor, ...]]:
     """D2NetLoss by a recipe, and the reference that it leaves."""
 
-    def loss(tcam: Tensor, embeddings: Tensor) -> tuple[Tensor, ...]:
+    def loss(tcam: Tensor, embeddings: Tensor, logits: Tensor | None = None) -> tuple[Tensor, ...]:
         module = losses.D2NetLoss(C, D, recipe).to(tcam.dtype)
         module.reference.copy_(REFERENCE)
-        return *module(tcam, embeddings, LENGTHS, LABELS, PARTNERS[recipe.pairing]), module.reference
+        result = module(tcam, embeddings, LENGTHS, LABELS, PARTNERS[recipe.pairing], logits=logits)
+        return *result, module.reference
 
     return loss
 
@@ -91,8 +92,7 @@ CASES = {
     **{
         f"D2NetLoss {name}": case(
             whole(recipe),
-            "tcam",
-            "embeddings",
+            *("tcam", "embeddings", *(["logits"] if recipe.um_weight else [])),
             counted=(LENGTHS >= max(recipe.min_snippets, 1)) & (LABELS.any(1) | (not recipe.skip_unlabelled)),
         )
         for name, recipe in RECIPES.items()

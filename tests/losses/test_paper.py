@@ -84,13 +84,18 @@ VARIANTS = {
 }
 
 
+def logits_for(recipe, tcam):
+    """Logits where the recipe has a term of them."""
+    return 8 * tcam - 4 if recipe.um_weight else None
+
+
 @pytest.mark.parametrize("recipe", VARIANTS.values(), ids=VARIANTS)
 def test_degenerate_batches_are_finite(degenerate, recipe):
     tcam, embeddings, lengths, labels = degenerate
     tcam, embeddings = tcam.clone().requires_grad_(), embeddings.clone().requires_grad_()
     loss = D2NetLoss(tcam.shape[2], 6, recipe)
     for _ in range(2):
-        result = loss(tcam, embeddings, lengths, labels)
+        result = loss(tcam, embeddings, lengths, labels, logits=logits_for(recipe, tcam))
     result.total.backward()
     assert all(torch.isfinite(term) for term in result)
     assert torch.isfinite(tcam.grad).all()
@@ -111,7 +116,8 @@ def test_skipped_unlabelled_recordings_are_as_if_they_were_not_there(make_batch,
         t, x = (v[:count].clone().requires_grad_() for v in (tcam, embeddings))
         loss = D2NetLoss(5, 8, recipe).double()
         for _ in range(2):  # from the second on, x_ref is not zero
-            result = loss(t, x, lengths[:count], labels[:count], order.expand(rows, count))
+            batch = t, x, lengths[:count], labels[:count], order.expand(rows, count)
+            result = loss(*batch, logits=logits_for(recipe, t))
         result.total.backward()
         gradients = [torch.zeros_like(v) if v.grad is None else v.grad for v in (t, x)]
         assert all((g[labelled:] == 0).all() for g in gradients)
@@ -131,7 +137,8 @@ def test_compiles_without_a_break_or_a_look_at_a_value(make_batch, recipe):
     for loss in (eager, compiled):
         tcam, embeddings = (x.clone().requires_grad_() for x in batch[:2])
         for _ in range(2):  # from the second on, x_ref is not zero
-            result = loss(tcam, embeddings, batch.lengths, batch.labels, partners)
+            logits = logits_for(recipe, tcam)
+            result = loss(tcam, embeddings, batch.lengths, batch.labels, partners, logits=logits)
         result.total.backward()
         gradients.append((result.total.detach(), tcam.grad, embeddings.grad))
     torch.testing.assert_close(*gradients)
@@ -212,7 +219,8 @@ def test_inputs_of_any_types(make_batch, recipe):
         leaves = [
             x.to(dtype, copy=True).requires_grad_() for x, dtype in ((tcam, of_tcam), (embeddings, of_embeddings))
         ]
-        total = loss(*leaves, lengths, labels.to(of_labels), partners).total
+        logits = logits_for(recipe, leaves[0])
+        total = loss(*leaves, lengths, labels.to(of_labels), partners, logits=logits).total
         total.backward()
         assert all(x.grad is None or x.grad.isfinite().all() for x in leaves)
         expected = total.item() if expected is None else expected

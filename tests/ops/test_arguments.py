@@ -34,7 +34,7 @@ def proposals(activations: Tensor = X, classes: Tensor = LABELS > 0, **changed: 
 SETTINGS: dict[str, tuple[Callable[..., object], dict[str, float]]] = {
     "topk_pool": (lambda **s: ops.topk_pool(X, **s), {"divisor": 2}),
     "tcam_pool": (lambda **s: ops.tcam_pool(X, **s), {"divisor": 2}),
-    "two_stream_tcam": (lambda **s: ops.two_stream_tcam(X, X, **s), {"divisor": 2}),
+    "masked_leaky_relu": (lambda **s: ops.masked_leaky_relu(X, **s), {"slope": 0.1, "time_dim": 2}),
     "attention_pool": (
         lambda **s: ops.attention_pool(X, X[..., 0], **s),
         {"threshold": 0.4, "background_threshold": 0.6},
@@ -146,8 +146,7 @@ TAKEN: dict[str, tuple[Callable[[object], object], Tensor]] = {
     "topk_pool: x": (ops.topk_pool, X),
     "topk_pool: lengths": (lambda x: ops.topk_pool(X, x), torch.tensor([3, 4])),
     "tcam_pool: tcam": (ops.tcam_pool, X),
-    "two_stream_tcam: logits_a": (lambda x: ops.two_stream_tcam(x, X), X),
-    "two_stream_tcam: logits_b": (lambda x: ops.two_stream_tcam(X, x), X),
+    "masked_leaky_relu: x": (ops.masked_leaky_relu, X),
     "attention_pool: x": (lambda x: ops.attention_pool(x, X[..., 0]), X),
     "attention_pool: attention": (lambda x: ops.attention_pool(X, x), X[..., 0]),
     "bottom_up_attention: embeddings": (lambda x: ops.bottom_up_attention(x, X[0, 0]), X),
@@ -248,7 +247,6 @@ def test_sizes_beyond_32_bits_are_refused_by_the_operator_that_was_called(shape)
     for name, call in (
         ("topk_pool", lambda: ops.topk_pool(x)),
         ("tcam_pool", lambda: ops.tcam_pool(x)),
-        ("two_stream_tcam", lambda: ops.two_stream_tcam(x, x)),
         ("topk_pool", lambda: ops.topk_pool(x.to("meta"))),
     ):
         with pytest.raises(InputError, match=rf"^{name}: .* has shape .*; T and C must be below 2\^31"):

@@ -174,16 +174,12 @@ def tcam_pool(n: Numbers) -> Call:
     return Call("tcam_pool", lambda x, y: ops.tcam_pool(x, y, divisor=divisor), [x], [lengths])
 
 
-def two_stream_tcam(n: Numbers) -> Call:
-    b, t, c = n.size(5), n.size(), n.size(33)
-    lengths, divisor = n.lengths(b, t), n.rng.choice((1, 2, 8, 100))
-    # On a grid that is not symmetric, means of sigmoids are equal or far apart: of two that differ in their last bit,
-    # rounding would decide which is among the k largest.
-    x, y = (n.padded((4 * n.normal(b, t, c)).round() / 4 + 0.1, lengths) for _ in range(2))
-    call = lambda x, y, z: ops.two_stream_tcam(x, y, z, divisor=divisor)  # noqa: E731
-    if n.dtype in (torch.float16, torch.bfloat16):  # the reference rounds more often, and takes other ones of equals
-        return Call("two_stream_tcam", call, [], [x, y, lengths])
-    return Call("two_stream_tcam", call, [x, y], [lengths])
+def masked_leaky_relu(n: Numbers) -> Call:
+    b, t, d = n.size(5), n.size(), n.size(40)
+    lengths, slope, time_dim = n.lengths(b, t), n.rng.choice((0, 0.2, 1, 2.5)), n.rng.choice((1, 2))
+    x = n.padded(n.normal(b, t, d), lengths).transpose(1, time_dim)
+    call = lambda x, y: ops.masked_leaky_relu(x, y, slope=slope, time_dim=time_dim)  # noqa: E731
+    return Call("masked_leaky_relu", call, [x], [lengths])
 
 
 def attention_pool(n: Numbers) -> Call:
@@ -374,7 +370,7 @@ def draw_permutations(n: Numbers) -> Call:
 
 
 DRAWN: list[Callable[[Numbers], Call]] = [
-    *(topk_pool, tcam_pool, two_stream_tcam, attention_pool, bottom_up_attention, log_condition_number),
+    *(topk_pool, tcam_pool, masked_leaky_relu, attention_pool, bottom_up_attention, log_condition_number),
     *(joint_log_condition_number, snippet_pdmi, nms_1d, batched_nms_1d, soft_nms_1d, iou_1d, extract_proposals),
     *(discriminative_loss, d2net_loss, uncertainty_modeling, co_activity_similarity, snippet_contrast),
     *(denoising_loss, draw_permutations),

@@ -1,0 +1,75 @@
+// The maximum of every row of classes; the pooling over time is topk_pool's.
+#include <algorithm>
+#include <limits>
+
+#include "math/topk.h"
+#include "parallel.h"
+#include "simd.h"
+#include "topk_pool.h"
+
+namespace d2net::cpu {
+namespace {
+
+using math::Ordered;
+
+// Rows whose maxima are taken at once: few classes make short vectors, and time steps there are enough of.
+constexpr int kRows = 16;
+
+// Maximum of each row of classes, and the lowest class that has it, of up to kRows rows.
+template <typename T>
+[[gnu::always_inline]] inline void maxima(const T* tcam, int rows, int64_t c, T* attention, int32_t* peak) {
+  using Key = typename Ordered<T>::Key;
+  Key best[kRows], found[kRows];
+  for (int l = 0; l < kRows; ++l) {
+    best[l] = std::numeric_limits<Key>::min();
+    found[l] = -1;
+  }
+  for (int64_t j = 0; j < c; ++j) {
+#pragma omp simd
+    for (int l = 0; l < rows; ++l) {
+      const Key key = math::ordered_key(tcam[l * c + j]);
+      found[l] = key > best[l] ? Key(j) : found[l];
+      best[l] = key > best[l] ? key : best[l];
+    }
+  }
+  for (int l = 0; l < rows; ++l) {
+    attention[l] = c > 0 ? tcam[l * c + found[l]] : T(0);
+    peak[l] = int32_t(found[l]);
+  }
+}
+template <typename T>
+[[gnu::always_inline]] inline void all_maxima(const T* tcam, int64_t rows, int64_t c, T* attention, int32_t* peak) {
+  int64_t row = 0;
+  for (; row + kRows <= rows; row += kRows) maxima(tcam + row * c, kRows, c, attention + row, peak + row);
+  maxima(tcam + row * c, int(rows - row), c, attention + row, peak + row);
+}
+D2NET_SIMD void class_max(const float* tcam, int64_t rows, int64_t c, float* attention, int32_t* peak) {
+  all_maxima(tcam, rows, c, attention, peak);
+}
+D2NET_SIMD void class_max(const double* tcam, int64_t rows, int64_t c, double* attention, int32_t* peak) {
+  all_maxima(tcam, rows, c, attention, peak);
+}
+
+}  // namespace
+
+template <typename T>
+void tcam_pool(const TopkPool<T>& x, int threads) {
+  const int64_t t = x.t, c = x.c;
+  const int64_t grain = 1 + 16384 / (c + 1);                               // about 10 us of work
+  parallel_for(x.b * t, grain, threads, [&](int64_t begin, int64_t end) {  // rows count through all recordings
+    while (begin < end) {
+      const int64_t recording = begin / t, from = begin % t, to = std::min(t, from + end - begin);
+      const int64_t valid = std::clamp(math::clamped_length(x.lengths, recording, t), from, to);
+      class_max(x.x + begin * c, valid - from, c, x.attention + begin, x.peak + begin);
+      const int64_t past = recording * t + valid;
+      std::fill_n(x.attention + past, to - valid, T(0));
+      std::fill_n(x.peak + past, to - valid, -1);
+      begin += to - from;
+    }
+  });
+  topk_pool(x, threads);
+}
+
+D2NET_INSTANTIATE_CPU(tcam_pool, TopkPool)
+
+}  // namespace d2net::cpu

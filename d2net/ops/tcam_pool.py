@@ -1,0 +1,161 @@
+"""Top-down attention and pooled scores of a TCAM (Fig. 2) in one call, with one backward for both."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from d2net.ops import _library, _native
+from d2net.ops._native import Native
+from d2net.ops.checks import as_tensor, as_whole, check_like, within
+from d2net.ops.topk_pool import check_pooled, check_taken, topk_pool_reference, topk_struct
+
+
+class TCAMPool(NamedTuple):
+    """What is derived from temporal class activation maps.
+
+    Attributes:
+        attention: (B, T) top-down foreground attention, the maximum over classes; 0 past the length.
+        pooled: (B, C) video-level prediction p.
+    """
+
+    attention: Tensor
+    pooled: Tensor
+
+
+def tcam_pool(tcam: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> TCAMPool:
+    """lambda(t) = max_c T[t, c] and p = topk_pool(T) of a ready TCAM, with one backward for both.
+
+    Args:
+        tcam: (B, T, C) class activations, floating point.
+        lengths: (B,) int64, or None (all T).
+        divisor: see :func:`topk_pool`.
+
+    Returns:
+        TCAMPool(attention (B, T), pooled (B, C)); attention is 0 past a length and where there are no classes. NaN is
+        larger than every number. Of equal class maxima the lower class gets the gradient. Differentiable once.
+
+    Raises:
+        InputError: wrong shape, dtype or device, T or C of 2^31 or more, or a divisor that is no whole number >= 1.
+    """
+    tcam, divisor = as_tensor("tcam_pool", "tcam", tcam), as_whole("tcam_pool", "divisor", divisor)
+    lengths = None if lengths is None else as_tensor("tcam_pool", "lengths", lengths, tcam)
+    if _library.has_kernel("tcam_pool", tcam):
+        return TCAMPool(*_tcam_pool(tcam, lengths, divisor)[:2])
+    _check(tcam, lengths, divisor)
+    return tcam_pool_reference(tcam, lengths, divisor=divisor)
+
+
+def tcam_pool_reference(tcam: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> TCAMPool:
+    """:func:`tcam_pool` in plain PyTorch, on any device, without checks."""
+    inside = tcam.masked_fill(~within(tcam, lengths)[:, :, None], 0)
+    return TCAMPool(class_max(inside), topk_pool_reference(inside, lengths, divisor=divisor))
+
+
+def class_max(x: Tensor) -> Tensor:
+    """(B, T) maxima over the classes of (B, T, C), in plain PyTorch; 0 where there are none."""
+    # `max` over one dimension gives the gradient to the first maximum, where `amax` shares it among equals, and so
+    # leaves that of a padded NaN, which is 0, in one place.
+    return x.max(2).values if x.shape[2] else x.sum(2)
+
+
+# The operator also returns what its backward needs: peak (B, T), the class of the maximum (-1 past a length), and
+# kth and last (B, C) as topk_pool does.
+
+
+def _check(tcam: Tensor, lengths: Tensor | None, divisor: int) -> None:
+    check_pooled("tcam_pool", "tcam", tcam, lengths, divisor)
+
+
+def _fake(tcam: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    b, t, c = tcam.shape
+    return (
+        tcam.new_empty(b, t),
+        tcam.new_empty(b, c),
+        tcam.new_empty(b, t, dtype=torch.int32),
+        _native.empty_sums(tcam, b, c),
+        tcam.new_empty(b, c, dtype=torch.int32),
+    )
+
+
+def _forward(native: Native, tcam: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, ...]:
+    attention, pooled, peak, kth, last = results = _fake(tcam, lengths, divisor)
+    native("tcam_pool", tcam, topk_struct(tcam, lengths, divisor, (attention, peak, pooled, kth, last)))
+    return results
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    tcam, lengths, ctx.divisor = inputs
+    _, _, peak, kth, last = output
+    ctx.mark_non_differentiable(peak, kth, last)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(tcam, lengths, peak, kth, last)
+
+
+def _backward(ctx, grad_attention: Tensor | None, grad_pooled: Tensor | None, *_) -> tuple[Tensor | None, None, None]:
+    if grad_attention is None and grad_pooled is None:
+        return None, None, None
+    return _tcam_pool_backward(grad_attention, grad_pooled, *ctx.saved_tensors, ctx.divisor), None, None
+
+
+def _check_backward(
+    grad_attention: Tensor | None,
+    grad_pooled: Tensor | None,
+    tcam: Tensor,
+    lengths: Tensor | None,
+    peak: Tensor,
+    kth: Tensor,
+    last: Tensor,
+    divisor: int,
+) -> None:
+    where = "tcam_pool_backward"
+    check_pooled(where, "tcam", tcam, lengths, divisor)
+    b, t, c = tcam.shape
+    if grad_attention is not None:
+        check_like(where, "grad_attention", grad_attention, (b, t), tcam.dtype, tcam.device)
+    if grad_pooled is not None:
+        check_like(where, "grad_pooled", grad_pooled, (b, c), tcam.dtype, tcam.device)
+    check_like(where, "peak", peak, (b, t), torch.int32, tcam.device)
+    check_taken(where, kth, last, tcam)
+
+
+def _gradient(
+    native: Native,
+    grad_attention: Tensor | None,
+    grad_pooled: Tensor | None,
+    tcam: Tensor,
+    lengths: Tensor | None,
+    peak: Tensor,
+    kth: Tensor,
+    last: Tensor,
+    divisor: int,
+) -> Tensor:
+    grad_tcam = torch.empty_like(tcam)
+    saved, gradients = (None, peak, None, kth, last), (grad_attention, grad_pooled, grad_tcam)
+    native("topk_pool_backward", tcam, topk_struct(tcam, lengths, divisor, saved, gradients))
+    return grad_tcam
+
+
+def _gradient_fake(grad_attention, grad_pooled, tcam, lengths, peak, kth, last, divisor) -> Tensor:
+    return torch.empty_like(tcam, memory_format=torch.contiguous_format)
+
+
+_tcam_pool = _library.register(
+    "tcam_pool(Tensor tcam, Tensor? lengths, int divisor)"
+    " -> (Tensor attention, Tensor pooled, Tensor peak, Tensor kth, Tensor last)",
+    check=_check,
+    kernel=_forward,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+_tcam_pool_backward = _library.register(
+    "tcam_pool_backward(Tensor? grad_attention, Tensor? grad_pooled, Tensor tcam, Tensor? lengths, Tensor peak,"
+    " Tensor kth, Tensor last, int divisor) -> Tensor",
+    check=_check_backward,
+    kernel=_gradient,
+    fake=_gradient_fake,
+    backward=_library.refuse_double_backward,
+)
