@@ -122,8 +122,9 @@ class D2Net(nn.Module):
         classes: Names of the outputs; None where nobody said.
         recipe: All settings of the training, those of localization among them; None where there was none.
         trained_on: Name of that dataset, or None.
-        extraction: How its features were made (:class:`d2net.data.dataset.Dataset`), or None. All four are set by :func:`d2net.checkpoint.load_model` and by
-            :class:`d2net.training.Trainer`, and are no part of ``state_dict()``.
+        extraction: How its features were made (:class:`d2net.data.dataset.Dataset`), or None. All four are set by
+            :func:`d2net.checkpoint.load_model` and by :class:`d2net.training.Trainer`, and are no part of
+            ``state_dict()``.
 
     Raises:
         InputError: no class, widths that are none, or residuals with an embedding width other than the streams'.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from d2net.errors import InputError
 from d2net.words import counted, listed
 
 if TYPE_CHECKING:
+    from d2net.data.dataset import Dataset
     from d2net.detections import Detections
     from d2net.features import Method
     from d2net.prediction import Predictor
@@ -36,9 +38,7 @@ def predict(
         typer.Argument(metavar="INPUT...", help="Videos, CSV files of sensors, .npy of features, or folders of them."),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the results, and of the features made.")],
-    min_score: Annotated[
-        float, typer.Option(metavar="SCORE", help="Leave out detections of a lower score.")
-    ] = 0.0,
+    min_score: Annotated[float, typer.Option(metavar="SCORE", help="Leave out detections of a lower score.")] = 0.0,
     seconds_per_snippet: Annotated[
         float | None, typer.Option(metavar="S", help="Of features, where no features.json says it.")
     ] = None,
@@ -67,6 +67,8 @@ def predict(
     from d2net.prediction import load, open_inputs
 
     where = choose_device(device)
+    if not math.isfinite(min_score):
+        raise InputError(f"--min-score {min_score}: give a number")
     for setting in settings or []:
         if not setting.startswith("localization."):
             raise InputError(
@@ -131,7 +133,7 @@ def _method(predictor: Predictor, weights: Path | None, flow_weights: Path | Non
     )
 
 
-def _draw(predictor: Predictor, dataset, detections: Detections, path: Path) -> None:
+def _draw(predictor: Predictor, dataset: Dataset, detections: Detections, path: Path) -> None:
     from d2net.report.plot import PICTURED, choose_recordings, model_tracks, timeline_rows
     from d2net.report.timeline import draw_timeline
 

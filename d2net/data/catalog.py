@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from d2net.data.containers import FeatureArray
 from d2net.data.dataset import Dataset, LeftOut, Recording, annotations_of

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +129,13 @@ def _add_features(
         (array,) = arrays.values()
         if array.width != width:
             raise InputError(
-                f"{path}: is {array.width} wide, and {predictor.name} looks at {width} numbers a snippet; give features "
-                "of the same extractor"
+                f"{path}: is {array.width} wide, and {predictor.name} looks at {width} numbers a snippet; give "
+                "features of the same extractor"
             )
         if path.stem in recordings:
-            raise InputError(f"{recordings[path.stem].source} and {path} are both recording {quoted(path.stem)}; rename one")
+            raise InputError(
+                f"{recordings[path.stem].source} and {path} are both recording {quoted(path.stem)}; rename one"
+            )
         recordings[path.stem] = Recording(
             name=path.stem,
             subset="",
@@ -158,17 +159,21 @@ def _compared(predictor: Predictor, about: Mapping[str, Any], where: Path) -> li
         InputError: they are other numbers.
     """
     trained = predictor.model.extraction
-    if not about or not trained:
-        if trained and not about:
-            return [f"{where.parent}: nothing says how the features were made; taken to be as those of the training"]
+    if not trained:
         return []
+    if not about:
+        return [f"{where.parent}: nothing says how the features were made; taken to be as those of the training"]
     for key in _MAKES:
         if key in trained and trained[key] != about.get(key):
             raise InputError(
-                f"{where}: the features were made with {key} {quoted(about.get(key))}, and {predictor.name} was trained "
-                f"on those with {quoted(trained[key])}; make them as these were"
+                f"{where}: the features were made with {key} {quoted(about.get(key))}, and {predictor.name} was "
+                f"trained on those with {quoted(trained[key])}; make them as these were"
             )
-    other = [f"{key} {about.get(key)} for {trained[key]}" for key in _WHEN if trained.get(key, about.get(key)) != about.get(key)]
+    other = [
+        f"{key} {about.get(key)} for {trained[key]}"
+        for key in _WHEN
+        if key in trained and trained[key] != about.get(key)
+    ]
     if other:
         return [f"{where}: snippets are other stretches of time than in the training: {', '.join(other)}"]
     return []

@@ -107,7 +107,9 @@ def _named(features: Any) -> dict[str, np.ndarray]:
     elif isinstance(features, (Sequence, np.ndarray, Tensor)) and not isinstance(features, (str, bytes)):
         named = {str(i): _array(x) for i, x in enumerate(features)}
     else:
-        raise InputError(f"features is a {type(features).__name__}; expected an array (T, D), a list of such, or a dict")
+        raise InputError(
+            f"features is a {type(features).__name__}; expected an array (T, D), a list of such, or a dict"
+        )
     return named
 
 

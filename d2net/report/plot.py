@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from d2net.checkpoint import load_model
 from d2net.data.dataset import Dataset, Recording
 from d2net.data.timeline import is_ambiguous
@@ -15,7 +17,7 @@ from d2net.detections import Detections, read_detections
 from d2net.errors import InputError
 from d2net.files import one_component
 from d2net.localization import classes_of, localize, predict
-from d2net.model import D2Net
+from d2net.recipes import Recipe
 from d2net.report.timeline import MAX_CLASSES, TimelineRow, Track
 from d2net.words import did_you_mean
 
@@ -99,13 +101,19 @@ def checkpoint_tracks(path: Path, label: str, dataset: Dataset, device: str = "c
     return model_tracks(model, dataset, localize(model, dataset), label)
 
 
-def model_tracks(model: D2Net, dataset: Dataset, detections: Detections, label: str = "") -> list[Track]:
-    """TCAM and attention of every recording of ``dataset``, beside ``detections`` that the model made before."""
+def model_tracks(model: nn.Module, dataset: Dataset, detections: Detections, label: str = "") -> list[Track]:
+    """TCAM and attention, where its settings use it, of every recording, beside ``detections`` that it made before."""
     tracks = []
+    recipe = getattr(model, "recipe", None)
+    used = not isinstance(recipe, Recipe) or recipe.localization.attention
     for index, recording in enumerate(dataset.recordings):
         tcam, attention = predict(model, dataset.features(index))
         found = _of(detections, recording.name)
-        tracks.append(Track(label, found, tcam.cpu().numpy(), attention.cpu().numpy(), classes_of(model, dataset)))
+        tracks.append(
+            Track(
+                label, found, tcam.cpu().numpy(), attention.cpu().numpy() if used else None, classes_of(model, dataset)
+            )
+        )
     return tracks
 
 
