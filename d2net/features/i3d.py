@@ -153,5 +153,6 @@ def _same_padding(x: Tensor, width: tuple[int, int, int], stride: tuple[int, int
 
 
 def _max_pool(x: Tensor, width: tuple[int, int, int], stride: tuple[int, int, int]) -> Tensor:
-    # After a ReLU nothing is below 0, so zeros never win.
-    return functional.max_pool3d(functional.pad(x, _same_padding(x, width, stride)), width, stride)
+    # What is padded never wins, and where it stands after alone, as an odd one does, a last window may be cut off.
+    before = _same_padding(x, width, stride)[-2::-2]
+    return functional.max_pool3d(x, width, stride, before, ceil_mode=True)

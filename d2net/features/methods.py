@@ -64,7 +64,7 @@ def video_method(
         precision: ``float32`` or ``bf16``.
 
     Raises:
-        InputError: values that do not go together, weights that cannot be used, no OpenCV where there is flow.
+        InputError: values that do not go together, weights that cannot be used, no PyAV, no OpenCV where there is flow.
     """
     check_sampling(fps, window, stride)
     if window < SHORTEST:
@@ -77,6 +77,7 @@ def video_method(
         raise InputError(f"--flow goes with --extractor i3d, not with {extractor}; leave it out")
     if (flow is None) != (flow_weights is None):
         raise InputError("--flow and --flow-weights go together; give both, or neither")
+    video.check_installed()
     about: dict[str, Any] = {"extractor": extractor, "fps": fps, "stride": stride, "window": window, "offset": 0}
     about |= {"streams": [FEATURES], "stream_names": ["rgb"], "weights": {"rgb": weights_sha256(weights)}}
     about["precision"] = precision

@@ -132,11 +132,18 @@ class Video:
             )
 
 
-def _opened(path: Path) -> Any:
+def check_installed() -> None:
+    """Raises InputError where PyAV is not."""
     try:
-        import av
+        import av  # noqa: F401
     except ImportError as error:
         raise InputError("videos are read by PyAV, which is not installed; run: pip install 'd2net[video]'") from error
+
+
+def _opened(path: Path) -> Any:
+    check_installed()
+    import av
+
     check_ordinary(path)
     if path.stat().st_size == 0:
         raise InputError(f"{path}: is empty; copy it again")
