@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,12 @@ class Detections(Segments):
     """
 
     score: np.ndarray
+
+    def at_least(self, score: float) -> Detections:
+        """Those of this score or a higher one; the videos are all."""
+        kept = self.score >= score
+        rows = {name: getattr(self, name)[kept] for name in ("video", "label", "start", "end", "score")}
+        return replace(self, **rows)
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def train(
     if resume and overwrite:
         raise InputError("--resume goes on with a run and --overwrite replaces it; give one of them")
     if recipe is not None:
-        load_recipe(recipe)  # what is wrong with it is said before the data are looked at
+        load_recipe(recipe).override(settings or [])  # what is wrong with it is said before the data are looked at
     where = choose_device(device)
     reads = [data] if recipe is None else [data, recipe]
     claim_folder(context, out, *RUN_FILES[:3], reads=reads)
