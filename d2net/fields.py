@@ -70,6 +70,11 @@ def check_fields(of: Any, prefix: str = "") -> None:
         object.__setattr__(of, name, checked(getattr(of, name), wanted, f"{prefix}{name}"))
 
 
+def check_field(made: Any, name: str, value: object, prefix: str = "") -> None:
+    """Check a value as that of one field of the dataclass ``made``, as :func:`check_fields` does when one is made."""
+    checked(value, _types(made)[name], f"{prefix}{name}")
+
+
 @functools.cache
 def _types(made: Any) -> dict[str, Any]:
     return get_type_hints(made, include_extras=True)

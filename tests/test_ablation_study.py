@@ -303,7 +303,7 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     assert "fewer than a batch of 17" in fails(*simulated, "--set", "training.batch_size=17")
     assert "there is no subset 'val'" in fails(*simulated, "--eval-subset", "val")
     assert "leave --subset" in fails("--data", "watch", "--subset", "train", "--out", tmp_path / "out")
-    assert "--recipe: name the recipe" in fails("--data", tmp_path, "--out", tmp_path / "out")
+    assert "unknown layout" in fails("--data", tmp_path, "--out", tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "deeper"):

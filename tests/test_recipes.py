@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from d2net.errors import InputError
+from d2net.localization import Localizer
+from d2net.losses import D2NetLoss
 from d2net.recipes import (
     EvaluationRecipe,
     LocalizationRecipe,
@@ -17,6 +20,7 @@ from d2net.recipes import (
     Recipe,
     TrainingRecipe,
     differences,
+    in_yaml,
     load_recipe,
     recipe_names,
 )
@@ -186,3 +190,93 @@ def test_every_difference_between_paper_and_release_is_documented(dataset):
 def test_unknown_recipe_names_the_nearest():
     with pytest.raises(InputError, match="did you mean 'thumos14-paper'"):
         load_recipe("thumos14")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_printed_recipe_is_one(name, tmp_path):
+    """Whole, with a comment for every setting; and the same when it is read back."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("\n".join(in_yaml(load_recipe(name))), encoding="utf-8")
+    assert replace(load_recipe(str(path)), name=name) == load_recipe(name)
+    text = path.read_text(encoding="utf-8")
+    for section in (ModelRecipe, LossRecipe, TrainingRecipe, LocalizationRecipe, EvaluationRecipe):
+        for key in vars(section()):
+            assert re.search(rf"^  {key}: .* # \S.*$", text, re.MULTILINE), key
+
+
+def test_any_text_survives_printing(tmp_path):
+    for text in ("a: b # c", "two\nlines", "' \" \\", "ü", "- x", "1", "null", "x" * 300, ""):
+        recipe = replace(load_recipe("watch"), description=text)
+        (tmp_path / "mine.yaml").write_text("\n".join(in_yaml(recipe)), encoding="utf-8")
+        assert load_recipe(str(tmp_path / "mine.yaml")).description == text
+
+
+def test_a_recipe_in_a_file_says_what_differs_from_the_paper(tmp_path):
+    path = tmp_path / "Small.YML"
+    path.write_bytes(b"\xef\xbb\xbfmodel: {embedding_dim: 8}\ntraining:\n  learning_rate: 1e-3\nloss:\n")
+    assert load_recipe(str(path)) == Recipe(
+        "Small", model=ModelRecipe(embedding_dim=8), training=TrainingRecipe(learning_rate=1e-3)
+    )
+    path.write_text("name: mine\n")
+    assert load_recipe(str(path)) == Recipe("mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "mine.yaml: expected keys and values, found NoneType"),
+        ("[]", "mine.yaml: expected keys and values, found list"),
+        ("training:\n  iteratons: 3\n", "mine.yaml: line 2: unknown key 'iteratons'.*did you mean 'iterations'"),
+        ("model: {}\ntraning: {}\n", "mine.yaml: line 2: unknown key 'traning'.*did you mean 'training'"),
+        (
+            "# mine\n\ntraining:\n  iterations: many\n",
+            "line 4: training.iterations is 'many'; it must be a whole",
+        ),
+        ("loss: {beta: 1,\n gamma: -1}\n", "mine.yaml: line 2: loss.gamma is -1; it must be at least 0"),
+        ("loss:\n  denoising: pdmii\n", "line 2: loss.denoising is 'pdmii'.*did you mean 'pdmi'"),
+        ("loss: 3\n", "mine.yaml: section loss: expected keys and values, found int"),
+        ("name: 3\n", "mine.yaml: name is 3; it must be a text"),
+        (
+            "training:\n  iterations: 5\n  iterations: 6\n",
+            "line 3: not a YAML value .'iterations' stands twice",
+        ),
+        ("loss:\n  beta: 1\nloss:\n  gamma: 0\n", "mine.yaml: line 3: not a YAML value .'loss' stands twice"),
+        ("training:\n  iterations: 1_000\n", "mine.yaml: line 2: not a YAML value .'1_000' is no number"),
+        ("training:\n\titerations: 5\n", "mine.yaml: line 2: not a YAML value"),
+        ("a: [\n", "mine.yaml: .*not a YAML value"),
+        ("a: &x 1\nb: *x\n", "mine.yaml: not a YAML value .anchors, aliases and tags are not taken"),
+        ("1: 2\n", "mine.yaml: line 1: unknown key 1"),
+        ("? [1, 2]\n: 3\n", "mine.yaml: .*not a YAML value"),
+        ("training:\n  true: 3\n", "mine.yaml.*unknown key True"),
+        (
+            "localization:\n  class_threshold: 1\n",
+            "localization.class_threshold is 1; it must be at least 0 and below 1",
+        ),
+        (b"\xff", "mine.yaml: not UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_recipe(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=message) as error:
+        load_recipe(str(path))
+    assert str(error.value).startswith(str(path)) and str(error.value).isprintable()
+
+
+def test_settings_of_one_rule_are_looked_at_together(tmp_path):
+    (tmp_path / "mine.yaml").write_text("localization:\n  class_threshold: 1\n  class_rule: absolute\n")
+    assert load_recipe(str(tmp_path / "mine.yaml")).localization.class_threshold == 1
+
+
+def test_no_such_recipe(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.yaml: no such file; d2net recipes NAME > gone\.yaml makes one"):
+        load_recipe(str(tmp_path / "gone.yaml"))
+    with pytest.raises(InputError, match="unknown recipe 'watsh' .did you mean 'watch'..; there are .* or give a file"):
+        load_recipe("watsh")
+
+
+def test_every_place_that_takes_a_recipes_name_takes_a_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("loss: {beta: 3}\nlocalization: {nms_iou: 0.25}\n")
+    assert D2NetLoss.from_recipe(str(path), num_classes=2, embedding_dim=3).recipe.beta == 3
+    assert Localizer.from_recipe(str(path)).recipe.nms_iou == 0.25

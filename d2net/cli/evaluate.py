@@ -148,6 +148,9 @@ def _annotations(place: str, subset: str | None, trust_pickle: bool) -> tuple[An
     from d2net.data import find_dataset
 
     catalog = find_dataset(place, trust_pickle=trust_pickle)
-    for remark in catalog.remarks:
+    for remark in (*catalog.remarks, *catalog.assumed):
         say(f"note: {remark}", err=True)
-    return catalog.annotations(choose_subsets(catalog, subset, 1, "--subset")), catalog.name
+    truth = catalog.annotations(choose_subsets(catalog, subset, 1, "--subset"))
+    if not len(truth):
+        raise InputError(catalog.no_segments)
+    return truth, catalog.name

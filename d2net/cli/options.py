@@ -61,6 +61,14 @@ Threads = Annotated[
         help="Of the CPU to compute in; default: as many as the work is worth.",
     ),
 ]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME",
+        help="Recipe, or FILE.yaml (d2net recipes); default: that of the data, for your own generic.",
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the recipe. Can be given many times."),
@@ -231,15 +239,38 @@ def choose_subsets(catalog: Catalog, names: str | None, which: int, option: str)
         InputError: one that is not there, or none that is known as what is wanted.
     """
     from d2net.data import train_and_test
+    from d2net.data.catalog import UNLABELLED
     from d2net.data.timeline import choose
 
     if names is not None:
         wanted = [names] if names in catalog.subsets else [n.strip() for n in names.split(",")]
         return list(choose(wanted, catalog.subsets, catalog.source))
     name = train_and_test(catalog.subsets, catalog.annotated_subsets)[which]
+    if which == 0 and catalog.subsets == (UNLABELLED,):
+        raise InputError(f"{catalog.source}: no recording has a label, and so there is nothing to learn; fill them in")
     if name is None:
         raise InputError(f"dataset '{catalog.name}' has subsets {', '.join(catalog.subsets)}; choose one with {option}")
     return [name]
+
+
+# Classes that tell the paper's datasets from all others.
+_BENCHMARKS = {
+    "thumos14-paper": {"BaseballPitch", "CliffDiving", "ThrowDiscus"},
+    "activitynet12-paper": {"Archery", "Bathing dog", "Cumbia"},
+}
+
+
+def choose_recipe(name: str | None, data: str, catalog: Catalog) -> str:
+    """The recipe asked for, or the one for this data: ``generic`` where it is one's own, which is said on stderr."""
+    if name is not None:
+        return name
+    if data.partition(":")[0] in ("watch", "simulated"):
+        return "watch"
+    known = [recipe for recipe, classes in _BENCHMARKS.items() if classes <= set(catalog.classes)]
+    chosen = known[0] if known else "generic"
+    why = "by the classes of this data" if known else "for data of your own"
+    say(f"note: the recipe is {chosen}, {why}; --recipe NAME or FILE.yaml takes another", err=True)
+    return chosen
 
 
 def choose_device(name: str) -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from d2net.cli.terminal import notes
+from d2net.cli.terminal import notes, say
 from d2net.errors import InputError
 from d2net.files import LOCK_NAME, check_unlocked, locked
+
+if TYPE_CHECKING:
+    from d2net.detections import Detections
 
 LOG_NAME = "log.jsonl"
 RUN_FILES = ("checkpoint.safetensors", "checkpoint.json", LOG_NAME, LOCK_NAME)  # of train, and of nothing else
@@ -47,6 +51,40 @@ def check_output(
     if (known := list(suffixes)) and path.suffix.lower() not in known:
         raise InputError(f"{option} {path}: cannot be written as '{path.suffix}'; name it {' or '.join(known)}")
     check_unlocked(path.absolute().parent, option)
+
+
+def detection_files(out: Path, option: str = "--out", *, reads: Iterable[str | Path] = ()) -> list[Path]:
+    """Where detections go: ``out``, and, where that is a JSON, a CSV of the same name beside it, for spreadsheets.
+
+    Raises:
+        InputError: as :func:`check_output`, for either of them.
+    """
+    reads = list(reads)
+    check_output(out, option, reads=reads, suffixes=[".json", ".csv"])
+    if out.suffix.lower() == ".csv":
+        return [out]
+    check_output(out.with_suffix(".csv"), option, reads=reads)
+    return [out, out.with_suffix(".csv")]
+
+
+def write_all(files: Iterable[Path], detections: Detections, features: str | None = None) -> list[Path]:
+    """Writes detections to :func:`detection_files`; the files that were written, the first of them always.
+
+    A CSV beside a JSON is left out, with a word on stderr, where a name holds bytes that are no text.
+    """
+    from d2net.detections import write_detections
+
+    first, *others = files
+    write_detections(first, detections, features=features)
+    try:
+        "".join((*detections.videos, *detections.classes)).encode()
+    except UnicodeEncodeError:
+        for path in others:
+            say(f"note: {path} is not written, since a name holds bytes that are no UTF-8", err=True)
+        return [first]
+    for path in others:
+        write_detections(path, detections)
+    return [first, *others]
 
 
 def claim_folder(context: typer.Context, folder: Path, *names: str, reads: Iterable[str | Path] = ()) -> None:

@@ -99,7 +99,7 @@ def predict(
         say(f"failed: {why}", err=True)
     with notes(), progress_bar("localizing") as show:
         detections = localize(predictor.model, found.dataset, recipe, progress=show)
-    detections, low = detections.above(min_score)
+    every, detections = len(detections), detections.at_least(min_score)
     for name in FILES[:2]:
         write_detections(out / name, detections, features=f"by {predictor.name}")
     _draw(predictor, found.dataset, detections, out / "timeline.png")
@@ -108,7 +108,7 @@ def predict(
     say(
         f"wrote {counted(len(detections), 'detection')} in {counted(len(found.dataset), 'recording')} to "
         f"{out / FILES[0]}, {FILES[1]} and {FILES[2]}"
-        + (f"; {low} below --min-score {min_score:g} left out" if low else "")
+        + (f"; {every - len(detections)} below --min-score {min_score:g} left out" if every > len(detections) else "")
         + (f"; {empty} recordings have none" if empty else "")
         + (f"; {len(found.failed)} failed: {listed(found.failed)}" if found.failed else "")
     )

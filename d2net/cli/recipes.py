@@ -13,20 +13,20 @@ from d2net.cli.terminal import make_console, say
 
 def recipes(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Recipe to show, or to compare.")
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Recipe, or FILE.yaml, to show; several to compare.")
     ] = None,
 ) -> None:
-    """List the recipes, show every value of one, or show where several differ.
+    """List the recipes, print one as a file to change and use, or show where several differ.
 
     \b
     Examples:
       d2net recipes
       d2net recipes thumos14-paper
+      d2net recipes generic > mine.yaml
       d2net recipes thumos14-paper thumos14-release
+      d2net recipes generic mine.yaml
     """
-    import yaml
-
-    from d2net.recipes import differences, load_recipe, recipe_names
+    from d2net.recipes import differences, in_yaml, load_recipe, recipe_names
 
     if not names:
         table = Table("recipe", "description", box=None)
@@ -36,7 +36,7 @@ def recipes(
         return
     loaded = [load_recipe(name) for name in names]
     if len(loaded) == 1:
-        for line in yaml.safe_dump(loaded[0].to_dict(), sort_keys=False, default_flow_style=None).splitlines():
+        for line in in_yaml(loaded[0]):
             say(line)
         return
     table = Table("setting", *names, box=None)

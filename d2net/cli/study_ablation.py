@@ -18,9 +18,11 @@ from d2net.cli.options import (
     Data,
     DataOptions,
     Device,
+    RecipeName,
     Settings,
     Threads,
     choose_device,
+    choose_recipe,
     choose_subsets,
     data_options,
 )
@@ -41,10 +43,7 @@ def ablation(
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Of this study alone; given again, the study goes on in it.")
     ] = Path("runs/ablation"),
-    recipe: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="What the variants change; default for watch and simulated: watch."),
-    ] = None,
+    recipe: RecipeName = None,
     seeds: Annotated[int, typer.Option(metavar="N", help="Trainings of each variant, with seeds 0 to N - 1.")] = 3,
     losses: Annotated[
         str | None,
@@ -115,19 +114,19 @@ def ablation(
             raise InputError(f"--with {complement}: is not known; there is {', '.join(COMPLEMENTS)}")
         variants.append(COMPLEMENTS[complement])
     variants += map(parse_variant, variant or [])
-    kind = data.partition(":")[0]
-    if recipe is None and kind not in ("watch", "simulated"):
-        raise InputError("--recipe: name the recipe for this data; d2net recipes lists them")
     making = tuple(s for s in settings or [] if s.startswith("watch."))  # of the data, not of the recipe
     variants = [replace(v, settings=(*making, *v.settings)) for v in variants]
-    values = load_recipe(recipe or "watch").override([s for s in settings or [] if s not in making])
     where = choose_device(device)
     names = {}
     dataset = None
-    if data == "watch":
+    if data == "watch":  # the study makes its own
         options.refuse(data)
-    if data != "watch":  # the study makes its own
+        recipe = recipe or "watch"
+    else:
         catalog = options.find(data)
+        recipe = choose_recipe(recipe, data, catalog)
+    values = load_recipe(recipe).override([s for s in settings or [] if s not in making])
+    if data != "watch":
         names["train"] = choose_subsets(catalog, subset, 0, "--subset")
         names["test"] = choose_subsets(catalog, eval_subset, 1, "--eval-subset")
         dataset = options.open(catalog, [*names["train"], *names["test"]])

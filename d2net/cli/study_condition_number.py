@@ -34,7 +34,7 @@ def condition_number(
     classes: Annotated[int, typer.Option(metavar="C", help="Their size, C x C.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling and of the training.")] = 0,
     data: Data = "watch",
-    recipe: Annotated[str, typer.Option(metavar="NAME", help="Recipe of the training.")] = "watch",
+    recipe: Annotated[str, typer.Option(metavar="NAME", help="Recipe of the training, or FILE.yaml.")] = "watch",
     checkpoint_run: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="Train with the recipe of this run, folder or checkpoint, instead."),

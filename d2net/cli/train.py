@@ -12,9 +12,11 @@ from d2net.cli.options import (
     Data,
     DataOptions,
     Device,
+    RecipeName,
     Settings,
     Threads,
     choose_device,
+    choose_recipe,
     choose_subsets,
     data_options,
 )
@@ -27,9 +29,9 @@ from d2net.errors import InputError
 def train(
     context: typer.Context,
     data: Data,
-    recipe: Annotated[str, typer.Option(metavar="NAME", help="Name of a recipe; d2net recipes lists them.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where checkpoint and log go.")],
     options: DataOptions,
+    recipe: RecipeName = None,
     subset: Annotated[
         str | None,
         typer.Option(
@@ -69,9 +71,10 @@ def train(
 
     \b
     Examples:
+      d2net train --data my-data --out runs/mine
       d2net train --data watch --recipe watch --out runs/watch
       d2net train --data features/ --recipe thumos14-paper --out runs/t14 --set training.batch_size=20
-      d2net train --data features/ --recipe thumos14-paper --out runs/t14 --resume
+      d2net train --data features/ --recipe mine.yaml --out runs/t14 --resume
     """
     from d2net.data.describe import describe
     from d2net.recipes import load_recipe
@@ -79,14 +82,19 @@ def train(
 
     if resume and overwrite:
         raise InputError("--resume goes on with a run and --overwrite replaces it; give one of them")
-    chosen = load_recipe(recipe).override(settings or [])
+    if recipe is not None:
+        load_recipe(recipe).override(settings or [])  # what is wrong with it is said before the data are looked at
     where = choose_device(device)
-    claim_folder(context, out, *RUN_FILES[:3], reads=[data])
+    reads = [data] if recipe is None else [data, recipe]
+    claim_folder(context, out, *RUN_FILES[:3], reads=reads)
     catalog = options.find(data)
+    chosen = load_recipe(choose_recipe(recipe, data, catalog)).override(settings or [])
     training = choose_subsets(catalog, subset, 0, "--subset")
     if eval_subset and not eval_every:
         raise InputError("--eval-subset says where --eval-every looks; give that too")
     evaluating = choose_subsets(catalog, eval_subset, 1, "--eval-subset") if eval_every else []
+    if evaluating and not catalog.annotated_subsets & set(evaluating):
+        raise InputError(f"--eval-every, {', '.join(evaluating)}: {catalog.no_segments}")
     if set(evaluating) & set(training):
         say(f"note: --eval-every looks at the training data itself ({', '.join(evaluating)})", err=True)
     dataset = options.open(catalog, [*training, *evaluating])

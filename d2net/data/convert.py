@@ -1,8 +1,7 @@
-"""Any dataset to layout 2: plain .npy files and a JSON."""
+"""Any dataset to plain .npy files and a JSON (layout 2), or two CSVs (layout 4)."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -10,21 +9,18 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from d2net.data.catalog import train_and_test
-from d2net.data.dataset import Dataset, Recording
+from d2net.data.dataset import Dataset
 from d2net.data.layouts import find_dataset
 from d2net.data.locate import STREAMS
-from d2net.data.timeline import Entry
-from d2net.data.times import Times
+from d2net.data.plain import FEATURES, LABELS, SEGMENTS
+from d2net.data.writers import WRITERS, check_plain, origin
 from d2net.errors import InputError
 from d2net.files import TEMPORARY, locked, one_component, sync
 from d2net.reading import read_json
+from d2net.words import quoted
 
 _PART, _EARLIER = f"{TEMPORARY}convert-", f"{TEMPORARY}earlier-"  # folders beside OUT: being built, being replaced
 
@@ -34,26 +30,30 @@ def convert(
     out: Path,
     *,
     trust_pickle: bool = False,
+    layout: str = "cola",
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """Writes ``source`` as layout 2 and opens the result.
+    """Writes ``source`` as layout 2, or 4, and opens the result.
 
     The folder appears whole or not at all: it is built beside ``out``, brought to the disk, and moved there at the end,
     so that nothing of an earlier conversion stays in it. Where a conversion was killed, the next one to the same place
-    removes what it left, and puts an earlier result back that was just being replaced. The training subset becomes
-    ``train`` and the test subset ``test``, as the readers of that layout expect, unless another has that name; others
-    keep theirs. Ambiguous segments are kept in ``gt.json``.
+    removes what it left, and puts an earlier result back that was just being replaced. In layout 2 the training subset
+    becomes ``train`` and the test subset ``test``, as its readers expect, unless another has that name; others keep
+    theirs. Ambiguous segments are kept.
 
     Args:
         source: An open dataset, or what :func:`d2net.data.find_dataset` takes.
         out: Folder to write to; made, or replaced where it is an earlier conversion of the same dataset.
         trust_pickle: As for :func:`d2net.data.find_dataset`.
+        layout: "cola", or "plain": one's own (``labels.csv``, ``segments.csv``), which people can edit.
         progress: Called as ``progress(done, total)`` after every recording.
 
     Raises:
         InputError: as opening and reading the source; ``out`` holds anything else, is being written, or cannot be; a
-            name that is no file name. What was there is as it was.
+            name that is no file name; what layout 4 cannot hold. What was there is as it was.
     """
+    if layout not in WRITERS:
+        raise InputError(f"layout {quoted(layout)} is not written; there are {', '.join(WRITERS)}")
     out = Path(out)
     with writing(out):
         dataset = source if isinstance(source, Dataset) else find_dataset(source, trust_pickle=trust_pickle).open()
@@ -61,10 +61,12 @@ def convert(
         names = [r.name for r in dataset.recordings] + [x.name for x in dataset.left_out]
         for name in (*names, *dataset.subsets, *(x.subset for x in dataset.left_out)):  # before hours of writing
             one_component(name, dataset.source or dataset.name)
+        if layout == "plain":
+            check_plain(dataset)
         part, earlier = (_beside(out, f"{kind}{out.name}-{secrets.token_hex(8)}") for kind in (_PART, _EARLIER))
         try:
             part.mkdir()
-            _write(dataset, part, progress)
+            WRITERS[layout](dataset, part, progress)
             _sync_all(part)
             _check_readable(part, out)
             if os.path.lexists(out):
@@ -119,15 +121,33 @@ def _tidy(out: Path) -> None:
 
 def _is_conversion(folder: Path) -> bool:
     """Whether that is all that is there: nothing of anybody's own beside or within."""
-    if not (folder / "gt.json").is_file():
+    streams = f"({'|'.join(STREAMS)})"
+    if (folder / "gt.json").is_file():
+        ours = re.compile(rf"gt\.json|split_[^/]+\.txt|features/[^/]+/{streams}/[^/]+\.npy")
+    elif _is_plain_conversion(folder):
+        ours = re.compile(rf"({LABELS}|{SEGMENTS}|{FEATURES})|({streams}/)?[^/]+\.npy")
+    else:
         return False
-    tables = re.compile(r"gt\.json|split_.+\.txt")
-    features = re.compile(rf"features/[^/]+/({'|'.join(STREAMS)})/[^/]+\.npy")
     return all(
-        (features if name.startswith("features/") else tables).fullmatch(name)
+        ours.fullmatch(Path(place, name).relative_to(folder).as_posix())
         for place, _, names in os.walk(folder)
-        for name in (Path(place, name).relative_to(folder).as_posix() for name in names)
+        for name in names
     )
+
+
+def _is_plain_conversion(folder: Path) -> bool:
+    try:
+        return "converted_from" in _said_of(folder)
+    except InputError:  # somebody's own, or damaged: not to be replaced
+        return False
+
+
+def _said_of(folder: Path) -> dict[str, Any]:
+    """What a conversion says of itself; nothing where there is none."""
+    for name in ("gt.json", FEATURES):
+        if (folder / name).is_file():
+            return read_json(folder / name)
+    return {}
 
 
 def _move_away(out: Path, earlier: Path, dataset: Dataset) -> None:
@@ -182,73 +202,6 @@ def _check_place(out: Path) -> None:
 
 def _check_content(out: Path, dataset: Dataset) -> None:
     """Raises InputError where ``out`` is the conversion of another dataset."""
-    if not (out / "gt.json").is_file():
-        return
-    written = read_json(out / "gt.json")
-    if (written.get("name"), written.get("converted_from")) != (dataset.name, _origin(dataset)):
+    written = _said_of(out)
+    if written and (written.get("name"), written.get("converted_from")) != (dataset.name, origin(dataset)):
         raise InputError(f"{out}: already holds another dataset; give a new folder")
-
-
-def _origin(dataset: Dataset) -> str:
-    return os.path.abspath(dataset.source) if dataset.source else ""
-
-
-def _write(dataset: Dataset, out: Path, progress: Callable[[int, int], None] | None) -> None:
-    there = {*dataset.subsets, *(x.subset for x in dataset.left_out)}
-    train, test = train_and_test(dataset.subsets, {r.subset for r in dataset.recordings if r.segments})
-    # Two subsets never become one: of train, validation and a test without annotations, all keep their names.
-    rename = {} if train == test else {old: new for old, new in ((train, "train"), (test, "test")) if new not in there}
-    database: dict[str, Any] = {}
-    splits: dict[str, list[str]] = {}
-    for r in dataset.recordings:
-        database[r.name] = _times(r) | _annotations(r, rename.get(r.subset, r.subset))
-    for x in dataset.left_out:  # what has no features here keeps its annotations: an evaluation must miss it
-        frames = {} if x.entry.num_frames is None else {"num_frames": x.entry.num_frames}
-        database[x.name] = _said(x.entry.times) | frames | _annotations(x.entry, rename.get(x.subset, x.subset))
-    for name, entry in database.items():
-        splits.setdefault(entry["subset"], []).append(name)
-    for done, recording in enumerate(dataset.recordings, start=1):
-        _write_features(recording, dataset.stream_widths, out / "features" / database[recording.name]["subset"])
-        if progress:
-            progress(done, len(dataset))
-    for subset, names in splits.items():
-        (out / f"split_{subset}.txt").write_bytes("".join(f"{n}\n" for n in names).encode())
-    top = {"name": dataset.name, "converted_from": _origin(dataset), "classes": list(dataset.classes)}
-    (out / "gt.json").write_bytes((json.dumps({**top, "database": database}, indent=1) + "\n").encode())
-
-
-def _write_features(recording: Recording, widths: tuple[int, ...], folder: Path) -> None:
-    features = recording.features(sum(widths))
-    parts = np.split(features, np.cumsum(widths)[:-1], axis=1)
-    for stream, part in zip(STREAMS, parts, strict=False):
-        path = folder / stream / f"{recording.name}.npy"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "xb") as file:  # two names may be one to a file system
-            np.save(file, np.ascontiguousarray(part), allow_pickle=False)
-
-
-def _times(recording: Recording) -> dict[str, Any]:
-    """In seconds: the frames that they came from are not known to be those of these features any longer."""
-    first = {"first_snippet": recording.first_snippet} if recording.first_snippet else {}
-    return {"seconds_per_snippet": recording.seconds_per_snippet, **first}
-
-
-def _said(times: Times) -> dict[str, Any]:
-    """What the data said, under the names that :meth:`Times.read` knows."""
-    table = {("offset_frames" if key == "middle" else key): value for key, value in asdict(times).items()}
-    return {key: value for key, value in table.items() if value is not None}
-
-
-def _annotations(recording: Recording | Entry, subset: str) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "subset": subset,
-        "labels": list(recording.labels),
-        "annotations": [{"segment": [s, e], "label": label} for s, e, label in recording.segments],
-    }
-    if recording.ambiguous:
-        entry["ambiguous"] = [list(pair) for pair in recording.ambiguous]
-    if recording.withdrawn:
-        entry["withdrawn"] = True
-    if recording.duration is not None:
-        entry["duration"] = recording.duration
-    return entry

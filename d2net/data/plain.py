@@ -163,6 +163,10 @@ def _read_labels(path: Path) -> tuple[dict[str, _Labelled], list[str], list[str]
 def _read_segments(path: Path, labelled: dict[str, _Labelled], labels_name: str) -> list[str]:
     """Adds the segments to their recordings; returns what should be mended."""
     table = read_table(path, SEGMENT_COLUMNS)
+    if "score" in table.ignored:
+        raise InputError(
+            f"{path}: line 1: a column 'score', as of detections; segments are what people saw: write them without one"
+        )
     seen: dict[tuple[str, str, float, float], Row] = {}
     names = {spelt(name): name for name in labelled}
     for row in table.rows:

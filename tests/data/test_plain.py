@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from d2net.data import Times, find_dataset, open_dataset, read_annotations, train_and_test
+from d2net.data import Dataset, Times, convert, find_dataset, open_dataset, read_annotations, simulate, train_and_test
 from d2net.data.describe import inspect
 from d2net.errors import InputError
 
@@ -267,6 +268,14 @@ def test_a_missing_column_of_segments(tmp_path, header):
     )
 
 
+def test_detections_are_no_segments(tmp_path):
+    """Which would be judged by themselves."""
+    fails(
+        "segments.csv: line 1: a column 'score', as of detections",
+        write(tmp_path, segments="recording,label,start,end,score\n"),
+    )
+
+
 def test_a_clock_in_milliseconds_is_found_without_features(tmp_path):
     """An evaluation reads no features: durations in features.json are enough."""
     write(tmp_path, segments="recording,label,start,end\na,run,1000,3000\nb,jump,2000,12000\n")
@@ -321,3 +330,92 @@ def test_a_link_that_leads_nowhere(tmp_path, name):
     path.unlink(missing_ok=True)
     path.symlink_to(tmp_path / "gone")
     fails(name, tmp_path)
+
+
+def said(dataset: Dataset) -> list[tuple]:
+    """All that a reader can tell of the recordings, features apart."""
+    fields = ("name", "subset", "labels", "segments", "ambiguous", "seconds_per_snippet", "first_snippet", "duration")
+    return [tuple(getattr(r, f) for f in fields) for r in dataset.recordings]
+
+
+@pytest.mark.parametrize("widths", [(3,), (2, 2), (2048,)])
+def test_there_and_back(tmp_path, widths):
+    """From layout 4 to 2 and from there to 4 again, and once more over that: nothing is lost."""
+    source = tmp_path / "in"
+    source.mkdir()
+    write(source, width=sum(widths))
+    with open(source / "segments.csv", "a") as file:
+        file.write("a,Ambiguous,5,6\n")
+    (source / "labels.csv").write_text(LABELS.replace("d,,", '"=d, 1",,'))
+    (source / "d.npy").rename(source / "=d, 1.npy")
+    recordings = {"a": {"duration": 10.6, "fps": 30, "stride": 15}}
+    settings(source, fps=25, stride=16, window=32, streams=list(widths), recordings=recordings, name="mine")
+    first = open_dataset(source)
+    assert first.recordings[0].seconds_per_snippet == 0.5 and first.recordings[1].first_snippet == 0.32
+    for layout, out in (("cola", "cola"), ("plain", "plain"), ("plain", "plain")):
+        again = convert(first if out == "cola" else tmp_path / "cola", tmp_path / out, layout=layout)
+        assert (again.name, again.classes, again.stream_widths) == ("mine", first.classes, widths)
+        assert sorted(said(again)) == sorted(said(first))
+        for r in again.recordings:
+            np.testing.assert_array_equal(r.read(), np.load(source / f"{r.name}.npy"))
+    names = {p.name for p in (tmp_path / "plain").iterdir()}
+    assert {"labels.csv", "segments.csv", "features.json"} < names and ("rgb" in names) == (len(widths) == 2)
+    assert "\n'=d" not in (tmp_path / "plain" / "labels.csv").read_text()  # quoted, and no formula
+    assert '"\'=d, 1"' in (tmp_path / "plain" / "labels.csv").read_text()
+
+
+def test_what_has_no_features_keeps_its_lines(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    settings(write(source), seconds_per_snippet=0.5)
+    (source / "c.npy").unlink()
+    with pytest.warns(UserWarning, match="left out"):
+        convert(open_dataset(source), tmp_path / "out", layout="plain")
+    with pytest.warns(UserWarning, match="left out"):
+        again = open_dataset(tmp_path / "out")
+    assert [x.name for x in again.left_out] == ["c"] and len(again.annotations()) == 4
+
+
+def test_what_layout_plain_cannot_hold_is_said(tmp_path):
+    dataset = open_dataset(write(tmp_path), times=SECONDS)
+    first, *others = dataset.recordings
+
+    def with_first(**values: object) -> Dataset:
+        return replace(dataset, classes=("jump", "run", "a;b"), recordings=(replace(first, **values), *others))
+
+    for values, message in (
+        ({"labels": ("a;b",), "segments": ()}, "label 'a;b' begins or ends with a blank, holds a ';'"),
+        ({"name": "a "}, "recording 'a ' begins or ends"),
+        ({"labels": ("\udcff",), "segments": ()}, "label .* is no text"),
+        ({"segments": ((1, 1, "run"),)}, "segment 1 to 1 s, 'run', of 'a' is empty"),
+        ({"segments": ((1, 2, "jump"),)}, "of none of its labels"),
+        ({"segments": 2 * ((1, 2, "run"),)}, "stands twice"),
+    ):
+        with pytest.raises(InputError, match=message):
+            convert(with_first(**values), tmp_path / "out", layout="plain")
+        assert not (tmp_path / "out").exists()
+    with pytest.warns(UserWarning, match="no recording has the classes 'a;b'"):
+        convert(with_first(), tmp_path / "out", layout="plain")
+    with pytest.warns(UserWarning, match="cannot say that segments are withdrawn: 'a'"):
+        convert(replace(with_first(withdrawn=True), classes=dataset.classes), tmp_path / "out", layout="plain")
+    with pytest.raises(InputError, match="layout 'csv' is not written; there are cola, plain"):
+        convert(dataset, tmp_path / "out", layout="csv")
+
+
+def test_a_folder_of_ones_own_is_never_replaced(tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    settings(write(mine), seconds_per_snippet=0.5)
+    other = simulate(stream_widths=(2, 2))
+    before = {p.name: p.read_bytes() for p in mine.iterdir()}
+    for layout in ("cola", "plain"):
+        with pytest.raises(InputError, match="holds other files than a conversion"):
+            convert(other, mine, layout=layout)
+    (mine / "features.json").write_text("{")
+    with pytest.raises(InputError, match="holds other files than a conversion"):
+        convert(other, mine, layout="plain")
+    (mine / "features.json").write_bytes(before["features.json"])
+    assert {p.name: p.read_bytes() for p in mine.iterdir()} == before
+    convert(other, tmp_path / "out", layout="plain")
+    with pytest.raises(InputError, match="already holds another dataset"):
+        convert(mine, tmp_path / "out", layout="plain")
