@@ -52,7 +52,7 @@ Count = Annotated[int, Range(1, LARGEST_COUNT)]
 Number = Annotated[float, Range()]
 Positive = Annotated[float, Range(above=0)]
 Weight = Annotated[float, Range(0)]
-Share = Annotated[float, Range(0, 1)]
+Fraction = Annotated[float, Range(0, 1)]
 
 
 def check_fields(of: Any, prefix: str = "") -> None:

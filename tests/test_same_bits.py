@@ -16,7 +16,7 @@ from d2net.info import operator_names
 from d2net.localization import Localizer
 from d2net.losses import D2NetLoss
 from d2net.ops.loss import d2net_loss
-from d2net.ops.loss_reference import LossInputs, LossSettings
+from d2net.ops.loss_ref import LossInputs, LossSettings
 from d2net.recipes import load_recipe
 
 

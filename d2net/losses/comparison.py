@@ -14,9 +14,9 @@ from d2net.losses._common import setting, take_scores
 from d2net.losses.denoising import RANK_TOL, SnippetJoint, SnippetTerm, VideoJoint, VideoTerm
 from d2net.losses.discriminative import PROBABILITY_FLOOR, probabilities
 from d2net.ops.loss import d2net_loss
-from d2net.ops.loss_reference import LossInputs, LossSettings, mean_of
+from d2net.ops.loss_ref import LossInputs, LossSettings, mean_of
 from d2net.ops.precision import product
-from d2net.recipes import Count, Floor, Weight
+from d2net.recipes import Count, Eps, Weight
 
 
 class FocalLoss(nn.Module):
@@ -34,7 +34,7 @@ class FocalLoss(nn.Module):
         super().__init__()
         self.beta: float = setting(self, Weight, beta=beta)
         self.topk_divisor: int = setting(self, Count, topk_divisor=topk_divisor)
-        self.probability_floor: float = setting(self, Floor, probability_floor=probability_floor)
+        self.probability_floor: float = setting(self, Eps, probability_floor=probability_floor)
 
     def forward(self, tcam: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor:
         """Sum over classes, mean over the recordings that have a snippet.

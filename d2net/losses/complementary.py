@@ -13,7 +13,7 @@ from d2net.fields import Range
 from d2net.losses._common import check_batch, check_known, present, setting
 from d2net.ops.attention_pool import attention_pool
 from d2net.ops.checks import as_lengths, as_tensors, check_floating, check_same, check_shape, valid_mask, within
-from d2net.ops.loss_reference import mean_of, unit_vectors
+from d2net.ops.loss_ref import mean_of, unit_vectors
 from d2net.ops.precision import at_least_float32, product
 from d2net.recipes import Count, Weight, Width
 

@@ -18,7 +18,7 @@ from d2net.losses.discriminative import PROBABILITY_FLOOR
 from d2net.ops.checks import as_lengths, as_tensor, as_tensors, check_activations, check_same, check_shape, within
 from d2net.ops.condition_number import joint_log_condition_number
 from d2net.ops.loss import d2net_loss, has_video_kernel
-from d2net.ops.loss_reference import (
+from d2net.ops.loss_ref import (
     LossInputs,
     LossResult,
     LossSettings,
@@ -29,7 +29,7 @@ from d2net.ops.loss_reference import (
 from d2net.ops.precision import at_least_float32
 from d2net.ops.snippet_pdmi import snippet_pdmi
 from d2net.ops.topk_pool import topk_pool
-from d2net.recipes import BelowOne, Count, Floor, Share, Weight
+from d2net.recipes import BelowOne, Count, Eps, Fraction, Weight
 
 Normalization = Literal["joint", "per_class"]
 RANK_TOL = 1e-5
@@ -54,8 +54,8 @@ class SnippetTerm(nn.Module, ABC):
 
     def __init__(self, *, fg_threshold: float = 0.5, bg_threshold: float = 0.5, own_classes: bool = False) -> None:
         super().__init__()
-        self.fg_threshold: float = setting(self, Share, fg_threshold=fg_threshold)
-        self.bg_threshold: float = setting(self, Share, bg_threshold=bg_threshold)
+        self.fg_threshold: float = setting(self, Fraction, fg_threshold=fg_threshold)
+        self.bg_threshold: float = setting(self, Fraction, bg_threshold=bg_threshold)
         if self.bg_threshold > self.fg_threshold:
             raise InputError(
                 f"{type(self).__name__}: bg_threshold {bg_threshold} is above fg_threshold {fg_threshold}; "
@@ -97,7 +97,7 @@ class SnippetTerm(nn.Module, ABC):
         return self.of(batch, d2net_loss(batch, LossSettings(**self.settings())))
 
     def settings(self) -> dict[str, Any]:
-        """Its part of :class:`~d2net.ops.loss_reference.LossSettings`; :meth:`of` does the rest."""
+        """Its part of :class:`~d2net.ops.loss_ref.LossSettings`; :meth:`of` does the rest."""
         return {
             "score": True,
             "fg_threshold": self.fg_threshold,
@@ -144,7 +144,7 @@ class SnippetJoint(SnippetTerm):
     ) -> None:
         super().__init__(fg_threshold=fg_threshold, bg_threshold=bg_threshold, own_classes=own_classes)
         self.normalization: Normalization = setting(self, Normalization, normalization=normalization)
-        self.entry_floor: float = setting(self, Share, entry_floor=entry_floor)
+        self.entry_floor: float = setting(self, Fraction, entry_floor=entry_floor)
         self.rank_tol: float = setting(self, Weight, rank_tol=rank_tol)
 
     def joint(self, attention: Tensor, scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,7 +202,7 @@ class VideoTerm(nn.Module, ABC):
     def __init__(self, *, topk_divisor: int = 8, probability_floor: float = PROBABILITY_FLOOR) -> None:
         super().__init__()
         self.topk_divisor: int = setting(self, Count, topk_divisor=topk_divisor)
-        self.probability_floor: float = setting(self, Floor, probability_floor=probability_floor)
+        self.probability_floor: float = setting(self, Eps, probability_floor=probability_floor)
 
     def forward(self, tcam: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor:
         """Scalar.
@@ -249,7 +249,7 @@ class VideoJoint(VideoTerm):
         return video_factors(pooled, labels.detach().to(pooled.dtype), counted, LossSettings(**self.settings()))
 
     def settings(self) -> dict[str, Any]:
-        """Its part of :class:`~d2net.ops.loss_reference.LossSettings`."""
+        """Its part of :class:`~d2net.ops.loss_ref.LossSettings`."""
         return {
             "topk_divisor": self.topk_divisor,
             "probability_floor": self.probability_floor,

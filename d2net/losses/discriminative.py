@@ -12,9 +12,9 @@ from d2net.losses._common import setting, take_batch
 from d2net.losses.pairing import Pairing, Pairs, pair_by_permutation, pair_different
 from d2net.ops.attention_pool import Pooled
 from d2net.ops.loss import d2net_loss
-from d2net.ops.loss_reference import LossInputs, LossSettings, counted_lengths
+from d2net.ops.loss_ref import LossInputs, LossSettings, counted_lengths
 from d2net.ops.precision import at_least_float32
-from d2net.recipes import Count, Floor, Share, Weight
+from d2net.recipes import Count, Eps, Fraction, Weight
 
 Reduction = Literal["sum", "mean"]
 PROBABILITY_FLOOR = 1e-6  # keeps log(p) and log(1 - p) finite when a float32 sigmoid saturates
@@ -65,8 +65,8 @@ class DiscriminativeLoss(nn.Module):
         balance_classes: bool = False,
     ) -> None:
         super().__init__()
-        threshold = setting(self, Share, threshold=threshold)
-        background_threshold = setting(self, Share, background_threshold=background_threshold)
+        threshold = setting(self, Fraction, threshold=threshold)
+        background_threshold = setting(self, Fraction, background_threshold=background_threshold)
         # Above the next smaller float32 is at or above.
         if setting(self, bool, threshold_inclusive=threshold_inclusive):
             threshold = float(np.nextafter(np.float32(threshold), np.float32(-np.inf)))
@@ -77,7 +77,7 @@ class DiscriminativeLoss(nn.Module):
         self.embedding_pooling: Reduction = setting(self, Reduction, embedding_pooling=embedding_pooling)
         self.pairing: Pairing = setting(self, Pairing, pairing=pairing)
         self.topk_divisor: int = setting(self, Count, topk_divisor=topk_divisor)
-        self.probability_floor: float = setting(self, Floor, probability_floor=probability_floor)
+        self.probability_floor: float = setting(self, Eps, probability_floor=probability_floor)
         self.class_reduction: Reduction = setting(self, Reduction, class_reduction=class_reduction)
         self.balance_classes: bool = setting(self, bool, balance_classes=balance_classes)
 
@@ -116,7 +116,7 @@ class DiscriminativeLoss(nn.Module):
         return Discriminative(result.discriminative, Pooled(*result.x.unbind(), *result.valid.unbind()))
 
     def settings(self) -> dict[str, Any]:
-        """Its part of :class:`~d2net.ops.loss_reference.LossSettings`."""
+        """Its part of :class:`~d2net.ops.loss_ref.LossSettings`."""
         return {
             "topk_divisor": self.topk_divisor,
             "classify": True,

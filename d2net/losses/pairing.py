@@ -16,7 +16,7 @@ Pairing = Literal["different", "permutation"]
 
 
 class Pairs(NamedTuple):
-    """What :class:`~d2net.ops.loss_reference.LossInputs` says of pairs."""
+    """What :class:`~d2net.ops.loss_ref.LossInputs` says of pairs."""
 
     keys: Tensor | None = None
     partner: Tensor | None = None

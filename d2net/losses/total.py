@@ -18,7 +18,7 @@ from d2net.losses.discriminative import DiscriminativeLoss
 from d2net.losses.pairing import Pairs
 from d2net.ops.checks import within
 from d2net.ops.loss import d2net_loss, has_video_kernel
-from d2net.ops.loss_reference import LossInputs, LossSettings
+from d2net.ops.loss_ref import LossInputs, LossSettings
 from d2net.ops.precision import at_least_float32, kept_in_float32
 from d2net.recipes import LossRecipe, load_recipe
 

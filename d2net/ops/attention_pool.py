@@ -77,10 +77,10 @@ def attention_pool(
     if _library.has_kernel("attention_pool", x):
         return Pooled(*_attention_pool(*inputs))
     _check(*inputs)
-    return Pooled(*attention_pool_reference(*inputs))
+    return Pooled(*attention_pool_ref(*inputs))
 
 
-def attention_pool_reference(
+def attention_pool_ref(
     x: Tensor,
     attention: Tensor,
     lengths: Tensor | None,

@@ -35,10 +35,10 @@ def bottom_up_attention(embeddings: Tensor, reference: Tensor, lengths: Tensor |
     if _library.has_kernel("bottom_up_attention", embeddings):
         return _bottom_up_attention(embeddings, reference, lengths)[0]
     _check(embeddings, reference, lengths)
-    return bottom_up_attention_reference(embeddings, reference, lengths)
+    return bottom_up_attention_ref(embeddings, reference, lengths)
 
 
-def bottom_up_attention_reference(embeddings: Tensor, reference: Tensor, lengths: Tensor | None) -> Tensor:
+def bottom_up_attention_ref(embeddings: Tensor, reference: Tensor, lengths: Tensor | None) -> Tensor:
     """:func:`bottom_up_attention` in plain PyTorch, on any device, without checks; reference in float32 or float64."""
     # Past a length, and of a reference that is zero, nothing depends on either, NaN or not.
     unused = ~within(embeddings, lengths) | ~reference.any()

@@ -205,7 +205,7 @@ def check_choice(name: str, value: object, *known: str) -> None:
         raise InputError(f"{name} is {quoted(value)}, expected {' or '.join(map(repr, known))}")
 
 
-def check_floor(operator: str, probability_floor: float) -> None:
+def check_probability_floor(operator: str, probability_floor: float) -> None:
     if not 0 <= probability_floor <= 0.5:
         raise InputError(f"{operator}: probability_floor is {probability_floor}, expected 0 to 0.5")
 

@@ -53,7 +53,7 @@ def log_condition_number(u: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
     if u.ndim == 3 and max(u.shape[1:]) <= MAX_SIZE and _library.has_kernel("log_condition_number", u):
         return _log_condition_number(u, rank_tol)[0]
     _check_matrices(u, rank_tol)
-    return log_condition_number_reference(u, rank_tol=rank_tol)
+    return log_condition_number_ref(u, rank_tol=rank_tol)
 
 
 def joint_log_condition_number(p: Tensor, y: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
@@ -77,10 +77,10 @@ def joint_log_condition_number(p: Tensor, y: Tensor, *, rank_tol: float = 1e-5) 
     if p.ndim == 3 and min(p.shape[1:]) <= MAX_SIZE and _library.has_kernel("joint_log_condition_number", p):
         return _joint_log_condition_number(p, y, rank_tol)[0]
     _check_factors(p, y, rank_tol)
-    return joint_log_condition_number_reference(p, y, rank_tol=rank_tol)
+    return joint_log_condition_number_ref(p, y, rank_tol=rank_tol)
 
 
-def log_condition_number_reference(u: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
+def log_condition_number_ref(u: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
     """:func:`log_condition_number` in plain PyTorch, on any device, without checks."""
     if 0 in u.shape[1:]:
         return u.sum((1, 2))
@@ -91,9 +91,9 @@ def log_condition_number_reference(u: Tensor, *, rank_tol: float = 1e-5) -> Tens
     return _Reference.apply(u, rank_tol)[0]
 
 
-def joint_log_condition_number_reference(p: Tensor, y: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
+def joint_log_condition_number_ref(p: Tensor, y: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
     """:func:`joint_log_condition_number` in plain PyTorch, on any device, without checks."""
-    return log_condition_number_reference(product(p, y), rank_tol=rank_tol)
+    return log_condition_number_ref(product(p, y), rank_tol=rank_tol)
 
 
 class _Reference(torch.autograd.Function):

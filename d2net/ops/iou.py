@@ -37,10 +37,10 @@ def iou_1d(a: Tensor, b: Tensor) -> Tensor:
     if _library.has_kernel("iou_1d", a):
         return _iou_1d(a, b)
     _check(a, b)
-    return iou_1d_reference(a, b)
+    return iou_1d_ref(a, b)
 
 
-def iou_1d_reference(a: Tensor, b: Tensor) -> Tensor:
+def iou_1d_ref(a: Tensor, b: Tensor) -> Tensor:
     """:func:`iou_1d` in plain PyTorch, on any device, without checks."""
     _, overlap, union, tiny = _compared(a, b)
     iou = overlap / torch.where(tiny, 1, union)

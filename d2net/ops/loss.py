@@ -15,16 +15,16 @@ from d2net.ops._native import Native
 from d2net.ops.checks import (
     check_computed,
     check_floating,
-    check_floor,
     check_lengths,
     check_like,
     check_numbers,
+    check_probability_floor,
     check_real,
     check_same,
     check_shape,
 )
 from d2net.ops.condition_number import MAX_SIZE, check_rank_tol
-from d2net.ops.loss_reference import LossInputs, LossResult, LossSettings, d2net_loss_reference
+from d2net.ops.loss_ref import LossInputs, LossResult, LossSettings, d2net_loss_ref
 
 _SMOOTH = 7  # results that have a gradient
 
@@ -51,7 +51,7 @@ def d2net_loss(inputs: LossInputs, settings: LossSettings) -> LossResult:
     if _library.has_kernel("d2net_loss", tcam):
         return LossResult(*_d2net_loss(*x, settings))
     _check(*x, settings)
-    return d2net_loss_reference(x, settings)
+    return d2net_loss_ref(x, settings)
 
 
 def _of_type(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -84,7 +84,7 @@ def _checked(operator: str, values: tuple[float, ...]) -> LossSettings:
         check_numbers(operator, **settings._asdict())
     if not 1 <= settings.topk_divisor < 2**62:
         raise InputError(f"{operator}: topk_divisor is {settings.topk_divisor}, expected at least 1")
-    check_floor(operator, settings.probability_floor)
+    check_probability_floor(operator, settings.probability_floor)
     check_rank_tol(operator, settings.rank_tol)
     for part, needed in (("separate", "embed"), ("separate", "classify"), ("update", "embed"), ("snippet", "score")):
         if getattr(settings, part) and not getattr(settings, needed):

@@ -45,7 +45,7 @@ def nms_1d(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         return _nms_1d(segments, scores, iou_threshold)
     _check("nms_1d", segments, scores, iou_threshold)
     _check_values("nms_1d", segments, scores)
-    return nms_1d_reference(segments, scores, iou_threshold)
+    return nms_1d_ref(segments, scores, iou_threshold)
 
 
 def batched_nms_1d(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
@@ -72,7 +72,7 @@ def batched_nms_1d(segments: Tensor, scores: Tensor, groups: Tensor, iou_thresho
         return _batched_nms_1d(segments, scores, groups, iou_threshold)
     _check_batched(segments, scores, groups, iou_threshold)
     _check_values("batched_nms_1d", segments, scores)
-    return batched_nms_1d_reference(segments, scores, groups, iou_threshold)
+    return batched_nms_1d_ref(segments, scores, groups, iou_threshold)
 
 
 def soft_nms_1d(
@@ -114,12 +114,12 @@ def soft_nms_1d(
         return _soft_nms_1d(segments, scores, iou_threshold, sigma, min_score, method == "gaussian")
     _check_soft(segments, scores, iou_threshold, sigma, min_score, method == "gaussian")
     _check_values("soft_nms_1d", segments, scores)
-    return soft_nms_1d_reference(
+    return soft_nms_1d_ref(
         segments, scores, iou_threshold=iou_threshold, sigma=sigma, min_score=min_score, method=method
     )
 
 
-def nms_1d_reference(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+def nms_1d_ref(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """:func:`nms_1d` in plain PyTorch, on any device, without checks."""
     order = _falling(scores)
     keep = []
@@ -131,17 +131,17 @@ def nms_1d_reference(segments: Tensor, scores: Tensor, iou_threshold: float) -> 
     return torch.stack(keep) if keep else order
 
 
-def batched_nms_1d_reference(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+def batched_nms_1d_ref(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     """:func:`batched_nms_1d` in plain PyTorch, on any device, without checks."""
     kept = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     for group in groups.unique():
         members = torch.nonzero(groups == group).flatten()
-        kept[members[nms_1d_reference(segments[members], scores[members], iou_threshold)]] = True
+        kept[members[nms_1d_ref(segments[members], scores[members], iou_threshold)]] = True
     order = _falling(scores)
     return order[kept[order]]
 
 
-def soft_nms_1d_reference(
+def soft_nms_1d_ref(
     segments: Tensor,
     scores: Tensor,
     *,

@@ -99,7 +99,7 @@ def extract_proposals(
         recording, label, start, end = places.unbind()
         return Proposals(recording, label, start, end, score)
     _check(activations, classes, lengths, *settings)
-    return extract_proposals_reference(
+    return extract_proposals_ref(
         activations,
         classes,
         lengths,
@@ -113,7 +113,7 @@ def extract_proposals(
 
 
 @torch.no_grad()
-def extract_proposals_reference(
+def extract_proposals_ref(
     activations: Tensor,
     classes: Tensor,
     lengths: Tensor | None = None,

@@ -23,7 +23,7 @@ from d2net.ops.checks import (
     check_shape,
     within,
 )
-from d2net.ops.condition_number import check_rank_tol, log_condition_number_reference
+from d2net.ops.condition_number import check_rank_tol, log_condition_number_ref
 from d2net.ops.precision import at_least_float32
 
 
@@ -83,10 +83,10 @@ def snippet_pdmi(
         loss, valid, _ = _snippet_pdmi(attention, scores, lengths, *options)
         return SnippetPDMI(loss, valid)
     _check(attention, scores, lengths, *options)
-    return snippet_pdmi_reference(attention, scores, lengths, *options)
+    return snippet_pdmi_ref(attention, scores, lengths, *options)
 
 
-def snippet_pdmi_reference(
+def snippet_pdmi_ref(
     attention: Tensor,
     scores: Tensor,
     lengths: Tensor | None,
@@ -108,7 +108,7 @@ def snippet_pdmi_reference(
     size = count if per_class else count.sum(1, keepdim=True)
     u = torch.stack(columns, 2) / size.clamp(min=1)[:, None, :]
     u = torch.where(valid[:, None, None], u.clamp(min=entry_floor) if entry_floor > 0 else u, 0)
-    return SnippetPDMI(log_condition_number_reference(u, rank_tol=rank_tol), valid)
+    return SnippetPDMI(log_condition_number_ref(u, rank_tol=rank_tol), valid)
 
 
 def _check(

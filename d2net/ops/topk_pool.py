@@ -33,10 +33,10 @@ def topk_pool(x: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> 
     if _library.has_kernel("topk_pool", x):
         return _topk_pool(x, lengths, divisor)[0]
     _check(x, lengths, divisor)
-    return topk_pool_reference(x, lengths, divisor=divisor)
+    return topk_pool_ref(x, lengths, divisor=divisor)
 
 
-def topk_pool_reference(x: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> Tensor:
+def topk_pool_ref(x: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> Tensor:
     """:func:`topk_pool` in plain PyTorch, on any device, without checks."""
     t = x.shape[1]
     mask = within(x, lengths)

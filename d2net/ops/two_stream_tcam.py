@@ -11,7 +11,7 @@ from torch import Tensor
 from d2net.ops import _library, _native
 from d2net.ops._native import Native
 from d2net.ops.checks import COMPUTED, as_tensor, as_tensors, as_whole, check_floating, check_like, check_same, within
-from d2net.ops.topk_pool import check_pooled, check_taken, topk_pool_reference, topk_struct
+from d2net.ops.topk_pool import check_pooled, check_taken, topk_pool_ref, topk_struct
 
 
 class TCAM(NamedTuple):
@@ -67,18 +67,16 @@ def two_stream_tcam(logits_a: Tensor, logits_b: Tensor, lengths: Tensor | None =
     if _library.has_kernel("two_stream_tcam", logits_a):
         return TCAM(*_two_stream_tcam(logits_a, logits_b, lengths, divisor)[:3])
     _check(logits_a, logits_b, lengths, divisor)
-    return two_stream_tcam_reference(logits_a, logits_b, lengths, divisor=divisor)
+    return two_stream_tcam_ref(logits_a, logits_b, lengths, divisor=divisor)
 
 
-def two_stream_tcam_reference(
-    logits_a: Tensor, logits_b: Tensor, lengths: Tensor | None = None, *, divisor: int = 8
-) -> TCAM:
+def two_stream_tcam_ref(logits_a: Tensor, logits_b: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> TCAM:
     """:func:`two_stream_tcam` in plain PyTorch, on any device, without checks."""
     past = ~within(logits_a, lengths)[:, :, None]
     # Masked first and last: the gradient of a sigmoid of NaN would be NaN even times 0.
     a, b = (x.masked_fill(past, 0).sigmoid() for x in (logits_a, logits_b))
     tcam = (0.5 * (a + b)).masked_fill(past, 0)
-    return TCAM(tcam, *tcam_pool_reference(tcam, lengths, divisor=divisor))
+    return TCAM(tcam, *tcam_pool_ref(tcam, lengths, divisor=divisor))
 
 
 def tcam_pool(tcam: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> TCAMPool:
@@ -101,13 +99,13 @@ def tcam_pool(tcam: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) 
     if _library.has_kernel("tcam_pool", tcam):
         return TCAMPool(*_tcam_pool(tcam, lengths, divisor)[:2])
     _check_pool(tcam, lengths, divisor)
-    return tcam_pool_reference(tcam, lengths, divisor=divisor)
+    return tcam_pool_ref(tcam, lengths, divisor=divisor)
 
 
-def tcam_pool_reference(tcam: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> TCAMPool:
+def tcam_pool_ref(tcam: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> TCAMPool:
     """:func:`tcam_pool` in plain PyTorch, on any device, without checks."""
     inside = tcam.masked_fill(~within(tcam, lengths)[:, :, None], 0)
-    return TCAMPool(class_max(inside), topk_pool_reference(inside, lengths, divisor=divisor))
+    return TCAMPool(class_max(inside), topk_pool_ref(inside, lengths, divisor=divisor))
 
 
 def class_max(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from d2net.errors import InputError
-from d2net.fields import LARGEST_COUNT, Count, Number, Positive, Range, Share, Weight, check_fields
+from d2net.fields import LARGEST_COUNT, Count, Fraction, Number, Positive, Range, Weight, check_fields
 from d2net.words import did_you_mean, quoted, reason
 
 _DECIMAL = re.compile(
@@ -25,7 +25,7 @@ LONGEST_SETTING = 2000  # characters of a setting on the command line
 
 Width = Annotated[int, Range(1, 65_536)]
 KernelSize = Annotated[int, Range(1, 1_023, odd=True)]  # odd, so that time stays aligned
-Floor = Annotated[float, Range(1e-7, below=0.5)]  # from where on float32 tells 1 - floor from 1
+Eps = Annotated[float, Range(1e-7, below=0.5)]  # from where on float32 tells 1 - floor from 1
 BelowOne = Annotated[float, Range(0, below=1)]
 Deviation = Annotated[float, Range(above=0, at_most=10)]
 Overlap = Annotated[float, Range(above=0, at_most=1)]
@@ -71,26 +71,26 @@ class LossRecipe(_Section):
     # L_Dis
     beta: Weight = 2.0  # focusing parameter (Eq. 4)
     gamma: Weight = 0.01  # intra-class compactness (Eq. 3)
-    threshold: Share = 0.5  # tau on the foreground attention (Eq. 2)
-    background_threshold: Share = 0.5  # tau on the background attention (Eq. 2)
+    threshold: Fraction = 0.5  # tau on the foreground attention (Eq. 2)
+    background_threshold: Fraction = 0.5  # tau on the background attention (Eq. 2)
     threshold_inclusive: bool = False  # whether a snippet exactly at tau counts
     embedding_pooling: Literal["sum", "mean"] = "sum"  # mean: Eq. 2 divided by the sum of its weights
     pairing: Literal["different", "permutation"] = "different"  # x~ of Eq. 3: see DiscriminativeLoss
-    probability_floor: Floor = 1e-6  # p is clamped to [floor, 1 - floor] before the logarithm
+    probability_floor: Eps = 1e-6  # p is clamped to [floor, 1 - floor] before the logarithm
     class_reduction: Literal["sum", "mean"] = "sum"  # of Eq. 4 over the classes
     balance_classes: bool = False  # multiply the terms of positive classes by C
 
     # x_ref (Eq. 8)
-    momentum: Share = 0.9
+    momentum: Fraction = 0.9
     reference_update: Literal["background", "lowest_attention"] = "background"
     # background: mean of x_bg; lowest_attention: mean of the one snippet with the lowest attention of each recording
 
     # L_DS (Eq. 9)
-    snippet_fg_threshold: Share = 0.5  # pseudo-foreground where lambda' is above
-    snippet_bg_threshold: Share = 0.5  # pseudo-background where lambda' is below
+    snippet_fg_threshold: Fraction = 0.5  # pseudo-foreground where lambda' is above
+    snippet_bg_threshold: Fraction = 0.5  # pseudo-background where lambda' is below
     snippet_own_classes: bool = False  # activations of the pseudo-foreground: maximum over the recording's own classes
     snippet_normalization: Literal["joint", "per_class"] = "joint"  # Y_1 / z, or each column by its own count
-    snippet_entry_floor: Share = 0.0  # entries of U_1 are clamped from below
+    snippet_entry_floor: Fraction = 0.0  # entries of U_1 are clamped from below
     snippet_rank_tol: Weight = 1e-5  # singular values of U_1 up to this are zero
 
     # L_DV (Eq. 10)

@@ -33,7 +33,7 @@ from d2net.training.watching import evaluate_network
 from d2net.words import quoted, reason
 
 PRECISIONS = get_args(Precision)
-RESIDENT_SHARE = 0.25  # of the free memory of a device that features may take; loading them takes twice that
+RESIDENT_FRACTION = 0.25  # of the free memory of a device that features may take; loading them takes twice that
 
 
 class Trainer:
@@ -133,7 +133,7 @@ class Trainer:
         self.model, self.result = self.state.model, self.state.result
         self.resident: ResidentFeatures | None = None
         if resident or (resident is None and on_gpu):
-            budget = math.inf if resident else RESIDENT_SHARE * torch.cuda.mem_get_info(self.device)[0]
+            budget = math.inf if resident else RESIDENT_FRACTION * torch.cuda.mem_get_info(self.device)[0]
             self.resident = ResidentFeatures.load(
                 dataset, self.device, max_snippets=recipe.training.max_snippets, budget=budget
             )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from d2net import losses
 from d2net.ops.loss import d2net_loss
-from d2net.ops.loss_reference import LossInputs, LossSettings, d2net_loss_reference
+from d2net.ops.loss_ref import LossInputs, LossSettings, d2net_loss_ref
 from d2net.recipes import LossRecipe, load_recipe
 
 B, T, C, D = 7, 40, 3, 6
@@ -197,7 +197,7 @@ def test_nan_in_what_counts_is_not_hidden(name: str) -> None:
         assert any(v.isnan().any() for v in found), broken
 
 
-@pytest.mark.parametrize("function", [d2net_loss, d2net_loss_reference])
+@pytest.mark.parametrize("function", [d2net_loss, d2net_loss_ref])
 def test_a_term_of_weight_0_is_off_whatever_it_is(function: Callable) -> None:
     embeddings, labels = INPUTS["embeddings"], (LABELS > 0).float()
     on = LossSettings(

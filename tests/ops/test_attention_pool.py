@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from d2net.errors import InputError
 from d2net.ops import attention_pool
-from d2net.ops.attention_pool import attention_pool_reference
+from d2net.ops.attention_pool import attention_pool_ref
 
 NAN = float("nan")
 
@@ -198,7 +198,7 @@ def test_blocks_of_snippets_and_columns(device, dtype, t, d, place):
 
     reduction = "mean" if mean else "sum"
     got = run(lambda *inputs: attention_pool(*inputs, reduction=reduction), dtype, lambda v: place(v.to(device)))
-    expected = run(lambda *inputs: attention_pool_reference(*inputs, 0.5, 0.5, mean), torch.float64, torch.clone)
+    expected = run(lambda *inputs: attention_pool_ref(*inputs, 0.5, 0.5, mean), torch.float64, torch.clone)
     eps = torch.finfo(dtype).eps
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a.double().cpu(), b, rtol=2 * eps, atol=max(1e-4, eps))

@@ -260,7 +260,7 @@ def test_joint_is_the_product(device, classes, items):
         y[2, items // 2] = 0
     p, y = 100 * p, y / 32
     product = p @ y
-    (of_product,) = gradient_of(condition_number.log_condition_number_reference, product)
+    (of_product,) = gradient_of(condition_number.log_condition_number_ref, product)
     p, y = p.to(device), y.to(device)
     torch.testing.assert_close(joint_log_condition_number(p, y).cpu(), expected_value(product), rtol=1e-9, atol=1e-9)
     of_p, of_y = gradient_of(joint_log_condition_number, p, y)

@@ -14,7 +14,7 @@ from d2net import ops
 from d2net.info import operator_names
 from d2net.ops import use_backend
 from d2net.ops.loss import d2net_loss
-from d2net.ops.loss_reference import LossInputs, LossSettings
+from d2net.ops.loss_ref import LossInputs, LossSettings
 
 SIZES = list(itertools.product((0, 2), (0, 3), (0, 4), (0, 5)))
 WAIT = ("nms_1d", "batched_nms_1d", "soft_nms_1d", "extract_proposals")

@@ -11,7 +11,7 @@ import torch
 
 from d2net.errors import InputError
 from d2net.ops import iou_1d
-from d2net.ops.iou import iou_1d_reference
+from d2net.ops.iou import iou_1d_ref
 
 
 def test_hand_computed_cases(device):
@@ -135,7 +135,7 @@ def test_equals_the_reference_for_any_numbers_of_segments(device, n, m, dtype):
     generator = torch.Generator().manual_seed(n)
     a, b = (10 * torch.rand(size, 2, generator=generator, dtype=dtype) for size in (n, m))  # half of them reversed
     a[-1, 0] = float("nan")
-    expected = iou_1d_reference(a, b)
+    expected = iou_1d_ref(a, b)
     assert torch.equal(iou_1d(a.to(device), b.to(device)).cpu().nan_to_num(-1), expected.nan_to_num(-1))
 
 
@@ -161,7 +161,7 @@ def test_gradient_equals_that_of_the_reference(device):
     # Whole numbers: many equal ends, empty and reversed segments.
     a, b = (torch.randint(0, 5, (n, 2), generator=generator).double().to(device).requires_grad_() for n in (30, 20))
     grad = torch.rand(30, 20, generator=generator, dtype=torch.float64).to(device)
-    expected = torch.autograd.grad(iou_1d_reference(a, b), (a, b), grad)
+    expected = torch.autograd.grad(iou_1d_ref(a, b), (a, b), grad)
     torch.testing.assert_close(torch.autograd.grad(iou_1d(a, b), (a, b), grad), expected)
 
 

@@ -28,14 +28,14 @@ def test_proposals_just_below_48_kib(cuda_device):
     settings = {"thresholds": (0.3, 0.6, 0.9), "nms_iou": 0.5}
     classes = torch.ones(1, 2, dtype=torch.bool)
     found = proposals.extract_proposals(x.to(cuda_device), classes.to(cuda_device), **settings)
-    expected = proposals.extract_proposals_reference(x, classes, **settings)
+    expected = proposals.extract_proposals_ref(x, classes, **settings)
     assert torch.equal(found.start.cpu(), expected.start) and torch.equal(found.end.cpu(), expected.end)
 
 
 def test_matrices_just_below_48_kib(cuda_device):
     u = torch.rand(2, 76, 68, generator=torch.Generator().manual_seed(0))
     found = condition_number.log_condition_number(u.to(cuda_device)).cpu()
-    torch.testing.assert_close(found, condition_number.log_condition_number_reference(u), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, condition_number.log_condition_number_ref(u), rtol=1e-4, atol=1e-5)
 
 
 def test_soft_nms_just_below_48_kib(cuda_device):

@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2net.errors import InputError
 from d2net.ops.loss import d2net_loss
-from d2net.ops.loss_reference import (
+from d2net.ops.loss_ref import (
     LossInputs,
     LossResult,
     LossSettings,
-    d2net_loss_reference,
+    d2net_loss_ref,
     different_partners,
     video_factors,
 )
@@ -94,7 +94,7 @@ def test_equals_plain_pytorch(device, name, sizes):
             x = x._replace(source=torch.arange(sizes[0]).flip(0) - 1)
         found, expected = (
             evaluated(function, to(x, where), SETTINGS[name])
-            for function, where in ((d2net_loss, device), (d2net_loss_reference, torch.device("cpu")))
+            for function, where in ((d2net_loss, device), (d2net_loss_ref, torch.device("cpu")))
         )
         close(found, expected, rtol=1e-9, atol=1e-11)
 
@@ -104,7 +104,7 @@ def test_other_sizes_equal_plain_pytorch(device, sizes):
     for name in ("paper", "release"):
         found, expected = (
             evaluated(function, to(batch(*sizes), where), SETTINGS[name])
-            for function, where in ((d2net_loss, device), (d2net_loss_reference, torch.device("cpu")))
+            for function, where in ((d2net_loss, device), (d2net_loss_ref, torch.device("cpu")))
         )
         close(found, expected, rtol=1e-6, atol=1e-8)  # large U_2 are nearly singular
 
@@ -119,7 +119,7 @@ def test_float32_follows_float64(device, name):
             for y in to(x, torch.device("cpu"), torch.float32)
         )
     )
-    expected = evaluated(d2net_loss_reference, wide, settings)
+    expected = evaluated(d2net_loss_ref, wide, settings)
     assert all(y.dtype == torch.float32 for y in found[:SMOOTH])
     close([y.double() for y in found], [y.double() for y in expected], rtol=1e-4, atol=1e-5)
 
@@ -207,7 +207,7 @@ def test_drawn_partners_are_those_of_plain_pytorch(device, b):
     odd = torch.tensor([math.nan, math.inf, -math.inf, 0.5, -0.0, 0.0, 0.5]).repeat(3 * b)[: 3 * b].view(3, b)
     for keys in (uniform(3, b, dtype=torch.float32), odd, torch.zeros(3, b), torch.full((3, b), math.nan)):
         x = batch(b, 6, 2, 5)._replace(partner=None, keys=keys)
-        valid = d2net_loss_reference(x, settings).valid
+        valid = d2net_loss_ref(x, settings).valid
         given = x._replace(keys=None, partner=different_partners(keys, valid))
         found, expected = (d2net_loss(to(y, device), settings).discriminative for y in (x, given))
         assert torch.equal(found, expected)
@@ -287,7 +287,7 @@ def test_rows_of_equal_activations_and_rows_at_the_threshold(device):
     tcam[1] = 0.75
     x = batch(2, 4, 3, 5)._replace(tcam=tcam, lengths=None, partner=torch.tensor([[1, 0]] * 3))
     found, expected = (
-        evaluated(f, to(x, where), PAPER) for f, where in ((d2net_loss, device), (d2net_loss_reference, "cpu"))
+        evaluated(f, to(x, where), PAPER) for f, where in ((d2net_loss, device), (d2net_loss_ref, "cpu"))
     )
     assert found[LossResult._fields.index("valid")].tolist() == [[False, True], [False, False]]
     close(found, expected, rtol=1e-9, atol=1e-12)

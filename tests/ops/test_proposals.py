@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from d2net.errors import InputError
-from d2net.ops.proposals import Proposals, extract_proposals, extract_proposals_reference
+from d2net.ops.proposals import Proposals, extract_proposals, extract_proposals_ref
 
 PAPER = [0.025 * i for i in range(1, 21)]
 
@@ -120,7 +120,7 @@ def test_equals_the_reference_bit_for_bit(device, dtype):
         found = extract_proposals(x, classes, lengths, thresholds=PAPER, **options)
         # On the CPU, where sums are taken in the order of time: on a GPU torch.cumsum adds in another one.
         inputs = x.cpu(), classes.cpu(), lengths.cpu()
-        expected = extract_proposals_reference(*inputs, thresholds=PAPER, **options)
+        expected = extract_proposals_ref(*inputs, thresholds=PAPER, **options)
         assert len(found.score) > 100
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=0)
@@ -401,7 +401,7 @@ def test_sequences_beyond_shared_memory(simt_module, simt_kernels, limit):
         for n in (2100, 300):
             part, within = x[:, :n], lengths.clamp(max=n)
             found = extract_proposals(part, classes, within, thresholds=PAPER)
-            expected = extract_proposals_reference(part, classes, within, thresholds=PAPER)
+            expected = extract_proposals_ref(part, classes, within, thresholds=PAPER)
             assert rows(found) == rows(expected) != []
     finally:
         simt_module.set_shared_memory_limit(227 * 1024)

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from d2net.ops.attention_pool import attention_pool_reference
-from d2net.ops.bottom_up_attention import bottom_up_attention_reference
+from d2net.ops.attention_pool import attention_pool_ref
+from d2net.ops.bottom_up_attention import bottom_up_attention_ref
 from d2net.ops.checks import within
-from d2net.ops.condition_number import joint_log_condition_number_reference
-from d2net.ops.snippet_pdmi import snippet_pdmi_reference
-from d2net.ops.two_stream_tcam import class_max, tcam_pool_reference
+from d2net.ops.condition_number import joint_log_condition_number_ref
+from d2net.ops.snippet_pdmi import snippet_pdmi_ref
+from d2net.ops.two_stream_tcam import class_max, tcam_pool_ref
 
 
 class LossSettings(NamedTuple):
@@ -110,18 +110,18 @@ class LossResult(NamedTuple):
     workspace: Tensor
 
 
-def d2net_loss_reference(inputs: LossInputs, settings: LossSettings) -> LossResult:
+def d2net_loss_ref(inputs: LossInputs, settings: LossSettings) -> LossResult:
     """:func:`d2net.ops.loss.d2net_loss` without checks; all inputs in one type, but for embeddings."""
     tcam, embeddings, lengths, labels, x_ref, keys, partner, source = inputs
     b, t = tcam.shape[:2]
     zero, none = tcam.new_zeros(()), tcam.new_empty(0)
     counted = counted_lengths(tcam, lengths, labels, settings)
-    attention, pooled = tcam_pool_reference(tcam, counted, divisor=int(settings.topk_divisor))
+    attention, pooled = tcam_pool_ref(tcam, counted, divisor=int(settings.topk_divisor))
     x, valid, scores, new_x_ref = none, none.bool(), none, none
     if embeddings is not None and settings.embed:
         thresholds = settings.threshold, settings.background_threshold, bool(settings.mean_embeddings)
         with nullcontext() if settings.separate else torch.no_grad():
-            x_fg, x_bg, *has = attention_pool_reference(embeddings, attention, counted, *thresholds)
+            x_fg, x_bg, *has = attention_pool_ref(embeddings, attention, counted, *thresholds)
             x, valid = torch.stack((x_fg, x_bg)), torch.stack(has)
 
     discriminative = zero
@@ -143,14 +143,14 @@ def d2net_loss_reference(inputs: LossInputs, settings: LossSettings) -> LossResu
         moved = settings.momentum * x_ref + (1 - settings.momentum) * mean
         x_ref = new_x_ref = torch.where(valid[1].any(), moved, x_ref)
     if embeddings is not None and x_ref is not None and settings.score:
-        scores = bottom_up_attention_reference(embeddings.detach(), x_ref, counted)
+        scores = bottom_up_attention_ref(embeddings.detach(), x_ref, counted)
 
     snippet = video = zero
     if settings.snippet:
         seen = attention
         if settings.own_classes:
             seen = own_class_attention(attention, tcam, scores, labels, settings.fg_threshold)
-        terms, comparable = snippet_pdmi_reference(
+        terms, comparable = snippet_pdmi_ref(
             seen,
             scores,
             counted,
@@ -163,7 +163,7 @@ def d2net_loss_reference(inputs: LossInputs, settings: LossSettings) -> LossResu
         snippet = mean_of(terms, comparable)
     if settings.video and pooled.numel():
         p, y = video_factors(pooled, labels, counted, settings)
-        video = joint_log_condition_number_reference(p[None], y[None])[0]
+        video = joint_log_condition_number_ref(p[None], y[None])[0]
 
     total = discriminative
     for weight, term in ((settings.alpha_snippet, snippet), (settings.alpha_video, video)):
