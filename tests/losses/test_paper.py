@@ -207,12 +207,12 @@ def test_inputs_of_any_types(make_batch, recipe):
     expected = None
     floats = (torch.float32, torch.float64, torch.bfloat16)
     for types in itertools.product(floats, floats, (torch.float32, torch.int64, torch.bool), floats[:2]):
-        of_tcam, of_embeddings, of_labels, of_reference = types
-        loss = D2NetLoss(5, 8, recipe).to(of_reference)
+        tcam_dtype, embeddings_dtype, labels_dtype, x_ref_dtype = types
+        loss = D2NetLoss(5, 8, recipe).to(x_ref_dtype)
         leaves = [
-            x.to(dtype, copy=True).requires_grad_() for x, dtype in ((tcam, of_tcam), (embeddings, of_embeddings))
+            x.to(dtype, copy=True).requires_grad_() for x, dtype in ((tcam, tcam_dtype), (embeddings, embeddings_dtype))
         ]
-        total = loss(*leaves, lengths, labels.to(of_labels), partners).total
+        total = loss(*leaves, lengths, labels.to(labels_dtype), partners).total
         total.backward()
         assert all(x.grad is None or x.grad.isfinite().all() for x in leaves)
         expected = total.item() if expected is None else expected

@@ -151,7 +151,7 @@ TAKEN: dict[str, tuple[Callable[[object], object], Tensor]] = {
     "attention_pool: x": (lambda x: ops.attention_pool(x, X[..., 0]), X),
     "attention_pool: attention": (lambda x: ops.attention_pool(X, x), X[..., 0]),
     "bottom_up_attention: embeddings": (lambda x: ops.bottom_up_attention(x, X[0, 0]), X),
-    "bottom_up_attention: reference": (lambda x: ops.bottom_up_attention(X, x), X[0, 0]),
+    "bottom_up_attention: x_ref": (lambda x: ops.bottom_up_attention(X, x), X[0, 0]),
     "log_condition_number: u": (ops.log_condition_number, X),
     "joint_log_condition_number: p": (lambda x: ops.joint_log_condition_number(x, X.mT), X),
     "joint_log_condition_number: y": (lambda x: ops.joint_log_condition_number(X, x), X.mT),

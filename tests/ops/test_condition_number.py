@@ -260,11 +260,11 @@ def test_joint_is_the_product(device, classes, items):
         y[2, items // 2] = 0
     p, y = 100 * p, y / 32
     product = p @ y
-    (of_product,) = gradient_of(condition_number.log_condition_number_ref, product)
+    (grad_product,) = gradient_of(condition_number.log_condition_number_ref, product)
     p, y = p.to(device), y.to(device)
     torch.testing.assert_close(joint_log_condition_number(p, y).cpu(), expected_value(product), rtol=1e-9, atol=1e-9)
-    of_p, of_y = gradient_of(joint_log_condition_number, p, y)
-    for ours, expected in ((of_p, of_product @ y.cpu().mT), (of_y, p.cpu().mT @ of_product)):
+    grad_p, grad_y = gradient_of(joint_log_condition_number, p, y)
+    for ours, expected in ((grad_p, grad_product @ y.cpu().mT), (grad_y, p.cpu().mT @ grad_product)):
         torch.testing.assert_close(ours.cpu(), expected, rtol=0, atol=1e-9 * max(1, expected.abs().max().item()))
 
 
@@ -340,8 +340,8 @@ def test_joint_nan_and_rank_one(device, classes, items):
     p, y = p.to(device), y.to(device)
     value = joint_log_condition_number(p, y)
     assert value[:2].isnan().all() and value[2:].tolist() == [0, 0]
-    of_p, of_y = gradient_of(joint_log_condition_number, p, y)
-    assert of_p[:2].isnan().all() and (of_p[2:] == 0).all() and (of_y[2:] == 0).all()
+    grad_p, grad_y = gradient_of(joint_log_condition_number, p, y)
+    assert grad_p[:2].isnan().all() and (grad_p[2:] == 0).all() and (grad_y[2:] == 0).all()
 
 
 def test_joint_takes_labels_of_any_type_and_views(device):
@@ -491,11 +491,11 @@ def test_entries_near_the_largest_number(shape, dtype, kind):
     u = torch.randn(shape, generator=generator, dtype=dtype)
     scale = 2.0 ** math.floor(math.log2(torch.finfo(dtype).max / u.abs().max().item()))
     expected, (gradient,) = log_condition_number(u), gradient_of(log_condition_number, u)
-    found, (of_large,) = log_condition_number(u * scale), gradient_of(log_condition_number, u * scale)
+    found, (grad_large,) = log_condition_number(u * scale), gradient_of(log_condition_number, u * scale)
     # Of 130 rows LAPACK's are of float32, which it scales in its own way.
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-4 if max(shape) > 128 else 1e-6)
     # Gradients of 1e-38 have few digits in float32.
-    torch.testing.assert_close(of_large * scale, gradient, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(grad_large * scale, gradient, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["kernel", "reference"], indirect=True)

@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from d2net.errors import InputError
 from d2net.ops.loss import d2net_loss
 from d2net.ops.loss_ref import (
+    BG,
+    FG,
     LossInputs,
     LossResult,
     LossSettings,
@@ -139,27 +141,27 @@ def test_half_precision_of_embeddings_is_that_of_the_input(device, dtype):
 def definition(x: LossInputs, result: LossResult, settings: LossSettings) -> float:
     """Mean of Eq. 4, recording by recording and class by class in Python floats, from pooled scores and embeddings."""
 
-    def weight(i: int, kind: int) -> float:
-        first = i if x.source is None or kind > 0 else int(x.source[i])
-        other = int(x.partner[kind][i])
+    def weight(i: int, pair: str) -> float:
+        first = int(x.source[i]) if x.source is not None and pair == "fb" else i
+        other = int(x.partner[["fb", "fg", "bg"].index(pair)][i])
         if not (0 <= other < b and 0 <= first < b) or (x.source is None and other == i):
             return 0.0
-        of_u, of_v = ((0, 1), (0, 0), (1, 1))[kind]
-        if not (result.valid[of_u, first] and result.valid[of_v, other]):
+        own_side, other_side = {"fb": (FG, BG), "fg": (FG, FG), "bg": (BG, BG)}[pair]
+        if not (result.valid[own_side, first] and result.valid[other_side, other]):
             return 0.0
-        u, v = result.x[of_u, first], result.x[of_v, other]
+        u, v = result.x[own_side, first], result.x[other_side, other]
         cosine = float(u @ v / math.sqrt((u @ u + 1e-12) * (v @ v + 1e-12)))
-        return max(0.0, cosine) if kind == 0 else settings.gamma * (1 - cosine)
+        return max(0.0, cosine) if pair == "fb" else settings.gamma * (1 - cosine)
 
     b, c = result.pooled.shape
     terms = []
     for i in range(b):
         if result.counted[i] == 0:
             continue
-        w_fb, w_fg, w_bg = (weight(i, kind) for kind in range(3))
-        term, floor, beta = 0.0, settings.probability_floor, settings.beta
+        w_fb, w_fg, w_bg = (weight(i, pair) for pair in ("fb", "fg", "bg"))
+        term, eps, beta = 0.0, settings.probability_floor, settings.beta
         for k in range(c):
-            p = min(max(float(result.pooled[i, k]), floor), 1 - floor)
+            p = min(max(float(result.pooled[i, k]), eps), 1 - eps)
             if x.labels[i, k] > 0:
                 term -= (c if settings.balanced else 1) * (1 - p + w_fg + w_fb) ** beta * math.log(p)
             else:

@@ -439,7 +439,7 @@ def test_permutation(device):
 
 
 @pytest.mark.parametrize(
-    ("of_segments", "of_scores", "computed"),
+    ("segments_dtype", "scores_dtype", "computed"),
     [
         (torch.float16, torch.float16, torch.float32),
         (torch.bfloat16, torch.bfloat16, torch.float32),
@@ -450,10 +450,10 @@ def test_permutation(device):
         (torch.float16, torch.int32, torch.float64),
     ],
 )
-def test_any_types_are_computed_in_float32_or_float64(device, of_segments, of_scores, computed):
+def test_any_types_are_computed_in_float32_or_float64(device, segments_dtype, scores_dtype, computed):
     """The same as of what was converted before."""
     segments, scores = random_case(300, 4, 100.0, device=device)
-    segments, scores = (8 * segments).round().to(of_segments), (200 * scores).round().to(of_scores)
+    segments, scores = (8 * segments).round().to(segments_dtype), (200 * scores).round().to(scores_dtype)
     groups = torch.arange(300, device=device) % 3
     wide = segments.to(computed), scores.to(computed)
     for threshold in (0.3, 1 / 3, 0.5):

@@ -198,10 +198,10 @@ def test_the_address_of_a_row_does_not_matter(device, t, dtype):
         snippet_pdmi(aligned, aligned_scores, lengths),
     )
     torch.testing.assert_close(loss, expected.loss, rtol=0, atol=0)
-    gradient, of_aligned = (
+    gradient, grad_aligned = (
         gradient_of(a, s, lengths) for a, s in ((unaligned, unaligned_scores), (aligned, aligned_scores))
     )
-    assert torch.equal(gradient, of_aligned) and (gradient[1, t - 1 :] == 0).all()
+    assert torch.equal(gradient, grad_aligned) and (gradient[1, t - 1 :] == 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
