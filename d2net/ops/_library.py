@@ -65,8 +65,7 @@ def register(
         fake: has the operator's signature; returns empty tensors of the results' shape, dtype and device.
         kernel: for CPU and CUDA, called as ``kernel(native, *inputs)`` with tensors as :func:`_native.reading` prepares
             them; ``native(function, like, *args)`` is :func:`_native.on_cpu` or :func:`_native.on_cuda`.
-        cpu: the CPU kernel where there is no ``kernel`` for both, with the operator's signature and tensors as they
-            come.
+        cpu: a kernel for the CPU alone, with the operator's signature and tensors as they come.
         cuda: the same for CUDA; registered where the extension was built with CUDA.
         setup_context: as for ``torch.library.register_autograd``.
         backward: as there; None: no result is differentiable.
@@ -226,11 +225,7 @@ def _direct_function(
 
 
 def has_kernel(name: str, x: Tensor) -> bool:
-    """Whether operator ``name`` runs its kernel on ``x``.
-
-    Its plain-PyTorch reference runs on devices without a kernel, in forward-mode differentiation, and within
-    :func:`use_backend` and the transforms of ``torch.func``.
-    """
+    """Whether operator ``name`` runs its kernel on ``x`` now, not its reference in plain PyTorch (see the top)."""
     if torch.compiler.is_compiling():  # torch.compile cannot trace the calls below
         wanted = not getattr(_local, "reference", False)
         return wanted and x.device.type in _DEVICES[name] and forward_ad._current_level < 0
