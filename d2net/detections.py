@@ -28,7 +28,8 @@ class Segments:
         classes: Names of the action classes.
         video: (N,) int64, index into ``videos``.
         label: (N,) int64, index into ``classes``.
-        start, end: (N,) float64, seconds; ``end`` is exclusive.
+        start: (N,) float64, seconds.
+        end: (N,) float64, seconds, exclusive.
     """
 
     videos: tuple[str, ...]
@@ -108,8 +109,10 @@ def write_detections(path: str | os.PathLike[str], detections: Detections, featu
     videos. The file appears whole or not at all: it is written beside its place and then moved there.
 
     Args:
-        features: What features the detections are from; kept under ``external_data``, where ActivityNet's rules ask
-            for it, and read by :func:`read_features`.
+        path: The file.
+        detections: What to write.
+        features: What features the detections are from. Written under ``external_data``, where ActivityNet's rules want
+            it, and read by :func:`read_features`.
 
     Raises:
         InputError: the file cannot be written, a time or score is not finite, or a name is no text that CSV can hold.

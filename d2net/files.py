@@ -28,6 +28,7 @@ def one_component(name: str, where: str) -> str:
     Every name out of data, a recipe or the command line goes through here before it becomes part of a path.
 
     Args:
+        name: The name.
         where: What holds the name, for the message.
 
     Raises:
@@ -149,17 +150,18 @@ def inside(folder: Path, *names: str) -> Path:
 
 @contextmanager
 def locked(folder: Path, lock: Path | None = None) -> Iterator[None]:
-    """Within, no other d2net writes in ``folder``, which is made where it is missing; what dead runs left is swept.
+    """Within the block no other d2net writes to ``folder``. Removes what killed runs left there.
 
     The lock is the kernel's, on the file ``.d2net.lock`` in the folder: it ends with the process, however that ends.
     The file holds the process's number and is removed at the end; one that a killed run left is taken by the next. One
     thread can enter many times (a demo and the training in it).
 
     Args:
-        lock: The file to lock instead: of a folder that is to appear by a move.
+        folder: Made where it is missing.
+        lock: The file to lock instead, for a folder that will appear by a move.
 
     Raises:
-        InputError: another process or thread writes there, which is said at once; nothing can be written there.
+        InputError: another process or thread writes there (raised without waiting); nothing can be written there.
     """
     from filelock import FileLock, Timeout
 

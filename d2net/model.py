@@ -18,11 +18,11 @@ from d2net.recipes import ModelRecipe, Recipe
 
 
 class D2NetOutput(NamedTuple):
-    """What the network says of a batch; everything is 0 past a recording's length.
+    """The outputs of the network for a batch; all are 0 past a recording's length.
 
     Attributes:
-        logits_a, logits_b: (B, T, C) class logits of the first (RGB) and second (flow) stream; of a network with one
-            stream, logits_b is None.
+        logits_a: (B, T, C) class logits of the first stream (RGB).
+        logits_b: (B, T, C) class logits of the second stream (flow); None where the network has one stream.
         tcam: (B, T, C) class activations T, the mean of the streams' sigmoids.
         embeddings: (B, T, D) latent embeddings x(t), the mean of the streams' second layers.
     """

@@ -55,10 +55,11 @@ def read_text(path: Path) -> str:
 
 
 def load_json(path: Path, content: bytes | None = None) -> Any:
-    """What a JSON file holds; some editors begin it with a mark, which is no JSON.
+    """The value in a JSON file. A byte-order mark, which some editors write, is skipped.
 
     Args:
-        content: Of the file, where it has been read already.
+        path: The file.
+        content: What is in it, where it has been read already.
 
     Raises:
         InputError: a missing or malformed file, or an object in which a key stands twice.

@@ -133,10 +133,12 @@ class DataOptions:
         return find_dataset(spec, trust_pickle=self.trust_pickle)
 
     def open(self, catalog: Catalog, subsets: list[str] | None, like: tuple[int, ...] | None = None) -> Dataset:
-        """The subsets of a dataset; what was taken for granted or left out is said on stderr.
+        """Open the subsets of a dataset; what was assumed or left out is said on stderr.
 
         Args:
-            like: Stream widths of a model, which features in one array are divided into where nothing says how.
+            catalog: The dataset.
+            subsets: Names of the subsets; None: all.
+            like: Stream widths of a model. Features in one array are split into these where nothing else says how.
         """
         dataset = catalog.open(
             subsets,

@@ -24,11 +24,13 @@ def check_output(
     reads: Iterable[str | Path] = (),
     suffixes: Iterable[str] = (),
 ) -> None:
-    """Make the folder that a file is to be written to, and see whether it can be: before anything is computed.
+    """Check, before anything is computed, that a file can be written; makes its folder.
 
     Args:
+        path: The file.
+        option: The option that gave it, for messages.
         reads: What the command reads: files, folders of datasets, ``simulated:FILE``.
-        suffixes: What the name may end in, in small letters.
+        suffixes: What the name may end in, in lower case.
 
     Raises:
         InputError: the file is read here, or is one that a run is made of; another suffix; a folder, a link or a device

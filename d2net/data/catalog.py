@@ -180,13 +180,14 @@ class Catalog:
 
 
 def train_and_test(subsets: Sequence[str], annotated: Sequence[str] | set[str] = ()) -> tuple[str | None, str | None]:
-    """Which subset a collection trains on and which it tests on, None where there is none.
+    """The subset to train on and the subset to test on; None where there is none.
 
     THUMOS14 trains on ``validation`` and tests on ``test``; ActivityNet trains on ``training`` and tests on
-    ``validation``, since its ``testing`` has no annotations. A collection with one subset alone tests on that.
+    ``validation``, since its ``testing`` has no annotations. A dataset with a single subset tests on that.
 
     Args:
-        annotated: Those that have segments; one of them is tested on, where there is one.
+        subsets: Names of all subsets.
+        annotated: Names of those that have segments. If there are any, the subset to test on is one of them.
     """
     lower = {s.lower(): s for s in subsets}
     train = next((lower[s] for s in TRAINING if s in lower), None)

@@ -55,11 +55,13 @@ def inspect(
     check_durations: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
-    """Reads all that a dataset has and looks for what is missing, contradictory or strange.
+    """Reads a whole dataset and looks for what is missing, contradictory or unusual.
 
     Args:
         catalog: From :func:`d2net.data.find_dataset`.
-        times, streams, check_durations: As :meth:`Catalog.open`.
+        times: As for :meth:`Catalog.open`.
+        streams: As there.
+        check_durations: As there.
         progress: Called as ``progress(done, total)`` after every recording.
 
     Raises:

@@ -27,7 +27,10 @@ class Opening:
     """Opens recordings of a catalog one after the other, checking each against those before it.
 
     Args:
-        times, streams, like: As of :meth:`Catalog.open`.
+        catalog: The dataset.
+        times: As for :meth:`Catalog.open`.
+        streams: As there.
+        like: As there.
 
     Attributes:
         widths: Of the streams of the recordings so far, None before the first.
@@ -168,10 +171,13 @@ class Opening:
 
 
 def _with_num_frames(said: Times, times: Times, entry: Entry, snippets: int) -> Times:
-    """``said``, with what a video's ``num_frames`` says: in some files its window, in others the frames that it has.
+    """``said``, with what a video's ``num_frames`` says: in some files the window, in others the video's frames.
 
     Args:
-        times: All that is known of its time without that.
+        said: What the file says of the time.
+        times: All that is known of the time without ``num_frames``.
+        entry: The video.
+        snippets: Of the video.
 
     Raises:
         InputError: it could be either, or can be neither.
@@ -204,6 +210,7 @@ def duration_problems(recordings: Sequence[Recording], widths: tuple[int, ...]) 
     """A sentence for every recording whose snippets do not fit its duration, by name, the worst first.
 
     Args:
+        recordings: All recordings.
         widths: Of the streams.
     """
     found: list[tuple[float, str, str]] = []

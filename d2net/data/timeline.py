@@ -90,7 +90,8 @@ def read_timeline(path: Path, content: Any = None) -> Timeline:
     """Reads and checks an annotations file, and the list of ambiguous segments beside it, where there is one.
 
     Args:
-        content: Of the file, where it has been read already.
+        path: The file.
+        content: What is in it, where it has been read already.
 
     Raises:
         InputError: naming the file and the video at fault.

@@ -44,7 +44,8 @@ def two_stream_tcam(logits_a: Tensor, logits_b: Tensor, lengths: Tensor | None =
     """T = (sigmoid(a) + sigmoid(b)) / 2, lambda(t) = max_c T[t, c], p = topk_pool(T).
 
     Args:
-        logits_a, logits_b: (B, T, C) outputs of the streams' last layers, floating point.
+        logits_a: (B, T, C) output of the first stream's last layer, floating point.
+        logits_b: the same of the second stream.
         lengths: (B,) int64, or None (all T).
         divisor: see :func:`topk_pool`.
 

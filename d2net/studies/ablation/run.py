@@ -33,9 +33,11 @@ class Ablation:
         variants: Rows of the table, in order.
         seeds: How many; they are 0, 1, …
         data: The dataset; None: the ``watch`` recordings, made as the variants say.
-        train, test: Names of the subsets of ``data``.
-        folds: Cross-validate: so many groups of the training subjects of ``watch`` (7: each on its own) are left out
-            and judged on, one at a time; the test subjects play no part. None: train and test as they are.
+        train: Name of the subset of ``data`` to train on.
+        test: Name of the subset of ``data`` to judge on.
+        folds: Cross-validate with so many groups of the training subjects of ``watch`` (7: one subject each): each
+            group in turn is left out of training and judged on. The test subjects are not used. None: train on the
+            training subjects and judge on the test subjects.
         device: Where to train and to localize.
 
     Raises:
