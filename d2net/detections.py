@@ -63,8 +63,8 @@ class Annotations(Segments):
         withdrawn: Videos whose segments are no longer ground truth (``video_test_0000270`` and ``video_test_0001496``
             of THUMOS14 in the W-TALC folder, which has segments of them in ``segments.npy`` and none in
             ``test_gt_segments.npy``). The ``wtalc`` protocol leaves out videos without segments, but not these.
-        rank: (N,) int64, in which order the ``wtalc`` protocol offers the segments of a video to a detection: that of
-            the files of the W-TALC folder, on which the published numbers depend; None: by time.
+        rank: (N,) int64, the order in which the ``wtalc`` protocol tries to match a detection with the segments of its
+            video. Published numbers depend on it: it is the order in the files of the W-TALC folder. None: by time.
     """
 
     ambiguous: np.ndarray
@@ -150,7 +150,7 @@ def write_detections(path: str | os.PathLike[str], detections: Detections, featu
 
 
 def read_features(path: str | os.PathLike[str]) -> str | None:
-    """What an ActivityNet JSON says of the features its detections are from; None where it says nothing, as a CSV."""
+    """The features that detections are from, as an ActivityNet JSON names them; None if it does not, as no CSV does."""
     path = Path(path)
     if _is_csv(path):
         return None
