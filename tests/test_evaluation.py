@@ -60,7 +60,7 @@ def test_published_activitynet_protocol(published, shared):
     result = evaluate(found, truth, unknown_videos="false_positive")
     np.testing.assert_allclose(result.map, 100 * data["map_activitynet_protocol"], atol=1e-12)
     assert result.coverage.false_positives["unknown_video"] == 35
-    with pytest.raises(InputError, match="2 videos of the detections: 'video_test_0000270', 'video_test_0001496'"):
+    with pytest.raises(InputError, match="2 recordings of the detections: 'video_test_0000270', 'video_test_0001496'"):
         evaluate(found, truth)
 
 
@@ -391,7 +391,7 @@ def test_names_in_the_annotations_with_a_suffix():
     ("name", "other"), [("clip.left", "clip.right"), ("take_1_23", "take_12_3"), ("video_1", "video_2")]
 )
 def test_names_that_only_look_alike(name, other):
-    with pytest.raises(InputError, match="the annotations do not list 1 video") as error:
+    with pytest.raises(InputError, match="the annotations do not list 1 recording") as error:
         evaluate(detections([(0, 0, 0, 10, 0.9)], videos=(name,)), annotations([(0, 0, 0, 10)], videos=(other,)))
     assert "rename" not in str(error.value)
 
@@ -417,7 +417,7 @@ def test_exact_names_win_over_the_prefix():
         annotations([(0, 0, 0, 10)], videos=("x", "y")),
         detections([(0, 0, 0, 10, 0.9)], videos=("v_x", "y")),
     )
-    with pytest.raises(InputError, match="1 video of the detections: 'v_x'"):
+    with pytest.raises(InputError, match="1 recording of the detections: 'v_x'"):
         evaluate(found, truth)
 
 

@@ -34,29 +34,29 @@ def evaluate(
 
     AP is the area under the interpolated precision-recall curve. The order of detections, annotations and recordings
     does not change a bit of the result (:mod:`d2net.evaluation` says how ties are broken). Detections past the end of a
-    video are judged like any other. F1 = 2 TP / (2 TP + FP + FN) takes all detections as given, without a search for a
-    score threshold, as in Table 3 of the paper; TP, FP and FN are summed over all classes, also those without ground
-    truth.
+    recording are judged like any other. F1 = 2 TP / (2 TP + FP + FN) takes all detections as given, without a search
+    for a score threshold, as in Table 3 of the paper; TP, FP and FN are summed over all classes, also those without
+    ground truth.
 
     Detections labelled "Ambiguous" (in upper or lower case) are dropped: annotations use that as a mark, not as a
     class.
 
     Args:
-        detections: Joined to ``annotations`` by the names of videos and classes. Names of ActivityNet's files begin
-            with ``v_``, those of its annotations do not. So if ``annotations`` knows no video of the detections, but
-            all videos with a detection once ``v_`` is removed from their names, or added, they are renamed, and
+        detections: Joined to ``annotations`` by the names of recordings and classes. Names of ActivityNet's files begin
+            with ``v_``, those of its annotations do not. So if ``annotations`` knows no recording of the detections,
+            but all recordings with a detection once ``v_`` is removed from their names, or added, they are renamed, and
             ``coverage.renamed`` says so.
         annotations: The ground truth.
         protocol: ``activitynet`` or ``wtalc``.
         tiou: Temporal IoU thresholds, each in (0, 1].
         f1_tiou: The IoU of the F1 score.
-        unknown_videos: What to do with detections in videos that ``annotations`` does not list: raise an ``error``,
+        unknown_videos: What to do with detections in recordings that ``annotations`` does not list: raise an ``error``,
             ``ignore`` them, or count each as a ``false_positive``, as the ActivityNet toolkit does.
 
     Raises:
-        InputError: an unknown protocol, video or class; a threshold outside (0, 1]; no ground truth; a time or score
-            that is not finite; a segment that ends before it starts; no detection is left, because all have unknown
-            videos, the label "Ambiguous", or videos without segments.
+        InputError: an unknown protocol, recording or class; a threshold outside (0, 1]; no ground truth; a time or
+            score that is not finite; a segment that ends before it starts; no detection is left, because all have
+            unknown recordings, the label "Ambiguous", or recordings without segments.
     """
     try:
         tiou = (float(tiou),) if isinstance(tiou, (int, float, str)) else tuple(float(t) for t in tiou)
@@ -82,7 +82,7 @@ def evaluate(
     gt_video, gt_label = annotations.video[offered], annotations.label[offered]
     gt_start, gt_end = annotations.start[offered], annotations.end[offered]
 
-    # Arrays by video; the last entry stands for all unknown videos.
+    # Arrays by recording; the last entry stands for all unknown ones.
     n_groups = len(annotations.videos) + 1
     unknown = video == n_groups - 1
     has_segment = np.bincount(annotations.video, minlength=n_groups) > 0

@@ -13,7 +13,7 @@ def ranked(which: np.ndarray, detections: Detections, names: tuple[str, ...], la
     Args:
         which: The indices to order.
         detections: All detections.
-        names: Of the detections' videos, as the annotations have them.
+        names: Of the detections' recordings, as the annotations have them.
         label: (N,) classes, in a narrow integer type, for which numpy's stable sort is a fast radix sort.
     """
     order = which[np.argsort(-detections.score[which], kind="stable")]

@@ -1,4 +1,4 @@
-"""Joins detections to annotations by the names of videos and classes; suggests a known name for an unknown one."""
+"""Joins detections to annotations by the names of recordings and classes; suggests a known name for an unknown one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def is_ambiguous(label: str) -> bool:
 
 
 def find_prefix(detections: Detections, annotations: Annotations) -> tuple[tuple[str, ...], str]:
-    """Names of the detections' videos as the annotations have them, and how they were changed, in words, or "".
+    """Names of the detections' recordings as the annotations have them, and how they were changed, in words, or "".
 
     If one name is known, none is changed.
     """
@@ -45,18 +45,18 @@ def find_prefix(detections: Detections, annotations: Annotations) -> tuple[tuple
 def join(
     names: tuple[str, ...], detections: Detections, annotations: Annotations, unknown_videos: UnknownVideos
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) video and (N,) label of the detections, as indices into the names of ``annotations``.
+    """(N,) recording and (N,) label of the detections, as indices into the names of ``annotations``.
 
     An unknown name has the index one past the last.
 
     Args:
-        names: Of the detections' videos, from :func:`find_prefix`.
+        names: Of the detections' recordings, from :func:`find_prefix`.
         detections: All detections.
         annotations: The ground truth.
         unknown_videos: As for :func:`d2net.evaluation.evaluate`.
 
     Raises:
-        InputError: an unknown video or class that may not be ignored.
+        InputError: an unknown recording or class that may not be ignored.
     """
     if unknown_videos not in get_args(UnknownVideos):
         raise InputError(f"unknown_videos is '{unknown_videos}'; choose {', '.join(get_args(UnknownVideos))}")
@@ -66,7 +66,7 @@ def join(
     if unknown_videos == "error" and strange.any():
         unknown = sorted({names[v] for v in np.unique(detections.video[strange])})
         raise InputError(
-            f"the annotations do not list {counted(len(unknown), 'video')} of the detections: {listed(unknown)}; "
+            f"the annotations do not list {counted(len(unknown), 'recording')} of the detections: {listed(unknown)}; "
             f"{_spelling(unknown, annotations.videos)}choose the subset that was localized, or drop these detections "
             "with --ignore-unknown-videos (in Python unknown_videos='ignore')"
         )
@@ -86,11 +86,11 @@ def join(
 
 def nothing_left(dropped: dict[Reason, int], names: tuple[str, ...], annotations: Annotations) -> str:
     reasons = {
-        "in videos that the annotations do not list (unknown_videos='ignore', --ignore-unknown-videos)": dropped[
+        "in recordings that the annotations do not list (unknown_videos='ignore', --ignore-unknown-videos)": dropped[
             "unknown_video"
         ],
         "labelled 'Ambiguous', which is a mark and no class": dropped["ambiguous_label"],
-        "in videos without a segment, which the wtalc protocol leaves out": dropped["video_without_segments"],
+        "in recordings without a segment, which the wtalc protocol leaves out": dropped["video_without_segments"],
     }
     known = set(annotations.videos)
     unknown = sorted(name for name in names if name not in known)

@@ -25,7 +25,7 @@ class Coverage:
             ``Annotations.withdrawn``.
         without_detections: Recordings that count and have no detection.
         unlisted: Those of ``without_detections`` that the detections do not even list: perhaps they were not localized.
-        renamed: How the names of the detections' videos were changed to those of the annotations, or "".
+        renamed: How the names of the detections' recordings were changed to those of the annotations, or "".
         detections: Number of detections, with the dropped ones.
         dropped: Number of detections that do not count, by reason; each under the first reason that applies.
         false_positives: Number of detections that are false positives whatever their times, by reason.

@@ -167,11 +167,11 @@ def to_detections(
         check_kept("to_detections", name, given)
     seconds = np.asarray(seconds_per_snippet, np.float64)
     if seconds.shape != (len(videos),) or not ((seconds > 0) & np.isfinite(seconds)).all():
-        raise InputError(f"seconds_per_snippet must be one positive number for each of the {len(videos)} videos")
+        raise InputError(f"seconds_per_snippet must be one positive number for each of the {len(videos)} recordings")
     first = np.zeros(len(videos)) if first_snippet is None else np.asarray(first_snippet, np.float64)
     last = np.array([math.inf if d is None else d for d in durations or [None] * len(videos)], np.float64)
     if first.shape != seconds.shape or not np.isfinite(first).all() or last.shape != seconds.shape:
-        raise InputError(f"first_snippet and durations must be one number for each of the {len(videos)} videos")
+        raise InputError(f"first_snippet and durations must be one number for each of the {len(videos)} recordings")
     video, label, start, end, score = (x.detach().cpu().numpy() for x in proposals)
     for name, index, size in (("recording", video, len(videos)), ("class", label, len(classes))):
         if len(index) and not 0 <= index.min() <= index.max() < size:
