@@ -155,7 +155,10 @@ CASES = {
         says="without a segment: 1 recording ('w'); detections there: 1 as false positives",
     ),
     "recording not in the annotations": Case(
-        [ELSEWHERE, HIT], "1 recording of the detections: 'w'", "1 recording of the detections: 'w'", marks={"videos": ("v",)}
+        [ELSEWHERE, HIT],
+        "1 recording of the detections: 'w'",
+        "1 recording of the detections: 'w'",
+        marks={"videos": ("v",)},
     ),
     "the same, ignored": Case(
         [ELSEWHERE, HIT], 100, 100, marks={"videos": ("v",)}, options={"unknown_videos": "ignore"},
