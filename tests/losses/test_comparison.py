@@ -51,7 +51,7 @@ def test_cross_entropy_is_pytorchs(make_batch):
 
 
 def pseudo_labelled(tcam, embeddings, lengths, reference):
-    """lambda and the pseudo-labels of every recording's pseudo-labelled snippets."""
+    """lambda and pseudo-label of the pseudo-labelled snippets of every recording."""
     for t, x, n in zip(tcam, embeddings, lengths.tolist(), strict=True):
         score = bottom_up_attention(x[None, :n], reference)[0]
         chosen = score != 0.5
@@ -96,7 +96,7 @@ def test_video_dmi(make_batch):
     torch.testing.assert_close(loss, expected)
     loss.backward()
     assert tcam.grad.abs().sum() > 0
-    labels[:, 1] = 0  # a class is missing: U is singular, whatever rounding makes of its determinant
+    labels[:, 1] = 0  # a class is missing, so U is singular, although rounding may make its determinant nonzero
     assert VideoDMI()(tcam, lengths, labels) == 0
 
 
@@ -131,7 +131,7 @@ def test_a_recipe_reaches_every_comparison(make_batch, settings, dis, snippet, v
     recipe = load_recipe("thumos14-paper").override(settings)
     loss = D2NetLoss.from_recipe(recipe.loss, num_classes=3, embedding_dim=8).double()
     result = loss(tcam, embeddings, lengths, labels, torch.roll(torch.arange(9), 1))
-    assert loss.reference.abs().sum() > 0  # inference needs x_ref whatever the loss
+    assert loss.reference.abs().sum() > 0  # localization needs x_ref with every loss
     paper = D2NetLoss(3, 8).double()(tcam, embeddings, lengths, labels, torch.roll(torch.arange(9), 1))
     torch.testing.assert_close(result.discriminative, dis(tcam, lengths, labels) if dis else paper.discriminative)
     zero = torch.zeros((), dtype=torch.float64)

@@ -159,7 +159,7 @@ def test_terms_that_are_off(make_batch):
     result = loss(*batch, denoise=False)
     assert result.total == result.discriminative > 0
     assert result.snippet == result.video == result.uncertainty == 0
-    assert loss.reference.abs().sum() > 0  # x_ref goes on
+    assert loss.reference.abs().sum() > 0  # x_ref is still updated
     alone = D2NetLoss(5, 8, LossRecipe(alpha_snippet=0, alpha_video=0)).double()(*batch)
     assert alone.total == alone.discriminative and alone.snippet == alone.video == 0
 
@@ -232,7 +232,7 @@ def test_partners_of_another_integer_type(make_batch):
 def test_the_reference_of_a_loss_in_half_precision_and_behind_autograds_back(make_batch, dtype):
     tcam, embeddings, lengths, labels = make_batch(dtype=torch.float32)
     loss = D2NetLoss(5, 8)
-    loss.reference.fill_(1e5)  # which float16 does not have
+    loss.reference.fill_(1e5)  # beyond the largest float16
     loss = torch.nn.Sequential(loss).to(dtype)[0]
     assert loss.reference.dtype == torch.float32 and (loss.reference == 1e5).all()
     loss(tcam.to(dtype), embeddings.to(dtype), lengths, labels)
@@ -253,7 +253,7 @@ def test_a_loss_on_another_device_is_named(make_batch):
 
 
 class _Operations(TorchDispatchMode):
-    """The names of the operations that do something on a device."""
+    """The names of the operations that launch something on a device."""
 
     VIEWS = ("view", "expand", "unsqueeze", "select", "detach", "alias", "squeeze", "empty", "promote_types")
 
@@ -269,7 +269,7 @@ class _Operations(TorchDispatchMode):
 
 
 def test_it_is_one_operator_each_way(make_batch):
-    """Beside which torch draws the pairs, copies x_ref, and fills in a term that is off and the gradient of 1."""
+    """Besides it, torch draws the pairs, copies x_ref, and fills in the terms that are off and the gradient of 1."""
     tcam, embeddings, lengths, labels = make_batch()
     leaves = [tcam.requires_grad_(), embeddings.requires_grad_()]
     loss = D2NetLoss(5, 8).double()

@@ -33,7 +33,7 @@ def test_published_code(shared, case):
 
 
 def naive_release(tcam, embeddings, lengths, labels, reference, activitynet, generator):
-    """The released code's rules, one recording at a time. Also returns the permutations it drew, padded."""
+    """The rules of the released code, one recording at a time. Also returns the permutations that it drew, padded."""
     c = tcam.shape[2]
     divisor, bg_tau, pseudo_bg = (4, 0.8, 0.3) if activitynet else (8, 0.5, 0.5)
     counted = [i for i in range(len(tcam)) if lengths[i] >= 5 and labels[i].sum() > 0]
@@ -60,7 +60,7 @@ def naive_release(tcam, embeddings, lengths, labels, reference, activitynet, gen
         w[0][with_fg[j]] = 0.01 * (1 - F.cosine_similarity(fg[j], fg[perms[0][j]], dim=0))
     for j in range(n_bg):
         w[1][with_bg[j]] = 0.01 * (1 - F.cosine_similarity(bg[j], bg[perms[1][j]], dim=0))
-    for j in range(min(n_fg, n_bg)):  # the row is counted among all recordings, the embedding among those with one
+    for j in range(min(n_fg, n_bg)):  # the row counts all recordings, the embedding only those that have one
         w[2][perms[2][j]] = F.cosine_similarity(fg[perms[2][j]], bg[perms[3][j]], dim=0).clamp(min=0)
     if lowest:
         reference = 0.9 * reference + 0.1 * torch.stack(lowest).mean(0)
@@ -149,10 +149,10 @@ def test_equals_the_rules_one_recording_at_a_time(make_batch, case, recipe):
         result = loss(tcam, embeddings, lengths, labels, partners)
         torch.testing.assert_close(loss.reference, reference)
         for term, expected in zip((result.discriminative, result.snippet, result.video), terms, strict=True):
-            if expected > 15:  # a singular U_1: what the released code makes of it is rounding
+            if expected > 15:  # U_1 is singular: the released code's value is made of rounding errors
                 continue
             assert term.item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-9)
-            if case in ("saturated", "at tau"):  # among equals, which one the gradient goes to is not part of the rules
+            if case in ("saturated", "at tau"):  # the rules do not say which of equal entries gets the gradient
                 continue
             inputs = (tcam, embeddings)
             torch.testing.assert_close(
@@ -171,7 +171,7 @@ def test_permutations_begin_with_one_of_the_valid_numbers():
         for row, n in zip(drawn.tolist(), counts.tolist(), strict=True):
             assert sorted(row[:n]) == list(range(n)) and sorted(row) == list(range(5))
         seen.add(tuple(drawn[2, :3].tolist()))
-    assert len(seen) == 6  # the identity too: a recording may meet itself
+    assert len(seen) == 6  # with the identity: a recording may be paired with itself
 
 
 def test_drawn_permutations_are_repeatable_and_used(make_batch):

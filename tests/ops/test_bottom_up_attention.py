@@ -99,7 +99,7 @@ def test_nan_and_infinity_stay_in_their_snippet(device):
     expected = bottom_up_attention(x, x_ref)
     broken = x.clone()
     broken[0, 1, 0], broken[1, 2], broken[2, 3, 2] = NAN, NAN, float("inf")
-    broken[2, 4], broken[2, 4, 0] = 0, NAN  # NaN before zeros is not a zero vector
+    broken[2, 4], broken[2, 4, 0] = 0, NAN  # a vector of zeros and a NaN is not a zero vector
     out = bottom_up_attention(broken, x_ref)
     hit = torch.zeros_like(out, dtype=torch.bool)
     hit[0, 1] = hit[1, 2] = hit[2, 3] = hit[2, 4] = True
@@ -165,7 +165,7 @@ def test_the_gradient_is_not_differentiable():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32_and_stays_there(device, dtype):
     x, x_ref = made(d=600, device=device)
-    half = (100 * x).to(dtype).requires_grad_()  # squares that float16 cannot hold
+    half = (100 * x).to(dtype).requires_grad_()  # whose squares exceed the largest float16
     full = half.detach().float().requires_grad_()
     out, expected = bottom_up_attention(half, x_ref), bottom_up_attention(full, x_ref)
     assert torch.equal(out, expected)

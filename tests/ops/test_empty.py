@@ -31,7 +31,7 @@ MORE = LOSS._replace(
 
 
 def cases(b: int, t: int, c: int, d: int):
-    """By name: a function, its differentiable inputs, and others."""
+    """By name: a function, its differentiable inputs, and its other inputs."""
     generator = torch.Generator().manual_seed(0)
 
     def x(*shape: int) -> Tensor:
@@ -86,7 +86,7 @@ def cases(b: int, t: int, c: int, d: int):
 
 
 class Called(TorchDispatchMode):
-    """Names of the operators of ours that are called."""
+    """Records the names of d2net's operators that are called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ def test_no_operator_is_left_out():
 
 @pytest.mark.parametrize("sizes", [(2, 3, 4, 5), (0, 3, 4, 5), (2, 0, 0, 0)], ids=str)
 def test_meta_tensors_give_meta_tensors(sizes):
-    """By the fake kernels, forward and backward, and not by a reference."""
+    """Meta tensors run the fake kernels, forward and backward, not the plain-PyTorch references."""
     for name, case in cases(*sizes).items():
         if name in WAIT:
             continue

@@ -38,7 +38,7 @@ def test_a_reversed_segment_is_empty_and_nan_propagates(device):
         assert iou_1d(x, b).isnan().all() and iou_1d(b, x).isnan().all()
 
 
-# Products of them are below and above the range of their type, some of their differences too.
+# Products of these under- and overflow, and so do some of their differences.
 EXTREME = {
     torch.float32: [0.0, 1e-45, 3e-45, 1e-40, 5e-39, 1e-30, 1e-23, 2e-23, 3e-23, 1.0, 3.0, 1e19, 1e30, 1.6e38, 3e38],
     torch.float64: [
@@ -95,7 +95,7 @@ def test_endless_segments_overlap_nothing_and_only_nan_gives_nan(device):
 
 @pytest.mark.parametrize("exponent", [-148, -128, -120, -76, -40, 60, 120])
 def test_the_gradient_of_the_smallest_and_the_largest_segments(device, exponent):
-    """It is that of segments of ordinary lengths over the scale, and 0 where a union has no reciprocal."""
+    """The gradient is that at ordinary lengths, divided by the scale, and 0 where 1 / union overflows."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randint(0, 9, (n, 2), generator=generator).sort(1).values for n in (9, 7))
     a, b = a[a[:, 0] < a[:, 1]], b[b[:, 0] < b[:, 1]]
@@ -111,7 +111,7 @@ def test_the_gradient_of_the_smallest_and_the_largest_segments(device, exponent)
             torch.testing.assert_close(
                 torch.ldexp(found.double(), torch.tensor(exponent, device=device)), wanted, rtol=1e-5, atol=1e-6
             )
-        assert not found.isnan().any()  # infinity is where their sum is too large for the type
+        assert not found.isnan().any()  # Inf where the sum overflows
 
 
 def test_symmetry_bounds_and_shift_invariance(device):

@@ -1,4 +1,4 @@
-"""What launches of the CUDA kernels ask of a device."""
+"""Launches of CUDA kernels: how many there are, and the shared memory that they request."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def cuda_device(request) -> torch.device:
     return torch.device("cpu" if request.param == "simt" else "cuda")
 
 
-# A launch must ask for more than 48 KiB of shared memory, static arrays included. Just below it is without them that
-# these sizes lie: 49144 bytes of proposals' working memory, 48960 of a matrix, 49000 of scores.
+# A launch that needs more than 48 KiB of shared memory, with static arrays, must request it. Without static arrays
+# these sizes are just below 48 KiB: 49144 bytes of proposals' working memory, 48960 of a matrix, 49000 of scores.
 
 
 def test_proposals_just_below_48_kib(cuda_device):

@@ -1,4 +1,4 @@
-"""The whole loss in one call, part by part, on every backend; by recipes: tests/losses."""
+"""The operator of the whole loss, part by part, on every backend; tests/losses has the losses of recipes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def uniform(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> T
 
 
 def batch(b: int, t: int, c: int, d: int, seed: int = 0) -> LossInputs:
-    """With one recording of length 0, one without labels, and partners that lead outside."""
+    """A batch with a recording of length 0, one without labels, and partners out of range."""
     lengths = (uniform(b, seed=seed) * (t + 1)).long()
     lengths[0], lengths[-1] = t, 0
     labels = (uniform(b, c, seed=seed) > 0.6).double()
@@ -70,7 +70,7 @@ def to(x: LossInputs, device: torch.device, dtype: torch.dtype = torch.float64) 
 
 
 def evaluated(function, x: LossInputs, settings: LossSettings) -> list[Tensor]:
-    """Results but for the workspace, and the gradients of all of them together."""
+    """The results without the workspace, and the gradients of their weighted sum."""
     x = x._replace(tcam=x.tcam.requires_grad_(), embeddings=x.embeddings.requires_grad_())
     result = function(x, settings)
     smooth = [y for y in result[:SMOOTH] if y.requires_grad]
@@ -204,7 +204,7 @@ def test_partners_form_a_cycle_through_those_that_have_the_embedding(fg, bg):
 
 @pytest.mark.parametrize("b", [2, 7, 40, 300])
 def test_drawn_partners_are_those_of_plain_pytorch(device, b):
-    """NaN is the largest key, and equal keys follow the number."""
+    """NaN is the largest key; of equal keys the lower index comes first."""
     settings = LossSettings(classify=True, separate=True, embed=True, gamma=10.0)
     odd = torch.tensor([math.nan, math.inf, -math.inf, 0.5, -0.0, 0.0, 0.5]).repeat(3 * b)[: 3 * b].view(3, b)
     for keys in (uniform(3, b, dtype=torch.float32), odd, torch.zeros(3, b), torch.full((3, b), math.nan)):
@@ -220,7 +220,7 @@ def test_drawn_partners_are_those_of_plain_pytorch(device, b):
 @pytest.mark.parametrize(("b", "c"), [(1, 1), (4, 3), (10, 20)])
 def test_video_factors_equal_equation_10(peak_share, per_class, b, c):
     pooled, labels, counted = uniform(b, c), (uniform(b, c, seed=1) > 0.6).double(), (uniform(b, seed=2) > 0.3).long()
-    pooled[0, 0] = 0.0  # is clamped
+    pooled[0, 0] = 0.0  # will be clamped
     settings = LossSettings(probability_floor=1e-3, peak_share=peak_share, video_per_class=per_class)
     p, y = video_factors(pooled, labels, counted, settings)
     for i in range(b):
@@ -284,7 +284,7 @@ def test_x_ref_moves_towards_the_mean(device):
 
 
 def test_rows_of_equal_activations_and_rows_at_the_threshold(device):
-    """Of equal classes the first has the gradient, and a snippet at tau is on no side."""
+    """Of equal classes the first gets the gradient; a snippet at tau is neither foreground nor background."""
     tcam = torch.full((2, 4, 3), 0.5).double()
     tcam[1] = 0.75
     x = batch(2, 4, 3, 5)._replace(tcam=tcam, lengths=None, partner=torch.tensor([[1, 0]] * 3))
@@ -345,7 +345,7 @@ def test_tensors_in_lists_are_checked_too():
         with pytest.raises(InputError, match="expected 7 gradients, 8 inputs and 12 results"):
             torch.ops.d2net.d2net_loss_backward(*lists, PAPER, True)
     garbage = [list(z) for z in right]
-    garbage[2][-1] = torch.full_like(workspace, 0x7F)  # whatever it holds, nothing outside is read or written
+    garbage[2][-1] = torch.full_like(workspace, 0x7F)  # wrong contents must not lead to reads or writes out of range
     torch.ops.d2net.d2net_loss_backward(*garbage, RELEASE._replace(own_classes=False), True)
     for a, b in zip(torch.ops.d2net.d2net_loss_backward(*right, PAPER, True), expected, strict=True):
         assert torch.equal(a, b)
