@@ -1,4 +1,4 @@
-"""Where a command is to write: seen to be writable, and nobody else's, before anything is computed."""
+"""Checks, before anything is computed, that a command can write its output and overwrites nothing that it reads."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from d2net.errors import InputError
 from d2net.files import LOCK_NAME, check_unlocked, locked
 
 LOG_NAME = "log.jsonl"
-RUN_FILES = ("checkpoint.safetensors", "checkpoint.json", LOG_NAME, LOCK_NAME)  # of train, and of nothing else
-_OURS = (*RUN_FILES, "study.json")  # no name for anything else: in the folder of a run or study it would be lost
+RUN_FILES = ("checkpoint.safetensors", "checkpoint.json", LOG_NAME, LOCK_NAME)  # written by train alone
+_OURS = (*RUN_FILES, "study.json")  # no other output may have these names: a run or study would overwrite it
 
 
 def check_output(

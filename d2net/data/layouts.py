@@ -1,4 +1,4 @@
-"""One door to every dataset layout, recognised by looking."""
+"""Opens datasets of every layout; recognises the layout by the files that are there."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def open_dataset(
 
 
 def find_dataset(spec: str | Path, *, trust_pickle: bool = False, annotations: Path | None = None) -> Catalog:
-    """What a dataset of any layout says it holds; features are not looked at.
+    """The catalog of a dataset of any layout; no features are read.
 
     Args:
         spec: ``"watch"`` (embedded), ``"simulated"``, ``"simulated:ANNOTATIONS.json"``, or the path of a folder,

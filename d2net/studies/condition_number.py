@@ -41,7 +41,7 @@ SHOWN = 20_000  # points of a cloud in the figure; more only make the file large
 
 @dataclass(frozen=True)
 class Points:
-    """What is known of N matrices U (C, C); logarithms, as the determinant of a large one is no float.
+    """Condition numbers and determinants of N matrices U (C, C), as logarithms: determinants of large ones underflow.
 
     Attributes:
         classes: C.
@@ -197,7 +197,7 @@ def _ranks(x: np.ndarray) -> np.ndarray:
 
 
 def summarise(points: Mapping[str, Points]) -> dict[str, dict[str, Any]]:
-    """Of each kind of matrix: how many, how many singular, and Spearman's correlation over the others."""
+    """For each kind of matrix: their number, that of the singular ones, and Spearman's correlation over the others."""
     return {
         name: {
             "classes": p.classes,

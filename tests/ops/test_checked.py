@@ -45,9 +45,8 @@ class Recorder(TorchDispatchMode):
 def recorded() -> dict[str, Arguments]:
     """The arguments of a valid call of every registered operator, backwards included."""
     with Recorder() as recorder:
-        for name, case in sorted(
-            every.CASES.items(), reverse=True
-        ):  # "attention_pool by mean" first: its backward has more tensors
+        # In reverse, as the backward of "attention_pool by mean", which comes first then, has more tensors.
+        for name, case in sorted(every.CASES.items(), reverse=True):
             every.results(case, torch.device("cpu"))
             assert name.split()[0] in recorder.calls
     return recorder.calls
