@@ -186,7 +186,7 @@ def test_unknown_choices_are_refused():
             D2NetLoss(5, 8, LossRecipe(**change))
 
 
-def test_reference_is_a_running_mean_in_training_only(make_batch):
+def test_x_ref_is_a_running_mean_in_training_only(make_batch):
     tcam, embeddings, lengths, labels = make_batch(dtype=torch.float32)
     loss = D2NetLoss(5, 8).eval()
     loss(tcam, embeddings, lengths, labels)
@@ -229,7 +229,7 @@ def test_partners_of_another_integer_type(make_batch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_reference_of_a_loss_in_half_precision_and_behind_autograds_back(make_batch, dtype):
+def test_x_ref_of_a_loss_in_half_precision(make_batch, dtype):
     tcam, embeddings, lengths, labels = make_batch(dtype=torch.float32)
     loss = D2NetLoss(5, 8)
     loss.reference.fill_(1e5)  # beyond the largest float16

@@ -171,15 +171,15 @@ def test_half_precision_of_no_snippets_gives_float32_too(size, dtype):
     b, t, c, d = size
     tcam, embeddings, labels = torch.rand(b, t, c, dtype=dtype), torch.rand(b, t, d, dtype=dtype), torch.ones(b, c)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    reference = torch.rand(d, dtype=dtype)
+    x_ref = torch.rand(d, dtype=dtype)
     for loss in (
         lambda: losses.CoActivitySimilarity()(embeddings, tcam, None, labels),
         lambda: losses.SnippetContrast()(embeddings, torch.rand(b, t, dtype=dtype), None),
         lambda: losses.UncertaintyModeling()(embeddings, tcam, None),
-        lambda: losses.DenoisingLoss()(tcam, embeddings, None, labels, reference),
+        lambda: losses.DenoisingLoss()(tcam, embeddings, None, labels, x_ref),
         lambda: losses.DiscriminativeLoss()(tcam, embeddings, None, labels).loss,
-        lambda: losses.SnippetBCE()(tcam, embeddings, None, reference),
-        lambda: losses.SnippetDMI()(tcam, embeddings, None, reference),
+        lambda: losses.SnippetBCE()(tcam, embeddings, None, x_ref),
+        lambda: losses.SnippetDMI()(tcam, embeddings, None, x_ref),
         lambda: losses.VideoBCE()(tcam, None, labels),
         lambda: losses.VideoDMI()(tcam, None, labels),
         lambda: losses.FocalLoss()(tcam, None, labels),
