@@ -28,7 +28,8 @@ class Segments:
         classes: Names of the action classes.
         video: (N,) int64, index into ``videos``.
         label: (N,) int64, index into ``classes``.
-        start, end: (N,) float64, seconds; ``end`` is exclusive.
+        start: (N,) float64, seconds.
+        end: (N,) float64, seconds, exclusive.
     """
 
     videos: tuple[str, ...]
@@ -57,13 +58,14 @@ class Annotations(Segments):
     """Ground truth.
 
     Attributes:
-        ambiguous: (M, 3) float64 rows (video index, start, end) of doubtful segments: the ``wtalc`` protocol drops a
-            detection that touches one.
-        withdrawn: Videos whose segments are no longer ground truth (``video_test_0000270`` and ``video_test_0001496``
-            of THUMOS14 in the W-TALC folder, which has segments of them in ``segments.npy`` and none in
-            ``test_gt_segments.npy``). The ``wtalc`` protocol leaves out videos without segments, but not these.
-        rank: (N,) int64, in which order the ``wtalc`` protocol offers the segments of a video to a detection: that of
-            the files of the W-TALC folder, on which the published numbers depend; None: by time.
+        ambiguous: (M, 3) float64 rows (recording index, start, end) of doubtful segments: the ``wtalc`` protocol drops
+            a detection that touches one.
+        withdrawn: Recordings whose segments are no longer ground truth (``video_test_0000270`` and
+            ``video_test_0001496`` of THUMOS14 in the W-TALC folder, which has segments of them in ``segments.npy`` and
+            none in ``test_gt_segments.npy``). The ``wtalc`` protocol leaves out recordings without segments, but not
+            these.
+        rank: (N,) int64, the order in which the ``wtalc`` protocol tries to match a detection with the segments of its
+            recording. Published numbers depend on it: it is the order in the files of the W-TALC folder. None: by time.
     """
 
     ambiguous: np.ndarray
@@ -75,17 +77,17 @@ def read_detections(path: str | os.PathLike[str]) -> Detections:
     """Detections from an ActivityNet JSON or, where the name ends in ``.csv``, from a CSV. Times are seconds.
 
     JSON: ``{"results": {video: [{"label", "score", "segment": [s, e]}]}}``; other keys are ignored, numbers may be
-    strings, and ``null`` is a video without detections. CSV: a first line that names the columns ``recording``,
+    strings, and ``null`` is a recording without detections. CSV: a first line that names the columns ``recording``,
     ``label``, ``start``, ``end`` and ``score``, in any order, then a line for every detection; other columns are
     ignored; UTF-8, with or without BOM.
 
     Returns:
         Detections in the order of the file. ``videos`` are those that the file lists, also in its order; a CSV lists
-        only videos with a detection. Classes are sorted.
+        only recordings with a detection. Classes are sorted.
 
     Raises:
-        InputError: missing or damaged file, missing key or column, a label that is no string, a video that comes twice
-            in a JSON, a time or score that is no finite number, or a segment that ends before it starts.
+        InputError: missing or damaged file, missing key or column, a label that is no string, a recording that comes
+            twice in a JSON, a time or score that is no finite number, or a segment that ends before it starts.
     """
     path = Path(path)
     if not path.exists():
@@ -103,13 +105,15 @@ def read_detections(path: str | os.PathLike[str]) -> Detections:
 def write_detections(path: str | os.PathLike[str], detections: Detections, features: str | None = None) -> None:
     """Write detections as ActivityNet JSON or, where the name ends in ``.csv``, as CSV.
 
-    In JSON, videos without a detection get an empty list. A CSV (``recording,label,start,end,score``) can keep neither
-    such videos nor ``features``. Both are read back by :func:`read_detections`, to the last bit, in the order of the
-    videos. The file appears whole or not at all: it is written beside its place and then moved there.
+    In JSON, recordings without a detection get an empty list. A CSV (``recording,label,start,end,score``) can keep
+    neither such recordings nor ``features``. Both are read back by :func:`read_detections`, to the last bit, in the
+    order of the recordings. The file appears whole or not at all: it is written beside its place and then moved there.
 
     Args:
-        features: What features the detections are from; kept under ``external_data``, where ActivityNet's rules ask
-            for it, and read by :func:`read_features`.
+        path: The file.
+        detections: What to write.
+        features: What features the detections are from. Written under ``external_data``, where ActivityNet's rules want
+            it, and read by :func:`read_features`.
 
     Raises:
         InputError: the file cannot be written, a time or score is not finite, or a name is no text that CSV can hold.
@@ -147,7 +151,7 @@ def write_detections(path: str | os.PathLike[str], detections: Detections, featu
 
 
 def read_features(path: str | os.PathLike[str]) -> str | None:
-    """What an ActivityNet JSON says of the features its detections are from; None where it says nothing, as a CSV."""
+    """The features that detections are from, as an ActivityNet JSON names them; None if it does not, as no CSV does."""
     path = Path(path)
     if _is_csv(path):
         return None
@@ -167,7 +171,7 @@ def _is_csv(path: Path) -> bool:
 
 
 def _read_results(path: Path) -> tuple[tuple[str, ...], _Scored]:
-    """The videos of an ActivityNet results JSON and its detections."""
+    """The recordings of an ActivityNet results JSON and its detections."""
     data = _load_json(path)
     if isinstance(data, dict) and "results" not in data and "database" in data:
         raise InputError(f"{path}: holds annotations ('database'), expected detections ({{\"results\": {{VIDEO: …}}}})")
@@ -175,7 +179,7 @@ def _read_results(path: Path) -> tuple[tuple[str, ...], _Scored]:
         raise InputError(f"{path}: no object under the key 'results'; expected {{\"results\": {{VIDEO: …}}}}")
     rows: _Scored = []
     for name, entries in data["results"].items():
-        where = f"{path}: video '{escaped(name, NAME)}'"
+        where = f"{path}: recording '{escaped(name, NAME)}'"
         if not isinstance(entries, list | None):
             raise InputError(f"{where}: expected a list of segments, got {type(entries).__name__}")
         for i, entry in enumerate(entries or []):
@@ -212,7 +216,7 @@ def _load_json(path: Path) -> Any:
 
 
 def _read_csv(path: Path) -> tuple[tuple[str, ...], _Scored]:
-    """The videos of a CSV of detections, in the order in which they first come, and the detections."""
+    """The recordings of a CSV of detections, in the order in which they first come, and the detections."""
     lines = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     rows: _Scored = []
     try:

@@ -1,4 +1,4 @@
-"""Any dataset to layout 2: plain .npy files and a JSON."""
+"""Converts a dataset of any layout to layout 2: .npy files and a JSON."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def convert(
             _check_readable(part, out)
             if os.path.lexists(out):
                 _move_away(out, earlier, dataset)
-            os.replace(part, out)  # a kill before this one leaves both, which the next conversion tidies up
+            os.replace(part, out)  # after a kill before this line the next conversion restores the earlier one
             sync(part.parent)
         except OSError as error:
             raise InputError(
@@ -83,7 +83,7 @@ def convert(
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Within, no other conversion writes to ``out``; what dead ones left is tidied up. Makes the folder that it is in.
+    """Within the block no other conversion writes to ``out``. Cleans up after killed ones, and makes the parent folder.
 
     Raises:
         InputError: another does; something else is there already; nothing can be written there.
@@ -118,7 +118,7 @@ def _tidy(out: Path) -> None:
 
 
 def _is_conversion(folder: Path) -> bool:
-    """Whether that is all that is there: nothing of anybody's own beside or within."""
+    """Whether the folder holds a conversion and nothing else."""
     if not (folder / "gt.json").is_file():
         return False
     tables = re.compile(r"gt\.json|split_.+\.txt")
@@ -147,7 +147,7 @@ def _move_away(out: Path, earlier: Path, dataset: Dataset) -> None:
 
 
 def _sync_all(folder: Path) -> None:
-    """To the disk, together at the end: several times as fast as file by file."""
+    """Sync all files at the end, which is several times as fast as file by file."""
     for place, _, names in os.walk(folder):
         for name in names:
             sync(Path(place, name))
@@ -155,7 +155,7 @@ def _sync_all(folder: Path) -> None:
 
 
 def _check_readable(part: Path, out: Path) -> None:
-    """An earlier result is never replaced by one that does not open."""
+    """Require that the result opens, before it replaces an earlier one."""
     try:
         find_dataset(part).open()
     except InputError as error:
@@ -163,7 +163,7 @@ def _check_readable(part: Path, out: Path) -> None:
 
 
 def _check_place(out: Path) -> None:
-    """See whether a conversion can be written to ``out``.
+    """Check that a conversion can be written to ``out``.
 
     Raises:
         InputError: something else is there already, or nothing can be written there.
@@ -202,7 +202,7 @@ def _write(dataset: Dataset, out: Path, progress: Callable[[int, int], None] | N
     splits: dict[str, list[str]] = {}
     for r in dataset.recordings:
         database[r.name] = _times(r) | _annotations(r, rename.get(r.subset, r.subset))
-    for x in dataset.left_out:  # what has no features here keeps its annotations: an evaluation must miss it
+    for x in dataset.left_out:  # they keep their annotations: an evaluation must count them as missed
         frames = {} if x.entry.num_frames is None else {"num_frames": x.entry.num_frames}
         database[x.name] = _said(x.entry.times) | frames | _annotations(x.entry, rename.get(x.subset, x.subset))
     for name, entry in database.items():
@@ -223,12 +223,12 @@ def _write_features(recording: Recording, widths: tuple[int, ...], folder: Path)
     for stream, part in zip(STREAMS, parts, strict=False):
         path = folder / stream / f"{recording.name}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "xb") as file:  # two names may be one to a file system
+        with open(path, "xb") as file:  # a file system may not tell two names apart
             np.save(file, np.ascontiguousarray(part), allow_pickle=False)
 
 
 def _times(recording: Recording) -> dict[str, Any]:
-    """In seconds: the frames that they came from are not known to be those of these features any longer."""
+    """Times in seconds: the files do not say of which frames they are any more."""
     first = {"first_snippet": recording.first_snippet} if recording.first_snippet else {}
     return {"seconds_per_snippet": recording.seconds_per_snippet, **first}
 

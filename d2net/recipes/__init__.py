@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from d2net.errors import InputError
-from d2net.fields import LARGEST_COUNT, Count, Number, Positive, Range, Share, Weight, check_fields
+from d2net.fields import LARGEST_COUNT, Count, Fraction, Number, Positive, Range, Weight, check_fields
 from d2net.words import did_you_mean, quoted, reason
 
 _DECIMAL = re.compile(
@@ -25,7 +25,7 @@ LONGEST_SETTING = 2000  # characters of a setting on the command line
 
 Width = Annotated[int, Range(1, 65_536)]
 KernelSize = Annotated[int, Range(1, 1_023, odd=True)]  # odd, so that time stays aligned
-Floor = Annotated[float, Range(1e-7, below=0.5)]  # from where on float32 tells 1 - floor from 1
+Eps = Annotated[float, Range(1e-7, below=0.5)]  # smaller ones would make 1 - eps equal to 1 in float32
 BelowOne = Annotated[float, Range(0, below=1)]
 Deviation = Annotated[float, Range(above=0, at_most=10)]
 Overlap = Annotated[float, Range(above=0, at_most=1)]
@@ -71,30 +71,30 @@ class LossRecipe(_Section):
     # L_Dis
     beta: Weight = 2.0  # focusing parameter (Eq. 4)
     gamma: Weight = 0.01  # intra-class compactness (Eq. 3)
-    threshold: Share = 0.5  # tau on the foreground attention (Eq. 2)
-    background_threshold: Share = 0.5  # tau on the background attention (Eq. 2)
+    threshold: Fraction = 0.5  # tau on the foreground attention (Eq. 2)
+    background_threshold: Fraction = 0.5  # tau on the background attention (Eq. 2)
     threshold_inclusive: bool = False  # whether a snippet exactly at tau counts
     embedding_pooling: Literal["sum", "mean"] = "sum"  # mean: Eq. 2 divided by the sum of its weights
     pairing: Literal["different", "permutation"] = "different"  # x~ of Eq. 3: see DiscriminativeLoss
-    probability_floor: Floor = 1e-6  # p is clamped to [floor, 1 - floor] before the logarithm
+    probability_floor: Eps = 1e-6  # p is clamped to [eps, 1 - eps] before the logarithm, eps being this
     class_reduction: Literal["sum", "mean"] = "sum"  # of Eq. 4 over the classes
     balance_classes: bool = False  # multiply the terms of positive classes by C
 
     # x_ref (Eq. 8)
-    momentum: Share = 0.9
+    momentum: Fraction = 0.9
     reference_update: Literal["background", "lowest_attention"] = "background"
     # background: mean of x_bg; lowest_attention: mean of the one snippet with the lowest attention of each recording
 
     # L_DS (Eq. 9)
-    snippet_fg_threshold: Share = 0.5  # pseudo-foreground where lambda' is above
-    snippet_bg_threshold: Share = 0.5  # pseudo-background where lambda' is below
+    snippet_fg_threshold: Fraction = 0.5  # pseudo-foreground where lambda' is above
+    snippet_bg_threshold: Fraction = 0.5  # pseudo-background where lambda' is below
     snippet_own_classes: bool = False  # activations of the pseudo-foreground: maximum over the recording's own classes
     snippet_normalization: Literal["joint", "per_class"] = "joint"  # Y_1 / z, or each column by its own count
-    snippet_entry_floor: Share = 0.0  # entries of U_1 are clamped from below
-    snippet_rank_tol: Weight = 1e-5  # singular values of U_1 up to this are zero
+    snippet_entry_floor: Fraction = 0.0  # smaller entries of U_1 are raised to this
+    snippet_rank_tol: Weight = 1e-5  # singular values of U_1 up to this count as zero
 
     # L_DV (Eq. 10)
-    video_peak_share: BelowOne | None = None  # p where above this share of its maximum, else 0, then sum 1; None: p
+    video_peak_share: BelowOne | None = None  # p above this fraction of its maximum, else 0, scaled to sum 1; None: p
     video_normalization: Literal["joint", "per_class"] = "joint"  # Y_2 / n, or each class by its own count
 
     # Uncertainty modelling (Lee et al., AAAI 2021) beside the paper's terms
@@ -112,7 +112,7 @@ class TrainingRecipe(_Section):
     learning_rate: Annotated[float, Range(above=0, at_most=1e30)] = 1e-4
     weight_decay: Weight = 0.005
     ema_decay: BelowOne = 0.0  # the result is an exponential moving average of the weights, with this decay; 0: the
-    # last weights. The initial ones have no share: of n iterations the last counts (1 - ema_decay) / (1 - ema_decay^n)
+    # last weights. The initial ones do not enter: after n steps the last count (1 - ema_decay) / (1 - ema_decay^n)
     max_snippets: Count = 750  # longer recordings are cropped at random to this many snippets
     denoising_start: Annotated[int, Range(0, LARGEST_COUNT)] = 0  # L_D is on from this iteration (counted from 0) ...
     denoising_every: Count = 1  # ... whenever the iteration is a multiple of this
@@ -123,13 +123,13 @@ class LocalizationRecipe(_Section):
     """Sec. 3.3."""
 
     attention: bool = True  # refine the TCAM with the bottom-up attention (r_c = lambda' T_c)
-    attention_peak: Positive | None = None  # lambda' is scaled to this maximum; None: as it is
+    attention_peak: Positive | None = None  # lambda' is scaled to this maximum; None: it is not scaled
     class_scores: Literal["tcam", "refined"] = "tcam"  # which sequence the class scores p are pooled from
     topk_divisor: Count = 8
     topk_rounding: Literal["ceil", "floor"] = "ceil"  # k = max(1, s / topk_divisor, rounded like this)
     class_rule: Literal["relative", "absolute"] = "relative"
     class_threshold: Number = 0.5  # a class is kept when p > class_threshold * max(p), or (absolute) p > it
-    class_threshold_high: Number | None = None  # absolute: takes its place in a recording where some p is above it
+    class_threshold_high: Number | None = None  # absolute: replaces class_threshold where some p is above it
     max_classes: Count | None = None  # keep only classes whose p is above the (max_classes + 1)-th best; None: no limit
     thresholds: tuple[Number, ...] = tuple(round(0.025 * i, 3) for i in range(1, 21))
     min_length: Count = 1  # snippets
@@ -137,17 +137,17 @@ class LocalizationRecipe(_Section):
     outer: Literal["pooled", "mean_of_sides"] = "pooled"  # S_o: mean of both sides' snippets, or of the sides' means
     min_contrast: Number | None = None  # proposals with a lower S_i - S_o are dropped before NMS
     nms_iou: Overlap = 0.5
-    score_floor: BelowOne = 0.1  # S_th as a share of the best score ...
-    score_floor_scope: Literal["recording", "class"] = "recording"  # ... S > S_th of the recording's best, or
-    # S >= S_th of the best of the same class and recording
+    score_floor: BelowOne = 0.1  # S_th is this fraction of the best score
+    score_floor_scope: Literal["recording", "class"] = "recording"  # of the recording, and proposals with S > S_th are
+    # kept; or of the same class in the recording, and those with S >= S_th are kept
 
     def __post_init__(self) -> None:
         super().__post_init__()
         allowed = Range(0, below=1)
         if self.class_rule == "relative" and self.class_threshold not in allowed:
             raise InputError(
-                f"localization.class_threshold is {self.class_threshold:g}; it must be {allowed}, a share of the best "
-                "p, where localization.class_rule is relative"
+                f"localization.class_threshold is {self.class_threshold:g}; it must be {allowed}, a fraction of the "
+                "best p, where localization.class_rule is relative"
             )
 
 
@@ -175,7 +175,10 @@ class Recipe:
         check_fields(self)
 
     def override(self, assignments: list[str]) -> Recipe:
-        """A copy with values replaced, each given as ``section.key=value`` (value in YAML).
+        """A copy with other values.
+
+        Args:
+            assignments: ``section.key=value`` each, with the value in YAML.
 
         Raises:
             InputError: a malformed assignment, an unknown key (the nearest is named), a wrong type or a number out of
@@ -209,10 +212,14 @@ class Recipe:
 
     @staticmethod
     def from_dict(table: dict[str, Any], *, source: str) -> Recipe:
-        """Check and convert plain values; what is not there is as it is by default.
+        """Check and convert plain values; what is missing has its default.
+
+        Args:
+            table: Sections, and their settings.
+            source: Where they are from, for messages.
 
         Raises:
-            InputError: an unknown key (the nearest is named), a wrong type or a number out of range, naming ``source``.
+            InputError: an unknown key (the nearest is named), a wrong type or a number out of range.
         """
         _check_keys(table, [f.name for f in fields(Recipe)], source)
         values = {"name": "", **table}
@@ -244,7 +251,7 @@ def load_recipe(name: str) -> Recipe:
     """Load a recipe by name.
 
     Raises:
-        InputError: no such recipe; the message lists what there is.
+        InputError: no such recipe; the message lists those that exist.
     """
     names = recipe_names()
     if name not in names:
@@ -254,7 +261,7 @@ def load_recipe(name: str) -> Recipe:
 
 
 def differences(recipes: Sequence[Recipe]) -> list[tuple[str, list[object]]]:
-    """``section.key`` and the recipes' values, of every setting in which they are not all the same."""
+    """Every setting in which the recipes differ: ``section.key``, and the value of each recipe."""
     tables = [recipe.to_dict() for recipe in recipes]
     rows = []
     for section in _SECTIONS:
@@ -266,9 +273,9 @@ def differences(recipes: Sequence[Recipe]) -> list[tuple[str, list[object]]]:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Values alone: aliases can grow without end, and tags ask for types that no setting has.
+    """Plain values only. Aliases could expand without end, and tags name types that no setting has.
 
-    Numbers are decimal: YAML 1.1 has 1:30 as 90, 010 as 8, and 0x10, 0b1 and 1_000 too.
+    Numbers are decimal: YAML 1.1 would read 1:30 as 90 and 010 as 8, and take 0x10, 0b1 and 1_000.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -293,7 +300,7 @@ for _kind in ("int", "float"):
 def _read_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _PlainLoader)  # noqa: S506 (it is a SafeLoader)
-    # ValueError: 5,000 digits, or a day that is none; OverflowError: 1:2:3: ... of a hundred parts, in base 60.
+    # ValueError: 5,000 digits, or an impossible date; OverflowError: 1:2:3:... of a hundred parts, in base 60.
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         why = getattr(error, "problem", None) or reason(error)
         raise InputError(f"{where}: not a YAML value ({why}); write a plain one") from None

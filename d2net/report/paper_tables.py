@@ -68,7 +68,7 @@ class PaperTable:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A run beside a table; ``notes`` say what makes its numbers no equal of the others."""
+    """A run beside a table; ``notes`` say why its numbers cannot be compared with the others."""
 
     table: PaperTable
     run: Row
@@ -93,7 +93,7 @@ def table_names() -> list[str]:
 
 
 def load_table(name: str) -> PaperTable:
-    """A table by name. Raises InputError for an unknown one; the message lists what there is."""
+    """A table by name. Raises InputError for an unknown one; the message lists the tables."""
     tables = _read()
     if name not in tables:
         hint = did_you_mean(name, tables)
