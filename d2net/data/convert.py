@@ -131,9 +131,9 @@ def _is_conversion(folder: Path) -> bool:
 
 
 def _move_away(out: Path, earlier: Path, dataset: Dataset) -> None:
-    """The earlier conversion to ``earlier``; what others have put in its place meanwhile stays.
+    """Move the earlier conversion to ``earlier``, but nothing that another program has put in its place.
 
-    It is looked at once more before it is moved, and again when nobody finds it by its name any longer.
+    It is checked before the move, and again after it, when no other program can change it by its name.
     """
     _check_place(out)
     _check_content(out, dataset)

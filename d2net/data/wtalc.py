@@ -30,8 +30,8 @@ def list_wtalc(features: Path, *, trust_pickle: bool = False, annotations: Path 
 
     Args:
         features: ``NAME-I3D-JOINTFeatures.npy``, an object array of (T, width) arrays.
-        trust_pickle: These files are pickles, of which arrays alone are read (:mod:`d2net.data.pickled`); say True
-            only if you trust whoever made them.
+        trust_pickle: Whether to read these files, which are pickles. Only arrays are read (:mod:`d2net.data.pickled`);
+            give True only for a source that you trust.
         annotations: The folder of annotations; ``NAME-Annotations`` beside the features by default.
 
     Raises:
@@ -66,7 +66,7 @@ def list_wtalc_annotations(folder: Path, *, trust_pickle: bool = False) -> Catal
     the published THUMOS14 files they differ from the classes of the segments for 28 of 412 videos (8 of them for
     training). Segments are those of ``segments.npy`` and ``labels.npy``; those of subset ``test`` are those of
     ``test_gt_segments.npy`` where that file exists (per class, rows of video number, start and end as fractions of the
-    duration), which is what the published evaluator judges by.
+    duration), which is the ground truth of the published evaluator.
 
     Raises:
         InputError: not trusted, a missing or broken file, files of different lengths.

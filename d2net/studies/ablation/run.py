@@ -75,7 +75,7 @@ class Ablation:
         self.out, self.recipe, self.variants, self.device = Path(out), recipe, list(variants), device
         self.data, self.train, self.test, self.folds = data, train, test, folds
         settings = {v.name: resolve(recipe, v, watch=data is None) for v in variants}
-        # Seeds outermost: stopped early, the study has as much of every variant.
+        # Seeds outermost: a study that is stopped early has about as many runs of every variant.
         self.runs = [
             Run(v, *settings[v.name], seed, held_out)
             for seed in range(seeds)
@@ -90,7 +90,7 @@ class Ablation:
 
     @property
     def over(self) -> str:
-        """What the numbers are over, for titles."""
+        """What the means are over, for titles."""
         seeds = len({r.seed for r in self.runs})
         text = f"{seeds} seed" + "s" * (seeds > 1)
         if self.folds is None:
@@ -99,7 +99,7 @@ class Ablation:
         return f"{text} x {self.folds} {people}"
 
     def duplicates(self) -> list[tuple[str, str]]:
-        """Pairs of variants that are the same experiment, as the recipe has a term's weight at 0."""
+        """Pairs of variants that are the same experiment, because a term's weight is 0 in the recipe."""
         first: dict[str, str] = {}
         pairs = []
         for run in self.runs[: len(self.variants)]:
@@ -110,7 +110,7 @@ class Ablation:
         return pairs
 
     def execute(self, progress: Progress | None = None) -> list[dict[str, Any]]:
-        """Train and judge what is not done yet.
+        """Train and judge the runs that are not done yet.
 
         Args:
             progress: Called with (what is trained, iterations done by this call, all that it has to do, the result of
@@ -175,7 +175,7 @@ class Ablation:
         return result
 
     def _trained_already(self, run: Run) -> Path | None:
-        """The checkpoint of a finished run that differs in localization or evaluation alone."""
+        """The checkpoint of a finished run that differs only in localization or evaluation."""
         for other in self.runs:
             if other is not run and run.trained_like(other) and self._finished(other) is not None:
                 path = inside(self.out, *other.folder.parts) / CHECKPOINT_NAME
@@ -262,7 +262,7 @@ class Ablation:
             raise InputError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
 
 
-@lru_cache(maxsize=2)  # of 130 MB each; a study goes through all variants before it leaves out the next people
+@lru_cache(maxsize=2)  # of 130 MB each; a study runs all variants before it leaves out the next people
 def _watch(held_out: tuple[int, ...], making: tuple[tuple[str, float], ...]) -> Dataset:
     values: dict[str, Any] = dict(making)
     if not held_out:
