@@ -14,22 +14,22 @@ from torch.nn import functional as F
 from d2net.ops import bottom_up_attention
 
 
-def usual(x: Tensor, reference: Tensor) -> Tensor:
-    return 0.5 * (1 - F.cosine_similarity(x, reference, dim=2))
+def usual(x: Tensor, x_ref: Tensor) -> Tensor:
+    return 0.5 * (1 - F.cosine_similarity(x, x_ref, dim=2))
 
 
-def loop(x: Tensor, reference: Tensor) -> Tensor:
+def loop(x: Tensor, x_ref: Tensor) -> Tensor:
     """One recording after the other, as research code writes it."""
-    return torch.stack([0.5 * (1 - F.cosine_similarity(features, reference[None])) for features in x])
+    return torch.stack([0.5 * (1 - F.cosine_similarity(features, x_ref[None])) for features in x])
 
 
-def norms_and_product(x: Tensor, reference: Tensor) -> Tensor:
+def norms_and_product(x: Tensor, x_ref: Tensor) -> Tensor:
     """The best of plain PyTorch: two reads of x, no large temporary."""
-    return 0.5 * (1 - (x @ reference) / (x.norm(dim=2) * reference.norm()))
+    return 0.5 * (1 - (x @ x_ref) / (x.norm(dim=2) * x_ref.norm()))
 
 
-def with_numpy(x: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 - (x @ reference) / (np.linalg.norm(x, axis=2) * np.linalg.norm(reference)))
+def with_numpy(x: np.ndarray, x_ref: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 - (x @ x_ref) / (np.linalg.norm(x, axis=2) * np.linalg.norm(x_ref)))
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
@@ -45,8 +45,8 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
         *((1, t, 64) for t in (100, 1000, 10_000, 100_000)),
     ]
     for b, t, d in [(2, 50, 64)] if quick else sizes:
-        x, reference = torch.randn(b, t, d, generator=generator), torch.randn(d, generator=generator)
-        x, reference = x.to(device), reference.to(device)
+        x, x_ref = torch.randn(b, t, d, generator=generator), torch.randn(d, generator=generator)
+        x, x_ref = x.to(device), x_ref.to(device)
         functions = {
             OURS: bottom_up_attention,
             "F.cosine_similarity": usual,
@@ -54,13 +54,13 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
             "loop over recordings": loop,
         }
         compiler = {"torch.compile": compiled(usual)} if (b, t, d) == (10, 750, 1024) else {}
-        contenders = {name: partial(f, x, reference) for name, f in (functions | compiler).items()}
+        contenders = {name: partial(f, x, x_ref) for name, f in (functions | compiler).items()}
         if device.type == "cpu":
-            contenders["numpy"] = partial(with_numpy, x.numpy(), reference.numpy())
+            contenders["numpy"] = partial(with_numpy, x.numpy(), x_ref.numpy())
         size = t if (b, d) == (1, 64) else None
         yield Case(f"B={b} T={t} D={d} forward", contenders, bytes=4 * b * t * (d + 1), size=size)
         if (b, t, d) in [(10, 750, 1024), (2, 50, 64)]:
-            contenders = {name: forward_backward(f, x, reference) for name, f in functions.items()}
+            contenders = {name: forward_backward(f, x, x_ref) for name, f in functions.items()}
             yield Case(f"B={b} T={t} D={d} forward+backward", contenders, bytes=4 * b * t * 3 * (d + 1))
 
 

@@ -13,7 +13,7 @@ from harness import OURS, Case, compiled, forward_backward, main
 from torch import Tensor
 
 from d2net.ops import joint_log_condition_number, log_condition_number
-from d2net.ops.condition_number import joint_log_condition_number_reference, log_condition_number_reference
+from d2net.ops.condition_number import joint_log_condition_number_ref, log_condition_number_ref
 
 
 def with_svdvals(u: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def joint_svdvals(p: Tensor, y: Tensor) -> Tensor:
 
 def square(device: torch.device, quick: bool, n: int, size: int) -> Case:
     u = torch.rand(n, size, size, generator=torch.Generator().manual_seed(n)).to(device)
-    functions = {OURS: log_condition_number, "svdvals": with_svdvals, "reference": log_condition_number_reference}
+    functions = {OURS: log_condition_number, "svdvals": with_svdvals, "reference": log_condition_number_ref}
     if n <= 1024:
         functions["svdvals one by one"] = one_by_one
     if size == 2:
@@ -63,7 +63,7 @@ def joint(device: torch.device, n: int, classes: int, items: int) -> Case:
     functions = {
         OURS: joint_log_condition_number,
         "form U, svdvals": joint_svdvals,
-        "reference": joint_log_condition_number_reference,
+        "reference": joint_log_condition_number_ref,
     }
     return Case(
         f"joint, {n} of C={classes} n={items}",

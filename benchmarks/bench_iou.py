@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from harness import OURS, Case, main
 
-from d2net.ops.iou import iou_1d, iou_1d_reference
+from d2net.ops.iou import iou_1d, iou_1d_ref
 
 
 def iou_numpy(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -23,7 +23,7 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     generator = torch.Generator().manual_seed(0)
     for n in [200, 20] if quick else [2000, 200, 20]:
         a, b = (torch.rand(n, 2, generator=generator).sort(1).values.to(device) for _ in range(2))
-        contenders = {OURS: partial(iou_1d, a, b), "PyTorch": partial(iou_1d_reference, a, b)}
+        contenders = {OURS: partial(iou_1d, a, b), "PyTorch": partial(iou_1d_ref, a, b)}
         if device.type == "cpu":
             contenders["numpy"] = partial(iou_numpy, a.numpy(), b.numpy())
         yield Case(f"{n} x {n}", contenders, bytes=4 * (4 * n + n * n), operations=8 * n * n, size=n)

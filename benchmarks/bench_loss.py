@@ -15,7 +15,7 @@ from d2net.recipes import load_recipe
 
 
 def loops(
-    tcam: Tensor, embeddings: Tensor, lengths: list[int], labels: Tensor, reference: Tensor, partners: list[int]
+    tcam: Tensor, embeddings: Tensor, lengths: list[int], labels: Tensor, x_ref: Tensor, partners: list[int]
 ) -> Tensor:
     """The paper's loss with one recording after the other, without d2net: what a training script would hold."""
     count, recipe = len(lengths), load_recipe("thumos14-paper").loss
@@ -48,12 +48,12 @@ def loops(
     with torch.no_grad():
         present = [x for x in background if x is not None]
         if present:
-            reference = 0.9 * reference + 0.1 * torch.stack(present).mean(0)
+            x_ref = 0.9 * x_ref + 0.1 * torch.stack(present).mean(0)
 
     terms = []
     for b in range(count):
         x, attention = embeddings[b, : lengths[b]].detach(), attentions[b]
-        score = 0.5 * (1 - F.cosine_similarity(x, reference[None], dim=1))
+        score = 0.5 * (1 - F.cosine_similarity(x, x_ref[None], dim=1))
         fg, bg = score > 0.5, score < 0.5
         if fg.sum() > 0 and bg.sum() > 0:
             y = torch.stack((fg, bg), 1).to(x.dtype) / (fg.sum() + bg.sum())
@@ -119,18 +119,18 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     shapes += [(2, t, 20, 64) for t in (100, 1000, 10_000, 100_000)]
     for b, t, c, d in [(10, 100, 20, 64)] if quick else shapes:
         tcam, embeddings, lengths, labels = batch(b, t, c, d, device)
-        reference = torch.randn(d, generator=torch.Generator().manual_seed(1)).to(device)
+        x_ref = torch.randn(d, generator=torch.Generator().manual_seed(1)).to(device)
         partners = torch.arange(b, device=device).roll(1)
         module = D2NetLoss.from_recipe("thumos14-paper", num_classes=c, embedding_dim=d).to(device)
 
-        def ours(tcam: Tensor, embeddings: Tensor, args=(module, reference, lengths, labels, partners)) -> Tensor:
-            module, reference, lengths, labels, partners = args
-            module.reference.copy_(reference)  # every call updates it
+        def ours(tcam: Tensor, embeddings: Tensor, args=(module, x_ref, lengths, labels, partners)) -> Tensor:
+            module, x_ref, lengths, labels, partners = args
+            module.reference.copy_(x_ref)  # every call updates it
             return module(tcam, embeddings, lengths, labels, partners).total
 
-        def by_loops(tcam: Tensor, embeddings: Tensor, args=(lengths, labels, reference, partners)) -> Tensor:
-            lengths, labels, reference, partners = args
-            return loops(tcam, embeddings, lengths.tolist(), labels, reference, partners.tolist())
+        def by_loops(tcam: Tensor, embeddings: Tensor, args=(lengths, labels, x_ref, partners)) -> Tensor:
+            lengths, labels, x_ref, partners = args
+            return loops(tcam, embeddings, lengths.tolist(), labels, x_ref, partners.tolist())
 
         run = forward_backward(ours, tcam, embeddings)
         contenders = {
@@ -148,7 +148,7 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
         yield Case(
             f"B={b} T={t} C={c} D={d}",
             contenders,
-            # Embeddings: read twice forward (Eq. 2; Eq. 8 with the updated reference) and once backward, and their
+            # Embeddings: read twice forward (Eq. 2; Eq. 8 with the updated x_ref) and once backward, and their
             # gradient written; the TCAM read once and its gradient written.
             bytes=4 * (3 * snippets * d + b * t * d + 2 * b * t * c),
             size=t if (b, d) == (2, 64) else None,

@@ -24,7 +24,7 @@ from harness import OURS, Case, main
 from torch import Tensor
 
 from d2net.ops import batched_nms_1d, nms_1d, soft_nms_1d
-from d2net.ops.nms import batched_nms_1d_reference, nms_1d_reference, soft_nms_1d_reference
+from d2net.ops.nms import batched_nms_1d_ref, nms_1d_ref, soft_nms_1d_ref
 
 THRESHOLD = 0.5
 SOFT = {"iou_threshold": 0.3, "sigma": 0.5, "min_score": 0.001}
@@ -128,7 +128,7 @@ def greedy(device: torch.device, name: str, kind: str, n: int, seconds: float, p
     if (vision := torchvision_nms()) and n <= 20_000:
         contenders["torchvision"] = partial(vision, segments, scores)
     if n <= 20_000:
-        contenders["reference"] = partial(nms_1d_reference, segments, scores, THRESHOLD)
+        contenders["reference"] = partial(nms_1d_ref, segments, scores, THRESHOLD)
         if device.type == "cpu":
             contenders["numpy"] = partial(numpy_nms, segments.numpy(), scores.numpy())
     if device.type == "cpu" and n <= 100_000 and (library := extension()):
@@ -145,7 +145,7 @@ def soft(device: torch.device, kind: str, n: int, method: str) -> Case:
     if device.type == "cpu" and (library := extension()):
         contenders[SLOW] = partial(extension_soft_nms, library, segments, scores, method)
     if n <= 2_000:
-        contenders["reference"] = partial(soft_nms_1d_reference, segments, scores, **SOFT, method=method)
+        contenders["reference"] = partial(soft_nms_1d_ref, segments, scores, **SOFT, method=method)
     slow = frozenset(contenders) - {OURS} if n > 2_000 else frozenset(["reference"])
     return Case(f"soft {method} {kind} {n}", contenders, bytes=12 * n, once=slow)
 
@@ -162,7 +162,7 @@ def batched(device: torch.device, videos: int, classes: int, each: int) -> Case:
     if device.type == "cpu" and (library := extension()):
         nms = partial(extension_nms, library)
         contenders[f"{SLOW}, group by group"] = partial(group_loop, nms, segments, scores, groups)
-    contenders["reference"] = partial(batched_nms_1d_reference, segments, scores, groups, THRESHOLD)
+    contenders["reference"] = partial(batched_nms_1d_ref, segments, scores, groups, THRESHOLD)
     return Case(
         f"batched {videos} videos x {classes} classes x {each}",
         contenders,

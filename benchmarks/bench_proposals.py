@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from harness import OURS, Case, main
 
-from d2net.ops.proposals import extract_proposals, extract_proposals_reference
+from d2net.ops.proposals import extract_proposals, extract_proposals_ref
 from d2net.ops.topk_pool import topk_pool
 
 SLOW = frozenset({"PyTorch", "numpy", "Python lists"})
@@ -139,7 +139,7 @@ def contenders(activations: torch.Tensor, classes: torch.Tensor, lengths: list[i
         "d2net, a call a video": lambda: [
             extract_proposals(x[None], kept[None], **options) for x, kept in zip(recordings, classes, strict=True)
         ],
-        "PyTorch": partial(extract_proposals_reference, activations, classes, valid, **options),
+        "PyTorch": partial(extract_proposals_ref, activations, classes, valid, **options),
     }
     if activations.device.type == "cpu":
         arrays = [(x.numpy(), kept.numpy()) for x, kept in zip(recordings, classes, strict=True)]

@@ -11,7 +11,7 @@ from harness import OURS, Case, compiled, forward_backward, main
 from torch import Tensor
 
 from d2net.ops import snippet_pdmi
-from d2net.ops.snippet_pdmi import snippet_pdmi_reference
+from d2net.ops.snippet_pdmi import snippet_pdmi_ref
 
 
 def ours(attention: Tensor, *, scores: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def ours(attention: Tensor, *, scores: Tensor) -> Tensor:
 
 
 def reference(attention: Tensor, *, scores: Tensor) -> Tensor:
-    return snippet_pdmi_reference(attention, scores, None, 0.5, 0.5, False, 0.0, 1e-5).loss
+    return snippet_pdmi_ref(attention, scores, None, 0.5, 0.5, False, 0.0, 1e-5).loss
 
 
 def batched(attention: Tensor, *, scores: Tensor) -> Tensor:

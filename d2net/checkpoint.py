@@ -1,7 +1,7 @@
-"""Checkpoints: one safetensors file, written atomically; its header says what it is. Never a pickle.
+"""Checkpoints: a safetensors file, written atomically, with metadata in its header. Never a pickle.
 
-A file carries the SHA-256 of all that is in it, so that none is taken in which a bit has changed. It is no signature:
-who can write the file can write the sum.
+A file contains the SHA-256 of its contents, so a file in which a bit has changed is refused. The sum is no signature:
+whoever can write the file can write the sum.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from d2net.words import quoted, reason
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 FORMAT = 3  # raise when an older d2net could not read a new file
-KEY = "d2net"  # of the header's one entry, the metadata in JSON
-CHECKSUM = "sha256"  # of the checksum among them, which files of format 1 have not
-X_REF, X_REF_BEFORE_3 = "model.x_ref", "loss.reference"  # names of x_ref among the tensors, the second of older files
+KEY = "d2net"  # the header's one key; its value is the metadata in JSON
+CHECKSUM = "sha256"  # the checksum's key in the metadata; files of format 1 have none
+X_REF, X_REF_BEFORE_3 = "model.x_ref", "loss.reference"  # the name of x_ref among the tensors, now and before format 3
 _TYPES = (
     torch.float64,
     torch.float32,
@@ -49,7 +49,7 @@ Precision = Literal["fp32", "tf32", "bf16"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything a run needs to be used or to go on.
+    """Everything that is needed to use the result of a run, or to resume it.
 
     Attributes:
         recipe: The experiment's settings.
@@ -60,17 +60,18 @@ class Checkpoint:
         seed: Of the run.
         version: Of the d2net that wrote it.
         tensors: On the CPU, by dotted name: ``model.*`` (the result, with x_ref), ``optimizer.*``, ``sampler.*``,
-            ``rng.*``; where the result is an average also ``weights.*``, the network that is trained on (with the
-            same x_ref), and ``average.size``, the steps that it is worth; ``recordings.digests``, what it was trained
-            on (:mod:`d2net.training.resume`).
-        threads: Of the CPU that it was trained in, which decide the last bits; 0: of a GPU, or not known.
+            ``rng.*``, and ``recordings.digests``, hashes of what it was trained on (:mod:`d2net.training.resume`).
+            Where the result is an average of the weights also ``weights.*``, the weights that training continues from
+            (x_ref is the same), and ``average.size``, the divisor of the average.
+        threads: The number of CPU threads that it was trained in, which decides the last bits; 0: trained on a GPU, or
+            not known.
         precision: Of the network in training; None: not known.
         extraction: How the features were made (:class:`d2net.data.dataset.Dataset`); None: not known.
         format: Of the file that it is from; 1 has no checksum, ``precision`` and ``recordings``. In files of formats 1
             and 2 x_ref is ``loss.reference``; here it is ``model.x_ref`` always.
 
     Raises:
-        InputError: a field of a wrong type or beyond its range, or two classes of one name.
+        InputError: a field of a wrong type or out of range, or two classes of the same name.
     """
 
     recipe: Recipe
@@ -98,7 +99,7 @@ class Checkpoint:
         return {key[len(name) + 1 :]: t for key, t in self.tensors.items() if key.startswith(f"{name}.")}
 
     def metadata(self) -> dict[str, Any]:
-        """All but the tensors, as plain values."""
+        """Everything except the tensors, as plain values."""
         return {
             "format": FORMAT,
             "version": self.version,
@@ -115,9 +116,9 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write ``path`` and, for people, the same metadata as ``.json`` beside it.
+    """Write ``path``, and the metadata as ``.json`` beside it, for people to read.
 
-    Atomic: an interruption or a full disk leaves an earlier checkpoint as it was.
+    Atomic: after an interruption, or with a full disk, an earlier checkpoint is still there.
 
     Raises:
         D2NetError: a tensor holds NaN or Inf, or is of a type that no file holds.
@@ -133,13 +134,13 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     metadata = checkpoint.metadata()
     header = json.dumps({**metadata, CHECKSUM: checksum(metadata, tensors)})
     write_whole(path, save(tensors, {KEY: header}))
-    # Half a pair of surrogates in a name stays an escape, which JSON knows too.
+    # A lone surrogate in a name is written as an escape, which JSON has too.
     readable = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
     write_whole(path.with_suffix(".json"), readable.encode("utf-8", "backslashreplace"))
 
 
 def model_file(path: Path | str) -> Path:
-    """The checkpoint itself, or the one in the folder of a run."""
+    """The path of a checkpoint; of a run's folder, the checkpoint in it."""
     path = Path(path)
     return path / CHECKPOINT_NAME if path.is_dir() else path
 
@@ -157,10 +158,10 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     if not path.exists():
         what = missing(path) if path.is_symlink() else "there is no such checkpoint"
         raise InputError(f"{path}: {what}; train one or correct the path")
-    content = read_bytes(path)  # not mapped: what is checked is what is used, whatever happens to the file meanwhile
+    content = read_bytes(path)  # not memory-mapped, so that a later change of the file does not change the tensors
     try:
         tensors = load(content)
-    # The others: of types that torch does not have, or not in such sizes.
+    # Besides SafetensorError: dtypes that torch does not have, or sizes that it cannot have.
     except (SafetensorError, KeyError, ValueError, RuntimeError, AssertionError) as error:
         raise InputError(
             f"{path}: truncated or not a d2net checkpoint ({reason(error)}); a d2net checkpoint is a safetensors file, "
@@ -178,7 +179,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     try:
         metadata = parse_json(header[KEY])
         digest = metadata.pop(CHECKSUM, None)
-        # Where there is a sum it must be right, whatever the format is said to be: no changed bit turns this off.
+        # A sum that is there must be right, whatever format the file claims: no changed bit switches this check off.
         wrong = digest is not None and digest != checksum(metadata, tensors)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: damaged header ({quoted(error)}); use another copy or train again") from error
@@ -208,7 +209,7 @@ def _from_metadata(metadata: dict[str, Any], tensors: dict[str, Tensor], path: P
 
 
 def _recipe(table: Any) -> Recipe:
-    """A recipe as it was written: with every section, of which none may be as it is by default today."""
+    """The recipe of a file. Every section must be there: today's defaults may differ from those of the run."""
     for f in fields(Recipe):
         if isinstance(table, dict) and f.name not in table:
             raise InputError(f"recipe has no {f.name}")
@@ -216,7 +217,7 @@ def _recipe(table: Any) -> Recipe:
 
 
 def _header(content: bytes) -> dict[str, str]:
-    """The texts in a safetensors file that has been read: a JSON after its length."""
+    """The ``__metadata__`` of a safetensors file: in the JSON that follows the 8 bytes of its length."""
     length = int.from_bytes(content[:8], "little")
     return parse_json(content[8 : 8 + length]).get("__metadata__") or {}
 
@@ -231,12 +232,12 @@ def checksum(metadata: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 
 def _unusable(tensors: Mapping[str, Tensor]) -> str | None:
-    """Which tensor holds NaN or Inf, or numbers of an unknown type; None where all is well."""
+    """A sentence about the first tensor that holds NaN or Inf or has an unknown dtype; None if there is none."""
     for name, t in tensors.items():
         if t.dtype not in _TYPES:
             return f"{quoted(name)} is of type {t.dtype}"
         if t.is_floating_point() and t.numel():
-            # The extremes show it, fifty times as fast as isfinite of all.
+            # The minimum and maximum show NaN and Inf, fifty times as fast as isfinite.
             extremes = torch.stack((t if t.itemsize >= 4 else t.float()).aminmax())
             if not extremes.isfinite().all():
                 return f"{quoted(name)} holds NaN or Inf"
@@ -246,8 +247,8 @@ def _unusable(tensors: Mapping[str, Tensor]) -> str | None:
 def load_model(path: Path | str, device: torch.device | str = "cpu") -> D2Net:
     """The trained network of a checkpoint, or of the one in the folder of a run, in eval mode.
 
-    It has all that :func:`d2net.localization.localize` needs: x_ref, the names of its classes and its recipe. What else
-    is in the file, :func:`load_checkpoint` tells.
+    It has all that :func:`d2net.localization.localize` needs: x_ref, the names of its classes and its recipe.
+    :func:`load_checkpoint` gives everything else in the file.
 
     Example::
 
@@ -259,13 +260,13 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> D2Net:
     """
     checkpoint = load_checkpoint(path)
     try:
-        with torch.device("meta"):  # whatever sizes a file claims, there is only as much as it holds
+        with torch.device("meta"):  # allocates nothing, whatever sizes a file claims
             model = D2Net.from_recipe(
                 checkpoint.recipe.model, num_classes=len(checkpoint.classes), stream_widths=checkpoint.stream_widths
             )
         model.load_state_dict({key: t.float() for key, t in checkpoint.group("model").items()}, assign=True)
     except (RuntimeError, InputError) as error:
-        # The first line of load_state_dict says that there are errors, the next ones which.
+        # The first line of load_state_dict's message only says that there are errors; the next ones name them.
         details = RuntimeError(str(error).partition("\n")[2] or str(error))
         why = error if isinstance(error, InputError) else reason(details)
         raise InputError(f"{path}: its tensors do not fit its recipe ({why}); train again") from error

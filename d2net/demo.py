@@ -89,7 +89,7 @@ def _run(out: Path, seed: int, iterations: int | None, console: Console) -> dict
 
 
 def _check_replaceable(out: Path, recipe: Recipe, dataset: str) -> None:
-    """Raises InputError where the run in ``out`` is no demo's: of another dataset, or by another recipe."""
+    """Raises InputError if ``out`` holds a run that is no demo: of another dataset, or with another recipe."""
     if not os.path.lexists(out / CHECKPOINT_NAME):
         return
     there = load_checkpoint(out)

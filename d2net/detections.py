@@ -27,7 +27,8 @@ class Segments:
         classes: Names of the action classes.
         video: (N,) int64, index into ``videos``.
         label: (N,) int64, index into ``classes``.
-        start, end: (N,) float64, seconds; ``end`` is exclusive.
+        start: (N,) float64, seconds.
+        end: (N,) float64, seconds, exclusive.
     """
 
     videos: tuple[str, ...]
@@ -62,13 +63,14 @@ class Annotations(Segments):
     """Ground truth.
 
     Attributes:
-        ambiguous: (M, 3) float64 rows (video index, start, end) of doubtful segments: the ``wtalc`` protocol drops a
-            detection that touches one.
-        withdrawn: Videos whose segments are no longer ground truth (``video_test_0000270`` and ``video_test_0001496``
-            of THUMOS14 in the W-TALC folder, which has segments of them in ``segments.npy`` and none in
-            ``test_gt_segments.npy``). The ``wtalc`` protocol leaves out videos without segments, but not these.
-        rank: (N,) int64, in which order the ``wtalc`` protocol offers the segments of a video to a detection: that of
-            the files of the W-TALC folder, on which the published numbers depend; None: by time.
+        ambiguous: (M, 3) float64 rows (recording index, start, end) of doubtful segments: the ``wtalc`` protocol drops
+            a detection that touches one.
+        withdrawn: Recordings whose segments are no longer ground truth (``video_test_0000270`` and
+            ``video_test_0001496`` of THUMOS14 in the W-TALC folder, which has segments of them in ``segments.npy`` and
+            none in ``test_gt_segments.npy``). The ``wtalc`` protocol leaves out recordings without segments, but not
+            these.
+        rank: (N,) int64, the order in which the ``wtalc`` protocol tries to match a detection with the segments of its
+            recording. Published numbers depend on it: it is the order in the files of the W-TALC folder. None: by time.
     """
 
     ambiguous: np.ndarray
@@ -86,11 +88,11 @@ def read_detections(path: str | os.PathLike[str]) -> Detections:
 
     Returns:
         Detections in the order of the file. ``videos`` are those that the file lists, also in its order; a CSV lists
-        only videos with a detection. Classes are sorted.
+        only recordings with a detection. Classes are sorted.
 
     Raises:
-        InputError: missing or damaged file, missing key or column, a label that is no string, a video that comes twice
-            in a JSON, a time or score that is no finite number, or a segment that ends before it starts.
+        InputError: missing or damaged file, missing key or column, a label that is no string, a recording that comes
+            twice in a JSON, a time or score that is no finite number, or a segment that ends before it starts.
     """
     path = Path(path)
     if not path.exists():
@@ -114,8 +116,10 @@ def write_detections(path: str | os.PathLike[str], detections: Detections, featu
     videos. The file appears whole or not at all: it is written beside its place and then moved there.
 
     Args:
-        features: What features the detections are from; kept under ``external_data``, where ActivityNet's rules ask
-            for it, and read by :func:`read_features`.
+        path: The file.
+        detections: What to write.
+        features: What features the detections are from. Written under ``external_data``, where ActivityNet's rules want
+            it, and read by :func:`read_features`.
 
     Raises:
         InputError: the file cannot be written, a time or score is not finite, or a name is no text that CSV can hold.
@@ -150,7 +154,7 @@ def write_detections(path: str | os.PathLike[str], detections: Detections, featu
 
 
 def read_features(path: str | os.PathLike[str]) -> str | None:
-    """What an ActivityNet JSON says of the features its detections are from; None where it says nothing, as a CSV."""
+    """The features that detections are from, as an ActivityNet JSON names them; None if it does not, as no CSV does."""
     path = Path(path)
     if _is_csv(path):
         return None
@@ -170,7 +174,7 @@ def _is_csv(path: Path) -> bool:
 
 
 def _read_results(path: Path) -> tuple[tuple[str, ...], _Scored]:
-    """The videos of an ActivityNet results JSON and its detections."""
+    """The recordings of an ActivityNet results JSON and its detections."""
     data = _load_json(path)
     if isinstance(data, dict) and "results" not in data and "database" in data:
         raise InputError(f"{path}: holds annotations ('database'), expected detections ({{\"results\": {{VIDEO: …}}}})")
@@ -178,7 +182,7 @@ def _read_results(path: Path) -> tuple[tuple[str, ...], _Scored]:
         raise InputError(f"{path}: no object under the key 'results'; expected {{\"results\": {{VIDEO: …}}}}")
     rows: _Scored = []
     for name, entries in data["results"].items():
-        where = f"{path}: video '{escaped(name, NAME)}'"
+        where = f"{path}: recording '{escaped(name, NAME)}'"
         if not isinstance(entries, list | None):
             raise InputError(f"{where}: expected a list of segments, got {type(entries).__name__}")
         for i, entry in enumerate(entries or []):

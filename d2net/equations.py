@@ -1,11 +1,11 @@
 """The paper on one page: Eq. 1 to 11 and Sec. 3.3 in plain PyTorch, one recording at a time.
 
-Slow, and without batches, padding or numerical care: to be read, and to test the rest of the package against.
-Everything is differentiable by autograd, but for :func:`localize`.
+Written to be read, and to test the rest of the package against: slow, without batches or padding, and without care for
+rounding or overflow. Autograd differentiates everything except :func:`localize`.
 
 Shapes: s snippets, C classes, D the width of the embeddings, n recordings of a batch. Where the paper leaves a case
-open, the text says what is done here, and the fast operators do the same. docs/fidelity.md lists what the authors'
-released code does otherwise.
+open, the text says what is done here, and the fast operators do the same. docs/fidelity.md lists where the authors'
+released code differs.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ def separation_weights(
     """Eq. 3: w_fb = max(0, cos(x_fg, x~_bg)), w_fg = gamma (1 - cos(x_fg, x~_fg)), w_bg = gamma (1 - cos(x_bg, x~_bg)).
 
     Args:
-        x_fg: (D,) of this recording, or None.
-        x_bg: The same.
-        other_fg: x~_fg, of another recording of the batch.
-        other_bg: x~_bg, of another recording of the batch.
+        x_fg: (D,) foreground embedding of this recording, or None.
+        x_bg: (D,) its background embedding, or None.
+        other_fg: (D,) x~_fg, the foreground embedding of another recording of the batch, or None.
+        other_bg: (D,) x~_bg, the background embedding of another recording of the batch, or None.
         gamma: Intra-class compactness.
 
     Returns:
-        w_fb, w_fg, w_bg; 0 where one of the two embeddings does not exist.
+        w_fb, w_fg, w_bg; 0 where one of the two embeddings is None.
     """
     w_fb = 0.0 if x_fg is None or other_bg is None else cosine(x_fg, other_bg).clamp(min=0)
     w_fg = 0.0 if x_fg is None or other_fg is None else gamma * (1 - cosine(x_fg, other_fg))
@@ -97,18 +97,18 @@ def discriminative_loss(
     """Eq. 4: L_Dis = - sum over y[c] = 1 of (1 - p[c] + w_fg + w_fb)^beta log p[c]
     - sum over y[c] = 0 of (p[c] + w_bg + w_fb)^beta log(1 - p[c]).
 
-    Without weights it is the focal loss, and with beta = 0 too the cross-entropy, both of Table 3.
+    With all weights 0 it is the focal loss of Table 3; with beta = 0 as well it is the cross-entropy of Table 3.
 
     Args:
         p: (C,) class scores in (0, 1).
         y: (C,) labels, 0 or 1.
-        w_fb: Of Eq. 3, as the next two.
-        w_fg: See there.
-        w_bg: See there.
+        w_fb: Weight of Eq. 3.
+        w_fg: Weight of Eq. 3.
+        w_bg: Weight of Eq. 3.
         beta: Focusing parameter.
 
     Returns:
-        Scalar, of one recording. A batch's is the mean over its recordings.
+        Scalar, of one recording. The loss of a batch is the mean over its recordings.
     """
     q = 1 - p
     positive = (q + w_fg + w_fb) ** beta * p.log()
@@ -124,8 +124,8 @@ def dmi_loss(p: Tensor, y: Tensor) -> Tensor:
     return -(p @ y / p.shape[1]).det().abs().log()
 
 
-# Eq. 6: L_dmi -> 0 implies |det U| -> 1 implies U -> I. The identity has the smallest condition number there is, 1: so
-# the condition number is minimised instead of the determinant maximised.
+# Eq. 6: L_dmi -> 0 implies |det U| -> 1 implies U -> I. The identity has the smallest possible condition number, 1. So
+# instead of maximising the determinant, Eq. 7 minimises the condition number.
 
 
 def pdmi_loss(u: Tensor, rank_tol: float = 1e-5) -> Tensor:
@@ -151,18 +151,18 @@ def bottom_up_attention(x: Tensor, x_ref: Tensor) -> Tensor:
 def update_x_ref(x_ref: Tensor, backgrounds: Sequence[Tensor | None], momentum: float = 0.9) -> Tensor:
     """Below Eq. 8: x_ref = 0.9 x_ref + 0.1 x_bg^mu, where x_bg^mu is the mean of the x_bg (D,) of a batch.
 
-    Without a background embedding in the batch, x_ref stays. It carries no gradient.
+    If no recording of the batch has a background embedding, x_ref stays the same. It carries no gradient.
     """
-    there = [x_bg.detach() for x_bg in backgrounds if x_bg is not None]
-    return momentum * x_ref + (1 - momentum) * torch.stack(there).mean(0) if there else x_ref
+    present = [x_bg.detach() for x_bg in backgrounds if x_bg is not None]
+    return momentum * x_ref + (1 - momentum) * torch.stack(present).mean(0) if present else x_ref
 
 
 def snippet_joint(tcam: Tensor, scores: Tensor) -> Tensor | None:
     """Eq. 9: U_1 = P_1 Y_1, P_1 = [lambda_f lambda_b; 1 - lambda_f 1 - lambda_b], Y_1 = 1/z [1 0; 0 1].
 
     Args:
-        tcam: (s, C), of which lambda is the top-down attention.
-        scores: lambda'(t) (s,), bottom-up: t_f are the snippets above 0.5, t_b those below.
+        tcam: (s, C); lambda is its top-down attention.
+        scores: (s,) bottom-up attention lambda'(t). t_f are the snippets with scores above 0.5, t_b those below.
 
     Returns:
         (2, 2); None where there are no t_f or no t_b.
@@ -222,15 +222,15 @@ def total_loss(
         tcams: (s, C) of each recording.
         embeddings: (s, D) of each recording.
         labels: (C,) of each recording.
-        partners: For each recording, the number of the other one that gives x~ of Eq. 3.
-        x_ref: (D,) of the iteration before.
+        partners: For each recording, the index of the other recording that x~ of Eq. 3 comes from.
+        x_ref: (D,) from the iteration before.
         alpha: Weight of L_D.
         beta: Of Eq. 4.
         gamma: Of Eq. 3.
         tau: Of Eq. 2.
 
     Returns:
-        L, and the new x_ref, which L_D has used.
+        L, and the updated x_ref, which L_D uses already.
     """
     pooled = [foreground_and_background(t, x, tau) for t, x in zip(tcams, embeddings, strict=True)]
     discriminative = [
@@ -262,13 +262,13 @@ def localize(
     Args:
         tcam: T (s, C).
         scores: lambda'(t) (s,) of Eq. 8.
-        thresholds: Activations at which components are taken.
-        inflation: Neighbourhood on either side, as a share of a proposal's width; one snippet at least.
-        nms_iou: Of two proposals of a class that overlap by this much, the better stays.
-        score_floor: S_th, as a share of the recording's best score.
+        thresholds: The proposals are the components of the snippets above each of these.
+        inflation: Width of the neighbourhood on either side, as a fraction of a proposal's width; at least one snippet.
+        nms_iou: Of two proposals of a class with an IoU of at least this, the one with the higher score stays.
+        score_floor: S_th, as a fraction of the recording's highest score.
 
     Returns:
-        (class, start, end, score) in snippets, the end exclusive; by class and falling score.
+        (class, start, end, score) in snippets, with an exclusive end; by class and falling score.
     """
     p = class_scores(tcam)
     detections: list[tuple[int, int, int, float]] = []
@@ -300,7 +300,7 @@ def components(above: Tensor) -> list[tuple[int, int]]:
 
 
 def contrast(r: Tensor, start: int, end: int, inflation: float) -> float:
-    """S = S_i - S_o: the mean activation of a proposal less that of its surroundings, 0 where there are none."""
+    """S = S_i - S_o: the mean activation of a proposal minus that of its neighbourhood; S_o is 0 without neighbours."""
     reach = max(1, int(inflation * (end - start)))
     around = torch.cat((r[max(0, start - reach) : start], r[end : end + reach]))
     return float(r[start:end].mean() - (around.mean() if len(around) else 0))

@@ -1,4 +1,4 @@
-"""The exceptions that d2net raises for things a user can mend."""
+"""The exceptions that d2net raises for errors that a user can fix."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from d2net.words import escaped
 
 
 class D2NetError(Exception):
-    """Something the user can mend: one line that names the thing and the way out.
+    """An error that the user can fix: one line that names the cause and the way out.
 
-    The command line prints the message and exits with code 2; ``--debug`` adds the traceback. Names in it are shown as
-    :func:`d2net.words.escaped` makes them, whatever they hold.
+    The command line prints the message and exits with code 2; ``--debug`` adds the traceback. The message is passed
+    through :func:`d2net.words.escaped`, as names in it may hold any character.
     """
 
     def __init__(self, message: str = "") -> None:

@@ -1,7 +1,7 @@
-"""What a field may hold, said once beside it: ``ema_decay: Annotated[float, Range(0, below=1)]``.
+"""Types and ranges of settings, as annotations: ``ema_decay: Annotated[float, Range(0, below=1)]``.
 
-:func:`check_fields` looks at all fields of a dataclass when one is made: so a setting is checked alike in a recipe, on
-the command line, in Python, in a checkpoint that is read and in one that is written.
+:func:`check_fields` checks all fields of a dataclass when an instance is made. So a setting is checked in the same way
+in a recipe, on the command line, in Python, and in a checkpoint that is read or written.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from d2net.errors import InputError
 from d2net.words import did_you_mean, is_number, quoted
 
 LARGEST_COUNT = 10**9
-_FLOAT32_MAX = 3.4e38  # computations are in float32, where more is Inf
+_FLOAT32_MAX = 3.4e38  # larger numbers are Inf in float32, in which most computations are
 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a field may have; the least of them, and the greatest, or what they must stay away from."""
+    """The range of a number: ``at_least`` and ``at_most`` are inclusive bounds, ``above`` and ``below`` exclusive."""
 
     at_least: float | None = None
     at_most: float | None = None
@@ -30,7 +30,7 @@ class Range:
     odd: bool = False
 
     def __contains__(self, value: float) -> bool:
-        """Never NaN or Inf, nor a number that is one in float32."""
+        """Whether ``value`` is in the range. NaN, Inf and what is Inf in float32 never are."""
         return (
             -_FLOAT32_MAX <= value <= _FLOAT32_MAX
             and (self.at_least is None or value >= self.at_least)
@@ -52,18 +52,22 @@ Count = Annotated[int, Range(1, LARGEST_COUNT)]
 Number = Annotated[float, Range()]
 Positive = Annotated[float, Range(above=0)]
 Weight = Annotated[float, Range(0)]
-Share = Annotated[float, Range(0, 1)]
+Fraction = Annotated[float, Range(0, 1)]
 
 
 def check_fields(of: Any, prefix: str = "") -> None:
     """Check every field of a (frozen) dataclass against its annotation, and convert it to that type.
 
-    An annotation is int, float, bool, str, another class, a Literal of texts, ``tuple[one of these, ...]`` (of at least
-    one value), one of these with a :class:`Range`, or one of these ``| None``. Where a float is expected, a text that
-    spells one is taken (YAML reads 1e-4 as a text); no number is taken from a bool, nor a whole one from a fraction.
+    An annotation is int, float, bool, str, another class, a Literal of strings, ``tuple[one of these, ...]`` (of at
+    least one value), one of these with a :class:`Range`, or one of these ``| None``. A float may be given as a string
+    (YAML reads 1e-4 as one). A bool is no number, and 2.0 is no int.
+
+    Args:
+        of: The instance; its fields are replaced by the converted values.
+        prefix: Of the field's name in messages.
 
     Raises:
-        InputError: ``prefix`` and the field's name, its value, and what it must be.
+        InputError: the field's name, its value, and what it must be.
     """
     made: Any = type(of)
     for name, wanted in _types(made).items():
@@ -81,7 +85,7 @@ def _types(made: Any) -> dict[str, Any]:
 
 
 def checked(value: object, wanted: Any, name: str) -> Any:
-    """The value as the type ``wanted``, as :func:`check_fields` says."""
+    """``value`` converted to the type ``wanted``, as :func:`check_fields` does; ``name`` is for the message."""
     if get_origin(wanted) in (Union, UnionType):  # "X | None"
         if value is None:
             return None

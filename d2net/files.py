@@ -1,4 +1,4 @@
-"""Writing files whole, in folders that nobody else writes in, with errors a user can act on."""
+"""Writes files atomically and locks the folders that they are in; errors say what a user can do."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from d2net.errors import InputError
 from d2net.words import quoted
 
 LOCK_NAME = ".d2net.lock"
-TEMPORARY = ".d2net-"  # how the name of a file begins that is being written
-_WRITTEN = re.compile(re.escape(TEMPORARY) + "[0-9a-f]{16}")  # of all of the name
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of a file system that has none
+TEMPORARY = ".d2net-"  # prefix of the names of files that are being written
+_WRITTEN = re.compile(re.escape(TEMPORARY) + "[0-9a-f]{16}")  # the whole name of such a file
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # from a file system without locks
 
 
 def one_component(name: str, where: str) -> str:
-    """``name`` itself where it can be the name of a file, on any system, and a line of a list of names.
+    """``name`` itself, if it can be the name of a file on any system, and a line in a list of names.
 
-    Every name out of data, a recipe or the command line goes through here before it becomes part of a path.
+    Every name from data, a recipe or the command line is checked here before it becomes part of a path.
 
     Args:
+        name: The name.
         where: What holds the name, for the message.
 
     Raises:
         InputError: it is empty, ".", "..", longer than 240 bytes, or holds a separator, a control character, a
-            byte-order mark (readers drop one that begins a list) or what is no character (half of a surrogate pair).
+            byte-order mark (readers drop one at the beginning of a list) or a lone surrogate.
     """
     bad = not name.strip() or name in (".", "..") or any(c in "/\\\ufeff" or _unprintable(c) for c in name)
     if bad or len(name.encode()) > 240:
@@ -45,16 +46,16 @@ def _unprintable(character: str) -> bool:
 
 
 def write_whole(path: Path, content: str | bytes | bytearray | memoryview) -> None:
-    """Writes a file, whole or not at all: beside its place, to the disk, and then moved there. Makes its folder.
+    """Writes a file atomically: to a temporary file in the same folder, synced, then renamed. Makes the folder.
 
-    The file has the rights of a new one. A symbolic link at ``path`` is replaced by the file: never written through.
-    What earlier runs that were killed left of files half written in the folder is removed first.
+    The file has the permissions of a new one. A symbolic link at ``path`` is replaced by the file, not followed. Before
+    that, half-written files that killed runs left in the folder are removed.
 
     Raises:
         InputError: it cannot be written; an earlier file is as it was.
     """
     if isinstance(content, str):
-        content = content.encode(errors="backslashreplace")  # of half a surrogate pair, which JSON writes like that too
+        content = content.encode(errors="backslashreplace")  # for lone surrogates, which JSON writes like this too
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: not an ordinary file; give the path of a file to write")
     try:
@@ -65,8 +66,8 @@ def write_whole(path: Path, content: str | bytes | bytearray | memoryview) -> No
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())  # a full disk may only show here; the move must not come first
-                os.replace(temporary, path)  # while it is open, and so locked
+                os.fsync(file.fileno())  # before the rename; a full disk may show only here
+                os.replace(temporary, path)  # while the file is open and locked, so that no other run sweeps it
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -79,28 +80,28 @@ def write_whole(path: Path, content: str | bytes | bytearray | memoryview) -> No
 
 
 def _create(folder: Path) -> tuple[int, Path]:
-    """A new file of a name that nobody can foresee, and the rights that new files get; locked as long as it is open."""
+    """A new file with an unpredictable name and the permissions of new files; locked while it is open."""
     while True:
         path = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks, on which nothing is swept
+        except OSError:  # a file system without locks, where nothing is swept
             return handle, path
         if os.fstat(handle).st_nlink:
             return handle, path
-        os.close(handle)  # swept before it was locked
+        os.close(handle)  # another run swept it before it was locked
 
 
 def sweep(folder: Path) -> None:
-    """Remove what runs that were killed have left of files half written in ``folder``; live ones hold theirs locked.
+    """Remove the half-written files that killed runs left in ``folder``. Files of live runs are locked, and stay.
 
-    On a network file system other machines see these locks too, unless it is mounted without.
+    On a network file system other machines see these locks too, unless it is mounted without locks.
     """
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _WRITTEN.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                with suppress(OSError):  # another's, or gone meanwhile, or alive
+                with suppress(OSError):  # another user's file, gone by now, or locked
                     _remove_unlocked(Path(entry.path))
 
 
@@ -114,8 +115,7 @@ def _remove_unlocked(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the entries of a folder, to the disk, where the platform can: a new name, too, must outlive a
-    power cut.
+    """fsync a file, or a folder's entries, where the platform can. A rename survives a power cut only after that.
 
     Raises:
         OSError: the disk fails.
@@ -134,10 +134,10 @@ def sync(path: Path) -> None:
 
 
 def inside(folder: Path, *names: str) -> Path:
-    """A folder of ours in ``folder``, which need not be there yet.
+    """The path of a folder of d2net's within ``folder``; neither need exist yet.
 
     Raises:
-        InputError: a name that is no :func:`one_component`, or a symbolic link in the way: it is not followed.
+        InputError: a name that :func:`one_component` refuses, or a symbolic link in the path: it is not followed.
     """
     path = folder
     for name in names:
@@ -149,22 +149,23 @@ def inside(folder: Path, *names: str) -> Path:
 
 @contextmanager
 def locked(folder: Path, lock: Path | None = None) -> Iterator[None]:
-    """Within, no other d2net writes in ``folder``, which is made where it is missing; what dead runs left is swept.
+    """Within the block no other d2net writes to ``folder``. Removes what killed runs left there.
 
     The lock is the kernel's, on the file ``.d2net.lock`` in the folder: it ends with the process, however that ends.
     The file holds the process's number and is removed at the end; one that a killed run left is taken by the next. One
     thread can enter many times (a demo and the training in it).
 
     Args:
-        lock: The file to lock instead: of a folder that is to appear by a move.
+        folder: Made where it is missing.
+        lock: The file to lock instead, for a folder that will appear by a move.
 
     Raises:
-        InputError: another process or thread writes there, which is said at once; nothing can be written there.
+        InputError: another process or thread writes there (raised without waiting); nothing can be written there.
     """
     from filelock import FileLock, Timeout
 
     path = (lock or folder / LOCK_NAME).absolute()
-    # One object for each path, which counts how often its thread entered. Soft locks outlive a kill: none of them.
+    # One object per path counts how often its thread has entered. No soft locks: they would outlive a killed process.
     held = FileLock(path, blocking=False, is_singleton=True, fallback_to_soft=False)
     if path.is_file() and path.stat().st_nlink > 1:
         raise InputError(f"{path}: is a link to another file, which is not written to; remove it")
@@ -188,16 +189,18 @@ def locked(folder: Path, lock: Path | None = None) -> Iterator[None]:
     finally:
         if outermost:
             with suppress(OSError):
-                path.unlink()  # while it is locked: whoever has opened it meanwhile sees that it is gone
+                path.unlink()  # while it is locked: a process that has opened it by now sees that it is gone
         if held.is_locked:
             held.release()
 
 
 def check_unlocked(folder: Path, option: str) -> None:
-    """For a file that is to be written whole into ``folder``, which others may do too: its lock is not taken.
+    """Require that no other d2net holds the lock of ``folder``, without taking it.
+
+    Enough for a file that is written atomically. ``option`` is the option that gave the folder, for the message.
 
     Raises:
-        InputError: another d2net holds it.
+        InputError: another d2net holds the lock.
     """
     path = folder / LOCK_NAME
     try:
@@ -217,7 +220,7 @@ def check_unlocked(folder: Path, option: str) -> None:
 
 
 def _sign(path: Path) -> None:
-    with suppress(OSError):  # the number is for a message alone
+    with suppress(OSError):  # the number is only used in a message
         handle = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW)
         with os.fdopen(handle, "w") as file:
             file.write(f"{os.getpid()}\n")

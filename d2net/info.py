@@ -1,4 +1,4 @@
-"""``d2net info``: which build runs on what."""
+"""``d2net info``: versions, the build, devices, and the backend of each operator."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _VIDEO = {
 
 
 def operator_names() -> list[str]:
-    """The operators of :mod:`d2net.ops`; its other public names are types of results, or say or choose what runs."""
+    """Names of the operators of :mod:`d2net.ops`, without its types and helper functions."""
     return [name for name in sorted(ops.__all__) if hasattr(torch.ops.d2net, name)]
 
 

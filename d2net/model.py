@@ -19,11 +19,11 @@ from d2net.recipes import ModelRecipe, Recipe
 
 
 class D2NetOutput(NamedTuple):
-    """What the network says of a batch; everything is 0 past a recording's length.
+    """The outputs of the network for a batch; all are 0 past a recording's length.
 
     Attributes:
-        logits_a, logits_b: (B, T, C) class logits of the first (RGB) and second (flow) stream; of a network with one
-            stream, logits_b is None.
+        logits_a: (B, T, C) class logits of the first stream (RGB).
+        logits_b: (B, T, C) class logits of the second stream (flow); None where the network has one stream.
         tcam: (B, T, C) class activations T, the mean of the streams' sigmoids.
         embeddings: (B, T, D) latent embeddings x(t), the mean of the streams' second layers.
     """
@@ -47,7 +47,7 @@ class TemporalConv(nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, width_in) -> (B, T, width_out); on a CPU the transpose of contiguous (B, width_out, T)."""
-        if x.shape[1] == 0:  # which PyTorch's convolutions refuse; no output, and gradients of 0
+        if x.shape[1] == 0:  # PyTorch's convolutions refuse T = 0; this gives an empty output, and gradients of 0
             return F.linear(x, self.weight[:, :, 0], self.bias)
         return self.channels_last(x) if x.is_cuda else super().forward(x.transpose(1, 2)).transpose(1, 2)
 
@@ -59,10 +59,10 @@ class TemporalConv(nn.Conv1d):
         return masked_leaky_relu(y.transpose(1, 2), lengths, slope=0.2, time_dim=2).transpose(1, 2)
 
     def channels_last(self, x: Tensor) -> Tensor:
-        """The convolution as a two-dimensional one of height 1, for which (B, T, D) is the layout "channels last".
+        """The convolution as a 2-D one of height 1, for which (B, T, D) is PyTorch's "channels last" layout.
 
-        It is that of cuDNN's kernels for tensor cores, and conv1d would copy x to (B, D, T) first. On a CPU conv1d
-        is the faster one.
+        cuDNN's kernels for tensor cores use this layout; conv1d would copy x to (B, D, T) first. On a CPU conv1d is
+        faster.
         """
         y = F.conv2d(
             x.transpose(1, 2).unsqueeze(2),
@@ -75,7 +75,7 @@ class TemporalConv(nn.Conv1d):
 
 
 class Stream(nn.Module):
-    """Three temporal convolutions, leaky ReLU (slope 0.2) after the first two; variants as the recipe says."""
+    """Three temporal convolutions, with leaky ReLU (slope 0.2) after the first two; the recipe sets variants."""
 
     def __init__(self, width: int, embedding_dim: int, num_classes: int, recipe: ModelRecipe) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class D2Net(nn.Module):
         num_classes: C.
         stream_widths: widths of the streams, one or two; the features are their concatenation. I3D: (1024, 1024), RGB
             alone: (1024,).
-        recipe: kernel size, dilation, residuals, dropout, embedding width; default THUMOS14's.
+        recipe: kernel size, dilation, residuals, dropout, embedding width; None: THUMOS14's.
 
     Attributes:
         x_ref: (D,) buffer, the running mean of background embeddings that Eq. 8 compares with: state of the network, as
@@ -127,7 +127,7 @@ class D2Net(nn.Module):
             ``state_dict()``.
 
     Raises:
-        InputError: no class, widths that are none, or residuals with an embedding width other than the streams'.
+        InputError: a wrong number of classes or width, or residuals with an embedding width other than the streams'.
     """
 
     x_ref: Tensor
@@ -177,7 +177,13 @@ class D2Net(nn.Module):
     def from_recipe(
         cls, recipe: ModelRecipe, *, num_classes: int, stream_widths: Sequence[int] = (1024, 1024)
     ) -> D2Net:
-        """The network that a recipe describes."""
+        """The network that a recipe describes.
+
+        Args:
+            recipe: The settings of the network.
+            num_classes: C.
+            stream_widths: Widths of the streams, one or two.
+        """
         return cls(num_classes, stream_widths, recipe)
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> D2NetOutput:

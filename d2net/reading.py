@@ -1,7 +1,7 @@
-"""Reading what others have written: ordinary files, text, JSON and the values in it, with errors a user can act on.
+"""Reads files from outside: ordinary files, text, JSON and the values in it; errors say what a user can do.
 
-A file that cannot be used ends in an InputError, whatever is in it: what is asked of a value is checked here, and no
-other exception is caught on the way.
+Whatever is in a file that cannot be used, it raises an InputError: every value is checked when it is read, rather than
+by catching exceptions of later code.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from typing import Any, TypeVar
 from d2net.errors import InputError
 from d2net.words import is_number, quoted
 
-LONGEST = 1e9  # seconds, 31 years: what is later or longer is no time of a recording
+LONGEST = 1e9  # seconds, 31 years; no time in a recording is larger
 _KINDS = {dict: "an object", list: "a list", str: "text"}
 _Kind = TypeVar("_Kind", dict[str, Any], list[Any], str)
 
 
 def check_ordinary(path: Path) -> None:
-    """Raises InputError for what is no ordinary file: a pipe would be waited for, a device may never end."""
+    """Raises InputError for anything but an ordinary file: a pipe would block, a device may never end."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from None
-    except ValueError:  # a NUL, or letters that no file system takes
+    except ValueError:  # a NUL, or characters that no file system takes
         raise InputError(f"{path}: cannot be the path of a file; check it") from None
     if not stat.S_ISREG(mode):
         raise InputError(f"{path}: is a pipe or a device; write what comes from it to a file, and give that")
 
 
 def read_bytes(path: Path) -> bytes:
-    """All of an ordinary file. Raises InputError where it cannot be read."""
+    """The contents of an ordinary file. Raises InputError where it cannot be read."""
     check_ordinary(path)
     try:
         return path.read_bytes()
@@ -46,7 +46,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """All of a text file in UTF-8, with or without BOM. Raises InputError where it cannot be read."""
+    """The contents of a text file in UTF-8, with or without BOM. Raises InputError where it cannot be read."""
     try:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -55,13 +55,14 @@ def read_text(path: Path) -> str:
 
 
 def load_json(path: Path, content: bytes | None = None) -> Any:
-    """What a JSON file holds; some editors begin it with a mark, which is no JSON.
+    """The value in a JSON file. A byte-order mark, which some editors write, is skipped.
 
     Args:
-        content: Of the file, where it has been read already.
+        path: The file.
+        content: What is in it, where it has been read already.
 
     Raises:
-        InputError: a missing or malformed file, or an object in which a key stands twice.
+        InputError: a missing or malformed file, or an object in which a key occurs twice.
     """
     content = read_bytes(path) if content is None else content
     try:
@@ -75,13 +76,14 @@ def load_json(path: Path, content: bytes | None = None) -> Any:
 
 
 def parse_json(content: str | bytes) -> Any:
-    """What a JSON text holds: all JSON that d2net reads comes through here.
+    """The value of a JSON text. All JSON that d2net reads is parsed here.
 
     Raises:
-        InputError: an object in which a key stands twice.
-        ValueError, RecursionError: it is no JSON, no UTF-8, or too deep.
+        InputError: an object in which a key occurs twice.
+        ValueError: no JSON, or no UTF-8.
+        RecursionError: too deeply nested.
     """
-    if not isinstance(content, str):  # of bytes json would guess at UTF-16 and UTF-32 too
+    if not isinstance(content, str):  # json.loads would also decode bytes in UTF-16 and UTF-32
         content = content.decode("utf-8-sig")
     return json.loads(content, object_pairs_hook=_once)
 
@@ -95,7 +97,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def typed(value: Any, kind: type[_Kind], what: str) -> _Kind:
-    """``value`` itself where it is a dict, list or str as asked. Raises InputError that names ``what``."""
+    """``value`` itself, if it is of type ``kind``. Raises InputError that names ``what``."""
     if not isinstance(value, kind):
         raise InputError(f"{what} is not {_KINDS[kind]}, but {quoted(value)}")
     return value
@@ -105,7 +107,7 @@ def number(value: Any, what: str, way_out: str = "") -> float:
     """A finite number, also one in a string, as THUMOS14's files have them. Raises InputError that names ``what``."""
     try:
         value = value.decode("latin1") if isinstance(value, bytes) else value
-        wrong = isinstance(value, bool) or (isinstance(value, str) and not is_number(value))  # of True it makes 1
+        wrong = isinstance(value, bool) or (isinstance(value, str) and not is_number(value))  # float(True) is 1
         result = math.nan if wrong else float(value)
     except (TypeError, ValueError, OverflowError):
         result = math.nan
@@ -123,12 +125,12 @@ def seconds(value: Any, what: str) -> float:
 
 
 def missing(path: Path) -> str:
-    """What to say of a path at which there is nothing."""
+    """The words of a message for a path at which there is nothing."""
     return "a symbolic link that leads nowhere" if path.is_symlink() else "no such file"
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, of which Python would keep the last of two values under one key."""
+    """A JSON object. Raises InputError where a key occurs twice: Python would keep the last value."""
     table = dict(pairs)
     if len(table) < len(pairs):
         seen: set[str] = set()

@@ -1,6 +1,6 @@
-"""In how many threads of a CPU to compute: where there is little to do, more of them only wait for each other.
+"""The number of CPU threads to compute in. With little work, more threads make it slower: they wait for each other.
 
-Training and localization choose by themselves (:func:`threads_for`); :func:`threads` overrides that choice.
+Training and localization choose the number themselves (:func:`threads_for`); :func:`threads` overrides that.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _given: ContextVar[bool] = ContextVar("given", default=False)
 
 @contextmanager
 def threads(number: int | None) -> Iterator[None]:
-    """Within, everything is computed in ``number`` threads, whatever the size of the work; None: as d2net chooses.
+    """Within the block everything is computed in ``number`` threads; None: d2net chooses.
 
-    Afterwards the process has the number that it had.
+    Afterwards the process uses as many threads as before.
 
     Raises:
         InputError: a number below 1.
@@ -43,19 +43,19 @@ def threads(number: int | None) -> Iterator[None]:
 
 
 def given() -> bool:
-    """Whether :func:`threads` decides here."""
+    """Whether :func:`threads` sets the number here."""
     return _given.get()
 
 
 def threads_for(multiply_adds: int) -> int:
-    """As many threads as the work is worth, up to those that PyTorch uses now; all of these within :func:`threads`."""
+    """A number of threads for so much work, at most what PyTorch uses now; within :func:`threads` exactly that."""
     most = torch.get_num_threads()
     return most if given() else max(1, min(most, multiply_adds // WORK_PER_THREAD))
 
 
 @contextmanager
 def computing(number: int) -> Iterator[None]:
-    """Within, PyTorch and d2net's operators compute in ``number`` threads; afterwards in as many as before."""
+    """Within the block PyTorch and d2net's operators compute in ``number`` threads; afterwards in as many as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -65,5 +65,5 @@ def computing(number: int) -> Iterator[None]:
 
 
 def multiply_adds(model: nn.Module, snippets: int) -> int:
-    """Of a forward pass of temporal convolutions: each weight is used once for every snippet."""
+    """Multiply-adds of a forward pass of temporal convolutions, which use each weight once for every snippet."""
     return snippets * sum(p.numel() for p in model.parameters())

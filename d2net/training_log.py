@@ -1,9 +1,9 @@
-"""``log.jsonl``: what a training says of itself, a line per entry; and the same as TensorBoard scalars.
+"""``log.jsonl``, the log of a training, one JSON object a line; and the same as TensorBoard scalars.
 
-The file is only ever appended to, a line in one go: a kill at any moment leaves every earlier line. A run that begins
-or goes on where lines are there already says so by a line ``{"resumed_at": N, "run": ID}``: entries of that run above
-it of iterations past N are of work that was lost, or replaced, and is done again below. So later lines win, and lines
-of another run, begun in between and dead without a checkpoint, do not count; :func:`read_log` reads so.
+The file is only appended to, one whole line at a time, so a kill at any moment leaves every earlier line. A run that
+begins or resumes in a file with lines first writes ``{"resumed_at": N, "run": ID}``. Earlier entries of that run past
+iteration N were lost with the kill, or are replaced, and are logged again below: later lines win. Entries of another
+run, which began in between and left no checkpoint, do not count. :func:`read_log` applies these rules.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _RESUMED = "resumed_at"
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries of a log by iteration, without those that were done again.
+    """The entries of a log by iteration, without those that were logged again later.
 
-    Lines that are no entry, as a kill, a full disk or a damaged file system leave them, are left out.
+    Lines that are no entry are left out: a kill, a full disk or a damaged file system can leave such lines.
 
     Args:
         path: The file, or the folder of the run.
@@ -42,7 +42,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if path.is_dir():
         path = path / LOG_NAME
     entries: list[dict[str, Any]] = []
-    runs: dict[str, list[dict[str, Any]]] = {"": entries}  # "": of the lines before any says which it is
+    runs: dict[str, list[dict[str, Any]]] = {"": entries}  # "": the lines before the first that names a run
     for line in read_bytes(path).split(b"\n"):
         try:
             entry = json.loads(line.decode("utf-8-sig"))
@@ -55,7 +55,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             continue
         run = entry.get("run")
         if _RESUMED in entry and isinstance(run, str):
-            # A run goes on that was never named: it was the first. One that begins has nothing above.
+            # A run that is resumed and has not been named before is the first one. One that begins has no entries yet.
             entries = runs.setdefault(run, [] if iteration == 0 else runs[""])
         while entries and entries[-1]["iteration"] > iteration:
             entries.pop()
@@ -67,13 +67,13 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 class TrainingLog:
     """Appends to ``log.jsonl`` and to TensorBoard's events; a context manager.
 
-    What cannot be written is said once, as a warning, and never stops a training: its checkpoint is worth more.
+    If something cannot be written, it warns once and the training goes on.
 
     Args:
         out: Folder of the run.
-        iteration: At which the run begins or goes on.
-        tensorboard: Write events for TensorBoard; None: where it is installed.
-        run: What tells it from other runs in the same folder; "" where there are none.
+        iteration: At which the run begins or resumes.
+        tensorboard: Write events for TensorBoard; None: if it is installed.
+        run: Identifies the run among others in the same folder; "" where there are none.
 
     Raises:
         InputError: the log or the folder of the events is a symbolic link; TensorBoard is wanted and not installed.
@@ -85,8 +85,8 @@ class TrainingLog:
         for place in (self.path, events):
             if place.is_symlink():
                 raise InputError(f"{place}: is a link, which no log follows; remove it or choose another --out")
-        self._lost = False  # whether that has been said
-        self._cut = False  # whether the last line lacks its end
+        self._lost = False  # whether it has warned
+        self._cut = False  # whether the last line is incomplete
         self._file: int | None = None
         try:
             self._file = _open(self.path)
@@ -164,9 +164,9 @@ class TrainingLog:
 
 
 def _open(path: Path) -> int:
-    """The file for appending, made where it is missing; never through a link, and never waiting for a pipe's reader."""
+    """Opens the file for appending, and makes it where it is missing. Follows no link, and does not wait on a pipe."""
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
-    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"):  # as far as the platform has them
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"):  # those that the platform has
         flags |= getattr(os, name, 0)
     file = os.open(path, flags, 0o666)
     found = os.fstat(file)

@@ -1,8 +1,8 @@
-"""Names and values in messages: as they can be shown, a few of many, what may be meant by an unknown one.
+"""Names and values in messages: escaped, shortened, listed; and suggestions for an unknown name.
 
-A name may hold anything: line ends, what a terminal obeys, letters that are not seen or turn the line around, or five
-thousand letters. :func:`escaped` makes a line of it. Every error is passed through it (:mod:`d2net.errors`), and every
-line that the commands print (``d2net.cli.terminal.say`` and ``make_console``): no message has to think of it.
+A name from data may hold anything: line ends, a terminal's control sequences, invisible or right-to-left characters, or
+five thousand letters. :func:`escaped` makes it one visible line. Every error (:mod:`d2net.errors`) and every line that
+the commands print (``d2net.cli.terminal.say`` and ``make_console``) passes through it, so no message need do so itself.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-LINE, NAME = 2000, 80  # letters of a whole message, and of a name or value of many in it
+LINE, NAME = 2000, 80  # characters of a whole message, and of one of several names or values in it
 
 
 def escaped(text: str, most: int = LINE) -> str:
-    r"""``text`` in one line, with what is no visible letter escaped as ``\x1b``, and the middle of a long one left out.
+    r"""``text`` in one line, with invisible characters escaped as in ``\x1b``, and without the middle of a long one.
 
-    What is escaped is what Python's ``repr`` escapes: control characters, marks of direction, letters without width,
-    halves of surrogate pairs, letters of private use, blanks other than the usual one. A backslash stays as it is.
+    Escaped is what Python's ``repr`` escapes: control characters, direction marks, characters without width, lone
+    surrogates, private-use characters, and blanks other than the space. A backslash is not escaped.
     """
     text = cut(text, most)
     if text.isprintable():
@@ -30,12 +30,15 @@ def escaped(text: str, most: int = LINE) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """Both ends: a message begins with the thing and ends with the way out, and names often differ in their ends."""
+    """``text`` without its middle where it is longer than ``most``.
+
+    Both ends stay: a message begins with the cause and ends with the way out, and names often differ at their ends.
+    """
     return text if len(text) <= most else f"{text[: most // 2]}…{text[len(text) - (most - 1) // 2 :]}"
 
 
 class _Repr(reprlib.Repr):
-    """Of a few entries and levels, so that no value is too large or too deep for it."""
+    """Shows a few entries and levels of a value, so that none is too large or too deep."""
 
     def repr1(self, x: Any, level: int) -> str:
         try:
@@ -49,41 +52,41 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = NAME
 
 
 def quoted(value: Any) -> str:
-    """A value as Python writes it, cut where it is long."""
+    """``repr(value)``, shortened where it is long."""
     return escaped(_SHORT.repr(value), 4 * NAME)
 
 
 def reason(error: BaseException) -> str:
-    """Why another library could not do something: the first line of what it says, without objects of its own."""
+    """The first line of another library's error message, without the addresses of objects in it."""
     text = re.sub(r":? ?<[\w.]+ object at 0x[0-9a-fA-F]+>", "", str(error))
     return escaped(text.strip().partition("\n")[0] or type(error).__name__, 4 * NAME)
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:
-    """The first of the names, and how many more there are."""
+    """The first names, and how many more there are."""
     names = list(names)
     text = ", ".join(f"'{escaped(name, NAME)}'" for name in names[:most])
     return f"{text} and {len(names) - most} more" if len(names) > most else text
 
 
 def counted(n: int, one: str, many: str = "") -> str:
-    """A number and what of: ``1 detection``, ``2 detections``; ``many`` where that is not made with an s."""
+    """A number with its noun: ``1 detection``, ``2 detections``; ``many`` is the plural where it is not ``one`` + s."""
     return f"{n} {one if n == 1 else many or one + 's'}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)``, or nothing where no known word is near."""
-    if len(word) > 4 * NAME:  # comparing takes as long as the square of it
+    """`` (did you mean 'x'?)``, or "" where no known word is similar."""
+    if len(word) > 4 * NAME:  # the comparison takes quadratic time
         return ""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 
 def is_number(text: str) -> bool:
-    """Whether ``int`` or ``float`` may read it: they would take digits of every script, and "1_0" as 10."""
+    """Whether ``text`` may be handed to ``int`` or ``float``, which also take digits of any script, and "1_0" as 10."""
     return text.isascii() and "_" not in text
 
 
 def plain(name: str) -> str:
-    """Equal for names that differ in case, blanks, underscores or the way an accent is coded."""
+    """A key that is equal for names that differ only in case, blanks, underscores or Unicode normalisation."""
     return re.sub(r"[\s_]+", "", unicodedata.normalize("NFKC", name)).casefold()

@@ -98,14 +98,14 @@ def test_random_matrices(classes: int) -> None:
 def test_matrices_are_those_of_the_loss() -> None:
     torch.manual_seed(0)
     tcam, embeddings = torch.rand(4, 20, 3, dtype=torch.float64), torch.randn(4, 20, 6, dtype=torch.float64)
-    lengths, reference = torch.tensor([20, 13, 0, 7]), torch.randn(6, dtype=torch.float64)
+    lengths, x_ref = torch.tensor([20, 13, 0, 7]), torch.randn(6, dtype=torch.float64)
     labels = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 1]], dtype=torch.float64)
-    embeddings[3] = -reference  # all foreground: no U_1
-    u = joint_matrices(tcam, embeddings, lengths, labels, reference, topk_divisor=8)
+    embeddings[3] = -x_ref  # all foreground: no U_1
+    u = joint_matrices(tcam, embeddings, lengths, labels, x_ref, topk_divisor=8)
     assert u["snippet"].shape == (2, 2, 2) and u["video"].shape == (1, 3, 3)
     torch.testing.assert_close(u["snippet"].sum((1, 2)), torch.ones(2, dtype=torch.float64))
     snippet = torch.from_numpy(measure(u["snippet"].numpy()).log_condition).mean()
-    torch.testing.assert_close(snippet, SnippetDenoising()(tcam, embeddings, lengths, reference))
+    torch.testing.assert_close(snippet, SnippetDenoising()(tcam, embeddings, lengths, x_ref))
     present = [0, 1, 3]  # the loss leaves the empty recording out of n; the condition number knows no scale
     video = measure(u["video"].numpy()).log_condition[0]
     expected = VideoDenoising()(tcam[present], lengths[present], labels[present])

@@ -60,7 +60,7 @@ def test_published_activitynet_protocol(published, shared):
     result = evaluate(found, truth, unknown_videos="false_positive")
     np.testing.assert_allclose(result.map, 100 * data["map_activitynet_protocol"], atol=1e-12)
     assert result.coverage.false_positives["unknown_video"] == 35
-    with pytest.raises(InputError, match="2 videos of the detections: 'video_test_0000270', 'video_test_0001496'"):
+    with pytest.raises(InputError, match="2 recordings of the detections: 'video_test_0000270', 'video_test_0001496'"):
         evaluate(found, truth)
 
 
@@ -136,26 +136,29 @@ class Case:
 HIT, MISS = (0, 0, 0, 64, 0.5), (0, 0, 128, 192, 0.9)  # whole snippets, so that the protocols agree on times
 ELSEWHERE = (1, 0, 0, 64, 0.9)  # in the other video
 CASES = {
-    "video missing from the results": Case(
+    "recording missing from the results": Case(
         [(0, 0, 0, 64, 0.5)], 50, 50, ((0, 0, 0, 64), (1, 0, 0, 64)), names={"videos": ("v",)},
         coverage={"unlisted": ("w",), "without_detections": ("w",)},
         says="not listed in the detections: 1 of 2 recordings ('w'); their segments are missed",
     ),
-    "video with an empty list": Case(
+    "recording with an empty list": Case(
         [(0, 0, 0, 64, 0.5)], 50, 50, ((0, 0, 0, 64), (1, 0, 0, 64)),
         coverage={"unlisted": (), "without_detections": ("w",)},
         says="listed without a detection: 1 of 2 recordings ('w')",
     ),
-    "video without segments": Case(
+    "recording without segments": Case(
         [ELSEWHERE, HIT], 50, 100, coverage={"without_segments": ("w",), "detections": 2},
         says="without a segment: 1 recording ('w'); detections there: 1 ",
     ),
-    "video of withdrawn segments": Case(
+    "recording of withdrawn segments": Case(
         [ELSEWHERE, HIT], 50, 50, marks={"withdrawn": ("w",)}, coverage={"without_segments": ("w",), "judged": 2},
         says="without a segment: 1 recording ('w'); detections there: 1 as false positives",
     ),
-    "video not in the annotations": Case(
-        [ELSEWHERE, HIT], "1 video of the detections: 'w'", "1 video of the detections: 'w'", marks={"videos": ("v",)}
+    "recording not in the annotations": Case(
+        [ELSEWHERE, HIT],
+        "1 recording of the detections: 'w'",
+        "1 recording of the detections: 'w'",
+        marks={"videos": ("v",)},
     ),
     "the same, ignored": Case(
         [ELSEWHERE, HIT], 100, 100, marks={"videos": ("v",)}, options={"unknown_videos": "ignore"},
@@ -391,7 +394,7 @@ def test_names_in_the_annotations_with_a_suffix():
     ("name", "other"), [("clip.left", "clip.right"), ("take_1_23", "take_12_3"), ("video_1", "video_2")]
 )
 def test_names_that_only_look_alike(name, other):
-    with pytest.raises(InputError, match="the annotations do not list 1 video") as error:
+    with pytest.raises(InputError, match="the annotations do not list 1 recording") as error:
         evaluate(detections([(0, 0, 0, 10, 0.9)], videos=(name,)), annotations([(0, 0, 0, 10)], videos=(other,)))
     assert "rename" not in str(error.value)
 
@@ -417,7 +420,7 @@ def test_exact_names_win_over_the_prefix():
         annotations([(0, 0, 0, 10)], videos=("x", "y")),
         detections([(0, 0, 0, 10, 0.9)], videos=("v_x", "y")),
     )
-    with pytest.raises(InputError, match="1 video of the detections: 'v_x'"):
+    with pytest.raises(InputError, match="1 recording of the detections: 'v_x'"):
         evaluate(found, truth)
 
 
@@ -445,9 +448,13 @@ def test_unknown_classes_in_dropped_videos_do_not_matter():
 @pytest.mark.parametrize(
     ("found", "protocol", "reason"),
     [
-        ([(1, 0, 0, 10, 1)] * 2, "wtalc", "all 2 are dropped: 2 in videos without a segment, which the wtalc protocol"),
-        ([(2, 0, 0, 10, 1)], "activitynet", "1 in videos that the annotations do not list"),
-        ([(1, 0, 0, 10, 1), (2, 0, 0, 10, 1)], "wtalc", "all 2 are dropped: 1 in videos that the annotations"),
+        (
+            [(1, 0, 0, 10, 1)] * 2,
+            "wtalc",
+            "all 2 are dropped: 2 in recordings without a segment, which the wtalc protocol",
+        ),
+        ([(2, 0, 0, 10, 1)], "activitynet", "1 in recordings that the annotations do not list"),
+        ([(1, 0, 0, 10, 1), (2, 0, 0, 10, 1)], "wtalc", "all 2 are dropped: 1 in recordings that the annotations"),
         ([(0, 1, 0, 10, 1)], "wtalc", "1 labelled 'Ambiguous', which is a mark and no class"),
     ],
 )

@@ -14,7 +14,7 @@ from d2net.errors import InputError
 from d2net.info import operator_names
 from d2net.ops import use_backend
 from d2net.ops.loss import d2net_loss
-from d2net.ops.loss_reference import LossInputs, LossSettings
+from d2net.ops.loss_ref import LossInputs, LossSettings
 
 B, T, C, D, N = 3, 70, 5, 33, 90  # no multiple of a warp
 

@@ -106,7 +106,7 @@ def test_the_command_evaluate(trained: tuple[Path, str, Path]) -> None:
         entry = {"label": name + " 3", "score": 1, "segment": [0, 1]}
         other = folder / f"other-{i}.json"
         other.write_text(json.dumps({"results": {name + " 3": [entry]}}))
-        assert "do not list 1 video" in run("evaluate", other, *truth, *TEST, code=2)
+        assert "do not list 1 recording" in run("evaluate", other, *truth, *TEST, code=2)
         other.write_text(json.dumps({"results": {name + " 2": [entry]}}))
         assert "do not have 1 class" in run("evaluate", other, *truth, *TEST, code=2)
         other.write_text(json.dumps({"results": {name: [{**entry, "label": [name]}]}}))

@@ -207,7 +207,7 @@ TAKES_ACTIVATIONS = [name for name in LOSSES if name not in ("UncertaintyModelin
 def test_logits_are_no_activations(name, dtype):
     tcam, embeddings, lengths, labels = batch()
     for wrong in (4 * tcam - 2, tcam - 0.1, 1.1 * tcam):
-        with pytest.raises(InputError, match=r"tcam holds values from .*\[0, 1\]; of logits take torch.sigmoid"):
+        with pytest.raises(InputError, match=r"tcam holds values from .*\[0, 1\]; apply torch.sigmoid to logits"):
             LOSSES[name](wrong.to(dtype), embeddings, lengths, labels)
 
 

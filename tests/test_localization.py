@@ -372,7 +372,7 @@ def test_a_model_without_x_ref_is_told_what_is_missing(attention):
 def test_an_x_ref_of_another_width_is_refused():
     model = Columns()
     model.x_ref = torch.ones(3)
-    with pytest.raises(InputError, match="reference has shape"):
+    with pytest.raises(InputError, match="x_ref has shape"):
         localize(model, dataset(features()), RECIPE)
 
 

@@ -78,7 +78,7 @@ def test_override():
         ("model.kernel_size=4", "is 4; it must be odd and at least 1"),
         ("localization.thresholds=[0.1, .nan]", r"thresholds\[1\] is nan; it must be finite"),
         ("localization.thresholds=[]", "a list of at least one value"),
-        ("localization.class_threshold=1", "it must be at least 0 and below 1, a share of the best p"),
+        ("localization.class_threshold=1", "it must be at least 0 and below 1, a fraction of the best p"),
         ("evaluation.tiou=[0.5, 2]", r"tiou\[1\] is 2; it must be above 0 and at most 1"),
         ("loss.beta=&a [*a, *a]", "anchors, aliases and tags are not taken"),
         ("loss.beta=!!int ''", "anchors, aliases and tags are not taken"),

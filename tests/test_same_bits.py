@@ -16,7 +16,7 @@ from d2net.info import operator_names
 from d2net.localization import Localizer
 from d2net.losses import D2NetLoss
 from d2net.ops.loss import d2net_loss
-from d2net.ops.loss_reference import LossInputs, LossSettings
+from d2net.ops.loss_ref import LossInputs, LossSettings
 from d2net.recipes import load_recipe
 
 
@@ -43,7 +43,7 @@ Case = tuple[Callable, list[Tensor], list[Tensor]]
 def per_recording(b: int, t: int, c: int, d: int) -> dict[str, Case]:
     """Operators of recordings that do not know of each other: all inputs are (B, ...)."""
     lengths, scores = [drawn_lengths(b, t)], drawn(b, t, 1)[..., 0]
-    reference = drawn(d) - 0.5
+    x_ref = drawn(d) - 0.5
     return {
         "attention_pool": (ops.attention_pool, [drawn(b, t, d), drawn(b, t)], lengths),
         "attention_pool mean": (
@@ -52,7 +52,7 @@ def per_recording(b: int, t: int, c: int, d: int) -> dict[str, Case]:
             lengths,
         ),
         "bottom_up_attention": (
-            lambda x, n: ops.bottom_up_attention(x, reference, n),
+            lambda x, n: ops.bottom_up_attention(x, x_ref, n),
             [drawn(b, t, d) - 0.5],
             lengths,
         ),
@@ -78,7 +78,7 @@ def every_operator(b: int, t: int, c: int, d: int, n: int) -> dict[str, Case]:
     soft = {"iou_threshold": 0.3, "sigma": 0.5, "min_score": 0.05}
     return {
         **per_recording(b, t, c, d),
-        "bottom_up_attention of a reference": (
+        "bottom_up_attention of an x_ref": (
             ops.bottom_up_attention,
             [drawn(b, t, d) - 0.5, drawn(d) - 0.5],
             [lengths],

@@ -510,7 +510,7 @@ def test_resume_knows_its_seed_and_precision(tmp_path: Path) -> None:
 def test_a_precision_that_there_is_not_here(tmp_path: Path) -> None:
     path = make_trainer(tmp_path, 5).run()
     save_checkpoint(path, replace(load_checkpoint(path), precision="tf32"))
-    with pytest.warns(UserWarning, match="was trained in tf32, which cpu has not, and goes on in fp32"):
+    with pytest.warns(UserWarning, match="was trained in tf32, which cpu does not have, and goes on in fp32"):
         make_trainer(tmp_path, 9).run(resume=True)
     assert load_checkpoint(path).precision == "fp32"
 

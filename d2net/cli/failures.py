@@ -1,4 +1,4 @@
-"""What goes wrong in a command becomes one line on stderr and an exit code."""
+"""Turns the errors of commands into one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from d2net.words import escaped
 
 
 class Commands(TyperGroup):
-    """A group of commands, the one place where what goes wrong in any of them is caught."""
+    """A group of commands, which catches the errors of all of them."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if "--debug" in args:  # it belongs to the group, but is typed at the end of the line that failed
+        if "--debug" in args:  # an option of the group, but users append it to the command that failed
             args = ["--debug", *(a for a in args if a != "--debug")]
         ctx.meta["d2net.arguments"] = list(args)
         try:
             with _usage():
                 return super().parse_args(ctx, args)
-        except KeyboardInterrupt as error:  # of which typer would say nothing
+        except KeyboardInterrupt as error:  # typer would say nothing
             _report(error, "interrupted", "--debug" in args)
             raise typer.Exit(130) from None
 

@@ -141,10 +141,12 @@ class DataOptions:
         return find_dataset(spec, trust_pickle=self.trust_pickle)
 
     def open(self, catalog: Catalog, subsets: list[str] | None, like: tuple[int, ...] | None = None) -> Dataset:
-        """The subsets of a dataset; what was taken for granted or left out is said on stderr.
+        """Open the subsets of a dataset; what was assumed or left out is said on stderr.
 
         Args:
-            like: Stream widths of a model, which features in one array are divided into where nothing says how.
+            catalog: The dataset.
+            subsets: Names of the subsets; None: all.
+            like: Stream widths of a model. Features in one array are split into these where nothing else says how.
         """
         dataset = catalog.open(
             subsets,
@@ -159,7 +161,7 @@ class DataOptions:
         return dataset
 
     def refuse(self, spec: str) -> None:
-        """Raises InputError where an option is given that says nothing of a dataset that d2net makes."""
+        """Raises InputError for an option that has no meaning for a dataset that d2net makes."""
         if given := self.again():
             raise InputError(f"{spec} is made by d2net, which knows all about it; leave {given[0]} out")
 
@@ -203,7 +205,7 @@ def _process_value(parameter: Any, process: Callable[..., Any], context: Any, va
 
 
 def data_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of ``DataOptions``, handed to it as the argument ``options``."""
+    """Adds the options of ``DataOptions`` to a command, which gets them as the argument ``options``."""
 
     @functools.wraps(command)
     def wrapper(**values: Any) -> None:
@@ -221,7 +223,7 @@ def data_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def said_of(dataset: Dataset) -> list[str]:
-    """What was taken for granted when a dataset was opened, and which recordings were left out and why."""
+    """Print what was assumed when a dataset was opened, and which recordings were left out and why."""
     lines = [f"note: {note}" for note in dataset.notes]
     if dataset.left_out:
         number = f"{len(dataset.left_out)} of {len(dataset.left_out) + len(dataset)}"

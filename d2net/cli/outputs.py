@@ -1,4 +1,4 @@
-"""Where a command is to write: seen to be writable, and nobody else's, before anything is computed."""
+"""Checks, before anything is computed, that a command can write its output and overwrites nothing that it reads."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from d2net.detections import Detections
 
 LOG_NAME = "log.jsonl"
-RUN_FILES = ("checkpoint.safetensors", "checkpoint.json", LOG_NAME, LOCK_NAME)  # of train, and of nothing else
-_OURS = (*RUN_FILES, "study.json")  # no name for anything else: in the folder of a run or study it would be lost
+RUN_FILES = ("checkpoint.safetensors", "checkpoint.json", LOG_NAME, LOCK_NAME)  # written by train alone
+_OURS = (*RUN_FILES, "study.json")  # no other output may have these names: a run or study would overwrite it
 
 
 def check_output(
@@ -28,11 +28,13 @@ def check_output(
     reads: Iterable[str | Path] = (),
     suffixes: Iterable[str] = (),
 ) -> None:
-    """Make the folder that a file is to be written to, and see whether it can be: before anything is computed.
+    """Check, before anything is computed, that a file can be written; makes its folder.
 
     Args:
+        path: The file.
+        option: The option that gave it, for messages.
         reads: What the command reads: files, folders of datasets, ``simulated:FILE``.
-        suffixes: What the name may end in, in small letters.
+        suffixes: What the name may end in, in lower case.
 
     Raises:
         InputError: the file is read here, or is one that a run is made of; another suffix; a folder, a link or a device

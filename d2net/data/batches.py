@@ -1,4 +1,4 @@
-"""Mini-batches of whole recordings: drawn at random, cropped, padded; resumable to the bit."""
+"""Mini-batches of recordings: drawn at random, cropped, padded; a resumed run draws the same ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
 
 class Window(NamedTuple):
-    """A stretch of a recording: snippets ``start`` to ``start + length`` of number ``recording`` of the dataset."""
+    """Snippets ``start`` to ``start + length`` of the recording with index ``recording``."""
 
     recording: int
     start: int
@@ -49,7 +49,7 @@ class BatchSampler:
         batch_size: Recordings a batch.
         max_snippets: Longer recordings are cropped to this many snippets, at a random offset.
         seed: Of the order and the offsets.
-        allow_unlabelled: Recordings without a label are background alone, and drawn like the others.
+        allow_unlabelled: Whether recordings without a label, which are only background, are drawn like the others.
 
     Raises:
         InputError: a recording without a label where that is not allowed, or with an unknown class; no recording.
@@ -86,7 +86,7 @@ class BatchSampler:
             window = self._window(i, len(x))
             windows.append(window)
             cut = x[window.start : window.start + window.length]
-            features.append(cut if window.length == len(x) else cut.copy())  # a batch of whole ones may not fit
+            features.append(cut if window.length == len(x) else cut.copy())  # a view would keep all of x in memory
         lengths = torch.tensor([w.length for w in windows])
         padded = torch.zeros(len(features), int(lengths.max()), self.dataset.width)
         for row, x in zip(padded.numpy(), features, strict=True):
@@ -94,7 +94,7 @@ class BatchSampler:
         return Batch(padded, lengths, self.labels[[w.recording for w in windows]])
 
     def windows(self, lengths: Sequence[int]) -> list[Window]:
-        """What :meth:`next` would return, without reading it; ``lengths`` are those of all recordings."""
+        """The windows of the next batch, without reading features; ``lengths`` are those of all recordings."""
         return [self._window(i, lengths[i]) for i in self._choose()]
 
     def _choose(self) -> list[int]:
@@ -113,7 +113,7 @@ class BatchSampler:
         return Window(recording, start, self.max_snippets)
 
     def state(self) -> dict[str, Tensor]:
-        """All that decides the coming batches: the epoch's order, the position in it, the generator."""
+        """Everything that decides the next batches: the epoch's order, the position in it, the generator."""
         return {
             "order": self.order,
             "position": torch.tensor(self.position),
@@ -124,7 +124,7 @@ class BatchSampler:
         """Continue where :meth:`state` was taken.
 
         Raises:
-            InputError: the dataset has another size, or the state is none.
+            InputError: the dataset has another size, or the state is damaged.
         """
         if len(state["order"]) != len(self.dataset):
             raise InputError(

@@ -1,4 +1,4 @@
-"""What a dataset says it holds, before any of its features is looked at; and opening the part that is wanted."""
+"""Lists the recordings that a dataset names, without reading features, and opens those that are wanted."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Listing:
     Attributes:
         entry: What the annotations say of it.
         open: Finds its features, without reading them all: one array, or that of RGB and that of flow.
-        why_not: Why it is to be left out although it may have features; empty where it is not.
-        known: Whether the annotations know it.
+        why_not: Why it is left out although it may have features; "" if it is not.
+        known: Whether the annotations list it.
     """
 
     name: str
@@ -141,15 +141,15 @@ class Catalog:
         strict: bool = False,
         check_durations: bool = True,
     ) -> Dataset:
-        """The recordings of the subsets (None: all), found, measured and checked; their values are not read.
+        """Open the recordings of the subsets (None: all); checks shapes and times without reading the features.
 
         Recordings without features, whose features are all 0, or without any snippet are left out.
 
         Args:
             subsets: Only these must exist. Where all are opened, one of them may have no usable recording.
-            times: What is known better than the data says.
+            times: Values that replace those in the data.
             streams: Widths of the streams of features that lie in one array.
-            like: The widths that a model was trained on: those of features in one array where nothing says otherwise.
+            like: The stream widths of a model, by which features in one array are split where nothing else says how.
             strict: A recording that would be left out is an error.
             check_durations: A recording's length must fit its duration.
 
@@ -171,7 +171,7 @@ class Catalog:
                 left_out.append(LeftOut(each.name, str(error), replace(each.entry, times=opening.known(each.entry))))
         there = {r.subset for r in recordings}
         for subset in chosen:
-            # Of all subsets one may be without features: nobody asked for it.
+            # If all subsets are opened, because none was asked for, one may be without features.
             if subset not in there and (subsets is not None or not there):
                 reasons = [r for r in left_out if r.subset == subset]
                 raise InputError(
@@ -207,14 +207,15 @@ def _refuse(problems: Sequence[str]) -> None:
 
 
 def train_and_test(subsets: Sequence[str], annotated: Sequence[str] | set[str] = ()) -> tuple[str | None, str | None]:
-    """Which subset a collection trains on and which it tests on, None where there is none.
+    """The subset to train on and the subset to test on; None where there is none.
 
     THUMOS14 trains on ``validation`` and tests on ``test``; ActivityNet trains on ``training`` and tests on
     ``validation``, since its ``testing`` has no annotations. A collection with one subset alone, but for recordings
     without a label, tests on that.
 
     Args:
-        annotated: Those that have segments; one of them is tested on, where there is one.
+        subsets: Names of all subsets.
+        annotated: Names of those that have segments. If there are any, the subset to test on is one of them.
     """
     subsets = [s for s in subsets if s != UNLABELLED] or subsets
     lower = {s.lower(): s for s in subsets}

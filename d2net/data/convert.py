@@ -71,7 +71,7 @@ def convert(
             _check_readable(part, out)
             if os.path.lexists(out):
                 _move_away(out, earlier, dataset)
-            os.replace(part, out)  # a kill before this one leaves both, which the next conversion tidies up
+            os.replace(part, out)  # after a kill before this line the next conversion restores the earlier one
             sync(part.parent)
         except OSError as error:
             raise InputError(
@@ -85,7 +85,7 @@ def convert(
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Within, no other conversion writes to ``out``; what dead ones left is tidied up. Makes the folder that it is in.
+    """Within the block no other conversion writes to ``out``. Cleans up after killed ones, and makes the parent folder.
 
     Raises:
         InputError: another does; something else is there already; nothing can be written there.
@@ -151,9 +151,9 @@ def _said_of(folder: Path) -> dict[str, Any]:
 
 
 def _move_away(out: Path, earlier: Path, dataset: Dataset) -> None:
-    """The earlier conversion to ``earlier``; what others have put in its place meanwhile stays.
+    """Move the earlier conversion to ``earlier``, but nothing that another program has put in its place.
 
-    It is looked at once more before it is moved, and again when nobody finds it by its name any longer.
+    It is checked before the move, and again after it, when no other program can change it by its name.
     """
     _check_place(out)
     _check_content(out, dataset)
@@ -167,7 +167,7 @@ def _move_away(out: Path, earlier: Path, dataset: Dataset) -> None:
 
 
 def _sync_all(folder: Path) -> None:
-    """To the disk, together at the end: several times as fast as file by file."""
+    """Sync all files at the end, which is several times as fast as file by file."""
     for place, _, names in os.walk(folder):
         for name in names:
             sync(Path(place, name))
@@ -175,7 +175,7 @@ def _sync_all(folder: Path) -> None:
 
 
 def _check_readable(part: Path, out: Path) -> None:
-    """An earlier result is never replaced by one that does not open."""
+    """Require that the result opens, before it replaces an earlier one."""
     try:
         find_dataset(part).open()
     except InputError as error:
@@ -183,7 +183,7 @@ def _check_readable(part: Path, out: Path) -> None:
 
 
 def _check_place(out: Path) -> None:
-    """See whether a conversion can be written to ``out``.
+    """Check that a conversion can be written to ``out``.
 
     Raises:
         InputError: something else is there already, or nothing can be written there.

@@ -80,7 +80,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A recording that the dataset names and that was not opened, and why; ``entry``: what its annotations say."""
+    """A recording that the dataset names but that was not opened, why, and its annotations (``entry``)."""
 
     name: str
     why: str
@@ -101,7 +101,7 @@ class Dataset:
         stream_widths: Width of each stream: one, or two (RGB, flow), whose concatenation the features are.
         recordings: All recordings of all subsets.
         left_out: Recordings that were named and could not be used.
-        notes: What was taken for granted or done to the data, in sentences.
+        notes: What was assumed of the data or done to it, in sentences.
         source: Where it was found.
         extraction: What ``features.json`` says of how all features were made, without its recordings; None where there
             is no such file.
@@ -128,7 +128,7 @@ class Dataset:
         return len(self.recordings)
 
     def subset(self, *names: str) -> Dataset:
-        """The recordings of one split, or of several. Raises InputError for one that holds none."""
+        """The recordings of one subset, or of several. Raises InputError for an unknown or empty subset."""
         chosen = choose(names, self.subsets, f"dataset '{self.name}'")
         return replace(
             self,
@@ -170,7 +170,7 @@ class Dataset:
         return y
 
     def fingerprint(self) -> str:
-        """Of all that is said of its recordings, those left out too; other data have another one."""
+        """A hash of everything that is known of the recordings, with those left out."""
         said = [
             (r.name, r.subset, r.labels, r.segments, r.ambiguous, r.withdrawn, r.snippets, r.seconds_per_snippet)
             for r in self.recordings
@@ -179,13 +179,13 @@ class Dataset:
         return hashlib.sha256(repr((self.classes, said, left_out)).encode()).hexdigest()[:16]
 
     def annotations(self) -> Annotations:
-        """Ground-truth segments of all recordings here, and of those left out: an evaluation must miss them."""
+        """Ground truth of all recordings, also of those left out, whose segments an evaluation must count as missed."""
         entries = [(r.name, r) for r in self.recordings] + [(r.name, r.entry) for r in self.left_out]
         return annotations_of(entries, self.classes)
 
 
 def annotations_of(entries: Sequence[tuple[str, Recording | Entry]], classes: tuple[str, ...]) -> Annotations:
-    """The segments, and the marks of ambiguous ones, of named recordings, in their order, each recording's too."""
+    """Segments and ambiguous segments of named recordings, in the order of the recordings and of their segments."""
     column = {c: i for i, c in enumerate(classes)}
     rows = [(v, column[label], start, end) for v, (_, r) in enumerate(entries) for start, end, label in r.segments]
     table = np.array(rows, np.float64).reshape(-1, 4)

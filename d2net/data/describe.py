@@ -1,4 +1,4 @@
-"""What a dataset is like, in words, and what in it looks wrong (``d2net inspect``)."""
+"""Describes a dataset, and what in it looks wrong (``d2net inspect``)."""
 
 from __future__ import annotations
 
@@ -56,11 +56,13 @@ def inspect(
     check_durations: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
-    """Reads all that a dataset has and looks for what is missing, contradictory or strange.
+    """Reads a whole dataset and looks for what is missing, contradictory or unusual.
 
     Args:
         catalog: From :func:`d2net.data.find_dataset`.
-        times, streams, check_durations: As :meth:`Catalog.open`.
+        times: As for :meth:`Catalog.open`.
+        streams: As there.
+        check_durations: As there.
         progress: Called as ``progress(done, total)`` after every recording.
 
     Raises:
@@ -72,7 +74,7 @@ def inspect(
     left_out: list[LeftOut] = []
     timeless: list[str] = []
     why = ""
-    # One at a time, so that one that cannot be used does not hide the others.
+    # One recording at a time, so that one that cannot be used does not hide the others.
     for done, listing in enumerate(_usual_widths_first(catalog.listings), start=1):
         try:
             recordings.append(opening.recording(listing))
@@ -88,7 +90,7 @@ def inspect(
     if left_out:
         problems.append(f"{len(left_out)} of {len(catalog.listings)} recordings cannot be used:")
         problems += [f"  {r.name} ({r.subset}): {r.why}" for r in left_out]
-    with suppress(InputError):  # no folder of features, which every recording has said by now
+    with suppress(InputError):  # no folder of features, which is reported for every recording already
         if unused := catalog.unused():
             problems.append(f"{len(unused)} feature files belong to no recording: {listed([p.name for p in unused])}")
     if not recordings or opening.widths is None:
@@ -109,17 +111,17 @@ def inspect(
 
 
 def _usual_widths_first(listings: Sequence[Listing]) -> list[Listing]:
-    """Those as wide as most are, so that the odd ones are found out, and not all the others."""
+    """The stream widths that most recordings have: the others are then reported, and not these."""
     widths: dict[str, int] = {}
     for listing in listings:
-        with suppress(InputError):  # said when it is opened
+        with suppress(InputError):  # reported when it is opened
             widths[listing.name] = sum(a.width for a in listing.arrays())
     count = Counter(widths.values())
     return sorted(listings, key=lambda x: -count[widths.get(x.name, 0)])
 
 
 def _features(recordings: Sequence[Recording], widths: tuple[int, ...]) -> list[str]:
-    """NaN, constant features, a stream of zeros, features that stand under two names."""
+    """Problems with features: NaN, constant ones, a stream of zeros, the same ones under two names."""
     width = sum(widths)
     problems = []
     seen: dict[bytes, list[str]] = {}
@@ -148,7 +150,7 @@ def _features(recordings: Sequence[Recording], widths: tuple[int, ...]) -> list[
 
 
 def _annotations(catalog: Catalog, recordings: Sequence[Recording]) -> list[str]:
-    """Classes in one subset alone, recordings without labels, segments outside of their recordings."""
+    """Problems with annotations: classes in one subset only, missing labels, segments outside their recordings."""
     problems = []
     train, test = train_and_test(catalog.subsets, catalog.annotated_subsets)
     classes = {

@@ -1,4 +1,4 @@
-"""Names that are probably one: ``High Jump``, ``high_jump``, ``HighJump``."""
+"""Finds names that probably mean the same: ``High Jump``, ``high_jump``, ``HighJump``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def near_duplicates(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Groups of names that differ in case, blanks, underscores or the way an accent is coded alone."""
+    """Groups of names that differ only in case, blanks, underscores or Unicode normalisation."""
     groups: dict[str, dict[str, None]] = {}
     for name in names:
         groups.setdefault(plain(name), {})[name] = None
@@ -22,7 +22,7 @@ def near_duplicates(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def check_labels(catalog: Catalog) -> None:
-    """Raises InputError for labels that are probably one: each would be learned from a part of its recordings."""
+    """Raises InputError for labels that probably mean the same: each would be trained on a part of its recordings."""
     problems = label_problems(catalog)
     if problems:
         more = f" ({len(problems)} such problems)" if len(problems) > 1 else ""
@@ -30,7 +30,7 @@ def check_labels(catalog: Catalog) -> None:
 
 
 def label_problems(catalog: Catalog) -> list[str]:
-    """A sentence for every group of labels, or of subsets, that are probably one, and for a class listed twice."""
+    """A sentence for every group of labels or subsets that probably mean the same, and for a class listed twice."""
     twice = [c for c, n in Counter(catalog.classes).items() if n > 1]
     problems = [f"class '{c}' is listed twice; list it once" for c in twice]
     names = [label for r in catalog.listings for label in {*r.entry.labels, *(c for _, _, c in r.entry.segments)}]

@@ -1,4 +1,4 @@
-"""One door to every dataset layout, recognised by looking."""
+"""Opens datasets of every layout; recognises the layout by the files that are there."""
 
 from __future__ import annotations
 
@@ -38,9 +38,14 @@ def open_dataset(
     Recordings without usable features are left out, with a warning; ``Dataset.left_out`` lists them.
 
     Args:
-        spec, trust_pickle, annotations: As :func:`find_dataset`.
-        subsets: Open only these subsets (all by default); the features of others need not be there.
-        times, streams, strict, check_durations: As :meth:`d2net.data.catalog.Catalog.open`.
+        spec: As for :func:`find_dataset`.
+        trust_pickle: As there.
+        annotations: As there.
+        subsets: Open only these subsets; None: all. The features of other subsets need not be there.
+        times: As for :meth:`d2net.data.catalog.Catalog.open`.
+        streams: As there.
+        strict: As there.
+        check_durations: As there.
 
     Raises:
         InputError: unknown layout, a broken file, an empty subset, time that is not known.
@@ -59,7 +64,7 @@ def open_dataset(
 
 
 def find_dataset(spec: str | Path, *, trust_pickle: bool = False, annotations: Path | None = None) -> Catalog:
-    """What a dataset of any layout says it holds; features are not looked at.
+    """The catalog of a dataset of any layout; no features are read.
 
     Args:
         spec: ``"watch"`` (embedded), ``"simulated"``, ``"simulated:ANNOTATIONS.json"``, or the path of a folder,

@@ -1,4 +1,4 @@
-"""Finding the features of a recording in a folder, by its name."""
+"""Finds the features of a recording in a folder, by its name."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from d2net.reading import missing
 from d2net.words import listed
 
 STREAMS = ("rgb", "flow")
-JOINT = "-I3D-JOINTFeatures.npy"  # how the one file of the W-TALC layout ends
+JOINT = "-I3D-JOINTFeatures.npy"  # suffix of the single feature file of the W-TALC layout
 
 
 class MissingFeatures(InputError):
-    """A recording has no features here: it can be left out."""
+    """A recording has no features; it can be left out."""
 
 
 class FeatureFolder:
@@ -81,7 +81,7 @@ class FeatureFolder:
         )
 
     def unused(self) -> list[Path]:
-        """Files that are of none of the recordings opened so far. Raises InputError for an unreadable folder."""
+        """Files that belong to no recording opened so far. Raises InputError for an unreadable folder."""
         if self._streams:
             return [path for stream in self._streams for path in stream.unused()]
         return [p for p in feature_files(self.folder) if p not in self._used and p.exists()]
@@ -185,7 +185,7 @@ def feature_files(folder: Path) -> list[Path]:
 
 
 def visible(folder: Path) -> list[Path]:
-    """What is in a folder, by name, but for what editors, archives and file browsers leave behind."""
+    """The entries of a folder by name, without what editors, archives and file browsers leave behind."""
     return [
         p
         for p in entries(folder)
@@ -194,7 +194,7 @@ def visible(folder: Path) -> list[Path]:
 
 
 def entries(folder: Path) -> list[Path]:
-    """All that is in a folder, by name. Raises InputError when it cannot be read."""
+    """The entries of a folder by name. Raises InputError when it cannot be read."""
     try:
         return sorted(folder.iterdir())
     except OSError as error:

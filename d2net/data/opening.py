@@ -1,4 +1,4 @@
-"""Opening recordings: features found and measured, widths and lengths checked, time worked out."""
+"""Opens recordings: finds their features, checks widths and lengths, and works out the time of a snippet."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ class Opening:
     """Opens recordings of a catalog one after the other, checking each against those before it.
 
     Args:
-        times, streams, like: As of :meth:`Catalog.open`.
+        catalog: The dataset.
+        times: As for :meth:`Catalog.open`.
+        streams: As there.
+        like: As there.
 
     Attributes:
         widths: Of the streams of the recordings so far, None before the first.
@@ -65,7 +68,7 @@ class Opening:
                 f"{source}: are the features of '{self._opened[source]}' and of '{listing.name}'; give each its own"
             )
         snippets = min(a.snippets for a in arrays)
-        # Optical flow needs a next frame, so some extractors give one snippet fewer; more means a mix-up.
+        # Optical flow needs a next frame, so some extractors give one snippet less. A larger difference is a mix-up.
         if max(a.snippets for a in arrays) - snippets > 1:
             a, b = arrays
             raise InputError(
@@ -147,7 +150,7 @@ class Opening:
         return own
 
     def _times(self, entry: Entry, snippets: int) -> Times:
-        """What is given, over what the data says, over what is usual where it says nothing."""
+        """The times of a recording: as given, else as the data says, else the layout's convention."""
         said = entry.times
         if entry.covered is not None and said.stride is None and said.seconds_per_snippet is None:
             said = replace(said, seconds_per_snippet=entry.covered / snippets)
@@ -163,15 +166,18 @@ class Opening:
         return times
 
     def known(self, entry: Entry) -> Times:
-        """What is given and said of a recording whose features are not there."""
+        """The times that are given or known for a recording without features."""
         return self.times.instead_of(entry.times if entry.times.has_rate else entry.times.over(self.catalog.convention))
 
 
 def _with_num_frames(said: Times, times: Times, entry: Entry, snippets: int) -> Times:
-    """``said``, with what a video's ``num_frames`` says: in some files its window, in others the frames that it has.
+    """``said``, with what a video's ``num_frames`` says: in some files the window, in others the video's frames.
 
     Args:
-        times: All that is known of its time without that.
+        said: What the file says of the time.
+        times: All that is known of the time without ``num_frames``.
+        entry: The video.
+        snippets: Of the video.
 
     Raises:
         InputError: it could be either, or can be neither.
@@ -204,6 +210,7 @@ def duration_problems(recordings: Sequence[Recording], widths: tuple[int, ...]) 
     """A sentence for every recording whose snippets do not fit its duration, by name, the worst first.
 
     Args:
+        recordings: All recordings.
         widths: Of the streams.
     """
     found: list[tuple[float, str, str]] = []
@@ -220,7 +227,7 @@ def duration_problems(recordings: Sequence[Recording], widths: tuple[int, ...]) 
             found.append((off / r.snippets, r.name, _does_not_fit(r, widths)))
     n = len(known)  # a part of a snippet may be left over in each
     if not found and n >= _MANY and not (least - n) / 1.1 <= snippets <= (most + n) * 1.1:
-        # Each is within the few snippets that are allowed, and all are off the same way.
+        # Each is within the tolerance, but all are off in the same direction.
         text = (
             f"{known[0].source} and the others: their {n} recordings have {snippets:g} snippets together, and by their "
             f"durations {least:.0f} to {most:.0f}: stride or fps are probably not those of these features (--stride, "

@@ -1,4 +1,4 @@
-"""All features of a dataset on one device; a batch is gathered there, always in the same shape, without a wait."""
+"""Keeps all features of a dataset on one device and gathers batches of one shape there, without waiting for it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ResidentFeatures:
     def load(
         cls, dataset: Dataset, device: torch.device, *, max_snippets: int, budget: float = float("inf")
     ) -> ResidentFeatures | None:
-        """Read all features; None where they take more than ``budget`` bytes. A recording may have no label.
+        """Read all features; None if they take more than ``budget`` bytes. A recording may have no label.
 
         Raises:
             InputError: features that are missing, of another width, empty, NaN or Inf.
@@ -54,7 +54,7 @@ class ResidentFeatures:
         return rows.pin_memory() if self.features.is_cuda else rows
 
     def gather(self, rows: Tensor) -> Batch:
-        """The batch of :meth:`rows` that lie on this device, padded to ``snippets``."""
+        """The batch of :meth:`rows`, which must be on this device, padded to ``snippets``."""
         recording, first, length = rows
         time = torch.arange(self.snippets, device=rows.device)
         index = torch.where(time < length[:, None], first[:, None] + time, len(self.features) - 1)

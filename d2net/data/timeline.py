@@ -76,7 +76,7 @@ class Timeline:
 
     @property
     def remarks(self) -> list[str]:
-        """What a reader should know of the file, in sentences."""
+        """Remarks on the file for the user, in sentences."""
         lost = {name: e.without_segment for name, e in self.videos.items() if e.without_segment and e.segments}
         if not lost:
             return []
@@ -90,7 +90,8 @@ def read_timeline(path: Path, content: Any = None) -> Timeline:
     """Reads and checks an annotations file, and the list of ambiguous segments beside it, where there is one.
 
     Args:
-        content: Of the file, where it has been read already.
+        path: The file.
+        content: What is in it, where it has been read already.
 
     Raises:
         InputError: naming the file and the video at fault.
@@ -141,7 +142,7 @@ def read_timeline(path: Path, content: Any = None) -> Timeline:
 
 
 def is_annotations(content: Any) -> bool:
-    """Whether what a JSON file holds are annotations, and not detections, settings or anything else."""
+    """Whether the value of a JSON file is annotations, not detections, settings or anything else."""
     if not isinstance(content, dict):
         return False
     first = next(iter(content.values()), None)
@@ -159,7 +160,7 @@ def read_ambiguous(path: Path) -> dict[str, list[tuple[float, float]]]:
         InputError: a line of another form, or a file that cannot be read.
     """
     found: dict[str, list[tuple[float, float]]] = {}
-    if not os.path.lexists(path):  # a link that leads nowhere is no absence
+    if not os.path.lexists(path):  # a broken link is an error below, not a missing file
         return found
     for i, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
@@ -215,7 +216,7 @@ def _entry(value: Any, ids: dict[str, float], top: Times, subset: Any) -> Entry:
     ambiguous = [segment(pair) for pair in _list(value, "ambiguous")]
     labels: dict[str, None] = {}
     without_segment = 0
-    if "annotations" not in value:  # a misspelt key would lose them without a word
+    if "annotations" not in value:  # a misspelt key would silently lose the annotations
         raise InputError('no "annotations"; give an empty list where there are none')
     for i, row in enumerate(typed(value["annotations"], list, '"annotations"')):
         if "label" not in typed(row, dict, f"annotation {i}"):
@@ -226,7 +227,7 @@ def _entry(value: Any, ids: dict[str, float], top: Times, subset: Any) -> Entry:
             ambiguous += [pair] if pair else []
             continue
         labels[label] = None
-        if row.get("label_id") is not None:  # of several the least, whatever the order of the file
+        if row.get("label_id") is not None:  # the smallest of several, so that the order of the file does not matter
             ids[label] = min(number(row["label_id"], '"label_id"'), ids.get(label, math.inf))
         if pair:
             segments.append((*pair, label))
@@ -264,7 +265,7 @@ def _entry(value: Any, ids: dict[str, float], top: Times, subset: Any) -> Entry:
 
 
 def _list(table: dict[str, Any], key: str) -> list[Any]:
-    """The list under ``key``; none is an empty one."""
+    """The list under ``key``; [] where there is none."""
     return [] if table.get(key) is None else typed(table[key], list, f'"{key}"')
 
 

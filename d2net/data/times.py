@@ -1,4 +1,4 @@
-"""When a snippet is: from frames, fps, stride and window to seconds.
+"""The time of a snippet in seconds, from fps, stride, window and offset.
 
 Snippet t is computed from the window of frames that begins at frame ``offset + stride * t``. It stands for the
 stretch of ``stride`` frames around the middle of that window::
@@ -41,12 +41,12 @@ _MAY_BE_NEGATIVE = ("offset", "first_snippet")
 
 
 class UnknownTime(InputError):
-    """Stride or fps are not known, and must be asked for."""
+    """Stride or fps are not known; the user must give them."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """What is known of the time of a recording's snippets; None where it is not.
+    """What is known of the time of a recording's snippets; None: not known.
 
     Attributes:
         fps: Frames a second.
@@ -103,7 +103,7 @@ class Times:
         return not (self.fps is None and self.stride is None and self.seconds_per_snippet is None)
 
     def over(self, other: Times) -> Times:
-        """These values, which the data says, and those of ``other`` where there are none."""
+        """These values, and those of ``other`` where they are None."""
         stride, fps = self.stride or other.stride, self.fps or other.fps
         if self.seconds_per_snippet is not None:
             # Of the other's stride and fps one may stay: the fps, in which its window counts.
@@ -123,7 +123,7 @@ class Times:
         return Times(**values)
 
     def instead_of(self, said: Times) -> Times:
-        """These values, which are known better, in place of what the data says."""
+        """``said``, the values of the data, with these values in their place where they are not None."""
         if self.stride is not None or self.fps is not None:
             said = replace(said, seconds_per_snippet=None)
         return self.over(said)

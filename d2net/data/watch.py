@@ -84,7 +84,8 @@ def load_watch(
             the sensor's three axes; 0 turns none.
         tempo: Standard deviation of the logarithm of the random factor by which each training recording is played
             faster; 0 changes none. Angular velocities grow by it. Accelerations stay: most of them is gravity.
-        train_subjects, test_subjects: The people (1 to 10) of the two subsets; nobody may be in both.
+        train_subjects: The people (1 to 10) of subset ``train``.
+        test_subjects: The people of subset ``test``; nobody may be in both.
         path: The file ``watch_dataset.npy``; None takes it from the installed package ``seglearn``.
 
     Raises:

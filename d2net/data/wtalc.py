@@ -26,12 +26,12 @@ CONVENTION = Times(fps=25, stride=16)  # how these features are extracted
 
 
 def list_wtalc(features: Path, *, trust_pickle: bool = False, annotations: Path | None = None) -> Catalog:
-    """Layout 1. The format has no other way than to load all features into memory.
+    """Layout 1. All features are loaded into memory, as the format allows nothing else.
 
     Args:
         features: ``NAME-I3D-JOINTFeatures.npy``, an object array of (T, width) arrays.
-        trust_pickle: These files are pickles, of which arrays alone are read (:mod:`d2net.data.pickled`); say True
-            only if you trust whoever made them.
+        trust_pickle: Whether to read these files, which are pickles. Only arrays are read (:mod:`d2net.data.pickled`);
+            give True only for a source that you trust.
         annotations: The folder of annotations; ``NAME-Annotations`` beside the features by default.
 
     Raises:
@@ -42,7 +42,7 @@ def list_wtalc(features: Path, *, trust_pickle: bool = False, annotations: Path 
     name = features.name.removesuffix(JOINT)
     folder = annotations or features.parent / f"{name}-Annotations"
     catalog = list_wtalc_annotations(folder, trust_pickle=True)
-    if not (folder / "labels_all.npy").exists():  # an evaluation is possible without it, no training
+    if not (folder / "labels_all.npy").exists():  # enough for an evaluation, not for training
         raise InputError(
             f"{folder / 'labels_all.npy'}: no such file; the W-TALC layout needs it, download the annotations"
         )
@@ -60,13 +60,13 @@ def list_wtalc(features: Path, *, trust_pickle: bool = False, annotations: Path 
 
 
 def list_wtalc_annotations(folder: Path, *, trust_pickle: bool = False) -> Catalog:
-    """The annotations of layout 1 alone, as they are enough for an evaluation.
+    """The annotations of layout 1 without features, which are enough for an evaluation.
 
     Labels are those of ``labels_all.npy``, which this family of methods trains on (without it, of ``labels.npy``). In
     the published THUMOS14 files they differ from the classes of the segments for 28 of 412 videos (8 of them for
     training). Segments are those of ``segments.npy`` and ``labels.npy``; those of subset ``test`` are those of
     ``test_gt_segments.npy`` where that file exists (per class, rows of video number, start and end as fractions of the
-    duration), which is what the published evaluator judges by.
+    duration), which is the ground truth of the published evaluator.
 
     Raises:
         InputError: not trusted, a missing or broken file, files of different lengths.

@@ -1,20 +1,20 @@
 """Mean average precision and F1 of detections, under the two protocols of the field: :func:`evaluate`.
 
 ``activitynet``, after the ActivityNet toolkit (activitynet/ActivityNet, Evaluation/eval_detection.py): time is
-continuous; detections of a class by falling score, each takes the unmatched ground truth with the highest IoU among
-those that reach the threshold (of equal IoUs the later in time). A detection in a video without ground truth of its
-class is a false positive, also where the video has none at all. Ambiguous segments are not known.
+continuous. Detections of a class are taken by falling score; each is matched to the unmatched ground truth of highest
+IoU among those that reach the threshold (of equal IoUs the later in time). A detection in a recording without ground
+truth of its class is a false positive, also where the recording has none at all. Ambiguous segments are ignored.
 
 ``wtalc``, after the W-TALC family (naraysa/D2-Net, detectionMAP.py, from sujoyp/wtalc-pytorch, whose AP is not
-interpolated): times become snippet indices, round(s * 25 / 16), half to even, and IoU is that of index ranges; each
-detection takes the first unmatched ground truth that reaches the threshold, in order of time, or of the W-TALC
-family's own files (``Annotations.rank``).
-Videos without segments are left out with all their detections, and so are detections touching an ambiguous segment
-(of any class). Two faults are not followed: a class without detections shifts the ground truth of all later classes
-by one (D2-Net), or makes the mAP 0 (W-TALC); here its AP is 0 and the others are what they are.
+interpolated): times become snippet indices, round(s * 25 / 16), half to even, and IoU is that of index ranges. Each
+detection is matched to the first unmatched ground truth that reaches the threshold, in order of time, or in the order
+of the W-TALC family's own files (``Annotations.rank``). Recordings without segments are left out with all their
+detections, and so are detections that touch an ambiguous segment (of any class). Two bugs of the originals are not
+reproduced: a class without detections shifts the ground truth of all later classes by one (D2-Net), or makes the mAP 0
+(W-TALC). Here its AP is 0 and the other classes keep theirs.
 
-The order of a file says nothing, under neither: detections of equal score come by recording (its name), start and end,
-and ground truth by start and end. The published evaluators leave that to the file and to an unstable sort.
+Under both, the order of a file does not matter: detections of equal score are taken by recording (its name), start and
+end, and ground truth by start and end. In the published evaluators it depends on the file and on an unstable sort.
 
 Under both, the mean is over the classes that have ground truth, and a class without detections has AP 0. What was left
 out, and why, is in :class:`Coverage`. docs/evaluation.md has a table of missing, ambiguous, empty and unknown.

@@ -8,7 +8,13 @@ from d2net.detections import Annotations
 
 
 def average_precision(hits: np.ndarray, label: np.ndarray, annotations: Annotations) -> np.ndarray:
-    """(C,) AP in 0 … 1. ``hits``: rising indices of true positives; ``label``: (N,) rising, in order of rank."""
+    """(C,) AP in 0 … 1.
+
+    Args:
+        hits: Indices of the detections that are true positives, rising.
+        label: (N,) classes of the detections, which are ordered by class and, within a class, by falling score.
+        annotations: The ground truth.
+    """
     classes = np.arange(len(annotations.classes))
     positives = np.bincount(annotations.label, minlength=len(classes))
     first = np.searchsorted(label, classes)

@@ -1,4 +1,4 @@
-"""The evaluation itself: :func:`evaluate`, from names and numbers that are checked to mAP, F1 and coverage."""
+"""The evaluation itself, :func:`evaluate`: checks names and numbers, and computes mAP, F1 and coverage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Protocol = Literal["activitynet", "wtalc"]
 THUMOS14_TIOU = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 ACTIVITYNET_TIOU = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 _SNIPPETS_PER_SECOND = 25 / 16
-_LARGEST_TIME = 1e300  # seconds: no sum of a few overflows
+_LARGEST_TIME = 1e300  # seconds; sums of a few such times do not overflow
 
 
 def evaluate(
@@ -30,29 +30,33 @@ def evaluate(
     *,
     unknown_videos: UnknownVideos = "error",
 ) -> Evaluation:
-    """Compare detections with ground truth (:mod:`d2net.evaluation`: the two protocols).
+    """Compare detections with ground truth, by one of the two protocols of :mod:`d2net.evaluation`.
 
-    AP is the area under the interpolated precision-recall curve. The result is the same, to the last bit, whatever the
-    order of detections, annotations and recordings (:mod:`d2net.evaluation`: how ties are broken). Detections past the
-    end of a video are judged as they are. F1 = 2 TP / (2 TP + FP + FN) takes the detections as retained, without a
-    search for a score threshold, as in Table 3 of the paper; TP, FP and FN are summed over all classes, those without
-    ground truth too.
+    AP is the area under the interpolated precision-recall curve. The order of detections, annotations and recordings
+    does not change a bit of the result (:mod:`d2net.evaluation` says how ties are broken). Detections past the end of a
+    recording are judged like any other. F1 = 2 TP / (2 TP + FP + FN) takes all detections as given, without a search
+    for a score threshold, as in Table 3 of the paper; TP, FP and FN are summed over all classes, also those without
+    ground truth.
 
-    Detections labelled "Ambiguous" (in any case) are dropped: that is a mark of the annotations and no class.
+    Detections labelled "Ambiguous" (in upper or lower case) are dropped: annotations use that as a mark, not as a
+    class.
 
     Args:
-        detections, annotations: Joined by the names of their videos and classes. If no video of the detections is
-            known and all with a detection are once ``v_`` is removed from, or put before, their names, as ActivityNet's
-            files and annotations differ, they are taken as those, and ``coverage.renamed`` says so.
+        detections: Joined to ``annotations`` by the names of recordings and classes. Names of ActivityNet's files begin
+            with ``v_``, those of its annotations do not. So if ``annotations`` knows no recording of the detections,
+            but all recordings with a detection once ``v_`` is removed from their names, or added, they are renamed, and
+            ``coverage.renamed`` says so.
+        annotations: The ground truth.
+        protocol: ``activitynet`` or ``wtalc``.
         tiou: Temporal IoU thresholds, each in (0, 1].
         f1_tiou: The IoU of the F1 score.
-        unknown_videos: What detections in videos that ``annotations`` does not list are: an ``error``, nothing
-            (``ignore``), or each a ``false_positive`` (what the ActivityNet toolkit does).
+        unknown_videos: What to do with detections in recordings that ``annotations`` does not list: raise an ``error``,
+            ``ignore`` them, or count each as a ``false_positive``, as the ActivityNet toolkit does.
 
     Raises:
-        InputError: unknown protocol, video or class; a threshold outside (0, 1]; no ground truth; a time or score
-            that is not finite; a segment that ends before it starts; detections of which none is left, because of
-            unknown videos, the label "Ambiguous", or videos without segments.
+        InputError: an unknown protocol, recording or class; a threshold outside (0, 1]; no ground truth; a time or
+            score that is not finite; a segment that ends before it starts; no detection is left, because all have
+            unknown recordings, the label "Ambiguous", or recordings without segments.
     """
     try:
         tiou = (float(tiou),) if isinstance(tiou, (int, float, str)) else tuple(float(t) for t in tiou)
@@ -72,13 +76,13 @@ def evaluate(
     names, renamed = find_prefix(detections, annotations)
     video, label = join(names, detections, annotations, unknown_videos)
     start, end = detections.start, detections.end
-    # Which of several ground truths a detection takes depends on their order.
+    # Which of several ground truths a detection is matched to depends on their order.
     by_time, rank = (annotations.end, annotations.start), annotations.rank if protocol == "wtalc" else None
     offered = np.lexsort(by_time if rank is None else (*by_time, rank))
     gt_video, gt_label = annotations.video[offered], annotations.label[offered]
     gt_start, gt_end = annotations.start[offered], annotations.end[offered]
 
-    # By video; the last entry stands for all unknown ones.
+    # Arrays by recording; the last entry stands for all unknown ones.
     n_groups = len(annotations.videos) + 1
     unknown = video == n_groups - 1
     has_segment = np.bincount(annotations.video, minlength=n_groups) > 0
@@ -116,11 +120,11 @@ def evaluate(
     order = ranked(np.nonzero(keep)[0], detections, names, label.astype(np.min_scalar_type(len(annotations.classes))))
     video, label, start, end = video[order], label[order], start[order], end[order]
 
-    # Only pairs that reach the lowest IoU matter; a detection in none of them is a false positive.
+    # Only pairs that reach the lowest IoU threshold matter; a detection in no pair is a false positive.
     det, gt, iou = overlaps(label * n_groups + video, start, end, gt_label * n_groups + gt_video, gt_start, gt_end)
     near = iou >= min(*tiou, f1_tiou)
     det, gt, iou = det[near], gt[near], iou[near]
-    # Pairs are ordered by detection; those of a detection with several now by its preference.
+    # Pairs are ordered by detection. The pairs of one detection are now put in the order in which it tries them.
     several = np.nonzero((np.diff(det, prepend=-1) == 0) | (np.diff(det, append=-1) == 0))[0]
     d, g, v = det[several], gt[several], iou[several]
     preference = np.lexsort((g, d) if protocol == "wtalc" else (-g, -v, d))
@@ -165,7 +169,7 @@ def _no_counts() -> dict[Reason, int]:
 
 
 def _chosen(names: tuple[str, ...], mask: np.ndarray) -> tuple[str, ...]:
-    """The names where ``mask`` is true; it may be longer."""
+    """The names where ``mask`` is true; ``mask`` may be longer than ``names``."""
     return tuple(name for name, chosen in zip(names, mask.tolist(), strict=False) if chosen)
 
 
@@ -178,7 +182,7 @@ def _check(segments: Segments, kind: str) -> None:
         raise InputError(
             f"{kind} {i}, in '{segments.videos[segments.video[i]]}', has start, end (and score) "
             f"{[float(x[i]) for x in numbers]}; all must be finite, times within {_LARGEST_TIME:g}, and the end not "
-            "before the start: mend or drop it"
+            "before the start: correct or drop it"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which detections find a ground truth: their order, the pairs that overlap in time, and who takes whom."""
+"""Matches detections to ground truth: the order of detections, pairs that overlap in time, and the matching."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from d2net.detections import Detections
 
 
 def ranked(which: np.ndarray, detections: Detections, names: tuple[str, ...], label: np.ndarray) -> np.ndarray:
-    """Indices ``which`` of detections by class, then by falling score, then by recording, start and end.
+    """Indices of detections by class, then by falling score, then by recording, start and end.
 
     Args:
-        names: Of the detections' videos, as the annotations have them.
-        label: (N,) class, in a type as narrow as can be: numpy sorts such integers, stably, by radix.
+        which: The indices to order.
+        detections: All detections.
+        names: Of the detections' recordings, as the annotations have them.
+        label: (N,) classes, in a narrow integer type, for which numpy's stable sort is a fast radix sort.
     """
     order = which[np.argsort(-detections.score[which], kind="stable")]
     order = order[np.argsort(label[order], kind="stable")]
     score, label = detections.score[order], label[order]
-    same = np.zeros(len(order), bool)  # as the one before it
+    same = np.zeros(len(order), bool)  # same score and class as the one before
     same[1:] = (score[1:] == score[:-1]) & (label[1:] == label[:-1])
-    tied = np.nonzero(same | np.append(same[1:], False))[0]  # few, mostly
+    tied = np.nonzero(same | np.append(same[1:], False))[0]  # usually few
     if len(tied):
         place = {name: i for i, name in enumerate(sorted(set(names)))}
         each = order[tied]
@@ -32,10 +34,20 @@ def ranked(which: np.ndarray, detections: Detections, names: tuple[str, ...], la
 def overlaps(
     group: np.ndarray, start: np.ndarray, end: np.ndarray, other: np.ndarray, o_start: np.ndarray, o_end: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All pairs (i, j) of one group whose intervals share more than a point, and their IoU.
+    """All pairs (i, j) of intervals of one group that overlap by more than a point, and their IoU.
 
-    Interval i is [start, end) of ``group`` (N,), j is [o_start, o_end) of ``other`` (M,). Returns three (P,) arrays,
-    ordered by i. Costs O((N + M) log M + P) unless the second intervals of a group are deeply nested.
+    Takes O((N + M) log M + P) for P pairs, unless the second intervals of a group are deeply nested.
+
+    Args:
+        group: (N,) groups of the first intervals, whole numbers.
+        start: (N,) their starts.
+        end: (N,) their ends, exclusive.
+        other: (M,) groups of the second intervals.
+        o_start: (M,) their starts.
+        o_end: (M,) their ends, exclusive.
+
+    Returns:
+        i, j and IoU, (P,) each, ordered by i.
     """
     if len(other) == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
@@ -43,15 +55,16 @@ def overlaps(
     scale = 0.5 / max(last - first, np.finfo(float).tiny)
 
     def key(group: np.ndarray, time: np.ndarray) -> np.ndarray:
-        # The group, and as its fraction the time. Rounding never swaps two times of a group, though it may make them
-        # equal: such pairs are candidates below.
+        # The group as the integer part, the time as the fraction. Rounding may make two times of a group equal, but
+        # never swaps them; equal ones are candidates below.
         return group + (time.clip(first, last) - first) * scale
 
     by_start = np.lexsort((o_start, other))
     key_start = key(other, o_start)[by_start]
-    # Latest end so far; a later group exceeds every earlier one, so the running maximum never crosses groups.
+    # The latest end so far. Keys of a later group are larger than all earlier ones, so the running maximum never takes
+    # an end from another group.
     key_end = np.maximum.accumulate(key(other, o_end)[by_start])
-    # Candidates: from the first j that may end after i starts, to the last j that starts before i ends.
+    # Candidates for i: from the first j that may end after i starts to the last j that starts before i ends.
     low = np.searchsorted(key_end, key(group, start))
     to = key(group, end)
     some = np.nonzero(np.append(key_start, np.inf)[low] <= to)[0]
@@ -67,14 +80,20 @@ def overlaps(
 
 
 def match(det: np.ndarray, gt: np.ndarray, n_gt: int) -> np.ndarray:
-    """Detections that find a ground truth: each takes the first of its pairs that is still free.
+    """Detections that are matched: each gets the first ground truth of its pairs that is still free.
 
-    Pairs come ordered by detection, then by its preference. Returns detection indices, rising.
+    Args:
+        det: (P,) detections of the pairs, rising; the pairs of one detection in the order in which it tries them.
+        gt: (P,) ground truths of the pairs.
+        n_gt: Number of ground truths.
+
+    Returns:
+        Indices of the matched detections, rising.
     """
-    # A ground truth is gone, at the latest, after the first detection that prefers it: few pairs are left to look at.
-    favourite = np.diff(det, prepend=-1) > 0
+    # A ground truth is taken at the latest by the first detection that tries it first. Later pairs need no look.
+    tried_first = np.diff(det, prepend=-1) > 0
     latest = np.full(n_gt, np.iinfo(np.int64).max)
-    latest[gt[favourite][::-1]] = det[favourite][::-1]  # of repeated indices numpy keeps the last value
+    latest[gt[tried_first][::-1]] = det[tried_first][::-1]  # numpy keeps the last value of repeated indices
     live = det <= latest[gt]
     taken = bytearray(n_gt)
     hits: list[int] = []

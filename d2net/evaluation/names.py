@@ -1,4 +1,4 @@
-"""Joins detections to annotations by the names of their videos and classes; what is meant by an unknown one."""
+"""Joins detections to annotations by the names of recordings and classes; suggests a known name for an unknown one."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def is_ambiguous(label: str) -> bool:
 
 
 def find_prefix(detections: Detections, annotations: Annotations) -> tuple[tuple[str, ...], str]:
-    """Names of the detections' videos as the annotations have them, and in words what was done to them, if anything.
+    """Names of the detections' recordings as the annotations have them, and how they were changed, in words, or "".
 
-    One known name is enough to leave all as they are.
+    If one name is known, none is changed.
     """
     names, known = detections.videos, set(annotations.videos)
     if not known.isdisjoint(names):
@@ -45,9 +45,18 @@ def find_prefix(detections: Detections, annotations: Annotations) -> tuple[tuple
 def join(
     names: tuple[str, ...], detections: Detections, annotations: Annotations, unknown_videos: UnknownVideos
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) video and label of each detection as indices into the names of ``annotations``, past them if unknown.
+    """(N,) recording and (N,) label of the detections, as indices into the names of ``annotations``.
 
-    ``names`` are those of the detections' videos, from :func:`find_prefix`.
+    An unknown name has the index one past the last.
+
+    Args:
+        names: Of the detections' recordings, from :func:`find_prefix`.
+        detections: All detections.
+        annotations: The ground truth.
+        unknown_videos: As for :func:`d2net.evaluation.evaluate`.
+
+    Raises:
+        InputError: an unknown recording or class that may not be ignored.
     """
     if unknown_videos not in get_args(UnknownVideos):
         raise InputError(f"unknown_videos is '{unknown_videos}'; choose {', '.join(get_args(UnknownVideos))}")
@@ -57,8 +66,8 @@ def join(
     if unknown_videos == "error" and strange.any():
         unknown = sorted({names[v] for v in np.unique(detections.video[strange])})
         raise InputError(
-            f"the annotations do not list {counted(len(unknown), 'video')} of the detections: {listed(unknown)}; "
-            f"{_spelling(unknown, annotations.videos)}choose the subset that was localized, or drop what is elsewhere "
+            f"the annotations do not list {counted(len(unknown), 'recording')} of the detections: {listed(unknown)}; "
+            f"{_spelling(unknown, annotations.videos)}choose the subset that was localized, or drop these detections "
             "with --ignore-unknown-videos (in Python unknown_videos='ignore')"
         )
     unjudged = label == len(annotations.classes)
@@ -77,11 +86,11 @@ def join(
 
 def nothing_left(dropped: dict[Reason, int], names: tuple[str, ...], annotations: Annotations) -> str:
     reasons = {
-        "in videos that the annotations do not list (unknown_videos='ignore', --ignore-unknown-videos)": dropped[
+        "in recordings that the annotations do not list (unknown_videos='ignore', --ignore-unknown-videos)": dropped[
             "unknown_video"
         ],
         "labelled 'Ambiguous', which is a mark and no class": dropped["ambiguous_label"],
-        "in videos without a segment, which the wtalc protocol leaves out": dropped["video_without_segments"],
+        "in recordings without a segment, which the wtalc protocol leaves out": dropped["video_without_segments"],
     }
     known = set(annotations.videos)
     unknown = sorted(name for name in names if name not in known)
@@ -99,7 +108,7 @@ def index(names: tuple[str, ...], known: tuple[str, ...]) -> np.ndarray:
 
 
 def _spelling(unknown: Iterable[str], known: Iterable[str]) -> str:
-    """A hint, or "", where names differ only by ``v_``, the suffix of a file, case, or blanks and underscores."""
+    """A hint where names differ only by ``v_``, a file's suffix, case, or blanks and underscores; else ""."""
 
     def bare(name: str) -> str:
         return re.sub(r"[\s_-]+", "_", unicodedata.normalize("NFKC", name.removeprefix(_PREFIX))).casefold()
@@ -110,7 +119,7 @@ def _spelling(unknown: Iterable[str], known: Iterable[str]) -> str:
     whole = {bare(name): name for name in known}
     stems = {bare(stem(name)): name for name in known}
     unknown = list(unknown)
-    # Of two suffixes none is removed: "clip.left" is not "clip.right".
+    # The suffix is removed on one side only: "clip.left" is not "clip.right".
     meant = [whole.get(bare(x)) or whole.get(bare(stem(x))) or stems.get(bare(x)) for x in unknown]
     pairs = [(x, other) for x, other in zip(unknown, meant, strict=True) if other]
     if not pairs:
@@ -122,7 +131,7 @@ def _spelling(unknown: Iterable[str], known: Iterable[str]) -> str:
 
 
 def _similar(name: str, known: tuple[str, ...]) -> str:
-    """What may be meant by an unknown class, in brackets, or ""."""
+    """A known class that may be meant by an unknown one, in brackets, or ""."""
     same = [other for other in known if plain(other) == plain(name)]
     if same:
         return f" (is '{same[0]}' in the annotations: rename it)"

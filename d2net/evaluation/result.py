@@ -1,4 +1,4 @@
-"""What an evaluation found, and what it judged, left out and missed."""
+"""The result of an evaluation, and what it judged and left out."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ CLASS = ("class", "classes")
 
 @dataclass(frozen=True)
 class Coverage:
-    """What an evaluation judged, left out and missed. Recordings are sorted by name, classes in the annotations' order.
+    """What an evaluation judged and left out. Recordings are sorted by name, classes in the annotations' order.
 
     Attributes:
         protocol: ``activitynet`` or ``wtalc``.
-        recordings: Recordings of the annotations.
-        without_segments: Those without a segment.
-        judged: Recordings that count: under ``wtalc`` not those without segments (other than
-            ``Annotations.withdrawn``).
-        without_detections: Recordings that count, without a detection.
-        unlisted: Those of them that the detections do not list at all: perhaps nobody looked for actions there.
-        renamed: What was done to the names of the detections' videos to find them in the annotations, or "".
-        detections: Detections, dropped ones included.
-        dropped: Detections that do not count, each under the first reason that holds.
-        false_positives: Detections that can only be false positives, whatever their times.
-        classes: Classes with ground truth, over which the mean is.
-        classes_without_segments: The other classes of the annotations: they do not enter the mean.
-        classes_without_detections: Classes with ground truth and without a detection that counts: AP 0, in the mean.
-        ambiguous_segments: Ambiguous segments of the annotations.
-        outside_mean: Detections of classes without ground truth, which count in F1 alone.
+        recordings: Number of recordings in the annotations.
+        without_segments: Recordings of the annotations without a segment.
+        judged: Number of recordings that count. Under ``wtalc`` those without segments do not, except
+            ``Annotations.withdrawn``.
+        without_detections: Recordings that count and have no detection.
+        unlisted: Those of ``without_detections`` that the detections do not even list: perhaps they were not localized.
+        renamed: How the names of the detections' recordings were changed to those of the annotations, or "".
+        detections: Number of detections, with the dropped ones.
+        dropped: Number of detections that do not count, by reason; each under the first reason that applies.
+        false_positives: Number of detections that are false positives whatever their times, by reason.
+        classes: Number of classes with ground truth; the mean is over these.
+        classes_without_segments: The other classes of the annotations, which do not enter the mean.
+        classes_without_detections: Classes with ground truth but no detection that counts: AP 0, in the mean.
+        ambiguous_segments: Number of ambiguous segments in the annotations.
+        outside_mean: Number of detections of classes without ground truth; they count in F1 only.
     """
 
     protocol: str
@@ -53,7 +53,7 @@ class Coverage:
     outside_mean: int = 0
 
     def lines(self) -> list[str]:
-        """Short sentences to print: one, and one for every count that is not what one hopes for."""
+        """Lines to print: what was judged, and a line for everything that was left out or missed."""
         left = self.detections - sum(self.dropped.values())
         lines = [
             f"judged: {counted(left, 'detection')} against {counted(self.judged, 'recording')}, "
@@ -109,16 +109,16 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`evaluate` found. ``map``, ``average``, ``f1`` and ``per_class`` are in percent.
+    """The result of :func:`evaluate`. ``map``, ``average``, ``f1`` and ``per_class`` are in percent.
 
     Attributes:
         protocol: ``activitynet`` or ``wtalc``.
         tiou: The N temporal IoU thresholds.
         map: (N,) float64, mean AP over the classes that have ground truth.
         average: Mean of ``map``.
-        f1: F1 at the IoU ``f1_tiou`` of all detections as given, over all classes.
-        per_class: AP of each class that has ground truth, one number a threshold.
-        coverage: What was judged, left out and missed.
+        f1: F1 at the IoU ``f1_tiou``, of all detections as given, over all classes.
+        per_class: (N,) AP of each class that has ground truth.
+        coverage: What was judged and left out.
     """
 
     protocol: str

@@ -15,7 +15,7 @@ from d2net.recipes import LocalizationRecipe, Recipe, load_recipe
 
 
 class Localizer:
-    """Turns TCAMs into scored segments, for TCAMs of any model.
+    """Turns TCAMs of any model into scored segments.
 
     Args:
         recipe: The settings of Sec. 3.3.
@@ -26,10 +26,14 @@ class Localizer:
 
     @staticmethod
     def from_recipe(name: str, **overrides: object) -> Localizer:
-        """The localizer of a named recipe, with single settings of ``LocalizationRecipe`` replaced.
+        """The localizer of a recipe.
+
+        Args:
+            name: Of the recipe.
+            overrides: Settings of ``LocalizationRecipe`` that replace those of the recipe.
 
         Raises:
-            InputError: unknown recipe or setting (the nearest is named), or a value that cannot work.
+            InputError: an unknown recipe or setting (the nearest is named), or a value out of range.
         """
         table = load_recipe(name).to_dict()
         table["localization"].update(overrides)
@@ -37,19 +41,22 @@ class Localizer:
 
     @torch.no_grad()
     def __call__(self, tcam: Tensor, attention: Tensor | None = None, lengths: Tensor | None = None) -> Proposals:
-        """Localize the actions of a batch (or of one recording, without the batch dimension).
+        """Localize the actions of a batch, or of one recording, without the batch dimension.
 
-        The activations are refined as r_c = lambda' T_c. Classes with p > ``class_threshold`` * max(p) are kept, p
-        being the top-k pooled TCAM; their refined activations give the proposals
-        (:func:`d2net.ops.proposals.extract_proposals`); those with S > S_th = ``score_floor`` * (the recording's
-        best S) stay. A recording without a positive p or a positive S has no detection. Every step has the
-        variants of ``LocalizationRecipe``.
+        1. The activations are refined: r_c = lambda' T_c.
+        2. Classes with p > ``class_threshold`` * max(p) are kept, where p is the top-k pooled TCAM. A recording without
+           a positive p keeps none.
+        3. The refined activations of these classes give the proposals (:func:`d2net.ops.extract_proposals`).
+        4. Proposals with S > S_th = ``score_floor`` * (the recording's largest S) are kept. A recording without a
+           positive S keeps none.
+
+        The settings of ``LocalizationRecipe`` give variants of every step.
 
         Args:
             tcam: (B, T, C) or (T, C) class activations. Arrays and lists are converted.
-            attention: (B, T) or (T,) bottom-up attention lambda' (Eq. 8); None, or ``attention: false`` in
-                the recipe, leaves the TCAM as it is.
-            lengths: (B,) valid snippets of each recording (None: all T). What lies past never matters.
+            attention: (B, T) or (T,) bottom-up attention lambda' (Eq. 8). With None, or with ``attention: false`` in
+                the recipe, the TCAM is not refined.
+            lengths: (B,) valid snippets of each recording (None: all T). Later snippets never matter.
 
         Returns:
             Proposals by recording, class and falling score, in snippets.
@@ -91,29 +98,29 @@ class Localizer:
             nms_iou=self.recipe.nms_iou,
             min_contrast=-math.inf if self.recipe.min_contrast is None else self.recipe.min_contrast,
         )
-        return self._above_floor(proposals, batch, classes=tcam.shape[2])
+        return self._above_score_threshold(proposals, batch, classes=tcam.shape[2])
 
     def _scaled(self, attention: Tensor, lengths: Tensor | None) -> Tensor:
-        """lambda' (B, T), scaled to ``attention_peak`` within each recording."""
+        """lambda' (B, T), scaled such that its maximum within each recording is ``attention_peak``."""
         if self.recipe.attention_peak is None or attention.shape[1] == 0:
             return attention
         valid = valid_mask("Localizer", attention, lengths)
-        peak = attention.masked_fill(~valid, 0).amax(1, keepdim=True)
-        return attention * self.recipe.attention_peak / torch.where(peak > 0, peak, 1)
+        largest = attention.masked_fill(~valid, 0).amax(1, keepdim=True)
+        return attention * self.recipe.attention_peak / torch.where(largest > 0, largest, 1)
 
     def _classes(self, sequences: Tensor, tcam: Tensor, lengths: Tensor | None) -> Tensor:
-        """(B, C) bool: the classes to look for, by the pooled (B, T, C) sequences."""
+        """(B, C) bool: the classes to look for, from ``sequences`` (B, T, C), which are pooled over time."""
         recipe = self.recipe
-        pool = topk_pool if recipe.topk_rounding == "ceil" else _floor_topk_pool
+        pool = topk_pool if recipe.topk_rounding == "ceil" else _topk_pool_rounding_down
         pooled = pool(sequences, lengths, divisor=recipe.topk_divisor)
-        # A NaN or +Inf is among the k largest, so looking at the means is looking at everything.
+        # NaN and +Inf are always among the k largest, so it suffices to look at the means.
         if not pooled.isfinite().all():
             _check_finite("tcam", tcam, lengths)
         if pooled.shape[1] == 0:
             return pooled > 0
         best = pooled.amax(dim=1, keepdim=True)
         if recipe.class_rule == "relative":
-            # Never true where p <= 0, as the share is below 1.
+            # Never true where p <= 0, as class_threshold is below 1.
             classes = pooled > recipe.class_threshold * best
         else:
             threshold = torch.full_like(best, recipe.class_threshold)
@@ -124,23 +131,23 @@ class Localizer:
             classes &= pooled > pooled.sort(dim=1, descending=True).values[:, recipe.max_classes, None]
         return classes
 
-    def _above_floor(self, proposals: Proposals, batch: int, classes: int) -> Proposals:
-        """The proposals that reach S_th."""
-        share = self.recipe.score_floor
+    def _above_score_threshold(self, proposals: Proposals, batch: int, classes: int) -> Proposals:
+        """The proposals above S_th, or at it with a threshold per class."""
+        fraction = self.recipe.score_floor
         if self.recipe.score_floor_scope == "class":
             group = proposals.recording * classes + proposals.label
             none = proposals.score.new_full((batch * classes,), -torch.inf)
             best = none.scatter_reduce(0, group, proposals.score, reduce="amax")[group]
-            keep = proposals.score >= share * best
+            keep = proposals.score >= fraction * best
         else:
-            # Starting from 0, a recording whose best score is not positive keeps nothing.
+            # The maximum starts at 0, so a recording without a positive score keeps nothing.
             none = proposals.score.new_zeros(batch)
             best = none.scatter_reduce(0, proposals.recording, proposals.score, reduce="amax")[proposals.recording]
-            keep = proposals.score > share * best
+            keep = proposals.score > fraction * best
         return Proposals(*(x[keep] for x in proposals))
 
 
-def _floor_topk_pool(x: Tensor, lengths: Tensor | None, *, divisor: int) -> Tensor:
+def _topk_pool_rounding_down(x: Tensor, lengths: Tensor | None, *, divisor: int) -> Tensor:
     """:func:`topk_pool` with k = max(1, floor(length / divisor))."""
     valid = valid_mask("Localizer", x, lengths)
     length = valid.sum(1, keepdim=True)
@@ -151,7 +158,7 @@ def _floor_topk_pool(x: Tensor, lengths: Tensor | None, *, divisor: int) -> Tens
 
 
 def _check_finite(name: str, x: Tensor, lengths: Tensor | None) -> None:
-    """Raise InputError for NaN or Inf in ``x`` (B, T) or (B, T, C) before a recording's end."""
+    """Raises InputError for NaN or Inf in ``x``, (B, T) or (B, T, C), before a recording's length."""
     bad = ~x.isfinite()
     bad = bad.any(dim=2) if bad.ndim == 3 else bad
     if lengths is not None:

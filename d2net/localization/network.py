@@ -1,4 +1,4 @@
-"""A network and a dataset in, detections in seconds out."""
+"""Runs a network on a dataset and localizes: detections in seconds."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from d2net.threads import computing, multiply_adds, threads_for
 def predict(model: nn.Module, features: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
     """TCAM and bottom-up attention of one recording, in evaluation mode and without gradient.
 
-    On a CPU, in as many threads as so many snippets are worth (:mod:`d2net.threads`).
+    On a CPU the number of threads depends on the number of snippets (:mod:`d2net.threads`).
 
     Args:
-        model: A :class:`d2net.model.D2Net`, or a module with a tensor ``x_ref`` (D,) that is called as it is: with
-            features (1, T, W) and lengths (1,), for ``tcam`` (1, T, C) and ``embeddings`` (1, T, D).
+        model: A :class:`d2net.model.D2Net`, or any module with a tensor ``x_ref`` (D,) that takes features (1, T, W)
+            and lengths (1,) and returns ``tcam`` (1, T, C) and ``embeddings`` (1, T, D) as attributes.
         features: (T, W).
 
     Returns:
@@ -38,7 +38,7 @@ def predict(model: nn.Module, features: np.ndarray | Tensor) -> tuple[Tensor, Te
         InputError: a model without x_ref.
     """
     x_ref = _x_ref_of(model)
-    # An array may be read-only, which tensors cannot be: copied.
+    # torch.tensor copies an array: it may be read-only, which a tensor cannot be.
     x = (features if isinstance(features, Tensor) else torch.tensor(features)).to(x_ref.device, torch.float32)
     lengths = torch.tensor([len(x)], device=x.device)
     training = model.training
@@ -62,7 +62,12 @@ def _x_ref_of(model: nn.Module) -> Tensor:
 
 
 def classes_of(model: nn.Module, dataset: Dataset) -> tuple[str, ...]:
-    """Names of a network's outputs: its own, or those of the dataset where it has none (``model.classes``)."""
+    """Names of a network's outputs: ``model.classes``, or the classes of the dataset where it has none.
+
+    Args:
+        model: The network.
+        dataset: What it is run on.
+    """
     return getattr(model, "classes", None) or dataset.classes
 
 
@@ -76,9 +81,9 @@ def localize(
     """Detections of every recording of a dataset (Sec. 3.3), one recording at a time at its full length.
 
     Args:
-        model: See :func:`predict`. It computes on the device that it is on.
-        dataset: Its recordings, in order, are the videos of the result; it needs no labels. The classes of the result
-            are the model's own (``model.classes``), in the order of its outputs; the dataset's where it has none.
+        model: See :func:`predict`. It runs on its own device.
+        dataset: Its recordings, in order, become ``videos`` of the result; it needs no labels. The classes of the
+            result are those of the model, in the order of its outputs (:func:`classes_of`).
         recipe: The settings of Sec. 3.3; None: those that the model was trained with, ``model.recipe.localization``.
         progress: Called with (recordings done, all recordings) after each.
 
@@ -101,7 +106,7 @@ def localize(
             "features of the same extractor"
         )
     x_ref = _x_ref_of(model)
-    # In a training of ours x_ref is 0 only where no snippet was background.
+    # A network trained by d2net has x_ref = 0 only where no snippet was background, so it needs no warning.
     if recipe.attention and trained is None and not x_ref.any():
         warnings.warn(
             "x_ref of the network is 0, as before training: lambda' (Eq. 8) is 0.5 everywhere and tells no action from "
@@ -141,7 +146,7 @@ def to_detections(
     first_snippet: Sequence[float] | None = None,
     durations: Sequence[float | None] | None = None,
 ) -> Detections:
-    """Name the proposals' recordings and classes and put their times in seconds.
+    """Proposals with the names of their recordings and classes, and times in seconds.
 
     Args:
         proposals: Segments in snippets; snippet t covers first_snippet + [t, t + 1) * seconds_per_snippet.
@@ -162,11 +167,11 @@ def to_detections(
         check_kept("to_detections", name, given)
     seconds = np.asarray(seconds_per_snippet, np.float64)
     if seconds.shape != (len(videos),) or not ((seconds > 0) & np.isfinite(seconds)).all():
-        raise InputError(f"seconds_per_snippet must be one positive number for each of the {len(videos)} videos")
+        raise InputError(f"seconds_per_snippet must be one positive number for each of the {len(videos)} recordings")
     first = np.zeros(len(videos)) if first_snippet is None else np.asarray(first_snippet, np.float64)
     last = np.array([math.inf if d is None else d for d in durations or [None] * len(videos)], np.float64)
     if first.shape != seconds.shape or not np.isfinite(first).all() or last.shape != seconds.shape:
-        raise InputError(f"first_snippet and durations must be one number for each of the {len(videos)} videos")
+        raise InputError(f"first_snippet and durations must be one number for each of the {len(videos)} recordings")
     video, label, start, end, score = (x.detach().cpu().numpy() for x in proposals)
     for name, index, size in (("recording", video, len(videos)), ("class", label, len(classes))):
         if len(index) and not 0 <= index.min() <= index.max() < size:
@@ -179,7 +184,7 @@ def to_detections(
         video=video.astype(np.int64),
         label=label.astype(np.int64),
         start=begins,
-        # One that begins past the end, by the few snippets that a length may be off, is left as it is.
+        # The length may be off by a few snippets: a segment that begins past the end is not cut.
         end=np.where(begins < last[video], ends.clip(0, last[video]), ends),
         score=score.astype(np.float64),
     )

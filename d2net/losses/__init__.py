@@ -1,8 +1,8 @@
-"""The losses of D2-Net (Eq. 1 to 11), of its comparisons and of its neighbours, as drop-in modules.
+"""Drop-in losses: those of D2-Net (Eq. 1 to 11), those the paper compares with, and some of other methods.
 
-Plain tensors in (activations, embeddings, lengths, labels), a scalar or a small named result out. Nothing here waits
-for the device, so that a training step can be one CUDA graph; every loss is finite for every batch of finite inputs,
-within the limits of docs/numbers.md.
+They take plain tensors (activations, embeddings, lengths, labels) and return a scalar or a small named result. Nothing
+here waits for the device, so a training step can be one CUDA graph. Every loss is finite for every batch of finite
+inputs, within the limits of docs/numbers.md.
 """
 
 from d2net.losses.comparison import (

@@ -1,4 +1,4 @@
-"""What the loss terms share. Nothing here waits for a device."""
+"""Checks that the loss terms have in common. Nothing here waits for a device."""
 
 from __future__ import annotations
 
@@ -22,10 +22,15 @@ from d2net.ops.precision import at_least_float32
 
 
 def setting(loss: nn.Module, wanted: Any, **named: object) -> Any:
-    """The one setting in ``named`` as the type ``wanted``, as the fields of a recipe are checked (:mod:`d2net.fields`).
+    """The setting given by keyword, checked and converted like a field of a recipe (:mod:`d2net.fields`).
+
+    Args:
+        loss: The loss that has the setting, for the message.
+        wanted: Its type.
+        named: The setting: one keyword argument.
 
     Raises:
-        InputError: the loss and the setting by name, its value, and what it must be.
+        InputError: a value of another type or out of range.
     """
     ((name, value),) = named.items()
     return checked(value, wanted, f"{type(loss).__name__}: {name}")
@@ -48,8 +53,8 @@ def take_batch(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Class activations, embeddings, lengths and labels of a batch, as tensors and checked.
 
-    Activations in half precision become float32, so that a gradient is rounded once, when it is whole. Embeddings stay:
-    the operators that read them sum in float32.
+    Activations in half precision become float32, so that their gradient is summed in float32 and rounded once.
+    Embeddings keep their dtype: the operators that read them sum in float32.
     """
     tcam, embeddings, labels = as_tensors(loss, tcam=tcam, embeddings=embeddings, labels=labels)
     check_batch(loss, tcam, embeddings, labels)
@@ -69,13 +74,13 @@ def check_labels(loss: str, tcam: Tensor, labels: Tensor) -> None:
 
 
 def check_known(loss: str, labels: Tensor, tcam: Tensor, lengths: Tensor | None) -> None:
-    """Refuse NaN among the labels of recordings that have a snippet, where a look at them costs little.
+    """Refuse NaN in the labels of recordings that have a snippet, where the labels can be read at little cost.
 
-    A label is compared with 0, which would hide it: the recording would not have the class.
+    The losses ask whether a label is above 0, which is false for NaN: it would count as the absence of the class.
     """
     if not labels.is_floating_point() or not can_look_at(labels):
         return
-    if math.isnan(labels.sum().item()) and (lengths is None or can_look_at(lengths)):  # Inf may be the reason too
+    if math.isnan(labels.sum().item()) and (lengths is None or can_look_at(lengths)):  # or Inf - Inf
         unknown = labels.isnan().any(1) & present(tcam, lengths)
         if unknown.any():
             raise InputError(
@@ -92,7 +97,7 @@ def check_batch(loss: str, tcam: Tensor, embeddings: Tensor, labels: Tensor) -> 
 
 
 def present(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """(B,) bool: the recording of ``x`` (B, T, ...) has a snippet."""
+    """(B,) bool: whether the recording has a snippet; ``x`` is (B, T, ...)."""
     if lengths is None:
         return torch.full(x.shape[:1], x.shape[1] > 0, dtype=torch.bool, device=x.device)
     return lengths > 0

@@ -1,6 +1,6 @@
-"""The losses that the paper compares its own with: Tables 3 and 4, and plain DMI (Eq. 5).
+"""The losses that the paper compares with: those of Tables 3 and 4, and plain DMI (Eq. 5).
 
-Where the paper does not say how they are applied, the plain reading is taken; each class says which.
+The paper does not say in detail how they are applied. Each class says what it does.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from d2net.losses._common import setting, take_scores
 from d2net.losses.denoising import RANK_TOL, SnippetJoint, SnippetTerm, VideoJoint, VideoTerm
 from d2net.losses.discriminative import PROBABILITY_FLOOR, probabilities
 from d2net.ops.loss import d2net_loss
-from d2net.ops.loss_reference import LossInputs, LossSettings, mean_of
+from d2net.ops.loss_ref import LossInputs, LossSettings, mean_of
 from d2net.ops.precision import product
-from d2net.recipes import Count, Floor, Weight
+from d2net.recipes import Count, Eps, Weight
 
 
 class FocalLoss(nn.Module):
@@ -25,7 +25,7 @@ class FocalLoss(nn.Module):
     Args:
         beta: focusing parameter.
         topk_divisor: k of the top-k pooling is ceil(length / topk_divisor).
-        probability_floor: p is clamped to [floor, 1 - floor].
+        probability_floor: p is clamped to [eps, 1 - eps], eps being this.
     """
 
     def __init__(
@@ -34,16 +34,21 @@ class FocalLoss(nn.Module):
         super().__init__()
         self.beta: float = setting(self, Weight, beta=beta)
         self.topk_divisor: int = setting(self, Count, topk_divisor=topk_divisor)
-        self.probability_floor: float = setting(self, Floor, probability_floor=probability_floor)
+        self.probability_floor: float = setting(self, Eps, probability_floor=probability_floor)
 
     def forward(self, tcam: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor:
         """Sum over classes, mean over the recordings that have a snippet.
 
         Args:
-            tcam: (B, T, C) in [0, 1]. lengths: (B,) int64 or None. labels: (B, C) multi-hot.
+            tcam: (B, T, C) class activations in [0, 1].
+            lengths: (B,) int64, or None (all T).
+            labels: (B, C) multi-hot.
+
+        Returns:
+            A scalar.
 
         Raises:
-            InputError: shapes or devices that do not fit; logits as ``tcam`` or NaN labels (seen on a CPU only).
+            InputError: shapes or devices that do not fit; logits as ``tcam`` or NaN labels (checked on a CPU only).
         """
         tcam, lengths, labels = take_scores(type(self).__name__, tcam, lengths, labels)
         settings = LossSettings(
@@ -56,9 +61,13 @@ class FocalLoss(nn.Module):
 
 
 class CrossEntropyLoss(FocalLoss):
-    """L_CE of Table 3, read as the binary cross-entropy of every class: Eq. 4 with w = 0 and beta = 0.
+    """L_CE of Table 3, as the binary cross-entropy of every class: Eq. 4 with w = 0 and beta = 0.
 
-    The paper's activations are sigmoids and a recording can have several classes, so no softmax over classes.
+    There is no softmax over classes: the paper's activations are sigmoids, and a recording can have several classes.
+
+    Args:
+        topk_divisor: k of the top-k pooling is ceil(length / topk_divisor).
+        probability_floor: p is clamped to [eps, 1 - eps], eps being this.
     """
 
     def __init__(self, *, topk_divisor: int = 8, probability_floor: float = PROBABILITY_FLOOR) -> None:
@@ -66,20 +75,22 @@ class CrossEntropyLoss(FocalLoss):
 
 
 class _SnippetPointwise(SnippetTerm):
-    """Mean of a loss between lambda(t) and the pseudo-label (1 foreground, 0 background) over a recording's
-    pseudo-labelled snippets; recordings without any do not count."""
+    """A loss between lambda(t) and the pseudo-label (1 foreground, 0 background) of every pseudo-labelled snippet.
+
+    Mean over a recording's pseudo-labelled snippets; recordings without any do not count.
+    """
 
     def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         foreground, background = self.pseudo_labels(scores, lengths).unbind(2)
-        chosen = foreground | background
-        p = probabilities(torch.where(chosen, attention, 0.5))
-        count = chosen.sum(1)
-        loss = torch.where(chosen, self.between(p, foreground.to(p.dtype)), 0)
+        selected = foreground | background
+        p = probabilities(torch.where(selected, attention, 0.5))
+        count = selected.sum(1)
+        loss = torch.where(selected, self.between(p, foreground.to(p.dtype)), 0)
         return loss.sum(1) / count.clamp(min=1), count > 0
 
     @abstractmethod
     def between(self, p: Tensor, y: Tensor) -> Tensor:
-        """Elementwise, of activations p and pseudo-labels y."""
+        """The loss between activations p and pseudo-labels y, elementwise."""
 
 
 class SnippetL1(_SnippetPointwise):
@@ -99,8 +110,8 @@ class SnippetBCE(_SnippetPointwise):
 class VideoL1(VideoTerm):
     """L1 in place of pDMI at the video level (Table 4): |p - y|, mean over classes and recordings.
 
-    Table 4 replaces the pDMI loss "in L_D", which is both of its terms; for its effect on the snippet level alone,
-    give the video term the weight 0.
+    Table 4 replaces the pDMI loss "in L_D", that is, in both terms. To replace the snippet term alone, give the video
+    term the weight 0.
     """
 
     def from_pooled(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
@@ -131,7 +142,7 @@ class SnippetDMI(SnippetJoint):
 class VideoDMI(VideoJoint):
     """-log |det U_2| (Eq. 5 with Eq. 10).
 
-    0 where U_2 is singular, which it is unless the batch holds recordings of every class: what pDMI overcomes.
+    0 where U_2 is singular. It always is where a class has no recording in the batch; pDMI does not have this limit.
     """
 
     def from_pooled(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
@@ -141,10 +152,10 @@ class VideoDMI(VideoJoint):
 
 
 def _dmi(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor]:
-    """-log |det| (N,) of (N, C, C), 0 without gradient where it is singular, and (N,) bool: it is not.
+    """-log |det| (N,) of matrices (N, C, C), and (N,) bool: whether the matrix is regular. 0 and no gradient if not.
 
-    Singular is what has a pivot of ``rank_tol`` or less in its LU decomposition: rounding leaves one a little above 0.
-    NaN is not singular, so that it propagates.
+    A matrix counts as singular if its LU decomposition has a pivot of at most ``rank_tol``; rounding makes zero pivots
+    a little larger. One with NaN counts as regular, so that NaN propagates.
     """
     with torch.no_grad():
         pivots = torch.linalg.lu_factor_ex(u).LU.diagonal(dim1=1, dim2=2).abs()
@@ -154,5 +165,5 @@ def _dmi(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor]:
 
 
 def _cross_entropy(p: Tensor, positive: Tensor) -> Tensor:
-    """Elementwise. PyTorch's refuses NaN, on a GPU by an assertion that ends the process, and autocast."""
+    """Elementwise. PyTorch's own raises under autocast and for NaN, on a GPU by an assertion that ends the process."""
     return -torch.where(positive, p, 1 - p).log()

@@ -1,4 +1,4 @@
-"""Losses of other methods that can stand beside ours, as their papers define them: batched, on plain tensors."""
+"""Losses of other methods, as their papers define them, to add to the loss of D2-Net."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from d2net.fields import Range
 from d2net.losses._common import check_batch, check_known, present, setting
 from d2net.ops.attention_pool import attention_pool
 from d2net.ops.checks import as_lengths, as_tensors, check_floating, check_same, check_shape, valid_mask, within
-from d2net.ops.loss_reference import mean_of, unit_vectors
+from d2net.ops.loss_ref import mean_of, unit_vectors
 from d2net.ops.precision import at_least_float32, product
 from d2net.recipes import Count, Weight, Width
 
@@ -21,7 +21,13 @@ Temperature = Annotated[float, Range(1e-6)]  # below, float32 does not tell one 
 
 
 class UncertaintyModelingResult(NamedTuple):
-    """Scalars; total = weight * magnitude + entropy, or entropy alone where the weight is 0."""
+    """Scalars of one batch.
+
+    Attributes:
+        total: weight * magnitude + entropy, or entropy alone where the weight is 0.
+        magnitude: L_um, before its weight.
+        entropy: L_be.
+    """
 
     total: Tensor
     magnitude: Tensor
@@ -32,14 +38,17 @@ class UncertaintyModeling(nn.Module):
     """UM's feature-magnitude and background-entropy terms.
 
     Lee, Wang, Lu, Byun: "Weakly-supervised Temporal Action Localization by Uncertainty Modeling", AAAI 2021.
-    Pseudo-action snippets are the k = length / act_divisor of largest ||x(t)||, pseudo-background those of smallest.
+    Pseudo-action snippets are the length / act_divisor ones of largest ||x(t)||, pseudo-background snippets the
+    length / background_divisor ones of smallest; both numbers are rounded down and at least 1.
 
         L_um = mean over recordings of (max(0, margin - ||f_act||) + ||f_bkg||)^2, f the mean embedding of the snippets
         L_be = mean over recordings and classes of -log softmax(mean logits of the pseudo-background snippets)
 
     Args:
-        magnitude: weight of L_um beside L_be (its alpha). margin: the magnitude f_act should reach (its m).
-        act_divisor, background_divisor: shares of the snippets, rounded down, at least one snippet.
+        magnitude: weight of L_um beside L_be (the paper's alpha).
+        margin: the magnitude that f_act should reach (the paper's m).
+        act_divisor: one snippet in so many is pseudo-action.
+        background_divisor: one snippet in so many is pseudo-background.
     """
 
     def __init__(
@@ -57,10 +66,12 @@ class UncertaintyModeling(nn.Module):
         self.background_divisor: int = setting(self, Count, background_divisor=background_divisor)
 
     def forward(self, embeddings: Tensor, logits: Tensor, lengths: Tensor | None) -> UncertaintyModelingResult:
-        """Means over the recordings of at least two snippets: with one, it would be action and background at once.
+        """Means over the recordings of two snippets or more; a single one would be action and background at once.
 
         Args:
-            embeddings: (B, T, D). logits: (B, T, C) class logits. lengths: (B,) int64 or None.
+            embeddings: (B, T, D).
+            logits: (B, T, C) class logits.
+            lengths: (B,) int64, or None (all T).
 
         Raises:
             InputError: shapes or devices that do not fit.
@@ -74,7 +85,7 @@ class UncertaintyModeling(nn.Module):
         lengths = as_lengths("UncertaintyModeling", lengths, embeddings)
         mask = within(embeddings, lengths)
         usable = mask.sum(1) >= 2
-        mask = mask & usable[:, None]  # nothing of the others is read, so that NaN there reaches no gradient
+        mask = mask & usable[:, None]  # the other recordings are not read: NaN in them reaches no gradient
         count = mask.sum(1)
         with torch.no_grad():
             norms = torch.linalg.vector_norm(at_least_float32(embeddings), dim=2)
@@ -82,14 +93,15 @@ class UncertaintyModeling(nn.Module):
             act_size, size = ((count // d).clamp(min=1) for d in (self.act_divisor, self.background_divisor))
             act = mask & (rank < act_size[:, None])
             background = mask & (rank >= (count - size)[:, None]) & ~act
-            # 1 - selection is 1 for the pseudo-background, so that one operator reads the embeddings once for both.
+            # attention_pool weighs foreground with selection and background with 1 - selection, so it gives both means
+            # with one read of the embeddings.
             selection = torch.where(act, 1.0, torch.where(background, 0.0, 0.5)).to(embeddings.dtype)
         f = attention_pool(embeddings, selection, lengths, reduction="mean")
         act_norm, background_norm = torch.linalg.vector_norm(at_least_float32(torch.stack((f.x_fg, f.x_bg))), dim=2)
         magnitude = mean_of(((self.margin - act_norm).clamp(min=0) + background_norm).square(), usable)
         mean_logits = torch.where(background[:, :, None], at_least_float32(logits), 0).sum(1) / size[:, None]
         entropy = mean_of(-mean_logits.log_softmax(1).sum(1) / max(logits.shape[2], 1), usable)
-        # A term of weight 0 is off, whatever it is: NaN * 0 would be NaN.
+        # 0 * NaN is NaN: a term of weight 0 is left out.
         total = self.magnitude * magnitude + entropy if self.magnitude != 0 else entropy
         return UncertaintyModelingResult(total, magnitude, entropy)
 
@@ -98,14 +110,14 @@ class CoActivitySimilarity(nn.Module):
     """W-TALC's co-activity similarity loss (CASL).
 
     Paul, Roy, Roy-Chowdhury: "W-TALC: Weakly-supervised Temporal Activity Localization and Classification", ECCV 2018.
-    For every class and every pair of recordings that have it, their features where the class is active (H, weights:
-    softmax of its logits over time) should be closer to each other than to those where it is not (L, weights:
-    (1 - softmax) / (length - 1)), by a margin, in cosine distance d:
+    For every class and every pair of recordings that have it: the mean features where the class is active (H, weighted
+    with the softmax of its logits over time) should be closer to each other, by a margin, than to those where it is not
+    active (L, weighted with (1 - softmax) / (length - 1)). In cosine distance d:
 
         1/2 max(0, d(H_m, H_n) - d(H_m, L_n) + margin) + 1/2 max(0, d(H_m, H_n) - d(L_m, H_n) + margin)
 
     Args:
-        margin: the ranking hinge's (its delta).
+        margin: of the ranking hinge (the paper's delta).
     """
 
     def __init__(self, *, margin: float = 0.5) -> None:
@@ -113,11 +125,16 @@ class CoActivitySimilarity(nn.Module):
         self.margin: float = setting(self, Weight, margin=margin)
 
     def forward(self, embeddings: Tensor, logits: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor:
-        """Scalar: mean over the pairs of a class, then over the classes with a pair; 0 if none has one.
+        """Mean over the pairs of a class, then over the classes that have a pair; 0 if no class has one.
 
         Args:
-            embeddings: (B, T, D). logits: (B, T, C) class logits. lengths: (B,) int64 or None.
+            embeddings: (B, T, D).
+            logits: (B, T, C) class logits.
+            lengths: (B,) int64, or None (all T).
             labels: (B, C) multi-hot.
+
+        Returns:
+            A scalar.
 
         Raises:
             InputError: shapes or devices that do not fit.
@@ -134,7 +151,7 @@ class CoActivitySimilarity(nn.Module):
         paired = has & (has.sum(0) >= 2)
         padding = ~within(logits, lengths)[:, :, None]
         dtype = torch.promote_types(at_least_float32(logits).dtype, at_least_float32(embeddings).dtype)
-        # Nothing is read of what is in no pair: NaN there would reach the gradients of those that are.
+        # What is in no pair is set to 0: NaN there would reach the gradients of the pairs.
         logits = logits.to(dtype).masked_fill(~paired[:, None], 0)
         x = embeddings.to(dtype).masked_fill(padding | ~paired.any(1)[:, None, None], 0)
         active = logits.masked_fill(padding, torch.finfo(logits.dtype).min).softmax(1).masked_fill(padding, 0)
@@ -156,15 +173,21 @@ class SnippetContrast(nn.Module):
     """CoLA's snippet contrast (SniCo) loss.
 
     Zhang, Cao, Yang, Chen, Zou: "CoLA: Weakly-Supervised Temporal Action Localization with Snippet Contrastive
-    Learning", CVPR 2021. Easy actions and easy background are the snippets of largest and smallest actionness. Hard
-    ones lie at the borders of the snippets whose actionness is above its median: hard actions are lost by erosion
-    with ``outer`` but not with ``inner`` snippets, hard background is gained by dilation with ``outer`` but not with
-    ``inner``; of both, those of largest actionness. InfoNCE draws the mean hard action to the mean easy action and
-    away from every easy background snippet, and the mean hard background the other way round.
+    Learning", CVPR 2021.
+
+    - Easy actions are the snippets of largest actionness, easy background those of smallest.
+    - Hard snippets lie at the borders of the regions whose actionness is above the recording's median. Hard actions are
+      removed by erosion with ``outer`` snippets but not with ``inner``; hard background is added by dilation with
+      ``outer`` but not with ``inner``. Of both, those of largest actionness are taken.
+    - InfoNCE draws the mean hard action to the mean easy action and away from every easy background snippet, and the
+      mean hard background to the mean easy background and away from every easy action.
 
     Args:
-        temperature: of InfoNCE. easy_divisor, hard_divisor: shares of the snippets, rounded down, at least one.
-        inner, outer: widths of the structuring elements (its m and M).
+        temperature: of InfoNCE.
+        easy_divisor: one snippet in so many is an easy action, and one an easy background; at least one.
+        hard_divisor: one snippet in so many is a hard action, and one a hard background; at least one.
+        inner: width of the smaller structuring element, in snippets (the paper's m).
+        outer: width of the larger structuring element, in snippets (the paper's M).
     """
 
     def __init__(
@@ -189,11 +212,15 @@ class SnippetContrast(nn.Module):
             )
 
     def forward(self, embeddings: Tensor, actionness: Tensor, lengths: Tensor | None) -> Tensor:
-        """Scalar: the sum of both directions, each a mean over the recordings that have such hard snippets.
+        """The sum of both directions, each a mean over the recordings that have such hard snippets.
 
         Args:
-            embeddings: (B, T, D). actionness: (B, T); it only selects, so no gradient flows to it.
-            lengths: (B,) int64 or None.
+            embeddings: (B, T, D).
+            actionness: (B, T); it only selects, so it gets no gradient.
+            lengths: (B,) int64, or None (all T).
+
+        Returns:
+            A scalar.
 
         Raises:
             InputError: shapes or devices that do not fit.
@@ -211,7 +238,7 @@ class SnippetContrast(nn.Module):
             selected = self._select(at_least_float32(actionness), mask)  # (4, B, T)
         size = selected.sum(2)
         usable = (size[:2] > 0) & (size[2:] > 0)
-        # Nothing is read of recordings that do not count, so that NaN there reaches no gradient.
+        # Recordings that do not count are set to 0: NaN in them would reach the gradients of the others.
         x = at_least_float32(embeddings).masked_fill(~(mask & usable.any(0)[:, None])[:, :, None], 0)
         mean = product(selected.transpose(0, 1).to(x.dtype), x) / size.T.clamp(min=1)[:, :, None]  # (B, 4, D)
         mean, each = unit_vectors(mean), unit_vectors(x)
@@ -243,12 +270,12 @@ class SnippetContrast(nn.Module):
 
 
 def _dilated(x: Tensor, width: int) -> Tensor:
-    """Binary dilation of (B, T) over time; an even element reaches one snippet farther to the past."""
+    """Binary dilation of (B, T) over time; an even width adds one snippet more before a region than after it."""
     padded = F.pad(x.float(), ((width - 1) // 2, width // 2))
     return F.max_pool1d(padded[:, None], width, stride=1)[:, 0] > 0
 
 
 def _eroded(x: Tensor, width: int) -> Tensor:
-    """Binary erosion of (B, T), what lies beyond the ends being background; mirrors :func:`_dilated`."""
+    """Binary erosion of (B, T), with background beyond the ends; its element is that of :func:`_dilated`, mirrored."""
     padded = F.pad((~x).float(), (width // 2, (width - 1) // 2), value=1.0)
     return F.max_pool1d(padded[:, None], width, stride=1)[:, 0] == 0

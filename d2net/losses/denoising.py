@@ -1,7 +1,7 @@
-"""L_D: agreement of activations with pseudo-labels within recordings and with labels across them (Eq. 7 to 11).
+"""L_D: compares a recording's snippets with pseudo-labels, and the recordings of a batch with labels (Eq. 7 to 11).
 
-:class:`SnippetTerm` and :class:`VideoTerm` select what is compared; a subclass says how. The paper's are here, those it
-is compared with in ``comparison.py``.
+:class:`SnippetTerm` and :class:`VideoTerm` select what is compared; their subclasses compute the loss. The paper's own
+are here, those that the paper compares with in ``comparison.py``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from d2net.losses.discriminative import PROBABILITY_FLOOR
 from d2net.ops.checks import as_lengths, as_tensor, as_tensors, check_activations, check_same, check_shape, within
 from d2net.ops.condition_number import joint_log_condition_number
 from d2net.ops.loss import d2net_loss, has_video_kernel
-from d2net.ops.loss_reference import (
+from d2net.ops.loss_ref import (
     LossInputs,
     LossResult,
     LossSettings,
@@ -29,33 +29,34 @@ from d2net.ops.loss_reference import (
 from d2net.ops.precision import at_least_float32
 from d2net.ops.snippet_pdmi import snippet_pdmi
 from d2net.ops.topk_pool import topk_pool
-from d2net.recipes import BelowOne, Count, Floor, Share, Weight
+from d2net.recipes import BelowOne, Count, Eps, Fraction, Weight
 
 Normalization = Literal["joint", "per_class"]
 RANK_TOL = 1e-5
 
 
 class Denoising(NamedTuple):
-    """L_D = L_DS + L_DV (Eq. 11), scalars."""
+    """Scalars: L_D = L_DS + L_DV (Eq. 11)."""
 
-    total: Tensor
-    snippet: Tensor
-    video: Tensor
+    total: Tensor  # L_D
+    snippet: Tensor  # L_DS
+    video: Tensor  # L_DV
 
 
 class SnippetTerm(nn.Module, ABC):
     """Compares the attention of each recording's snippets with pseudo-labels from their embeddings (Sec. 3.2.1).
 
     Args:
-        fg_threshold, bg_threshold: snippets with lambda' (Eq. 8) above the one are pseudo-foreground, below the other
-            pseudo-background.
-        own_classes: the pseudo-foreground's activation is the maximum over the recording's own classes, not over all.
+        fg_threshold: snippets with lambda' (Eq. 8) above it are pseudo-foreground.
+        bg_threshold: snippets with lambda' below it are pseudo-background.
+        own_classes: take the attention of pseudo-foreground as the maximum over the recording's own classes, not over
+            all classes.
     """
 
     def __init__(self, *, fg_threshold: float = 0.5, bg_threshold: float = 0.5, own_classes: bool = False) -> None:
         super().__init__()
-        self.fg_threshold: float = setting(self, Share, fg_threshold=fg_threshold)
-        self.bg_threshold: float = setting(self, Share, bg_threshold=bg_threshold)
+        self.fg_threshold: float = setting(self, Fraction, fg_threshold=fg_threshold)
+        self.bg_threshold: float = setting(self, Fraction, bg_threshold=bg_threshold)
         if self.bg_threshold > self.fg_threshold:
             raise InputError(
                 f"{type(self).__name__}: bg_threshold {bg_threshold} is above fg_threshold {fg_threshold}; "
@@ -64,16 +65,19 @@ class SnippetTerm(nn.Module, ABC):
         self.own_classes: bool = setting(self, bool, own_classes=own_classes)
 
     def forward(
-        self, tcam: Tensor, embeddings: Tensor, lengths: Tensor | None, reference: Tensor, labels: Tensor | None = None
+        self, tcam: Tensor, embeddings: Tensor, lengths: Tensor | None, x_ref: Tensor, labels: Tensor | None = None
     ) -> Tensor:
-        """Scalar: the mean over the recordings that can be compared, 0 if none can.
+        """Scalar: the mean over the recordings that can be compared; 0 if there are none.
 
         Args:
-            tcam: (B, T, C). embeddings: (B, T, D). lengths: (B,) int64 or None. reference: (D,), x_ref.
+            tcam: (B, T, C) class activations in [0, 1].
+            embeddings: (B, T, D).
+            lengths: (B,) int64, or None (all T).
+            x_ref: (D,) background reference of Eq. 8.
             labels: (B, C) multi-hot, for ``own_classes`` only.
 
         Raises:
-            InputError: shapes or devices that do not fit; logits as ``tcam`` or NaN labels (seen on a CPU only).
+            InputError: shapes or devices that do not fit; logits as ``tcam`` or NaN labels (checked on a CPU only).
         """
         name = type(self).__name__
         tcam, embeddings = as_tensors(name, tcam=tcam, embeddings=embeddings)
@@ -91,13 +95,12 @@ class SnippetTerm(nn.Module, ABC):
             if self.own_classes:
                 raise InputError(f"{name}: own_classes needs the labels")
             labels = tcam.new_zeros(tcam.shape[0], tcam.shape[2])
-        batch = LossInputs(
-            at_least_float32(tcam), embeddings, lengths, labels, as_tensor(name, "x_ref", reference, tcam)
-        )
+        x_ref = as_tensor(name, "x_ref", x_ref, tcam)
+        batch = LossInputs(at_least_float32(tcam), embeddings, lengths, labels, x_ref)
         return self.of(batch, d2net_loss(batch, LossSettings(**self.settings())))
 
     def settings(self) -> dict[str, Any]:
-        """Its part of :class:`~d2net.ops.loss_reference.LossSettings`; :meth:`of` does the rest."""
+        """The fields of :class:`~d2net.ops.loss_ref.LossSettings` that this term needs."""
         return {
             "score": True,
             "fg_threshold": self.fg_threshold,
@@ -106,7 +109,7 @@ class SnippetTerm(nn.Module, ABC):
         }
 
     def of(self, batch: LossInputs, result: LossResult) -> Tensor:
-        """:meth:`forward` from what :meth:`settings` gave."""
+        """The term, from the result of ``d2net_loss`` with :meth:`settings`."""
         attention = result.attention
         if self.own_classes:
             labels = batch.labels.to(attention.dtype)
@@ -115,21 +118,24 @@ class SnippetTerm(nn.Module, ABC):
 
     @abstractmethod
     def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) losses and (B,) bool, whether they count, from (B, T) attention and scores."""
+        """(B,) losses, and (B,) bool whether they count, from (B, T) attention and scores and (B,) lengths."""
 
     def pseudo_labels(self, scores: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T, 2) bool: pseudo-foreground, pseudo-background."""
+        """(B, T, 2) bool: whether a snippet is pseudo-foreground, and whether it is pseudo-background."""
         mask = within(scores, lengths)
         return torch.stack((mask & (scores > self.fg_threshold), mask & (scores < self.bg_threshold)), 2)
 
 
 class SnippetJoint(SnippetTerm):
-    """A snippet term of the joint distribution U_1 = P_1 Y_1 (Eq. 9).
+    """A snippet term that depends on the joint distribution U_1 = P_1 Y_1 (Eq. 9).
 
     Args:
+        fg_threshold: see :class:`SnippetTerm`.
+        bg_threshold: see there.
+        own_classes: see there.
         normalization: "joint" divides Y_1 by z = n_f + n_b; "per_class" each of its columns by its own count.
-        entry_floor: entries of U_1 are clamped from below.
-        rank_tol: singular values of U_1 up to this are zero.
+        entry_floor: smaller entries of U_1 are raised to it.
+        rank_tol: singular values of U_1 up to this count as zero.
     """
 
     def __init__(
@@ -144,16 +150,16 @@ class SnippetJoint(SnippetTerm):
     ) -> None:
         super().__init__(fg_threshold=fg_threshold, bg_threshold=bg_threshold, own_classes=own_classes)
         self.normalization: Normalization = setting(self, Normalization, normalization=normalization)
-        self.entry_floor: float = setting(self, Share, entry_floor=entry_floor)
+        self.entry_floor: float = setting(self, Fraction, entry_floor=entry_floor)
         self.rank_tol: float = setting(self, Weight, rank_tol=rank_tol)
 
     def joint(self, attention: Tensor, scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """U_1 (B, 2, 2), and (B,) bool: there are pseudo-foreground and pseudo-background; a zero matrix where not."""
-        chosen = self.pseudo_labels(scores, lengths)
-        count = chosen.sum(1)
+        """U_1 (B, 2, 2), 0 where not valid; and valid (B,) bool: there are pseudo-foreground and pseudo-background."""
+        selected = self.pseudo_labels(scores, lengths)
+        count = selected.sum(1)
         valid = (count > 0).all(1)
         size = count if self.normalization == "per_class" else count.sum(1, keepdim=True)
-        activation = torch.where(chosen, attention[:, :, None], 0).sum(1)  # (B, 2)
+        activation = torch.where(selected, attention[:, :, None], 0).sum(1)  # (B, 2)
         u = torch.stack((activation, count - activation), 1) / size.clamp(min=1)[:, None]
         if self.entry_floor > 0:
             u = u.clamp(min=self.entry_floor)
@@ -163,7 +169,7 @@ class SnippetJoint(SnippetTerm):
 class SnippetDenoising(SnippetJoint):
     """L_DS: mean over recordings of the snippet-level log condition number (Eq. 7 to 9, 11).
 
-    Recordings without pseudo-foreground or pseudo-background do not count.
+    Recordings without pseudo-foreground or pseudo-background do not count. Args: see :class:`SnippetJoint`.
     """
 
     def settings(self) -> dict[str, Any]:
@@ -196,38 +202,41 @@ class VideoTerm(nn.Module, ABC):
 
     Args:
         topk_divisor: k of the top-k pooling is ceil(length / topk_divisor).
-        probability_floor: scores are clamped to [floor, 1 - floor].
+        probability_floor: scores are clamped to [eps, 1 - eps], eps being this.
     """
 
     def __init__(self, *, topk_divisor: int = 8, probability_floor: float = PROBABILITY_FLOOR) -> None:
         super().__init__()
         self.topk_divisor: int = setting(self, Count, topk_divisor=topk_divisor)
-        self.probability_floor: float = setting(self, Floor, probability_floor=probability_floor)
+        self.probability_floor: float = setting(self, Eps, probability_floor=probability_floor)
 
     def forward(self, tcam: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor:
-        """Scalar.
+        """Scalar, the loss of the batch.
 
         Args:
-            tcam: (B, T, C). lengths: (B,) int64 or None; recordings of length 0 do not count. labels: (B, C) multi-hot.
+            tcam: (B, T, C) class activations in [0, 1].
+            lengths: (B,) int64, or None (all T); recordings of length 0 do not count.
+            labels: (B, C) multi-hot.
 
         Raises:
-            InputError: shapes or devices that do not fit; logits as ``tcam`` or NaN labels (seen on a CPU only).
+            InputError: shapes or devices that do not fit; logits as ``tcam`` or NaN labels (checked on a CPU only).
         """
         tcam, lengths, labels = take_scores(type(self).__name__, tcam, lengths, labels)
         return self.from_pooled(topk_pool(tcam, lengths, divisor=self.topk_divisor), present(tcam, lengths), labels)
 
     @abstractmethod
     def from_pooled(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
-        """:meth:`forward` with the pooled scores (B, C) already there, and ``counted`` (B,), bool or lengths, of which
-        those above 0 count."""
+        """:meth:`forward` of pooled scores (B, C); a recording counts where ``counted`` (B,) is above 0."""
 
 
 class VideoJoint(VideoTerm):
-    """A video term of the joint distribution U_2 = P_2 Y_2 (Eq. 10).
+    """A video term that depends on the joint distribution U_2 = P_2 Y_2 (Eq. 10).
 
     Args:
-        peak_share: P_2 holds p where it is above this share of the recording's best, else 0, normalised to sum 1;
-            None: P_2 holds p.
+        topk_divisor: see :class:`VideoTerm`.
+        probability_floor: see there.
+        peak_share: P_2 holds p where p is above this fraction of the recording's largest p, else 0, normalised to sum
+            1. None: P_2 holds p.
         normalization: "joint" divides Y_2 by the number of recordings; "per_class" each class by its own count.
     """
 
@@ -249,7 +258,7 @@ class VideoJoint(VideoTerm):
         return video_factors(pooled, labels.detach().to(pooled.dtype), counted, LossSettings(**self.settings()))
 
     def settings(self) -> dict[str, Any]:
-        """Its part of :class:`~d2net.ops.loss_reference.LossSettings`."""
+        """The fields of :class:`~d2net.ops.loss_ref.LossSettings` that this term needs."""
         return {
             "topk_divisor": self.topk_divisor,
             "probability_floor": self.probability_floor,
@@ -261,7 +270,7 @@ class VideoJoint(VideoTerm):
 class VideoDenoising(VideoJoint):
     """L_DV: log condition number of the batch's joint distribution (Eq. 7, 10, 11).
 
-    0 for fewer than two linearly independent recordings.
+    0 for fewer than two linearly independent recordings. Args: see :class:`VideoJoint`.
     """
 
     def forward(self, tcam: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor:
@@ -279,7 +288,8 @@ class DenoisingLoss(nn.Module):
     """L_D = L_DS + L_DV (Eq. 11).
 
     Args:
-        snippet, video: the two terms; the paper's where not given.
+        snippet: L_DS; None: the paper's.
+        video: L_DV; None: the paper's.
     """
 
     def __init__(self, snippet: SnippetTerm | None = None, video: VideoTerm | None = None) -> None:
@@ -288,9 +298,20 @@ class DenoisingLoss(nn.Module):
         self.video: VideoTerm = setting(self, VideoTerm | None, video=video) or VideoDenoising()
 
     def forward(
-        self, tcam: Tensor, embeddings: Tensor, lengths: Tensor | None, labels: Tensor, reference: Tensor
+        self, tcam: Tensor, embeddings: Tensor, lengths: Tensor | None, labels: Tensor, x_ref: Tensor
     ) -> Denoising:
-        """Both terms and their sum; arguments as of :class:`SnippetDenoising` and :class:`VideoDenoising`."""
-        snippet = self.snippet(tcam, embeddings, lengths, reference, labels)
+        """Both terms and their sum.
+
+        Args:
+            tcam: (B, T, C) class activations in [0, 1].
+            embeddings: (B, T, D).
+            lengths: (B,) int64, or None (all T); recordings of length 0 do not count.
+            labels: (B, C) multi-hot.
+            x_ref: (D,) background reference of Eq. 8.
+
+        Raises:
+            InputError: shapes or devices that do not fit; logits as ``tcam`` or NaN labels (checked on a CPU only).
+        """
+        snippet = self.snippet(tcam, embeddings, lengths, x_ref, labels)
         video = self.video(tcam, lengths, labels)
         return Denoising(snippet + video, snippet, video)

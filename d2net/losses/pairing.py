@@ -16,7 +16,7 @@ Pairing = Literal["different", "permutation"]
 
 
 class Pairs(NamedTuple):
-    """What :class:`~d2net.ops.loss_reference.LossInputs` says of pairs."""
+    """The fields of :class:`~d2net.ops.loss_ref.LossInputs` that say which recordings are paired."""
 
     keys: Tensor | None = None
     partner: Tensor | None = None
@@ -24,11 +24,18 @@ class Pairs(NamedTuple):
 
 
 def draw_permutations(counts: Tensor, size: int, generator: torch.Generator | None = None) -> Tensor:
-    """(N, size) int64: row i begins with a random permutation of 0 ... counts[i] - 1; the larger numbers follow.
+    """Random permutations: row i begins with one of 0 ... counts[i] - 1; the larger numbers up to size - 1 follow.
 
     Args:
         counts: (N,) int64, at most ``size``.
-        generator: on any device; None: PyTorch's own of ``counts``'s device.
+        size: length of a row.
+        generator: on any device; None: PyTorch's default generator of the device of ``counts``.
+
+    Returns:
+        (N, size) int64.
+
+    Raises:
+        InputError: counts or a size of a wrong shape, type or range (the range of counts is checked on a CPU only).
     """
     counts, size = as_tensor("draw_permutations", "counts", counts), as_whole("draw_permutations", "size", size)
     if counts.ndim != 1 or counts.dtype not in INTEGERS or not 0 <= size < 2**31:
@@ -43,7 +50,7 @@ def draw_permutations(counts: Tensor, size: int, generator: torch.Generator | No
 
 
 def pair_different(b: int, device: torch.device, partners: Tensor | None, generator: torch.Generator | None) -> Pairs:
-    """The paper's pairs: every weight from two different recordings."""
+    """The paper's pairs: every weight of Eq. 3 comes from two different recordings."""
     if partners is None:
         return Pairs(keys=_uniform((3, b), device, generator))
     partners = as_tensor("DiscriminativeLoss", "partners", partners).to(device)
@@ -64,12 +71,17 @@ def pair_by_permutation(
 ) -> Pairs:
     """The released code's pairs: see ``partners`` of :class:`~d2net.losses.DiscriminativeLoss`.
 
-    Its w_fb of the j-th pair belongs to the embeddings with the numbers perm2[j] and perm3[j] among those there are,
-    but is stored at number perm2[j] of all counted recordings: another recording, where some have no foreground.
+    In the released code w_fb of pair j is computed from the foreground embedding number perm2[j] and the background
+    embedding number perm3[j], counted among the recordings that have one. But it is assigned to recording number
+    perm2[j] of all recordings that count. These differ where some recordings have no foreground embedding.
 
     Args:
-        tcam: (B, T, C). counted: (B,), lengths of the recordings that count.
-        threshold, background_threshold: of Eq. 2: they say which recordings have an embedding.
+        tcam: (B, T, C).
+        counted: (B,), lengths of the recordings that count.
+        threshold: of Eq. 2, to know which recordings have a foreground embedding.
+        background_threshold: the same for background embeddings.
+        partners: (4, B), or None.
+        generator: draws the partners where they are not given.
     """
     with torch.no_grad():
         b, inside = len(counted), within(tcam, counted)
@@ -79,8 +91,8 @@ def pair_by_permutation(
             for weight, over in ((attention, threshold), (1 - attention, background_threshold))
         ]
         valid = torch.stack((*has, counted > 0))
-        number = (valid.cumsum(1) - 1).clamp(min=0)  # of a recording among the valid ones
-        recording = (~valid[:2]).byte().argsort(dim=1, stable=True)  # that has a number
+        number = (valid.cumsum(1) - 1).clamp(min=0)  # the number of each recording among the valid ones
+        recording = (~valid[:2]).byte().argsort(dim=1, stable=True)  # the inverse: the recording of each number
         counts = valid[:2].sum(1)
         if partners is None:
             partners = draw_permutations(counts.repeat(2), b, generator)
@@ -96,7 +108,7 @@ def pair_by_permutation(
 
 
 def _given_permutations(partners: Tensor, counts: Tensor, like: Tensor) -> Tensor:
-    """``partners`` (4, B) as int64; row i must hold 0 ... B - 1, and 0 ... counts[i] - 1 first."""
+    """``partners`` (4, B) as int64; row i must be a permutation of 0 ... B - 1 that begins with 0 ... counts[i] - 1."""
     partners, b = as_tensor("DiscriminativeLoss", "partners", partners, like), like.shape[0]
     if partners.shape != (4, b) or partners.dtype not in INTEGERS:
         raise InputError(
@@ -104,7 +116,7 @@ def _given_permutations(partners: Tensor, counts: Tensor, like: Tensor) -> Tenso
         )
     partners = partners.to(torch.int64)
     if not (can_look_at(partners) and can_look_at(counts)):
-        return partners.clamp(0, b - 1)  # an index that leads outside would end the process on a GPU
+        return partners.clamp(0, b - 1)  # an index out of range would end the process on a GPU
     place, first = torch.arange(b), counts[:, None]
     wrong = ((partners.sort(1).values != place) | ((place < first) & (partners >= first))).any(1)
     if wrong.any():

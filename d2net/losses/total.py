@@ -1,4 +1,4 @@
-"""The whole loss of D2-Net (Eq. 1), put together as a recipe says."""
+"""The whole loss of D2-Net (Eq. 1), with the terms and weights of a recipe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from d2net.losses.denoising import SnippetDenoising, SnippetTerm, VideoDenoising
 from d2net.losses.discriminative import DiscriminativeLoss
 from d2net.losses.pairing import Pairs
 from d2net.ops.loss import d2net_loss, has_video_kernel
-from d2net.ops.loss_reference import LossInputs, LossSettings
+from d2net.ops.loss_ref import LossInputs, LossSettings
 from d2net.ops.precision import at_least_float32, kept_in_float32
 from d2net.recipes import LossRecipe, load_recipe
 
@@ -25,11 +25,16 @@ Size = Annotated[int, Range(0, LARGEST_COUNT)]
 
 
 class D2NetLossResult(NamedTuple):
-    """Scalars of one step.
+    """Scalars of one step, float32, or float64 where the activations are.
 
-    total = discriminative + alpha_snippet * snippet + alpha_video * video (Eq. 1, 11) + um_weight * uncertainty: each
-    term is as it is before its weight. One whose weight is 0, or that is off in this step, is not computed and is 0.
-    All are float32, or float64 where the activations are.
+    A term whose weight is 0, or that is off in this step, is not computed and is 0.
+
+    Attributes:
+        total: discriminative + alpha_snippet * snippet + alpha_video * video (Eq. 1, 11) + um_weight * uncertainty.
+        discriminative: L_Dis.
+        snippet: L_DS, before its weight.
+        video: L_DV, before its weight.
+        uncertainty: UM's loss, before its weight.
     """
 
     total: Tensor
@@ -40,9 +45,9 @@ class D2NetLossResult(NamedTuple):
 
 
 class D2NetLoss(nn.Module):
-    """L = L_Dis + alpha (L_DS + L_DV) (Eq. 1), with the running background reference x_ref.
+    """L = L_Dis + alpha (L_DS + L_DV) (Eq. 1); owns the background reference x_ref.
 
-    A recipe can exchange the terms for those the paper compares them with (``classification``, ``denoising``).
+    A recipe can replace the terms with those that the paper compares with (``classification``, ``denoising``).
 
     Example::
 
@@ -50,19 +55,19 @@ class D2NetLoss(nn.Module):
         loss(tcam, embeddings, lengths, labels).total.backward()
 
     Args:
-        num_classes: C, checked against what comes in.
-        embedding_dim: D, width of the buffer ``reference``.
-        recipe: weights and thresholds; default THUMOS14's of the paper.
+        num_classes: C; batches of another C are refused.
+        embedding_dim: D, the width of x_ref.
+        recipe: weights and thresholds; None: the paper's for THUMOS14.
 
     Attributes:
-        reference: (D,) buffer x_ref = 0.9 x_ref + 0.1 mean of the batch's x_bg (below Eq. 8), updated by every
-            forward in training mode, before L_DS uses it. At least float32, also after ``loss.half()``: the largest
-            float16 is too small for a sum over time. Localization takes x_ref from the network: after
-            ``loss.reference = model.x_ref``, with both on their device, it is one tensor.
+        reference: (D,) buffer, x_ref. Every forward in training mode updates it before L_DS uses it: x_ref = 0.9 x_ref
+            + 0.1 mean of the batch's x_bg (below Eq. 8). At least float32, also after ``loss.half()``: a sum over time
+            exceeds the largest float16. Localization takes x_ref from the network. To share one tensor, set
+            ``loss.reference = model.x_ref`` after both were moved to their device.
 
     Raises:
-        InputError: a size that is no whole number, what is no LossRecipe (of a whole recipe, give its ``loss``), or one
-            whose snippets could be foreground and background at once.
+        InputError: a size that is no whole number, a recipe that is no LossRecipe (give the ``loss`` of a whole
+            recipe), or one whose snippets could be foreground and background at once.
     """
 
     reference: Tensor
@@ -100,7 +105,16 @@ class D2NetLoss(nn.Module):
 
     @classmethod
     def from_recipe(cls, recipe: str | LossRecipe, *, num_classes: int, embedding_dim: int) -> D2NetLoss:
-        """The loss of a recipe, given by name or by its values."""
+        """The loss of a recipe.
+
+        Args:
+            recipe: The name of a recipe, or its loss settings.
+            num_classes: C.
+            embedding_dim: D.
+
+        Raises:
+            InputError: an unknown name, or as the class says.
+        """
         values = load_recipe(recipe).loss if isinstance(recipe, str) else recipe
         return cls(num_classes, embedding_dim, values)
 
@@ -119,15 +133,18 @@ class D2NetLoss(nn.Module):
         """All terms of one batch; finite for any batch of finite inputs, half precision too (docs/numbers.md).
 
         Args:
-            tcam: (B, T, C) class activations in [0, 1]. embeddings: (B, T, D) latent embeddings x(t).
-            lengths: (B,) int64 snippets of each recording, or None (all T). labels: (B, C) multi-hot.
-            partners, generator: see :class:`DiscriminativeLoss`.
+            tcam: (B, T, C) class activations in [0, 1].
+            embeddings: (B, T, D) latent embeddings x(t).
+            lengths: (B,) int64, the number of snippets of each recording, or None (all T).
+            labels: (B, C) multi-hot.
+            partners: see :meth:`DiscriminativeLoss.forward`.
+            generator: see there.
             logits: (B, T, C) class logits, which the term of UM (``um_weight``) needs and no other: ``output.logits``.
             denoise: whether L_D is on in this step (``training.denoising_start`` and ``denoising_every``).
 
         Raises:
-            InputError: shapes or devices that do not fit, no ``logits`` where ``um_weight`` is not 0; and, seen on a
-                CPU only, logits as ``tcam``, labels that are NaN, or ``partners`` that are not as
+            InputError: shapes or devices that do not fit, no ``logits`` where ``um_weight`` is not 0; and, on a CPU
+                only, logits as ``tcam``, labels that are NaN, or ``partners`` that are not as
                 :class:`DiscriminativeLoss` says.
         """
         tcam, embeddings, lengths, labels = take_batch("D2NetLoss", tcam, embeddings, lengths, labels)
@@ -154,7 +171,7 @@ class D2NetLoss(nn.Module):
         if self.training:
             self.reference.copy_(result.x_ref)
 
-        # What the operator does not know comes on top.
+        # Terms that the operator does not compute are added here.
         total, snippet, video, uncertainty = result.total, result.snippet, result.video, torch.zeros_like(result.total)
         if settings.score and not settings.snippet:
             snippet = self.snippet.of(batch, result)
@@ -170,7 +187,7 @@ class D2NetLoss(nn.Module):
     def _settings_of(self, training: bool, denoise: bool) -> LossSettings:
         recipe, settings = self.recipe, self.discriminative.settings()
         settings["min_snippets"], settings["skip_unlabelled"] = recipe.min_snippets, recipe.skip_unlabelled
-        if recipe.classification != "discriminative":  # the embeddings only make x_ref
+        if recipe.classification != "discriminative":  # the embeddings are needed for x_ref only
             settings.update(separate=False, embed=training)
             settings["beta"] = recipe.beta if recipe.classification == "focal" else 0.0
         if training:

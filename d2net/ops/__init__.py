@@ -1,9 +1,9 @@
 """Operators of temporal action localization. Shapes: B recordings, T snippets, C classes, D embedding width.
 
-Each may be 0: results have the sizes that follow, and a sum, mean or maximum over nothing is 0.
+Each size may be 0: results then have the shapes that follow, and a sum, mean or maximum over nothing is 0.
 
-:func:`use_backend` makes them compute in plain PyTorch, to compare with; :func:`backend_of` says what runs one, and
-:func:`build_info` how the extension was built and :func:`runs_on` for which chips.
+Within :func:`use_backend` they compute in plain PyTorch, to compare with. :func:`backend_of` tells what runs an
+operator, :func:`build_info` how the extension was built, and :func:`runs_on` on which chips its kernels run.
 """
 
 from d2net.ops._library import backend_of, use_backend

@@ -1,13 +1,13 @@
 """Registers operators with ``torch.library``, so that torch.compile, opcheck, autocast and autograd see ordinary ones.
 
-An operator is a schema, a check of its arguments, a kernel per kind of device (a Python function that allocates with
-torch and hands tensors to the extension), a fake kernel that gives the shapes of the results, and a backward. The
-check runs before every kernel, the fake one included, so that no call of ``torch.ops.d2net`` reaches the extension
-unchecked; a public function does not repeat it, but converts its arguments and calls the operator.
+An operator is a schema, a check of its arguments, a kernel per device type (a Python function that allocates with torch
+and passes tensors to the extension), a fake kernel that gives the shapes of the results, and a backward. The check runs
+before every kernel, the fake one included, so no call of ``torch.ops.d2net`` reaches the extension unchecked. A public
+function does not check again: it converts its arguments and calls the operator.
 
-A device without a kernel, such as MPS, runs the operator's plain-PyTorch reference instead, and so do forward-mode
-differentiation and the transforms of ``torch.func`` (``vmap``, ``grad``, ``jvp``, ...), which see through plain PyTorch
-but not into a kernel.
+The operator's plain-PyTorch reference (``topk_pool_ref``) runs instead of a kernel on a device that has none, such as
+MPS, in forward-mode differentiation, and within the transforms of ``torch.func`` (``vmap``, ``grad``, ``jvp``, ...):
+these need operations that PyTorch can differentiate itself.
 """
 
 from __future__ import annotations
@@ -26,21 +26,20 @@ from d2net.errors import InputError
 from d2net.ops import _native
 from d2net.words import quoted
 
-# `Library.define` with `register_autograd` costs least a call of what torch offers: about 5 us without gradient and
-# 25 us forward and backward, against 7 and 32 for `custom_op` (measured with torch 2.13).
+# Of torch's ways to define an operator, `Library.define` with `register_autograd` is the fastest per call: about 5 us
+# without gradient and 25 us forward and backward; `custom_op` takes 7 and 32 (measured with torch 2.13).
 LIBRARY = torch.library.Library("d2net", "DEF")
 
 _BUILT_WITH_CUDA: bool = _native.build_info()["cuda"]
 
-# Devices that have a kernel, by operator; "meta" has the fake one.
+# By operator: the device types that have a kernel. "meta" has the fake one.
 _DEVICES: dict[str, frozenset[str]] = {}
 
-# The cuda function of every operator that has one, also where the extension was built without CUDA: tests run them on
-# the CPU (tests/ops/simt.py).
+# By operator: its CUDA kernel, also where the extension was built without CUDA. Tests run these on the CPU
+# (tests/ops/simt.py).
 CUDA_FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
-# By operator: its kernels behind their check, by device, for calls without tangents; and the autograd.Function of
-# whoever calls them directly.
+# By operator: its checked kernels by device type, and the autograd.Function that calls them without torch's dispatcher.
 KERNELS: dict[str, dict[str, Callable[..., Any]]] = {}
 _DIRECT: dict[str, type[torch.autograd.Function]] = {}
 
@@ -61,15 +60,17 @@ def register(
 
     Args:
         schema: such as ``"scale(Tensor x, float by) -> Tensor"``.
-        check: the same signature; raises InputError for what the kernels must not see: shapes, types and devices of all
-            tensors, and numbers out of range. What tensors hold is the kernels' business: they clamp or skip.
-        kernel: for both kinds of device, called as ``kernel(native, *inputs)``, where ``native(function, like, *args)``
-            is :func:`_native.on_cpu` or :func:`_native.on_cuda`, with tensors as :func:`_native.reading` gives them; or
-        cpu, cuda: one for each, of what comes. ``cuda`` is registered if the extension was built with CUDA.
-        fake: the same signature; returns empty tensors of the results' shape, dtype and device.
-        setup_context, backward: as for ``torch.library.register_autograd``; None: no result is differentiable.
-        autocast: type that autocast converts floating inputs to; None leaves them as they come, for operators that
-            take half precision and accumulate in float32.
+        check: has the operator's signature; raises InputError for wrong shapes, dtypes and devices, and for numbers
+            out of range. It does not look at the values in tensors: kernels clamp or skip what they cannot use.
+        fake: has the operator's signature; returns empty tensors of the results' shape, dtype and device.
+        kernel: for CPU and CUDA, called as ``kernel(native, *inputs)`` with tensors as :func:`_native.reading` prepares
+            them; ``native(function, like, *args)`` is :func:`_native.on_cpu` or :func:`_native.on_cuda`.
+        cpu: a kernel for the CPU alone, with the operator's signature and tensors as they come.
+        cuda: the same for CUDA; registered where the extension was built with CUDA.
+        setup_context: as for ``torch.library.register_autograd``.
+        backward: as there; None: no result is differentiable.
+        autocast: dtype that autocast converts floating inputs to. None: they stay, for operators that read half
+            precision and accumulate in float32.
     """
     name = schema[: schema.index("(")]
     tags = (torch.Tag.pt2_compliant_tag,)
@@ -96,7 +97,7 @@ def register(
         if setup_context is not None:
             _DIRECT[name] = _direct_function(name, setup_context, backward)
     else:
-        LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")  # else torch warns of results without gradient
+        LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")  # else a backward through it warns
     if autocast is not None:
         for device in kernels:
             torch.library.register_autocast(f"d2net::{name}", device, autocast, lib=LIBRARY)
@@ -105,10 +106,10 @@ def register(
 
 
 def _without_tangents(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """``kernel`` behind torch's dispatcher, which keeps the tangents that there may be in forward mode for itself."""
+    """``kernel``, or an error in forward mode: torch's dispatcher would silently drop the tangents."""
 
     def guarded(*args: Any) -> Any:
-        if forward_ad._current_level >= 0:  # of jvp too
+        if forward_ad._current_level >= 0:  # torch.func.jvp raises the level too
             raise RuntimeError(
                 f"d2net::{name} has no forward-mode derivative; the functions of d2net.ops and d2net.losses have one"
             )
@@ -118,12 +119,12 @@ def _without_tangents(name: str, kernel: Callable[..., Any]) -> Callable[..., An
 
 
 def _checked(name: str, check: Callable[..., None], kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """``kernel`` behind ``check``."""
+    """``kernel`` that calls ``check`` first."""
 
     def checked(*args: Any) -> Any:
         try:
             check(*args)
-        except AttributeError:  # an undefined tensor, which torch takes for a tensor and hands on as None
+        except AttributeError:  # an undefined tensor: torch accepts it for a Tensor and passes None
             _refuse_missing(name, args)
             raise
         return kernel(*args)
@@ -138,10 +139,10 @@ def _refuse_missing(name: str, args: tuple[Any, ...]) -> None:
 
 
 def _caller(name: str) -> Callable[..., Any]:
-    """Calls operator ``name``, of whose device there is a kernel; the first tensor says which.
+    """A function that calls operator ``name`` with the kernel of the first tensor's device, which must exist.
 
-    By torch's dispatcher only where something traces or changes the call (torch.compile, a mode, a subclass of Tensor),
-    for its way through autograd and back takes longer than most kernels.
+    It goes through torch's dispatcher only where something traces or changes the call (torch.compile, a mode, a
+    subclass of Tensor): the dispatcher takes longer than most kernels.
     """
     kernels, direct = KERNELS[name], _DIRECT.get(name)
 
@@ -161,17 +162,17 @@ def _caller(name: str) -> Callable[..., Any]:
             elif isinstance(x, Tensor):
                 return dispatch(arguments)
         kernel = kernels.get(device or "")
-        if kernel is None:  # on the meta device there is none
+        if kernel is None:  # the meta device, which has the fake kernel
             return dispatch(arguments)
         if not (differentiated and torch.is_grad_enabled()):
             return kernel(*arguments)
-        if direct is None:  # a backward: the dispatcher refuses to differentiate it
+        if direct is None:  # the operator is a backward: its own backward, in the dispatcher, raises
             return dispatch(arguments)
-        rest: list[Tensor] = []
-        smooth = direct.apply(*arguments, rest)
+        rest: list[Tensor] = []  # the results without gradient
+        differentiable = direct.apply(*arguments, rest)
         if not rest:
-            return smooth
-        return (*smooth, *rest) if type(smooth) is tuple else (smooth, *rest)
+            return differentiable
+        return (*differentiable, *rest) if type(differentiable) is tuple else (differentiable, *rest)
 
     return call
 
@@ -185,7 +186,7 @@ def _flat(arguments: tuple[Any, ...]) -> Iterator[Any]:
 
 
 def _is_observed() -> bool:
-    """By a transform, a mode (of dispatch or of functions), or the tracer of torch.jit."""
+    """Whether a torch.func transform, a dispatch or function mode, or torch.jit.trace sees the calls made now."""
     return (
         torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
@@ -197,10 +198,10 @@ def _is_observed() -> bool:
 def _direct_function(
     name: str, setup_context: Callable[..., None], backward: Callable[..., Any]
 ) -> type[torch.autograd.Function]:
-    """The autograd that ``register`` gives to torch.library, without its dispatcher.
+    """An autograd.Function with the same ``setup_context`` and ``backward`` as the torch.library operator.
 
-    Called with an empty list behind the operator's arguments, for the results at the end that have no gradient: torch
-    takes a while over every result of a Function.
+    It takes one more argument, an empty list, and appends to it the last results if they have no gradient: every tensor
+    that a Function returns costs time, and these need not be returned.
     """
     kernels = KERNELS[name]
 
@@ -208,13 +209,13 @@ def _direct_function(
         x, arguments, rest = inputs[0], inputs[:-1], inputs[-1]
         output = kernels["cpu" if x.is_cpu else x.device.type](*arguments)
         setup_context(ctx, arguments, output)
-        constant = getattr(ctx, "non_differentiable", None)
-        if not constant or output[-len(constant)] is not constant[0]:
+        marked = getattr(ctx, "non_differentiable", None)
+        if not marked or output[-len(marked)] is not marked[0]:
             return output
-        rest += constant
+        rest += marked
         del ctx.non_differentiable
-        smooth = output[: -len(constant)]
-        return smooth if len(smooth) > 1 else smooth[0]
+        differentiable = output[: -len(marked)]
+        return differentiable if len(differentiable) > 1 else differentiable[0]
 
     def backward_and_none(ctx: Any, *grads: Any) -> Any:
         return *backward(ctx, *grads), None
@@ -224,31 +225,36 @@ def _direct_function(
 
 
 def has_kernel(name: str, x: Tensor) -> bool:
-    """Whether the kernel of operator ``name`` can do what is asked with ``x``; otherwise its reference runs: on other
-    devices, in forward-mode differentiation, and within :func:`use_backend` and the transforms of ``torch.func``."""
-    if torch.compiler.is_compiling():  # what else is asked below would stay in the graph
+    """Whether operator ``name`` runs its kernel on ``x`` now, not its reference in plain PyTorch (see the top)."""
+    if torch.compiler.is_compiling():  # torch.compile cannot trace the calls below
         wanted = not getattr(_local, "reference", False)
         return wanted and x.device.type in _DEVICES[name] and forward_ad._current_level < 0
-    device = "cpu" if x.is_cpu else x.device.type  # a string that takes longer to make than all else here
+    device = "cpu" if x.is_cpu else x.device.type  # x.device.type is the slowest call here
     plain = forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
     return plain and device in _DEVICES[name] and not (_ever_asked and _wants_reference())
 
 
 def backend_of(operator: str, device: str) -> str:
-    """What runs an operator on tensors of ``device``, a type as ``"cuda"``: ``cpu``, ``cuda``, or ``reference``."""
+    """What runs an operator on a device: ``"cpu"``, ``"cuda"``, or ``"reference"``, its version in plain PyTorch.
+
+    Args:
+        operator: its name, such as ``"topk_pool"``.
+        device: a device type, such as ``"cuda"``.
+    """
     native = device in _DEVICES.get(operator, ()) and not _wants_reference()
     return device if native else "reference"
 
 
-# Whether this thread wants references. PyTorch hands on what it keeps of a thread to those in which autograd works for
-# it; torch.compile does not see that, but compiles anew where an attribute of a thread has changed. So it is in both.
+# Whether this thread is within `use_backend` is kept twice. PyTorch copies its own thread-local state to the threads
+# that run autograd for it. torch.compile does not see that state, but compiles again when an attribute of a
+# threading.local has changed.
 _REFERENCE = "d2net.reference"
 _local = threading.local()
-_ever_asked = False  # in any thread: until then no call looks further
+_ever_asked = False  # whether any thread ever entered use_backend; until then no call looks at thread-local state
 
 
 def _wants_reference() -> int:
-    """How often it was entered and not left: whoever leaves first need not have entered last."""
+    """How many ``use_backend`` blocks this thread is within. A count, because they need not be left in order."""
     return torch._C._get_obj_in_tls(_REFERENCE) if torch._C._is_key_in_tls(_REFERENCE) else 0
 
 
@@ -260,16 +266,15 @@ def _want_reference(more: int) -> None:
 
 @contextmanager
 def use_backend(name: Literal["reference"]) -> Iterator[None]:
-    """Within, every operator and loss of d2net computes in plain PyTorch, whatever kernels there are: to compare with.
+    """Within the block, every operator and loss of d2net computes in plain PyTorch instead of a kernel, to compare.
 
-    That is so in the thread that enters, for all its tasks and generators, and in those in which autograd works for it
-    (where ``torch.utils.checkpoint`` computes a forward pass again); all others go on with the kernels. It may be
-    nested, and used as a decorator. A function made by ``torch.compile`` is compiled again for it. A gradient belongs
-    to its result: of what a kernel computed it comes from a kernel, and of what a reference computed from PyTorch,
-    wherever ``backward`` is called.
+    It holds for the thread that enters, with all its tasks and generators, and for the threads that run autograd for it
+    (where ``torch.utils.checkpoint`` repeats a forward pass); other threads keep using kernels. It can be nested, and
+    used as a decorator. A function made by ``torch.compile`` is compiled again for it. A backward runs the way its
+    forward did: a kernel's result has a kernel's gradient, wherever ``backward`` is called.
 
     Args:
-        name: ``"reference"``.
+        name: ``"reference"``, the only one.
 
     Raises:
         InputError: another name.
@@ -286,7 +291,7 @@ def use_backend(name: Literal["reference"]) -> Iterator[None]:
 
 
 def refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
-    """``backward`` of an operator that is itself a backward: without one torch warns and goes on with gradient 0."""
+    """``backward`` of an operator that is itself a backward: without it torch warns and takes the gradient for 0."""
     raise RuntimeError("d2net: this operator is differentiable once; its gradient has no gradient (create_graph=True)")
 
 
@@ -305,10 +310,10 @@ class _Once(torch.autograd.Function):
 
 
 def differentiable_once(gradient: Tensor, *inputs: Tensor) -> Tensor:
-    """``gradient`` with respect to ``inputs``, as a function of them whose own gradient is refused.
+    """``gradient``, such that differentiating it again with respect to ``inputs`` raises.
 
-    For a backward that is computed from what the forward left, not from its inputs: autograd would take the gradient
-    for a constant, and a second derivative for 0.
+    For a backward that is computed from what the forward saved, not from the inputs: autograd would take the gradient
+    for a constant, and return 0 as the second derivative.
     """
     asked = torch.is_grad_enabled() or forward_ad._current_level >= 0
     return _Once.apply(gradient, *inputs) if asked else gradient

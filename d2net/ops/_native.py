@@ -1,8 +1,8 @@
 """The only file that calls the extension ``d2net._C``, with tensors, sizes and streams.
 
-``_C`` is private: it takes memory for what it is said to be. Callers are kernels of operators, whose check
-(``_library.register``) has seen shapes, dtypes, devices and numbers. That tensors are contiguous and on the device of
-the call, ``_C`` looks at once more.
+``_C`` is private and trusts the sizes that it is given. Only kernels of operators call it, after the operator's check
+(``_library.register``) of shapes, dtypes, devices and numbers. ``_C`` itself checks that tensors are contiguous and on
+the device of the call.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _load() -> ModuleType:
 
 _C = _load()
 Native = Callable[..., Any]  # on_cpu or on_cuda, below
-Members = tuple[Tensor | float | None, ...]  # of a struct, in their order
+Members = tuple[Tensor | float | None, ...]  # the members of a C++ struct, in their order
 Argument = Tensor | float | Members | None
 _SUFFIX = {
     torch.float32: "float32",
@@ -42,20 +42,23 @@ _SUFFIX = {
 
 
 def build_info() -> dict[str, Any]:
-    """How it was built: ``compiler``, ``cuda`` (bool), ``cuda_compiler`` and ``cuda_archs`` ('' without CUDA)."""
+    """How the extension was built: ``compiler``, ``cuda`` (bool), ``cuda_compiler`` and ``cuda_archs``.
+
+    The last two are "" where it was built without CUDA.
+    """
     return dict(_C.build_info())
 
 
 def cpu(function: str, dtype: torch.dtype, *args: Argument) -> Any:
     """Call the CPU function ``function`` for ``dtype`` with up to ``torch.get_num_threads()`` threads.
 
-    Of tensors it gets the address, null of None; the number of threads is added last.
+    A tensor is passed as its address, None as null; the number of threads is appended.
     """
     return _bound(function, dtype)(*args, torch.get_num_threads())
 
 
 def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: Argument) -> Any:
-    """Enqueue the kernels of ``function`` on ``device`` and its current stream; both are added last.
+    """Enqueue the kernels of ``function`` on ``device`` and its current stream, which are appended to the arguments.
 
     Raises:
         D2NetError: the kernels were built for other chips.
@@ -64,11 +67,11 @@ def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: Argumen
     _check_chip(device)
     call = _bound(f"cuda_{function}", dtype)
     index = device.index
-    # What torch.cuda.current_stream(device).cuda_stream is, without making an object of it at every call.
+    # torch.cuda.current_stream(device).cuda_stream, without a Stream object at every call.
     stream = torch._C._cuda_getCurrentRawStream(index)
     if torch._C._cuda_getDevice() == index:
         return call(*args, index, stream)
-    with torch.cuda.device(device):  # the launch makes its device current; this restores the caller's
+    with torch.cuda.device(device):  # restores the caller's current device, which the launch changes
         return call(*args, index, stream)
 
 
@@ -79,7 +82,7 @@ def _bound(function: str, dtype: torch.dtype) -> Callable[..., Any]:
 
 @functools.cache
 def _check_chip(device: torch.device) -> None:
-    """Before the first launch, whose error would be hard to understand, and only then."""
+    """Raises D2NetError where the kernels were not built for this chip: a launch's own error would not say so."""
     capability = torch.cuda.get_device_capability(device)
     archs = build_info()["cuda_archs"]
     if not runs_on(archs, capability):
@@ -91,11 +94,15 @@ def _check_chip(device: torch.device) -> None:
 
 
 def runs_on(archs: str, capability: tuple[int, int]) -> bool:
-    """Whether kernels built for ``archs`` (CMAKE_CUDA_ARCHITECTURES, separated by spaces) run on a chip.
+    """Whether kernels built for some architectures run on a chip.
 
-    Machine code (``80-real``) runs on chips of the same major version and no lower minor one, PTX (``80-virtual``) on
-    all later chips; ``80`` means both. With an ``a`` it is for that chip alone, with an ``f`` for its major version.
-    Words such as ``native`` do not tell: True.
+    Machine code (``80-real``) runs on chips of the same major version and the same or a higher minor one, PTX
+    (``80-virtual``) on all later chips; ``80`` means both. With an ``a`` it runs on that chip only, with an ``f`` on
+    its major version. For a word that names no architecture, such as ``native``, the answer is True.
+
+    Args:
+        archs: CMAKE_CUDA_ARCHITECTURES, separated by spaces.
+        capability: (major, minor) of the chip.
     """
     for arch in archs.split():
         found = re.fullmatch(r"(\d+)(\d)([af]?)(-real|-virtual)?", arch)
@@ -114,22 +121,29 @@ def runs_on(archs: str, capability: tuple[int, int]) -> bool:
 
 
 def on_cpu(function: str, like: Tensor, *args: Argument) -> Any:
-    """:func:`cpu` for the type of ``like``."""
+    """:func:`cpu` for the dtype of ``like``."""
     return _bound(function, like.dtype)(*args, torch.get_num_threads())
 
 
 def on_cuda(function: str, like: Tensor, *args: Argument) -> Any:
-    """:func:`cuda` for the type and the device of ``like``."""
+    """:func:`cuda` for the dtype and the device of ``like``."""
     return cuda(function, like.dtype, like.device, *args)
 
 
 def reading(
     native: Native, kernel: Callable[..., Any], fake: Callable[..., Any], tensors: tuple[int, ...], lengths: int
 ) -> Callable[..., Any]:
-    """``kernel(native, *arguments)`` with tensors, the arguments number ``tensors``, as the extension reads them.
+    """A function that calls ``kernel(native, *arguments)`` with tensors as the extension reads them.
 
-    That is contiguous; argument number ``lengths`` (-1: there is none) in int64; and on a CPU half precision in
-    float32, where results are converted to the types of those that ``fake`` makes.
+    They are made contiguous, and lengths int64. On a CPU half precision is converted to float32, and the results to the
+    dtypes that ``fake`` returns.
+
+    Args:
+        native: :func:`on_cpu` or :func:`on_cuda`.
+        kernel: called with ``native`` and the arguments.
+        fake: called with the arguments as they come, for the dtypes of the results.
+        tensors: positions of the arguments that are tensors or None.
+        lengths: position of the lengths, or -1.
     """
     widens = native is on_cpu
 
@@ -140,7 +154,7 @@ def reading(
             if x is None:
                 continue
             dtype = x.dtype
-            if dtype is not torch.float32:  # nearly always
+            if dtype is not torch.float32:  # rare
                 if i == lengths:
                     if dtype is not torch.int64:
                         x = x.to(torch.int64)
@@ -159,19 +173,19 @@ def reading(
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """What sums over numbers of ``dtype`` are kept in (accumulator_t of csrc/float16.h)."""
+    """The dtype in which numbers of ``dtype`` are summed (accumulator_t of csrc/float16.h)."""
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def empty_sums(x: Tensor, *size: int) -> Tensor:
-    """Memory for sums over ``x``."""
-    if x.dtype is torch.float32:  # a call without dtype takes half as long
+    """Uninitialised memory for sums over ``x``."""
+    if x.dtype is torch.float32:  # new_empty without dtype is twice as fast
         return x.new_empty(*size)
     return x.new_empty(*size, dtype=accumulator(x.dtype))
 
 
 def address(function: str, x: Tensor) -> int:
-    """Of a tensor whose strides the kernel follows. Raises RuntimeError where its memory was freed."""
+    """The address of a tensor that the kernel reads by its strides. Raises RuntimeError where its memory was freed."""
     place = x.data_ptr()
     if place == 0 and x.numel() > 0:
         raise RuntimeError(f"{function}: a tensor {tuple(x.shape)} on {x.device} has no memory: it was freed")
@@ -184,5 +198,5 @@ def contiguous(*tensors: Tensor | None) -> list[Any]:
 
 def plain_lengths(lengths: Tensor | None) -> Tensor | None:
     if lengths is None or (lengths.dtype is torch.int64 and lengths.is_contiguous()):
-        return lengths  # two calls of PyTorch less
+        return lengths  # saves two calls of PyTorch
     return lengths.to(torch.int64).contiguous()

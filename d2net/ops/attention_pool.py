@@ -29,7 +29,14 @@ _CHUNK = 32  # kPoolChunk of csrc/attention_pool.h
 
 
 class Pooled(NamedTuple):
-    """(B, D) embeddings x_fg and x_bg, and (B,) bool: whether any snippet contributed."""
+    """Foreground and background embeddings of a batch.
+
+    Attributes:
+        x_fg: (B, D) foreground embeddings.
+        x_bg: (B, D) background embeddings.
+        valid_fg: (B,) bool, whether any snippet contributed to x_fg.
+        valid_bg: (B,) bool, whether any snippet contributed to x_bg.
+    """
 
     x_fg: Tensor
     x_bg: Tensor
@@ -49,19 +56,21 @@ def attention_pool(
     """Weighted temporal pooling of embeddings into one foreground and one background vector (Eq. 2).
 
     Foreground weights are lambda where lambda > threshold, background weights 1 - lambda where
-    1 - lambda > background_threshold. All other snippets are left out, so that a NaN among them does no harm, and so is
-    a NaN lambda; NaN in a snippet that is taken propagates. The selection has no gradient, the weights do.
+    1 - lambda > background_threshold. All other snippets are left out, so that a NaN in them does not matter; so are
+    those whose lambda is NaN. NaN in a selected snippet propagates. Weights have a gradient, the selection has none.
 
     Args:
         x: (B, T, D) embeddings.
-        attention: (B, T) foreground attention lambda in [0, 1]; weighed in float32, or float64 if x is.
+        attention: (B, T) foreground attention lambda in [0, 1]; converted to float32, or to float64 if x is float64.
         lengths: (B,) int64, or None (all T).
+        threshold: tau on the foreground attention lambda.
+        background_threshold: tau on the background attention 1 - lambda.
         reduction: "sum" as in the paper, or "mean": divided by the sum of the weights.
 
     Returns:
-        Pooled(x_fg (B, D), x_bg (B, D), valid_fg (B,), valid_bg (B,)) with embeddings in the type that they are summed
-        in, float32 for half precision, whose largest number a sum over time soon exceeds; zeros where not valid.
-        Differentiable once, in x and attention.
+        Pooled(x_fg (B, D), x_bg (B, D), valid_fg (B,), valid_bg (B,)); x_fg and x_bg are 0 where not valid. They are in
+        the dtype of the sums, float32 for half precision: a sum over time soon exceeds the largest float16.
+        Differentiable once with respect to x and attention.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit, a threshold that is no number, or an unknown reduction.
@@ -77,10 +86,10 @@ def attention_pool(
     if _library.has_kernel("attention_pool", x):
         return Pooled(*_attention_pool(*inputs))
     _check(*inputs)
-    return Pooled(*attention_pool_reference(*inputs))
+    return Pooled(*attention_pool_ref(*inputs))
 
 
-def attention_pool_reference(
+def attention_pool_ref(
     x: Tensor,
     attention: Tensor,
     lengths: Tensor | None,
@@ -94,7 +103,7 @@ def attention_pool_reference(
     for lam, above in ((attention, threshold), (1 - attention, background_threshold)):
         selected = mask & (lam > above)
         weights = torch.where(selected, lam, 0)
-        rows = x.to(lam.dtype).masked_fill(~selected[:, :, None], 0)  # NaN times a weight of 0 would be NaN
+        rows = x.to(lam.dtype).masked_fill(~selected[:, :, None], 0)  # NaN times a weight of 0 is NaN
         total = weights.sum(1)
         vector = product(weights[:, None], rows)[:, 0]
         if mean:

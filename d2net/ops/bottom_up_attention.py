@@ -1,4 +1,4 @@
-"""Bottom-up attention: how unlike the background every snippet is (Eq. 8)."""
+"""Bottom-up attention: how far every snippet is from the background, in angle (Eq. 8)."""
 
 from __future__ import annotations
 
@@ -12,79 +12,77 @@ from d2net.ops.checks import as_tensor, as_tensors, check_floating, check_length
 from d2net.ops.precision import product
 
 
-def bottom_up_attention(embeddings: Tensor, reference: Tensor, lengths: Tensor | None = None) -> Tensor:
+def bottom_up_attention(embeddings: Tensor, x_ref: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Foreground scores lambda'(t) = 0.5 (1 - cos(x(t), x_ref)) (Eq. 8).
 
     Args:
         embeddings: (B, T, D) x(t), of any magnitude.
-        reference: (D,) the running background reference x_ref.
+        x_ref: (D,) background reference, the running mean of background embeddings.
         lengths: (B,) int64, or None (all T).
 
     Returns:
-        (B, T) in [0, 1], in the type of the embeddings, at least float32: 0.5 where either vector is zero and past a
-        length; NaN propagates within its snippet. Differentiable once, in embeddings and reference, with gradient 0
-        where a vector is zero.
+        (B, T) in [0, 1], in the dtype of the embeddings, at least float32. 0.5 past a length and where either vector is
+        zero; NaN propagates within its snippet. Differentiable once with respect to embeddings and x_ref, with
+        gradient 0 where a vector is zero.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit.
     """
-    embeddings, reference = as_tensors("bottom_up_attention", embeddings=embeddings, reference=reference)
+    embeddings, x_ref = as_tensors("bottom_up_attention", embeddings=embeddings, x_ref=x_ref)
     lengths = None if lengths is None else as_tensor("bottom_up_attention", "lengths", lengths, embeddings)
-    check_floating("bottom_up_attention", "reference", reference)
-    reference = reference.to(_native.accumulator(embeddings.dtype))
+    check_floating("bottom_up_attention", "x_ref", x_ref)
+    x_ref = x_ref.to(_native.accumulator(embeddings.dtype))
     if _library.has_kernel("bottom_up_attention", embeddings):
-        return _bottom_up_attention(embeddings, reference, lengths)[0]
-    _check(embeddings, reference, lengths)
-    return bottom_up_attention_reference(embeddings, reference, lengths)
+        return _bottom_up_attention(embeddings, x_ref, lengths)[0]
+    _check(embeddings, x_ref, lengths)
+    return bottom_up_attention_ref(embeddings, x_ref, lengths)
 
 
-def bottom_up_attention_reference(embeddings: Tensor, reference: Tensor, lengths: Tensor | None) -> Tensor:
-    """:func:`bottom_up_attention` in plain PyTorch, on any device, without checks; reference in float32 or float64."""
-    # Past a length, and of a reference that is zero, nothing depends on either, NaN or not.
-    unused = ~within(embeddings, lengths) | ~reference.any()
-    x = embeddings.to(reference.dtype).masked_fill(unused[:, :, None], 0)
-    reference = reference.masked_fill(unused.all(), 0)
+def bottom_up_attention_ref(embeddings: Tensor, x_ref: Tensor, lengths: Tensor | None) -> Tensor:
+    """:func:`bottom_up_attention` in plain PyTorch, on any device, without checks; x_ref in float32 or float64."""
+    # Past a length, and everywhere if x_ref is zero, the result is 0.5 whatever the embeddings hold, NaN too.
+    unused = ~within(embeddings, lengths) | ~x_ref.any()
+    x = embeddings.to(x_ref.dtype).masked_fill(unused[:, :, None], 0)
+    x_ref = x_ref.masked_fill(unused.all(), 0)
 
     def scaled(v: Tensor) -> Tensor:
-        # The cosine does not depend on it, and no square leaves the range of the type.
+        # The cosine does not depend on the scale; this one keeps squares within the range of the dtype.
         largest = v.detach().abs().amax(-1, keepdim=True) if v.shape[-1] else v.new_ones(())
         return v / torch.where(largest == 0, 1, largest)
 
-    x, reference = scaled(x), scaled(reference)
-    norm = torch.linalg.vector_norm(x, dim=2) * torch.linalg.vector_norm(reference)
-    cosine = torch.where(unused | (norm == 0), 0, product(x, reference) / torch.where(norm == 0, 1, norm))
+    x, x_ref = scaled(x), scaled(x_ref)
+    norm = torch.linalg.vector_norm(x, dim=2) * torch.linalg.vector_norm(x_ref)
+    cosine = torch.where(unused | (norm == 0), 0, product(x, x_ref) / torch.where(norm == 0, 1, norm))
     return 0.5 * (1 - cosine.clamp(-1, 1))
 
 
-def _check(
-    embeddings: Tensor, reference: Tensor, lengths: Tensor | None, operator: str = "bottom_up_attention"
-) -> None:
+def _check(embeddings: Tensor, x_ref: Tensor, lengths: Tensor | None, operator: str = "bottom_up_attention") -> None:
     check_shape(operator, "embeddings", embeddings, "B, T, D")
     check_floating(operator, "embeddings", embeddings)
     check_lengths(operator, lengths, embeddings)
-    if reference.shape != embeddings.shape[2:]:
+    if x_ref.shape != embeddings.shape[2:]:
         raise InputError(
-            f"{operator}: reference has shape {tuple(reference.shape)}, expected ({embeddings.shape[2]},), "
+            f"{operator}: x_ref has shape {tuple(x_ref.shape)}, expected ({embeddings.shape[2]},), "
             "the width of the embeddings"
         )
-    if reference.device != embeddings.device:
+    if x_ref.device != embeddings.device:
         raise InputError(
-            f"{operator}: embeddings are on {embeddings.device} but reference on {reference.device}; move one of them"
+            f"{operator}: embeddings are on {embeddings.device} but x_ref is on {x_ref.device}; move one of them"
         )
-    if reference.dtype is not _native.accumulator(embeddings.dtype):
+    if x_ref.dtype is not _native.accumulator(embeddings.dtype):
         raise InputError(
-            f"{operator}: reference has dtype {reference.dtype}, which does not go with {embeddings.dtype} embeddings"
+            f"{operator}: x_ref has dtype {x_ref.dtype}, which does not go with {embeddings.dtype} embeddings"
         )
 
 
-def _forward(native: Native, x: Tensor, reference: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    out = _fake(x, reference, lengths)
-    native("bottom_up_attention", x, (x, reference, lengths, *x.shape, *out))
+def _forward(native: Native, x: Tensor, x_ref: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    out = _fake(x, x_ref, lengths)
+    native("bottom_up_attention", x, (x, x_ref, lengths, *x.shape, *out))
     return out
 
 
-def _fake(x, reference, lengths) -> tuple[Tensor, Tensor]:
-    return reference.new_empty(x.shape[:2]), reference.new_empty(x.shape[:2])
+def _fake(x, x_ref, lengths) -> tuple[Tensor, Tensor]:
+    return x_ref.new_empty(x.shape[:2]), x_ref.new_empty(x.shape[:2])
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -93,59 +91,62 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    need_x, need_reference = ctx.needs_input_grad[:2]
-    grad_x, grad_reference = _bottom_up_attention_backward(*ctx.saved_tensors, grad, need_x, need_reference)
-    return grad_x if need_x else None, grad_reference if need_reference else None, None
+    need_x, need_x_ref = ctx.needs_input_grad[:2]
+    grad_x, grad_x_ref = _bottom_up_attention_backward(*ctx.saved_tensors, grad, need_x, need_x_ref)
+    return grad_x if need_x else None, grad_x_ref if need_x_ref else None, None
 
 
 def _check_backward(
-    x: Tensor, reference: Tensor, attention: Tensor, norms: Tensor, grad: Tensor, need_x: bool, need_reference: bool
+    x: Tensor, x_ref: Tensor, attention: Tensor, norms: Tensor, grad: Tensor, need_x: bool, need_x_ref: bool
 ) -> None:
     where = "bottom_up_attention_backward"
-    _check(x, reference, None, where)
+    _check(x, x_ref, None, where)
     shape, device = x.shape[:2], x.device
-    check_like(where, "attention", attention, shape, reference.dtype, device)
-    check_like(where, "norms", norms, shape, reference.dtype, device)
-    check_like(where, "grad", grad, shape, reference.dtype, device)
+    check_like(where, "attention", attention, shape, x_ref.dtype, device)
+    check_like(where, "norms", norms, shape, x_ref.dtype, device)
+    check_like(where, "grad", grad, shape, x_ref.dtype, device)
 
 
 def _gradients(
     x: Tensor,
-    reference: Tensor,
+    x_ref: Tensor,
     attention: Tensor,
     norms: Tensor,
     grad: Tensor,
     need_x: bool,
-    need_reference: bool,
+    need_x_ref: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients to x and reference, empty where not needed. With unit vectors u of x and r of reference,
-    d cos / dx = (r - cos u) / |x| and d cos / dreference = (u - cos r) / |reference|."""
+    """Gradients with respect to x and x_ref, empty where not needed.
+
+    With the unit vectors u of x and r of x_ref, d cos / dx = (r - cos u) / |x| and
+    d cos / dx_ref = (u - cos r) / |x_ref|.
+    """
     unused = norms == 0
     norms = norms.masked_fill(unused, 1)[:, :, None]
     cosine = (1 - 2 * attention)[:, :, None]
     grad = (-0.5 * grad).masked_fill(unused, 0)[:, :, None]
-    unit = x.to(reference.dtype).masked_fill(unused[:, :, None], 0).div_(norms)
-    length = torch.linalg.vector_norm(reference, dtype=torch.float64)
-    r = (reference / torch.where(length == 0, 1, length)).to(reference.dtype).masked_fill(unused.all(), 0)
-    grad_x, grad_reference = x.new_empty(0), reference.new_empty(0)
-    if need_reference:
-        # Twice the same sum: PyTorch cuts one that gives a single number into as many parts as there are threads.
+    unit = x.to(x_ref.dtype).masked_fill(unused[:, :, None], 0).div_(norms)
+    length = torch.linalg.vector_norm(x_ref, dtype=torch.float64)
+    r = (x_ref / torch.where(length == 0, 1, length)).to(x_ref.dtype).masked_fill(unused.all(), 0)
+    grad_x, grad_x_ref = x.new_empty(0), x_ref.new_empty(0)
+    if need_x_ref:
+        # The same sum twice: PyTorch splits a sum with a single result by the number of threads, which changes bits.
         products = (grad * unit).expand(-1, -1, 2 if unit.shape[2] == 1 else -1)
         along = (grad * cosine).expand(-1, -1, 2).sum((0, 1))[0]
         total = products.sum((0, 1))[: unit.shape[2]] - along * r
-        grad_reference = (total / torch.where(length == 0, 1, length)).to(reference.dtype)
-        grad_reference.masked_fill_(unused.all(), 0)
+        grad_x_ref = (total / torch.where(length == 0, 1, length)).to(x_ref.dtype)
+        grad_x_ref.masked_fill_(unused.all(), 0)
     if need_x:
         grad_x = unit.mul_(-cosine).add_(r).mul_(grad / norms).masked_fill_(unused[:, :, None], 0).to(x.dtype)
-    return grad_x, grad_reference
+    return grad_x, grad_x_ref
 
 
-def _gradients_fake(x, reference, attention, norms, grad, need_x, need_reference) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape if need_x else 0), reference.new_empty(reference.shape if need_reference else 0)
+def _gradients_fake(x, x_ref, attention, norms, grad, need_x, need_x_ref) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape if need_x else 0), x_ref.new_empty(x_ref.shape if need_x_ref else 0)
 
 
 _bottom_up_attention = _library.register(
-    "bottom_up_attention(Tensor x, Tensor reference, Tensor? lengths) -> (Tensor, Tensor)",
+    "bottom_up_attention(Tensor x, Tensor x_ref, Tensor? lengths) -> (Tensor, Tensor)",
     check=_check,
     kernel=_forward,
     fake=_fake,
@@ -153,8 +154,8 @@ _bottom_up_attention = _library.register(
     backward=_backward,
 )
 _bottom_up_attention_backward = _library.register(
-    "bottom_up_attention_backward(Tensor x, Tensor reference, Tensor attention, Tensor norms, Tensor grad, "
-    "bool need_x, bool need_reference) -> (Tensor, Tensor)",
+    "bottom_up_attention_backward(Tensor x, Tensor x_ref, Tensor attention, Tensor norms, Tensor grad, "
+    "bool need_x, bool need_x_ref) -> (Tensor, Tensor)",
     check=_check_backward,
     cpu=_gradients,
     cuda=_gradients,

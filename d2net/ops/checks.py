@@ -1,7 +1,7 @@
-"""What every operator and loss does with its arguments: makes tensors of arrays and lists, and checks them.
+"""Converts the arguments of operators and losses to tensors and numbers, and checks them.
 
-Nothing here waits for a device, except for an array or a list that is copied to one. Checks compare first and write the
-message only where something is wrong: one that passes takes some 200 ns.
+Nothing here waits for a device, except where an array or a list is copied to it. Every call of an operator runs these
+checks, so they build no message before something is wrong: one that passes takes some 200 ns.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from d2net.words import quoted
 def as_tensor(operator: str, name: str, x: Any, like: Tensor | None = None) -> Tensor:
     """A tensor as it is; an array or a list of numbers as a tensor on the device of ``like``.
 
-    An array keeps its type; decimal numbers in lists get PyTorch's default type, as with ``torch.tensor``, or that of
+    An array keeps its dtype. Floats in a list get PyTorch's default dtype, as with ``torch.tensor``, or that of
     ``like`` where it is wider.
 
     Raises:
@@ -34,18 +34,18 @@ def as_tensor(operator: str, name: str, x: Any, like: Tensor | None = None) -> T
             raise InputError(f"{operator}: {name} {kind}, expected a dense tensor: convert it")
         check_real(operator, name, x)
         if x.dtype.itemsize == 1 and x.dtype.is_floating_point:
-            raise InputError(f"{operator}: {name} has dtype {x.dtype}, of which PyTorch computes nothing: convert it")
+            raise InputError(f"{operator}: {name} has dtype {x.dtype}, with which PyTorch cannot compute: convert it")
         return x
     check_kept(operator, name, x)
     try:
         array = np.asarray(x)
         if array.dtype.kind not in "biuf":
             raise TypeError
-        if array.dtype.kind == "u" and array.itemsize > 1:  # PyTorch can do little with them
+        if array.dtype.kind == "u" and array.itemsize > 1:  # PyTorch supports few operations on uint16 and wider
             if array.size and array.max() > np.iinfo(np.int64).max:
                 raise ValueError
             array = array.astype(np.int64)
-        # Tensors cannot be read-only, misaligned, of another byte order or of negative strides: then it is a copy.
+        # Read-only, misaligned, byte-swapped and negatively strided arrays are copied, as tensors cannot be like that.
         tensor = torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "A", "W"]))
     except (TypeError, ValueError):
         found = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else f"a {type(x).__name__}"
@@ -60,7 +60,7 @@ def as_tensor(operator: str, name: str, x: Any, like: Tensor | None = None) -> T
 
 
 def check_kept(operator: str, name: str, x: Any) -> None:
-    """Refuse, in lists too, what numpy would read without something of it: a tensor's gradient, an array's mask."""
+    """Refuse what loses something when numpy reads it, also within lists: a tensor its gradient, an array its mask."""
     if isinstance(x, np.ma.MaskedArray):
         raise InputError(f"{operator}: {name} is a masked array, whose mask would be lost; give x.filled(value) of it")
     if isinstance(x, Tensor):
@@ -89,7 +89,7 @@ def as_lengths(operator: str, lengths: Any, x: Tensor) -> Tensor | None:
 
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-COMPUTED = (torch.float32, torch.float64)  # of operators that half precision is converted for
+COMPUTED = (torch.float32, torch.float64)  # for operators whose callers convert half precision first
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -112,13 +112,13 @@ def check_computed(operator: str, name: str, x: Tensor) -> None:
 
 
 def check_real(operator: str, name: str, x: Tensor) -> None:
-    """Before a conversion to another type, which would take the real part of complex numbers."""
+    """Refuse complex and quantized numbers, before a conversion that would keep only the real part of complex ones."""
     if x.is_complex() or x.is_quantized:
         raise InputError(f"{operator}: {name} has dtype {x.dtype}, expected real numbers: convert it")
 
 
 def check_same(operator: str, name: str, x: Tensor, other: str, y: Tensor, dims: int | None = None) -> None:
-    """Require the same device and the same first ``dims`` sizes; with None all, and the same type."""
+    """Require the same device and the same first ``dims`` sizes; with None all sizes, and the same dtype."""
     if dims is None and x.shape == y.shape and x.dtype is y.dtype and x.device == y.device:
         return
     if x.device != y.device:
@@ -132,7 +132,7 @@ def check_same(operator: str, name: str, x: Tensor, other: str, y: Tensor, dims:
 def check_like(
     operator: str, name: str, x: Tensor | None, shape: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Require exactly this shape, type and device."""
+    """Require exactly this shape, dtype and device."""
     if x is None:
         raise InputError(f"{operator}: {name} is missing, expected {tuple(shape)} {dtype}")
     if x.shape != shape or x.dtype is not dtype or x.device != device:
@@ -143,7 +143,7 @@ def check_like(
 
 
 def check_lengths(operator: str, lengths: Tensor | None, x: Tensor, name: str = "lengths") -> None:
-    """Require None, or integers (B,) on the device of ``x`` (B, ...). Their values may be any: they are clamped."""
+    """Require None, or integers (B,) on the device of ``x`` (B, ...). Any values: operators clamp them to [0, T]."""
     if lengths is None:
         return
     if lengths.shape != (x.shape[0],) or lengths.dtype not in INTEGERS:
@@ -164,18 +164,18 @@ def check_counted(operator: str, counted: Tensor, x: Tensor) -> None:
 
 
 def as_whole(operator: str, name: str, value: Any) -> int:
-    """A whole number as an int: of Python, numpy, or a tensor of one integer.
+    """A whole number as an int. It may come from Python or numpy, or be a tensor of one integer.
 
     Raises:
-        InputError: anything else, as 2.5, 2.0 and True are, and what 64 bits do not hold.
+        InputError: anything else, such as 2.5, 2.0 or True, or an integer beyond 64 bits.
     """
     whole = value
-    if type(value) is not int:  # nearly always
+    if type(value) is not int:  # rare
         try:
             if isinstance(value, (bool, np.bool_)) or (isinstance(value, Tensor) and value.dtype is torch.bool):
                 raise TypeError
             whole = index(value)
-        except (TypeError, ValueError, RuntimeError):  # of a tensor of many numbers, or of a meta tensor
+        except (TypeError, ValueError, RuntimeError):  # a tensor of several numbers, or on the meta device
             raise InputError(f"{operator}: {name} is {quoted(value)}, expected a whole number") from None
     if not -(2**63) <= whole < 2**63:
         raise InputError(f"{operator}: {name} is {quoted(value)}, expected a whole number of at most 64 bits")
@@ -183,12 +183,12 @@ def as_whole(operator: str, name: str, value: Any) -> int:
 
 
 def as_number(operator: str, name: str, value: Any) -> float:
-    """A number as a float: of Python, numpy, or a tensor of one real number.
+    """A number as a float. It may come from Python or numpy, or be a tensor of one real number.
 
     Raises:
-        InputError: anything else, as "0.5", True and None are, and whole numbers that no float holds.
+        InputError: anything else, such as "0.5", True or None, or an integer beyond the range of floats.
     """
-    if type(value) is float:  # nearly always
+    if type(value) is float:  # the usual case
         return value
     try:
         if isinstance(value, (bool, np.bool_, str, bytes, np.ma.MaskedArray)):
@@ -205,13 +205,13 @@ def check_choice(name: str, value: object, *known: str) -> None:
         raise InputError(f"{name} is {quoted(value)}, expected {' or '.join(map(repr, known))}")
 
 
-def check_floor(operator: str, probability_floor: float) -> None:
+def check_probability_floor(operator: str, probability_floor: float) -> None:
     if not 0 <= probability_floor <= 0.5:
         raise InputError(f"{operator}: probability_floor is {probability_floor}, expected 0 to 0.5")
 
 
 def check_numbers(operator: str, **settings: float) -> None:
-    """Require that none is NaN."""
+    """Require that no setting is NaN."""
     for name, value in settings.items():
         if value != value:
             raise InputError(f"{operator}: {name} is NaN, expected a number")
@@ -223,7 +223,7 @@ def valid_mask(operator: str, x: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def within(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """:func:`valid_mask` without its checks."""
+    """:func:`valid_mask` without checks."""
     b, t = x.shape[:2]
     if lengths is None:
         return torch.ones(b, t, dtype=torch.bool, device=x.device)
@@ -234,16 +234,16 @@ SLACK = 1e-3  # what rounding or interpolation may add to an activation
 
 
 def can_look_at(x: Tensor) -> bool:
-    """Whether a look at the values of ``x`` costs little: in tensors of a CPU.
+    """Whether the values of ``x`` can be read at little cost: tensors on the CPU, outside of tracing.
 
-    On a GPU it would wait for the device, and while a function is traced there are no values.
+    On a GPU reading would wait for the device, and while a function is traced there are no values.
     """
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode()
     return x.device.type == "cpu" and not traced and not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def check_activations(operator: str, name: str, x: Tensor, lengths: Tensor | None) -> None:
-    """Require values in [0, 1] before the lengths, where a look at them costs little.
+    """Require values in [0, 1] before the lengths, where they can be read at little cost (:func:`can_look_at`).
 
     NaN is not refused; it propagates.
     """
@@ -252,11 +252,11 @@ def check_activations(operator: str, name: str, x: Tensor, lengths: Tensor | Non
     low, high = (value.item() for value in x.detach().aminmax())
     if low >= -SLACK and high <= 1 + SLACK:
         return
-    # Only now at the padding, which may hold anything, and for NaN, of which nothing is below or above.
+    # Something is out of range. It may be in the padding, which may hold anything; NaN in x makes low and high NaN too.
     inside = x.detach()[within(x, lengths)]
     inside = inside[~inside.isnan()]
     if inside.numel() and not (inside.min() >= -SLACK and inside.max() <= 1 + SLACK):
         raise InputError(
             f"{operator}: {name} holds values from {inside.min():.3g} to {inside.max():.3g}, expected activations in "
-            "[0, 1]; of logits take torch.sigmoid first"
+            "[0, 1]; apply torch.sigmoid to logits first"
         )

@@ -22,28 +22,26 @@ from d2net.ops.checks import (
 )
 from d2net.ops.precision import at_least_float32, product
 
-# The kernels' largest matrices; larger ones are a job for LAPACK.
-MAX_SIZE = 128
+MAX_SIZE = 128  # rows or columns of the kernels' largest matrices; PyTorch's SVD does larger ones
 
 Results = TypeVar("Results", bound=tuple[Tensor, ...])
 
-# CUDA blocks always have room for matrices of up to this many elements.
-_SMALL = 512
+_SMALL = 512  # elements of a matrix that always fits into the shared memory of a CUDA block
 
 
 def log_condition_number(u: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
     """log(sigma_1 / sigma_r) of every matrix, sigma_r the smallest singular value above ``rank_tol`` (Eq. 7).
 
     Args:
-        u: (N, R, C) matrices. Half precision is converted to float32, but its rounding alone gives a matrix of
-            deficient rank singular values far above 1e-5: compute ``u`` in float32 where you can. Under autocast
-            too the condition number is float32.
+        u: (N, R, C) matrices. Half precision is converted to float32; but rounding to half precision makes the zero
+            singular values of a matrix far larger than 1e-5, so compute ``u`` in float32 where you can. The result is
+            float32 also under autocast.
         rank_tol: singular values up to this count as zero.
 
     Returns:
         (N,); 0 for rank <= 1 and for matrices without elements, NaN where ``u`` holds NaN or Inf. Differentiable once:
-        the gradient is u1 v1^T / sigma_1 - ur vr^T / sigma_r, one of its finite choices for repeated singular values, 0
-        for rank <= 1, and NaN where the value is.
+        the gradient is u1 v1^T / sigma_1 - ur vr^T / sigma_r. For repeated singular values it is one of the possible
+        choices, and finite. It is 0 for rank <= 1, and NaN where the value is NaN.
 
     Raises:
         InputError: wrong shape or dtype, or a rank_tol that is no number >= 0.
@@ -53,18 +51,20 @@ def log_condition_number(u: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
     if u.ndim == 3 and max(u.shape[1:]) <= MAX_SIZE and _library.has_kernel("log_condition_number", u):
         return _log_condition_number(u, rank_tol)[0]
     _check_matrices(u, rank_tol)
-    return log_condition_number_reference(u, rank_tol=rank_tol)
+    return log_condition_number_ref(u, rank_tol=rank_tol)
 
 
 def joint_log_condition_number(p: Tensor, y: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
     """:func:`log_condition_number` of the joint distributions U = P Y (Eq. 10), without forming U where n < C.
 
     Args:
-        p: (N, C, n) predictions of n items. y: (N, n, C) labels, already normalised; converted to the type of ``p``.
+        p: (N, C, n) predictions of n items.
+        y: (N, n, C) labels, already normalised; converted to the dtype of ``p``.
+        rank_tol: singular values of U up to this count as zero.
 
     Returns:
-        (N,), as of :func:`log_condition_number`. Differentiable once, to both. With n and C beyond 128, and without a
-        kernel, U is formed: where it leaves the range of the type, the result is NaN.
+        (N,), as from :func:`log_condition_number`. Differentiable once with respect to both. Where n and C are both
+        above 128, and where there is no kernel, U is formed; the result is NaN where U overflows.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit, or a rank_tol that is no number >= 0.
@@ -77,34 +77,36 @@ def joint_log_condition_number(p: Tensor, y: Tensor, *, rank_tol: float = 1e-5) 
     if p.ndim == 3 and min(p.shape[1:]) <= MAX_SIZE and _library.has_kernel("joint_log_condition_number", p):
         return _joint_log_condition_number(p, y, rank_tol)[0]
     _check_factors(p, y, rank_tol)
-    return joint_log_condition_number_reference(p, y, rank_tol=rank_tol)
+    return joint_log_condition_number_ref(p, y, rank_tol=rank_tol)
 
 
-def log_condition_number_reference(u: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
+def log_condition_number_ref(u: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
     """:func:`log_condition_number` in plain PyTorch, on any device, without checks."""
     if 0 in u.shape[1:]:
         return u.sum((1, 2))
     if torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         raise RuntimeError(
-            "d2net: torch.compile forgets the forward-mode derivative of condition numbers; call jvp eagerly"
+            "d2net: torch.compile drops the forward-mode derivative of condition numbers; call jvp eagerly"
         )
     return _Reference.apply(u, rank_tol)[0]
 
 
-def joint_log_condition_number_reference(p: Tensor, y: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
+def joint_log_condition_number_ref(p: Tensor, y: Tensor, *, rank_tol: float = 1e-5) -> Tensor:
     """:func:`joint_log_condition_number` in plain PyTorch, on any device, without checks."""
-    return log_condition_number_reference(product(p, y), rank_tol=rank_tol)
+    return log_condition_number_ref(product(p, y), rank_tol=rank_tol)
 
 
 class _Reference(torch.autograd.Function):
-    """Autograd through ``svd`` divides by differences of singular values, infinite for repeated ones; only the
-    two extreme triplets matter here. Returns the value and its gradient."""
+    """The value and its gradient, from the first and the last singular triplet alone.
+
+    PyTorch's gradient of ``svd`` divides by differences of singular values, which is infinite for repeated ones.
+    """
 
     @staticmethod
     def forward(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor]:
-        broken = ~torch.isfinite(u).all(2).all(1)  # svd refuses NaN; here it propagates, without a wait
+        broken = ~torch.isfinite(u).all(2).all(1)  # svd raises for NaN; here NaN propagates, without a wait for a GPU
         u = torch.where(broken[:, None, None], 0, u)
-        # Of entries near the largest number sigma_1 would be infinite; others stay as they are, to the bit.
+        # Entries near the largest number are scaled down, else sigma_1 would be Inf. Other matrices keep their bits.
         large = u.abs().amax((1, 2)) > torch.finfo(u.dtype).max * 2.0**-40
         scale = torch.where(large, 2.0**-40, 1.0).to(u.dtype)[:, None]
         left, sigma, right = torch.linalg.svd(u * scale[:, :, None], full_matrices=False)
@@ -198,14 +200,14 @@ def _forward(native: Native, u: Tensor, rank_tol: float) -> tuple[Tensor, ...]:
 
 
 def _zeros(out: Results) -> Results:
-    """Value and gradient of matrices without elements."""
+    """The results for matrices without elements: all 0."""
     for x in out:
         x.zero_()
     return out
 
 
 def _scratch(native: Native, function: str, x: Tensor) -> Tensor | None:
-    """Memory for matrices of which a CUDA block of this device's threads has no room for one."""
+    """Memory for matrices that do not fit into the shared memory of a CUDA block; None where they do, and on a CPU."""
     if native is _native.on_cpu or x.shape[1] * x.shape[2] <= _SMALL:
         return None
     size = native(f"{function}_scratch", x, *x.shape)
@@ -218,7 +220,7 @@ def _fake(u: Tensor, rank_tol: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    """Of both operators: what their gradients are made of, and the matrices, which they depend on."""
+    """For both operators: saves the factors of the gradient, and the inputs, for ``differentiable_once``."""
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:], *inputs[:-1])
@@ -243,11 +245,11 @@ def _check_backward(grad: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _gradient(native: Native, grad: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    gradient, none = _gradient_fake(grad, left, right), None
-    if gradient.numel() > 0:
-        members = 0.0, none, *gradient.shape, none, left, right, none, grad, gradient
+    grad_u, none = _gradient_fake(grad, left, right), None
+    if grad_u.numel() > 0:
+        members = 0.0, none, *grad_u.shape, none, left, right, none, grad, grad_u
         native("log_condition_number_backward", left, members)
-    return gradient
+    return grad_u
 
 
 def _gradient_fake(grad: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -280,7 +282,8 @@ def _joint_backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, 
     return gradient(p_left, p_right) if need_p else None, gradient(y_left, y_right) if need_y else None, None
 
 
-# `left` (N, 2, R) and `right` (N, 2, C): the gradient is left^T right, of rank two, and never moved as a whole.
+# `left` (N, 2, R) and `right` (N, 2, C) are factors of the gradient left^T right, which has rank two: they take less
+# memory than the gradient.
 _log_condition_number = _library.register(
     "log_condition_number(Tensor u, float rank_tol) -> (Tensor value, Tensor left, Tensor right)",
     check=_check,

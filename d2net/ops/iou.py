@@ -15,14 +15,14 @@ def iou_1d(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of every segment of ``a`` with every segment of ``b``.
 
     Args:
-        a: (N, 2) start and end, in any unit of time shared with ``b``.
-        b: (M, 2).
+        a: (N, 2) start and end, in the same unit of time as ``b``.
+        b: (M, 2) start and end.
 
     Returns:
-        (N, M) values in [0, 1], symmetric to the last bit: 0 where the union is empty and where the lengths add up to
-        infinity. A segment that ends before it starts counts as empty; NaN propagates. Integers are computed in
-        float64, half precision in float32. Differentiable once; the gradient is 0 where the value is 0 as above, and
-        where the union is below the smallest normal number of the type, whose reciprocal overflows.
+        (N, M) values in [0, 1]; iou_1d(a, b) and iou_1d(b, a) have the same bits. 0 where the union is empty and where
+        the lengths add up to infinity. A segment that ends before it starts counts as empty; NaN propagates. Integers
+        are computed in float64, half precision in float32. Differentiable once; the gradient is 0 in the cases of value
+        0 above, and where the union is below the smallest normal number of the dtype, whose reciprocal overflows.
 
     Raises:
         InputError: an argument that is not (N, 2) or is of 8-bit floats, or arguments on two devices.
@@ -37,22 +37,22 @@ def iou_1d(a: Tensor, b: Tensor) -> Tensor:
     if _library.has_kernel("iou_1d", a):
         return _iou_1d(a, b)
     _check(a, b)
-    return iou_1d_reference(a, b)
+    return iou_1d_ref(a, b)
 
 
-def iou_1d_reference(a: Tensor, b: Tensor) -> Tensor:
+def iou_1d_ref(a: Tensor, b: Tensor) -> Tensor:
     """:func:`iou_1d` in plain PyTorch, on any device, without checks."""
     _, overlap, union, tiny = _compared(a, b)
     iou = overlap / torch.where(tiny, 1, union)
     with torch.no_grad():
-        of_tiny = overlap / torch.where(union == 0, 1, union)
-    return torch.where(tiny, of_tiny, iou)
+        iou_of_tiny = overlap / torch.where(union == 0, 1, union)  # without gradient
+    return torch.where(tiny, iou_of_tiny, iou)
 
 
 def _compared(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(N, M) each: the earlier end less the later start, the overlap, the union, and whether that has no reciprocal."""
+    """(N, M) each: the earlier end minus the later start, the overlap, the union, and whether 1 / union overflows."""
     (start_a, end_a), (start_b, end_b) = a[:, None].unbind(2), b[None].unbind(2)
-    # Asks before it subtracts: infinity less infinity would be NaN.
+    # Compared before they are subtracted: inf - inf is NaN.
     lengths = torch.where(end_a <= start_a, 0, end_a - start_a) + torch.where(end_b <= start_b, 0, end_b - start_b)
     meets = torch.minimum(end_a, end_b) - torch.maximum(start_a, start_b)
     overlap = torch.where((lengths == 0) | (lengths == torch.inf), 0, meets.clamp(min=0))
@@ -97,22 +97,23 @@ def _check_backward(grad: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _gradients(grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """In plain PyTorch: regression losses, which need it, compare few pairs. Equal ends share a gradient evenly."""
+    """In plain PyTorch: regression losses, which need gradients, compare few pairs. Of equal ends each gets half."""
     (start_a, end_a), (start_b, end_b) = a[:, None].unbind(2), b[None].unbind(2)
     meets, overlap, union, tiny = _compared(a, b)
     grad, union = torch.where(tiny, 0, grad), torch.where(tiny, 1, union)
-    of_union = -grad * (overlap / union) / union  # not over the square, which underflows for unions below 1e-23
-    of_overlap = torch.where(meets >= 0, grad / union - of_union, 0)
-    # 1 where a's end decides, 0 where b's does.
+    grad_union = -grad * (overlap / union) / union  # union * union would underflow for unions below 1e-23
+    grad_overlap = torch.where(meets >= 0, grad / union - grad_union, 0)
+    # 1 where the overlap ends (starts) with a, 0 where with b, 0.5 where with both.
     by_end = (0.5 * ((end_a < end_b) * 1 + (end_a <= end_b) * 1)).to(a.dtype)
     by_start = (0.5 * ((start_a > start_b) * 1 + (start_a >= start_b) * 1)).to(a.dtype)
 
-    def of_segments(start: Tensor, end: Tensor, dim: int) -> Tensor:
-        # Of an empty segment, which overlaps nothing, of_union is 0. Both sums in one call, so that it never gives a
-        # single number: PyTorch cuts such a sum into as many parts as there are threads.
-        return torch.stack((-of_overlap * start - of_union, of_overlap * end + of_union)).sum(dim).T.contiguous()
+    def grad_segments(start: Tensor, end: Tensor, dim: int) -> Tensor:
+        # An empty segment overlaps nothing, so its grad_union is 0. Both sums in one call: PyTorch splits a sum with a
+        # single result by the number of threads, which changes its bits.
+        both = torch.stack((-grad_overlap * start - grad_union, grad_overlap * end + grad_union))
+        return both.sum(dim).T.contiguous()
 
-    return of_segments(by_start, by_end, 2), of_segments(1 - by_start, 1 - by_end, 1)
+    return grad_segments(by_start, by_end, 2), grad_segments(1 - by_start, 1 - by_end, 1)
 
 
 def _backward_fake(grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

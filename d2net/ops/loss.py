@@ -1,4 +1,4 @@
-"""The whole loss of a batch (Eq. 1 to 11) in one call forward and one backward."""
+"""The whole loss of a batch (Eq. 1 to 11): one native call forward, one backward."""
 
 from __future__ import annotations
 
@@ -15,25 +15,32 @@ from d2net.ops._native import Native
 from d2net.ops.checks import (
     check_computed,
     check_floating,
-    check_floor,
     check_lengths,
     check_like,
     check_numbers,
+    check_probability_floor,
     check_real,
     check_same,
     check_shape,
 )
 from d2net.ops.condition_number import MAX_SIZE, check_rank_tol
-from d2net.ops.loss_reference import LossInputs, LossResult, LossSettings, d2net_loss_reference
+from d2net.ops.loss_ref import LossInputs, LossResult, LossSettings, d2net_loss_ref
 
-_SMOOTH = 7  # results that have a gradient
+_SMOOTH = 7  # the first results of LossResult, up to x, are differentiable
 
 
 def d2net_loss(inputs: LossInputs, settings: LossSettings) -> LossResult:
     """The parts of the loss that ``settings`` turn on.
 
-    Computed in float32, or in float64 where activations or embeddings are. Differentiable once, with respect to the
-    activations and, through ``discriminative`` and ``x`` of ``separate``, to the embeddings.
+    Computed in float32, or in float64 where activations or embeddings are float64. Differentiable once with respect to
+    the activations; with ``separate`` also with respect to the embeddings, through ``discriminative`` and ``x``.
+
+    Args:
+        inputs: the batch.
+        settings: the recipe's values, and which parts are on.
+
+    Returns:
+        The loss, its terms and what they were computed from.
 
     Raises:
         InputError: shapes, types or devices that do not fit, or a setting out of range.
@@ -45,25 +52,25 @@ def d2net_loss(inputs: LossInputs, settings: LossSettings) -> LossResult:
         dtype = torch.promote_types(dtype, embeddings.dtype)
         if _native.accumulator(embeddings.dtype) is not dtype:
             embeddings = embeddings.to(dtype)
-    x_ref = None if x_ref is None else _of_type(x_ref.detach(), dtype)
-    labels = _of_type(labels.detach(), dtype)
-    x = LossInputs(_of_type(tcam, dtype), embeddings, lengths, labels, x_ref, *pairs)
+    x_ref = None if x_ref is None else _as_dtype(x_ref.detach(), dtype)
+    labels = _as_dtype(labels.detach(), dtype)
+    x = LossInputs(_as_dtype(tcam, dtype), embeddings, lengths, labels, x_ref, *pairs)
     if _library.has_kernel("d2net_loss", tcam):
         return LossResult(*_d2net_loss(*x, settings))
     _check(*x, settings)
-    return d2net_loss_reference(x, settings)
+    return d2net_loss_ref(x, settings)
 
 
-def _of_type(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x if x.dtype is dtype else x.to(dtype)  # which takes its time to find that nothing is to be done
+def _as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype is dtype else x.to(dtype)  # x.to is slow even where it changes nothing
 
 
 def has_video_kernel(b: int, c: int) -> bool:
-    """Whether ``video`` may be on for so many recordings and classes."""
+    """Whether the operator computes ``video`` for ``b`` recordings and ``c`` classes."""
     return min(b, c) <= MAX_SIZE
 
 
-Values = LossSettings | list[float]  # a list from torch's dispatcher
+Values = LossSettings | list[float]  # torch's dispatcher hands them on as a list
 
 
 def _check(*arguments: Any) -> None:
@@ -84,7 +91,7 @@ def _checked(operator: str, values: tuple[float, ...]) -> LossSettings:
         check_numbers(operator, **settings._asdict())
     if not 1 <= settings.topk_divisor < 2**62:
         raise InputError(f"{operator}: topk_divisor is {settings.topk_divisor}, expected at least 1")
-    check_floor(operator, settings.probability_floor)
+    check_probability_floor(operator, settings.probability_floor)
     check_rank_tol(operator, settings.rank_tol)
     for part, needed in (("separate", "embed"), ("separate", "classify"), ("update", "embed"), ("snippet", "score")):
         if getattr(settings, part) and not getattr(settings, needed):
@@ -123,10 +130,10 @@ Shape = tuple[int, ...]
 
 
 def _shapes(x: LossInputs, settings: LossSettings) -> list[tuple[Shape, torch.dtype]]:
-    """Of the results."""
+    """Shape and dtype of every result."""
     (b, t, c, d), dtype = x.sizes, x.tcam.dtype
     a, own = dtype.itemsize, t if settings.own_classes else 0
-    # At least what LossWorkspace of csrc/loss.h lays out; that is checked there.
+    # Bytes; at least as many as LossWorkspace of csrc/loss.h needs, which checks that.
     workspace = b * (4 * t + (4 + 2 * a) * c + own * (a + 4) + 14 * a + 41) + 2 * a * c + 64 * 15
     return [
         *[((), dtype)] * 4,
@@ -142,10 +149,11 @@ def _shapes(x: LossInputs, settings: LossSettings) -> list[tuple[Shape, torch.dt
 
 
 def _empty(x: LossInputs, settings: LossSettings) -> list[Tensor]:
-    """Results without values."""
+    """Uninitialised results."""
     *shapes, (workspace, uint8) = _shapes(x, settings)
     device = x.tcam.device
-    # On a CPU zeros cost nothing, and whoever compares a traced call with another finds the same bytes.
+    # Kernels do not write every byte of the workspace. On a CPU zeros cost nothing, and make two calls give the same
+    # bytes: tests compare a traced call with an eager one.
     blank = torch.zeros if x.tcam.is_cpu else torch.empty
     return [
         *[torch.empty(size, dtype=dtype, device=device) for size, dtype in shapes],
@@ -166,14 +174,14 @@ def _forward(native: Native, *arguments: Any) -> tuple[Tensor, ...]:
     return tuple(results)
 
 
-Tensors = Sequence[Any]  # of torch's Tensor?[]
+Tensors = Sequence[Any]  # Tensor?[] of a schema
 
 
 def _readable(native: Native, inputs: Tensors) -> LossInputs:
-    """As the kernels read them: half precision, of embeddings alone, on a GPU only."""
+    """The inputs as the kernels read them: contiguous, and on a CPU without half precision."""
     tcam, embeddings, lengths, *rest = inputs
     if embeddings is not None and native is _native.on_cpu:
-        embeddings = _of_type(embeddings, tcam.dtype)
+        embeddings = _as_dtype(embeddings, tcam.dtype)
     read: Tensors = _native.contiguous(tcam, embeddings, _native.plain_lengths(lengths), *rest)
     return LossInputs(*read)
 
@@ -199,13 +207,13 @@ def _setup_context(ctx, inputs, output) -> None:
     smooth = _SMOOTH if _named(ctx.settings).separate else _SMOOTH - 1
     ctx.mark_non_differentiable(*output[smooth:])
     ctx.set_materialize_grads(False)
-    # What the backward needs of inputs and results, in their places.
+    # The inputs and results that the backward needs, each in its place; None for the others.
     none = (None,) * 4
     ctx.save_for_backward(tcam, embeddings, *none[:3], keys, partner, source, *none, *output[4:10], None, output[11])
 
 
 def _backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    grads, saved = [*gradients, None][:_SMOOTH], list(ctx.saved_tensors)  # x may have no gradient, and is last
+    grads, saved = [*gradients, None][:_SMOOTH], list(ctx.saved_tensors)  # x, the last one, may be missing
     inputs, results = saved[:8], saved[8:]
     total, discriminative, *_, x = grads
     reached = total is not None or discriminative is not None or x is not None
@@ -214,24 +222,24 @@ def _backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     none = (None,) * 7
     if not (need_tcam or need_embeddings) or all(grad is None for grad in grads):
         return None, None, *none
-    of_tcam, of_embeddings = _d2net_loss_backward(grads, inputs, results, ctx.settings, need_embeddings)
+    grad_tcam, grad_embeddings = _d2net_loss_backward(grads, inputs, results, ctx.settings, need_embeddings)
     leaves = [y for y in (*inputs[:2], *grads) if y is not None]
     return (
-        _library.differentiable_once(of_tcam, *leaves) if need_tcam else None,
-        _library.differentiable_once(of_embeddings, *leaves) if need_embeddings else None,
+        _library.differentiable_once(grad_tcam, *leaves) if need_tcam else None,
+        _library.differentiable_once(grad_embeddings, *leaves) if need_embeddings else None,
         *none,
     )
 
 
 def _check_backward(grads: Tensors, inputs: Tensors, results: Tensors, values: Values, need_embeddings: bool) -> None:
     if isinstance(values, LossSettings):
-        return  # straight from _backward, with what the forward left
+        return  # called by _backward, with what the forward saved
     where, settings = "d2net_loss_backward", _checked("d2net_loss_backward", tuple(values))
     if (len(grads), len(inputs), len(results)) != (_SMOOTH, 8, len(LossResult._fields)) or inputs[0] is None:
         raise InputError(f"{where}: expected {_SMOOTH} gradients, 8 inputs and {len(LossResult._fields)} results")
     x, device = LossInputs(*inputs), inputs[0].device
     check_shape(where, "tcam", x.tcam, "B, T, C")
-    # Of labels, lengths and x_ref nothing is left to do.
+    # The backward reads no labels, lengths or x_ref: what it needs of them is in the workspace.
     labels = x.tcam.new_empty((x.tcam.shape[0], x.tcam.shape[2]))
     _check_inputs(where, x._replace(labels=labels), settings._replace(update=False, score=False, snippet=False))
     shapes = dict(zip(LossResult._fields, _shapes(x, settings), strict=True))
@@ -249,21 +257,21 @@ def _gradient(
     native: Native, grads: Tensors, inputs: Tensors, results: Tensors, values: Values, need_embeddings: bool
 ) -> tuple[Tensor, Tensor]:
     if isinstance(values, list):
-        # Of tensors in lists torch does not turn a sign that it has put off.
-        turned: list[list[Any]] = [[y if y is None else y.resolve_neg() for y in z] for z in (grads, inputs, results)]
-        grads, inputs, (*others, workspace) = turned
+        # torch resolves lazy negation (the neg bit) of tensor arguments, but not of tensors in lists.
+        resolved: list[list[Any]] = [[y if y is None else y.resolve_neg() for y in z] for z in (grads, inputs, results)]
+        grads, inputs, (*others, workspace) = resolved
         results = [*others, workspace]
-        if workspace.data_ptr() % 8 != 0:  # bytes that are numbers; where we make them, they lie well
+        if workspace.data_ptr() % 8 != 0:  # it holds numbers of 8 bytes; the forward's own is always aligned
             results = [*others, workspace.clone()]
         results = _native.contiguous(*results)
     x, settings = _readable(native, inputs), _named(values)
-    of_tcam = torch.empty_like(x.tcam)
-    of_embeddings = torch.empty_like(x.embeddings) if need_embeddings and x.embeddings is not None else None
-    gradients = *_native.contiguous(*grads), of_tcam, of_embeddings
+    grad_tcam = torch.empty_like(x.tcam)
+    grad_embeddings = torch.empty_like(x.embeddings) if need_embeddings and x.embeddings is not None else None
+    gradients = *_native.contiguous(*grads), grad_tcam, grad_embeddings
     _run(native, "loss_backward", x, settings, results, *gradients)
-    if of_embeddings is None:
-        return of_tcam, x.tcam.new_empty(0)
-    return of_tcam, _of_type(of_embeddings, inputs[1].dtype)
+    if grad_embeddings is None:
+        return grad_tcam, x.tcam.new_empty(0)
+    return grad_tcam, _as_dtype(grad_embeddings, inputs[1].dtype)
 
 
 def _gradient_fake(
@@ -271,8 +279,8 @@ def _gradient_fake(
 ) -> tuple[Tensor, Tensor]:
     tcam, embeddings, *_ = inputs
     like = torch.contiguous_format
-    of_embeddings = torch.empty_like(embeddings, memory_format=like) if need_embeddings else tcam.new_empty(0)
-    return torch.empty_like(tcam, memory_format=like), of_embeddings
+    grad_embeddings = torch.empty_like(embeddings, memory_format=like) if need_embeddings else tcam.new_empty(0)
+    return torch.empty_like(tcam, memory_format=like), grad_embeddings
 
 
 _d2net_loss = _library.register(

@@ -42,12 +42,10 @@ def masked_leaky_relu(x: Tensor, lengths: Tensor | None = None, *, slope: float 
     if _library.has_kernel("masked_leaky_relu", x):
         return _masked_leaky_relu(x, lengths, slope, time_dim)
     _check(x, lengths, slope, time_dim)
-    return masked_leaky_relu_reference(x, lengths, slope=slope, time_dim=time_dim)
+    return masked_leaky_relu_ref(x, lengths, slope=slope, time_dim=time_dim)
 
 
-def masked_leaky_relu_reference(
-    x: Tensor, lengths: Tensor | None = None, *, slope: float = 0.2, time_dim: int = 1
-) -> Tensor:
+def masked_leaky_relu_ref(x: Tensor, lengths: Tensor | None = None, *, slope: float = 0.2, time_dim: int = 1) -> Tensor:
     """:func:`masked_leaky_relu` in plain PyTorch, on any device, without checks."""
     past = ~within(x.transpose(1, time_dim), lengths)
     return F.leaky_relu(x.masked_fill(past.unsqueeze(3 - time_dim), 0), slope)

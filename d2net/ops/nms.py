@@ -1,12 +1,12 @@
 """Non-maximum suppression of temporal segments: greedy, greedy per group, and soft.
 
-Segments are (start, end) in any one unit (seconds, snippets). Their IoU is overlap / union, and 0 where the union is 0
-or the lengths add up to infinity; a segment with ``end <= start`` overlaps nothing. Equal scores are taken in order of
-index. Nothing here is differentiable.
+Segments are rows (start, end), all in one unit (seconds, snippets). Their IoU is overlap / union, and 0 where the union
+is 0 or the lengths add up to infinity; a segment with ``end <= start`` overlaps nothing. Of equal scores the lower
+index comes first. Nothing here is differentiable.
 
 Computed in float32, or in float64 where segments or scores are float64 or integers. Half precision is converted, which
-changes no value; but its numbers are few (between 512 and 1024, float16 has every half and bfloat16 every fourth), so
-keep segments in float32 from where they are made.
+changes no value; but it is coarse (between 512 and 1024 the steps of float16 are 0.5, those of bfloat16 are 4), so keep
+segments in float32 from the start.
 
 The number of results depends on the data, so CUDA tensors cost one host synchronisation, and torch.compile keeps one
 graph only with ``torch._dynamo.config.capture_dynamic_output_shape_ops``.
@@ -26,7 +26,7 @@ from d2net.ops.checks import as_number, as_tensor, as_tensors, check_choice, che
 
 
 def nms_1d(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Greedy NMS: a segment goes when its IoU with a kept segment of higher score is >= ``iou_threshold``.
+    """Greedy NMS: removes a segment whose IoU with a kept segment of higher score is >= ``iou_threshold``.
 
     Args:
         segments: (N, 2) floating point or integers, rows (start, end), finite.
@@ -45,11 +45,11 @@ def nms_1d(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         return _nms_1d(segments, scores, iou_threshold)
     _check("nms_1d", segments, scores, iou_threshold)
     _check_values("nms_1d", segments, scores)
-    return nms_1d_reference(segments, scores, iou_threshold)
+    return nms_1d_ref(segments, scores, iou_threshold)
 
 
 def batched_nms_1d(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """:func:`nms_1d`, independent per group: segments of different groups never suppress each other.
+    """:func:`nms_1d` within each group: segments of different groups never suppress each other.
 
     Args:
         segments: (N, 2) floating point or integers, rows (start, end), finite.
@@ -72,7 +72,7 @@ def batched_nms_1d(segments: Tensor, scores: Tensor, groups: Tensor, iou_thresho
         return _batched_nms_1d(segments, scores, groups, iou_threshold)
     _check_batched(segments, scores, groups, iou_threshold)
     _check_values("batched_nms_1d", segments, scores)
-    return batched_nms_1d_reference(segments, scores, groups, iou_threshold)
+    return batched_nms_1d_ref(segments, scores, groups, iou_threshold)
 
 
 def soft_nms_1d(
@@ -88,8 +88,8 @@ def soft_nms_1d(
 
     Repeatedly takes the segment of highest score and multiplies every remaining score by ``1 - IoU`` where
     IoU >= ``iou_threshold`` (``linear``) or by ``exp(-IoU^2 / sigma)`` (``gaussian``). Segments whose score is or
-    falls below ``min_score`` are dropped. On CUDA one block takes them in turn, a few at a time where these do not
-    overlap, and touches only what they overlap; a ``min_score`` above 0 keeps them few.
+    falls below ``min_score`` are dropped; a ``min_score`` above 0 makes it faster. On CUDA one block takes the segments
+    in turn, several at once where they do not overlap, and visits only the segments that overlap them.
 
     Args:
         segments: (N, 2) floating point or integers, rows (start, end), finite.
@@ -100,8 +100,8 @@ def soft_nms_1d(
         method: ``"linear"`` or ``"gaussian"``.
 
     Returns:
-        ``keep`` (K,) int64 and ``new_scores`` (K,): indices and decayed scores, by falling decayed score; float32, or
-        float64 where that was computed in.
+        ``keep`` (K,) int64 and ``new_scores`` (K,): indices and decayed scores, by falling decayed score. The scores
+        are float32, or float64 where computed in float64.
 
     Raises:
         InputError: A wrong shape, type, device or parameter, or NaN in the input.
@@ -114,12 +114,12 @@ def soft_nms_1d(
         return _soft_nms_1d(segments, scores, iou_threshold, sigma, min_score, method == "gaussian")
     _check_soft(segments, scores, iou_threshold, sigma, min_score, method == "gaussian")
     _check_values("soft_nms_1d", segments, scores)
-    return soft_nms_1d_reference(
+    return soft_nms_1d_ref(
         segments, scores, iou_threshold=iou_threshold, sigma=sigma, min_score=min_score, method=method
     )
 
 
-def nms_1d_reference(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+def nms_1d_ref(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """:func:`nms_1d` in plain PyTorch, on any device, without checks."""
     order = _falling(scores)
     keep = []
@@ -131,17 +131,17 @@ def nms_1d_reference(segments: Tensor, scores: Tensor, iou_threshold: float) -> 
     return torch.stack(keep) if keep else order
 
 
-def batched_nms_1d_reference(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+def batched_nms_1d_ref(segments: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     """:func:`batched_nms_1d` in plain PyTorch, on any device, without checks."""
     kept = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     for group in groups.unique():
         members = torch.nonzero(groups == group).flatten()
-        kept[members[nms_1d_reference(segments[members], scores[members], iou_threshold)]] = True
+        kept[members[nms_1d_ref(segments[members], scores[members], iou_threshold)]] = True
     order = _falling(scores)
     return order[kept[order]]
 
 
-def soft_nms_1d_reference(
+def soft_nms_1d_ref(
     segments: Tensor,
     scores: Tensor,
     *,
@@ -243,7 +243,7 @@ def _batched_nms_1d_cuda(segments: Tensor, scores: Tensor, groups: Tensor, iou_t
     return _greedy_cuda("batched_nms_1d", segments, scores, groups, iou_threshold)
 
 
-# Up to here one block decides all (kNmsBlockLimit in csrc/nms.h).
+# Up to so many segments one CUDA block does all (kNmsBlockLimit in csrc/nms.h).
 _BLOCK_LIMIT = {torch.float32: 2048, torch.float64: 1024}
 
 
@@ -339,7 +339,7 @@ _soft_nms_1d = _library.register(
 
 
 def _falling(scores: Tensor) -> Tensor:
-    """Indices by falling score, ties by index."""
+    """Indices by falling score; of equal scores the lower index comes first."""
     return torch.sort(scores, descending=True, stable=True).indices
 
 
@@ -359,7 +359,7 @@ def _first(name: str, count: int, results: Tensor) -> Tensor:
 
 
 def _count(name: str, result: Tensor) -> int:
-    """The number of results that a CUDA kernel found, unless it refused a row: the one host synchronisation."""
+    """The number of results of a CUDA kernel, or InputError if it refused a row. The only host synchronisation."""
     count, bad_row = result.tolist()
     if bad_row >= 0:
         _refuse_row(name, bad_row)
@@ -367,7 +367,7 @@ def _count(name: str, result: Tensor) -> int:
 
 
 def _cut(results: Tensor, count: int) -> Tensor:
-    """The first ``count`` results; with little memory behind them they stay in place, which saves a launch."""
+    """The first ``count`` results: a view where the whole is small, which saves a launch, else a copy."""
     return results[:count] if results.nbytes <= 16 * 1024 else results[:count].clone()
 
 
@@ -380,7 +380,7 @@ def _refuse_row(name: str, row: int) -> NoReturn:
 def _cuda_size(name: str, scores: Tensor) -> int:
     n = scores.shape[0]
     if n >= 2**31 - 1024:
-        raise InputError(f"{name}: {n} segments are too many for one call on CUDA: fewer than 2147482624 a call")
+        raise InputError(f"{name}: {n} segments are too many for one call on CUDA: give fewer than 2147482624")
     return n
 
 
@@ -389,18 +389,18 @@ def _describe(tensor: Tensor) -> str:
 
 
 def _prepared(name: str, segments: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Segments and scores in the type that is computed in and without gradient."""
+    """Segments and scores in the dtype of the computation, without gradient."""
     segments, scores = as_tensors(name, segments=segments, scores=scores)
     dtype = torch.float32
     for what, x in (("segments", segments), ("scores", scores)):
         if x.is_floating_point():
             check_floating(name, what, x)
         if x.dtype == torch.float64 or not x.is_floating_point():
-            dtype = torch.float64  # also of integers, which float32 holds only up to 2^24
+            dtype = torch.float64  # also for integers: float32 holds them only up to 2^24
     return segments.detach().to(dtype), scores.detach().to(dtype)
 
 
 def _check_values(name: str, segments: Tensor, scores: Tensor) -> None:
-    """What the kernels do themselves, in passing."""
+    """Raises InputError for NaN or Inf, as the kernels do."""
     if not (torch.isfinite(segments).all() and not torch.isnan(scores).any()):
         raise InputError(f"{name}: segments must be finite and scores not NaN: filter them before NMS")

@@ -1,4 +1,4 @@
-"""In which precision operators and losses compute what comes in half precision."""
+"""In which precision operators and losses compute with inputs in half precision."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def kept_in_float32(before: Tensor, after: Tensor) -> Tensor:
-    """What a buffer becomes where its module's conversion made ``after`` of it: ``half()`` and its kin only move it."""
+    """A module's buffer after a conversion of the module: ``half()`` and ``bfloat16()`` move it but keep its dtype.
+
+    Args:
+        before: The buffer before the conversion.
+        after: What ``nn.Module._apply`` made of it.
+    """
     return before.to(after.device) if after.dtype in (torch.float16, torch.bfloat16) else after
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` in the type that they have, under autocast too: its sums may be larger than the largest float16."""
-    if a.is_meta:  # which has no autocast
+    """``a @ b`` in the dtype of ``a`` and ``b``, also under autocast: the sums may exceed the largest float16."""
+    if a.is_meta:  # no autocast on the meta device
         return a @ b
     with torch.autocast(a.device.type, enabled=False):
         return a @ b

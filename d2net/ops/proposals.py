@@ -16,7 +16,8 @@ from d2net.ops.checks import FLOATING, as_number, as_tensor, as_tensors, as_whol
 from d2net.ops.nms import batched_nms_1d
 from d2net.words import quoted
 
-# Sums of absolute values up to here let no difference or sum of prefix sums overflow, so no score is NaN.
+# Where the absolute values of a sequence sum to at most this, no sum or difference of prefix sums overflows: no score
+# is NaN.
 _LARGEST_SUM = torch.finfo(torch.float64).max / 4
 
 
@@ -26,7 +27,8 @@ class Proposals(NamedTuple):
     Attributes:
         recording: (N,) int64, index into the batch.
         label: (N,) int64, class index.
-        start, end: (N,) int64.
+        start: (N,) int64, the first snippet.
+        end: (N,) int64, the snippet after the last.
         score: (N,) outer-inner contrast S = S_i - S_o, float32 (float64 for float64 activations).
     """
 
@@ -51,16 +53,16 @@ def extract_proposals(
 ) -> Proposals:
     """Proposals of a whole batch, scored by their contrast and thinned by class-wise NMS (Sec. 3.3).
 
-    A proposal is a 1-D connected component of the snippets whose activation is strictly above a threshold.
-    A component that several thresholds find is one proposal. Its score is S = S_i - S_o: S_i is the mean
-    activation inside, S_o the mean of the neighbouring background, which is
-    ``max(1, floor(inflation * width))`` snippets on either side, cut off at the ends of the recording; S_o
-    is 0 for a proposal that fills its recording. Not differentiable.
+    A proposal is a run of consecutive snippets (a 1-D connected component) whose activations are all above a threshold.
+    A run that several thresholds find is one proposal. Its score is S = S_i - S_o: S_i is the mean activation inside,
+    S_o the mean over ``max(1, floor(inflation * width))`` snippets on either side, cut off at the ends of the
+    recording. S_o is 0 for a proposal that fills its recording. Not differentiable.
 
     CPU and CUDA give the same proposals and scores, bit for bit. The number of proposals depends on the data, so CUDA
-    tensors cost one host synchronisation. While it runs, the call takes memory there for as many proposals as there
-    could be, 12 bytes (float64: 16) for each of the B * T * C activations, and for sequences too long for shared memory
-    (from about 7000 snippets on an H100, 2000 on a T4) another 32 bytes a snippet for two sequences a multiprocessor.
+    tensors cost one host synchronisation. While the call runs on CUDA, it takes memory for as many proposals as there
+    could be, 12 bytes (float64: 16) for each of the B * T * C activations. For sequences too long for shared memory
+    (from about 7000 snippets on an H100, 2000 on a T4) it takes another 32 bytes a snippet, for two sequences a
+    multiprocessor.
 
     Args:
         activations: (B, T, C) refined sequences r_c = lambda' T_c. Half precision is computed in float32.
@@ -68,13 +70,13 @@ def extract_proposals(
         lengths: (B,) valid snippets of each recording (None: all T). What lies past never matters.
         thresholds: At least one, in any order; rounded to the precision of the activations.
         min_length: Shortest proposal, in snippets.
-        inflation: Width of each neighbourhood as a share of the proposal's.
+        inflation: Width of the neighbourhood on either side, as a fraction of the proposal's width.
         outer: ``pooled``: S_o is the mean over the snippets of both sides together; ``mean_of_sides``: the mean
-            of the means of the sides there are.
-        min_contrast: Proposals with a lower score go before NMS; by default none. The authors' released code drops
-            those below -0.4.
+            of the two means, or the one mean where the other side has no snippet.
+        min_contrast: Proposals with a lower score are dropped before NMS; by default none. The authors' released code
+            drops those below -0.4.
         nms_iou: Of two proposals of one class and recording with an IoU of at least this, the one with the
-            lower score goes; in (0, 1], and 1 keeps all.
+            lower score is dropped; in (0, 1], and 1 keeps all.
 
     Returns:
         Proposals by recording, class and falling score; of equal scores, the earlier start and then the
@@ -99,7 +101,7 @@ def extract_proposals(
         recording, label, start, end = places.unbind()
         return Proposals(recording, label, start, end, score)
     _check(activations, classes, lengths, *settings)
-    return extract_proposals_reference(
+    return extract_proposals_ref(
         activations,
         classes,
         lengths,
@@ -113,7 +115,7 @@ def extract_proposals(
 
 
 @torch.no_grad()
-def extract_proposals_reference(
+def extract_proposals_ref(
     activations: Tensor,
     classes: Tensor,
     lengths: Tensor | None = None,
@@ -127,34 +129,34 @@ def extract_proposals_reference(
 ) -> Proposals:
     """:func:`extract_proposals` in plain PyTorch, on any device; checks the values it reads but not the arguments."""
     _check_range(lengths, activations.shape[1])
-    kept = _Kept.of(activations, classes, lengths)
-    rows, device = torch.where(kept.valid, kept.rows, 0), activations.device
+    selected = _Selected.of(activations, classes, lengths)
+    rows, device = torch.where(selected.valid, selected.rows, 0), activations.device
     if not (rows.to(torch.float64).abs().sum(dim=1) <= _LARGEST_SUM).all():
-        raise _unusable(kept)
+        raise _unusable(selected)
 
-    # A component's identity as one integer, ordered by row, start, end.
+    # (row, start, end) of every component as one integer, which sorts in that order.
     base = rows.shape[1] + 1
     keys = [torch.empty(0, dtype=torch.int64, device=device)]
     for threshold in torch.tensor([float(t) for t in thresholds], dtype=rows.dtype, device=device):
-        row, start, end = _components((rows > threshold) & kept.valid)
+        row, start, end = _components((rows > threshold) & selected.valid)
         long = end - start >= min_length
         keys.append(((row * base + start) * base + end)[long])
     key = torch.cat(keys).unique()
     row, start, end = key // base**2, key // base % base, key % base
 
-    score = _contrast(rows, kept.length, row, start, end, inflation, outer).to(rows.dtype)
+    score = _contrast(rows, selected.length, row, start, end, inflation, outer).to(rows.dtype)
     high = ~(score < min_contrast)
     row, start, end, score = row[high], start[high], end[high], score[high]
     segments = torch.stack((start, end), dim=1).to(torch.float64)
-    # Not its reference: a device may have a kernel of NMS but none of this operator.
+    # Not batched_nms_1d_ref: a device may have a kernel for NMS but none for this operator.
     keep = batched_nms_1d(segments, score.to(torch.float64), row, nms_iou).sort().values
     keep = keep[score[keep].sort(descending=True, stable=True).indices]
     keep = keep[row[keep].sort(stable=True).indices]
-    return Proposals(kept.recording[row[keep]], kept.label[row[keep]], start[keep], end[keep], score[keep])
+    return Proposals(selected.recording[row[keep]], selected.label[row[keep]], start[keep], end[keep], score[keep])
 
 
-class _Kept(NamedTuple):
-    """The sequences of the classes that are looked at, one row each."""
+class _Selected(NamedTuple):
+    """The sequences of the selected classes, one row each."""
 
     recording: Tensor  # (R,)
     label: Tensor  # (R,)
@@ -163,13 +165,13 @@ class _Kept(NamedTuple):
     valid: Tensor  # (R, T): before the length
 
     @staticmethod
-    def of(activations: Tensor, classes: Tensor, lengths: Tensor | None) -> _Kept:
+    def of(activations: Tensor, classes: Tensor, lengths: Tensor | None) -> _Selected:
         snippets, device = activations.shape[1], activations.device
         recording, label = classes.nonzero(as_tuple=True)
         rows = activations.transpose(1, 2)[recording, label]
         rows = rows.to(_native.accumulator(rows.dtype))
         length = torch.full_like(recording, snippets) if lengths is None else lengths.to(device, torch.int64)[recording]
-        return _Kept(recording, label, rows, length, torch.arange(snippets, device=device) < length[:, None])
+        return _Selected(recording, label, rows, length, torch.arange(snippets, device=device) < length[:, None])
 
 
 def _components(above: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -253,7 +255,7 @@ def _cpu(
     found = _native.cpu(
         "find_proposals",
         x.dtype,
-        _native.address("extract_proposals", x),  # wherever its strides lead
+        _native.address("extract_proposals", x),  # read by its strides
         *x.shape,
         *x.stride(),
         classes.contiguous(),
@@ -267,7 +269,7 @@ def _cpu(
         nms_iou,
     )
     if found.count < 0:
-        raise _unusable(_Kept.of(x, classes, lengths))
+        raise _unusable(_Selected.of(x, classes, lengths))
     places, score = _columns(x, found.count)
     _native.cpu("copy_proposals", x.dtype, found, places, score)
     return places, score
@@ -295,13 +297,13 @@ def _cuda(
     starts, ends = x.new_empty(2, sequences, snippets, dtype=torch.int32)
     scores = x.new_empty(sequences, snippets, dtype=dtype)
     offsets = x.new_empty(sequences + 2, dtype=torch.int64)
-    rising = torch.tensor(sorted(thresholds), dtype=dtype)  # lives until the copy has been waited for, below
+    rising = torch.tensor(sorted(thresholds), dtype=dtype)  # must live until the synchronisation below: copied async
     scratch_bytes = _native.cuda("find_proposals_scratch_bytes", x.dtype, device, *sizes)
     _native.cuda(
         "find_proposals",
         x.dtype,
         device,
-        _native.address("extract_proposals", x),  # wherever its strides lead
+        _native.address("extract_proposals", x),  # read by its strides
         *sizes,
         *x.stride(),
         classes.contiguous(),
@@ -322,7 +324,7 @@ def _cuda(
     count, wrong = offsets[-2:].tolist()  # the only synchronisation
     if wrong:
         _check_range(lengths, snippets)
-        raise _unusable(_Kept.of(x, classes, lengths))
+        raise _unusable(_Selected.of(x, classes, lengths))
     places, score = _columns(x, count)
     _native.cuda("copy_proposals", dtype, device, starts, ends, scores, offsets, *sizes, count, places, score)
     return places, score
@@ -343,7 +345,7 @@ def _fake(
 
 
 def _columns(activations: Tensor, count: int | torch.SymInt) -> tuple[Tensor, Tensor]:
-    """Room for ``count`` proposals: recording, label, start and end as rows (4, N), and scores (N,)."""
+    """Uninitialised memory for N = ``count`` proposals: recording, label, start, end as rows (4, N); scores (N,)."""
     dtype = _native.accumulator(activations.dtype)
     return activations.new_empty(4, count, dtype=torch.int64), activations.new_empty(count, dtype=dtype)
 
@@ -359,7 +361,7 @@ _extract_proposals = _library.register(
 
 
 def _listed(thresholds: Sequence[float]) -> list[float]:
-    """The thresholds as plain numbers."""
+    """The thresholds as a list of floats."""
     try:
         return [as_number("extract_proposals", "a threshold", t) for t in thresholds]
     except (TypeError, ValueError):
@@ -368,19 +370,19 @@ def _listed(thresholds: Sequence[float]) -> list[float]:
 
 
 def _check_range(lengths: Tensor | None, snippets: int) -> None:
-    """Not among the arguments' checks, since it reads values, which torch.compile does not know."""
+    """Require lengths in [0, T]. Not in the operator's check, as torch.compile cannot trace a look at values."""
     values = [] if lengths is None else lengths.tolist()
     if values and not 0 <= min(values) <= max(values) <= snippets:
         raise InputError(f"extract_proposals: lengths must lie in 0 to T = {snippets}, found {values}")
 
 
-def _unusable(kept: _Kept) -> InputError:
-    """Why sums over these sequences are not finite."""
-    bad = (~kept.rows.isfinite() & kept.valid).nonzero()
+def _unusable(selected: _Selected) -> InputError:
+    """The error for sequences whose sums are not finite."""
+    bad = (~selected.rows.isfinite() & selected.valid).nonzero()
     if not len(bad):
         return InputError("extract_proposals: activations are so large that their sum overflows; scale them down")
     row, snippet = bad[0].tolist()
     return InputError(
-        f"extract_proposals: activations hold NaN or Inf (first in recording {int(kept.recording[row])}, "
-        f"snippet {snippet}, class {int(kept.label[row])}); check the features and the model"
+        f"extract_proposals: activations hold NaN or Inf (first in recording {int(selected.recording[row])}, "
+        f"snippet {snippet}, class {int(selected.label[row])}); check the features and the model"
     )

@@ -23,12 +23,17 @@ from d2net.ops.checks import (
     check_shape,
     within,
 )
-from d2net.ops.condition_number import check_rank_tol, log_condition_number_reference
+from d2net.ops.condition_number import check_rank_tol, log_condition_number_ref
 from d2net.ops.precision import at_least_float32
 
 
 class SnippetPDMI(NamedTuple):
-    """(B,) log condition numbers, and (B,) bool: the recording has pseudo-foreground and pseudo-background."""
+    """L_DS of every recording, and whether it has one.
+
+    Attributes:
+        loss: (B,) log condition numbers.
+        valid: (B,) bool, whether the recording has pseudo-foreground and pseudo-background.
+    """
 
     loss: Tensor
     valid: Tensor
@@ -45,24 +50,26 @@ def snippet_pdmi(
     entry_floor: float = 0.0,
     rank_tol: float = 1e-5,
 ) -> SnippetPDMI:
-    """log condition number of U_1 = P_1 Y_1 (Eq. 9) per recording.
+    """Log condition number of U_1 = P_1 Y_1 (Eq. 9) for every recording.
 
-    Snippets with scores > fg_threshold are pseudo-foreground, those with scores < bg_threshold
-    pseudo-background; scores only select, so no gradient flows to them.
+    Snippets with scores > fg_threshold are pseudo-foreground, those with scores < bg_threshold pseudo-background. The
+    scores only select, so they get no gradient.
 
     Args:
         attention: (B, T) top-down attention lambda in [0, 1].
-        scores: (B, T) bottom-up foreground scores lambda' (Eq. 8); converted to the type of ``attention``.
+        scores: (B, T) bottom-up foreground scores lambda' (Eq. 8); converted to the dtype of ``attention``.
         lengths: (B,) int64, or None (all T). Later snippets never matter.
+        fg_threshold: snippets with scores above it are pseudo-foreground.
+        bg_threshold: snippets with scores below it are pseudo-background.
         normalization: "joint" divides by z = n_f + n_b as in the paper; "per_class" each column by its own count.
-        entry_floor: entries of U_1 below it are raised to it, without gradient. rank_tol: singular values of U_1 up to
-            this are zero.
+        entry_floor: entries of U_1 below it are raised to it, and get no gradient.
+        rank_tol: singular values of U_1 up to this count as zero.
 
     Returns:
-        SnippetPDMI(loss (B,), valid (B,)); loss is 0 where not valid, and where U_1 has rank 1: its smaller
-        singular value is at most ``rank_tol``. NaN where the attention of a chosen snippet is NaN or Inf; a NaN score
-        chooses nothing. Sums are in float64 and half precision gives a float32 loss, also under autocast.
-        Differentiable once, to ``attention``.
+        SnippetPDMI(loss (B,), valid (B,)); loss is 0 where not valid, and where U_1 has rank 1, that is, its smaller
+        singular value is at most ``rank_tol``. NaN where the attention of a selected snippet is NaN or Inf; a snippet
+        whose score is NaN is not selected. Sums are in float64; half precision gives a float32 loss, also under
+        autocast. Differentiable once with respect to ``attention``.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit, an unknown normalization, a setting that is no number,
@@ -83,10 +90,10 @@ def snippet_pdmi(
         loss, valid, _ = _snippet_pdmi(attention, scores, lengths, *options)
         return SnippetPDMI(loss, valid)
     _check(attention, scores, lengths, *options)
-    return snippet_pdmi_reference(attention, scores, lengths, *options)
+    return snippet_pdmi_ref(attention, scores, lengths, *options)
 
 
-def snippet_pdmi_reference(
+def snippet_pdmi_ref(
     attention: Tensor,
     scores: Tensor,
     lengths: Tensor | None,
@@ -99,16 +106,16 @@ def snippet_pdmi_reference(
     """:func:`snippet_pdmi` in plain PyTorch, on any device, without checks."""
     mask = within(attention, lengths)
     columns, counts = [], []
-    for chosen in (mask & (scores > fg_threshold), mask & (scores < bg_threshold)):
-        lam = torch.where(chosen, attention, 0)
-        columns.append(torch.stack([lam.sum(1), torch.where(chosen, 1 - attention, 0).sum(1)], 1))
-        counts.append(chosen.sum(1))
+    for selected in (mask & (scores > fg_threshold), mask & (scores < bg_threshold)):
+        lam = torch.where(selected, attention, 0)
+        columns.append(torch.stack([lam.sum(1), torch.where(selected, 1 - attention, 0).sum(1)], 1))
+        counts.append(selected.sum(1))
     count = torch.stack(counts, 1)  # (B, 2): n_f, n_b
     valid = (count > 0).all(1)
     size = count if per_class else count.sum(1, keepdim=True)
     u = torch.stack(columns, 2) / size.clamp(min=1)[:, None, :]
     u = torch.where(valid[:, None, None], u.clamp(min=entry_floor) if entry_floor > 0 else u, 0)
-    return SnippetPDMI(log_condition_number_reference(u, rank_tol=rank_tol), valid)
+    return SnippetPDMI(log_condition_number_ref(u, rank_tol=rank_tol), valid)
 
 
 def _check(
@@ -160,12 +167,12 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    gradient = None
+    grad_attention = None
     if grad is not None:
         attention, *saved = ctx.saved_tensors
-        gradient = _snippet_pdmi_backward(grad, *saved, ctx.fg_threshold, ctx.bg_threshold)
-        gradient = _library.differentiable_once(gradient, attention)
-    return gradient, *(None,) * 7
+        grad_attention = _snippet_pdmi_backward(grad, *saved, ctx.fg_threshold, ctx.bg_threshold)
+        grad_attention = _library.differentiable_once(grad_attention, attention)
+    return grad_attention, *(None,) * 7
 
 
 def _check_backward(
@@ -184,17 +191,18 @@ def _check_backward(
 def _gradient(
     native: Native, grad: Tensor, weights: Tensor, scores: Tensor, lengths: Tensor | None, *thresholds: float
 ) -> Tensor:
-    gradient, none = weights.new_empty(scores.shape), None
+    grad_attention, none = weights.new_empty(scores.shape), None
     inputs = *thresholds, 0.0, 0.0, 0, none, scores, lengths, *scores.shape
-    native("snippet_pdmi_backward", weights, (*inputs, none, none, weights, grad, gradient))
-    return gradient
+    native("snippet_pdmi_backward", weights, (*inputs, none, none, weights, grad, grad_attention))
+    return grad_attention
 
 
 def _gradient_fake(grad, weights, scores, lengths, fg_threshold, bg_threshold) -> Tensor:
     return weights.new_empty(scores.shape)
 
 
-# `weights` (B, 2): the gradient of the loss to the attention of any pseudo-foreground and pseudo-background snippet.
+# `weights` (B, 2): the gradient with respect to the attention of each pseudo-foreground snippet (the same for all of a
+# recording), and of each pseudo-background snippet.
 _snippet_pdmi = _library.register(
     "snippet_pdmi(Tensor attention, Tensor scores, Tensor? lengths, float fg_threshold, float bg_threshold, "
     "bool per_class, float entry_floor, float rank_tol) -> (Tensor loss, Tensor valid, Tensor weights)",

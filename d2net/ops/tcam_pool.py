@@ -10,7 +10,7 @@ from torch import Tensor
 from d2net.ops import _library, _native
 from d2net.ops._native import Native
 from d2net.ops.checks import as_tensor, as_whole, check_like, within
-from d2net.ops.topk_pool import check_pooled, check_taken, topk_pool_reference, topk_struct
+from d2net.ops.topk_pool import check_pooled, check_taken, topk_pool_ref, topk_struct
 
 
 class TCAMPool(NamedTuple):
@@ -45,13 +45,13 @@ def tcam_pool(tcam: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) 
     if _library.has_kernel("tcam_pool", tcam):
         return TCAMPool(*_tcam_pool(tcam, lengths, divisor)[:2])
     _check(tcam, lengths, divisor)
-    return tcam_pool_reference(tcam, lengths, divisor=divisor)
+    return tcam_pool_ref(tcam, lengths, divisor=divisor)
 
 
-def tcam_pool_reference(tcam: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> TCAMPool:
+def tcam_pool_ref(tcam: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> TCAMPool:
     """:func:`tcam_pool` in plain PyTorch, on any device, without checks."""
     inside = tcam.masked_fill(~within(tcam, lengths)[:, :, None], 0)
-    return TCAMPool(class_max(inside), topk_pool_reference(inside, lengths, divisor=divisor))
+    return TCAMPool(class_max(inside), topk_pool_ref(inside, lengths, divisor=divisor))
 
 
 def class_max(x: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def class_max(x: Tensor) -> Tensor:
     return x.max(2).values if x.shape[2] else x.sum(2)
 
 
-# The operator also returns what its backward needs: peak (B, T), the class of the maximum (-1 past a length), and
+# The operator also returns what its backward needs: argmax (B, T), the class of the maximum (-1 past a length), and
 # kth and last (B, C) as topk_pool does.
 
 
@@ -81,17 +81,17 @@ def _fake(tcam: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, T
 
 
 def _forward(native: Native, tcam: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, ...]:
-    attention, pooled, peak, kth, last = results = _fake(tcam, lengths, divisor)
-    native("tcam_pool", tcam, topk_struct(tcam, lengths, divisor, (attention, peak, pooled, kth, last)))
+    attention, pooled, argmax, kth, last = results = _fake(tcam, lengths, divisor)
+    native("tcam_pool", tcam, topk_struct(tcam, lengths, divisor, (attention, argmax, pooled, kth, last)))
     return results
 
 
 def _setup_context(ctx, inputs, output) -> None:
     tcam, lengths, ctx.divisor = inputs
-    _, _, peak, kth, last = output
-    ctx.mark_non_differentiable(peak, kth, last)
+    _, _, argmax, kth, last = output
+    ctx.mark_non_differentiable(argmax, kth, last)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(tcam, lengths, peak, kth, last)
+    ctx.save_for_backward(tcam, lengths, argmax, kth, last)
 
 
 def _backward(ctx, grad_attention: Tensor | None, grad_pooled: Tensor | None, *_) -> tuple[Tensor | None, None, None]:
@@ -105,7 +105,7 @@ def _check_backward(
     grad_pooled: Tensor | None,
     tcam: Tensor,
     lengths: Tensor | None,
-    peak: Tensor,
+    argmax: Tensor,
     kth: Tensor,
     last: Tensor,
     divisor: int,
@@ -117,7 +117,7 @@ def _check_backward(
         check_like(where, "grad_attention", grad_attention, (b, t), tcam.dtype, tcam.device)
     if grad_pooled is not None:
         check_like(where, "grad_pooled", grad_pooled, (b, c), tcam.dtype, tcam.device)
-    check_like(where, "peak", peak, (b, t), torch.int32, tcam.device)
+    check_like(where, "argmax", argmax, (b, t), torch.int32, tcam.device)
     check_taken(where, kth, last, tcam)
 
 
@@ -127,24 +127,24 @@ def _gradient(
     grad_pooled: Tensor | None,
     tcam: Tensor,
     lengths: Tensor | None,
-    peak: Tensor,
+    argmax: Tensor,
     kth: Tensor,
     last: Tensor,
     divisor: int,
 ) -> Tensor:
     grad_tcam = torch.empty_like(tcam)
-    saved, gradients = (None, peak, None, kth, last), (grad_attention, grad_pooled, grad_tcam)
+    saved, gradients = (None, argmax, None, kth, last), (grad_attention, grad_pooled, grad_tcam)
     native("topk_pool_backward", tcam, topk_struct(tcam, lengths, divisor, saved, gradients))
     return grad_tcam
 
 
-def _gradient_fake(grad_attention, grad_pooled, tcam, lengths, peak, kth, last, divisor) -> Tensor:
+def _gradient_fake(grad_attention, grad_pooled, tcam, lengths, argmax, kth, last, divisor) -> Tensor:
     return torch.empty_like(tcam, memory_format=torch.contiguous_format)
 
 
 _tcam_pool = _library.register(
     "tcam_pool(Tensor tcam, Tensor? lengths, int divisor)"
-    " -> (Tensor attention, Tensor pooled, Tensor peak, Tensor kth, Tensor last)",
+    " -> (Tensor attention, Tensor pooled, Tensor argmax, Tensor kth, Tensor last)",
     check=_check,
     kernel=_forward,
     fake=_fake,
@@ -152,7 +152,7 @@ _tcam_pool = _library.register(
     backward=_backward,
 )
 _tcam_pool_backward = _library.register(
-    "tcam_pool_backward(Tensor? grad_attention, Tensor? grad_pooled, Tensor tcam, Tensor? lengths, Tensor peak,"
+    "tcam_pool_backward(Tensor? grad_attention, Tensor? grad_pooled, Tensor tcam, Tensor? lengths, Tensor argmax,"
     " Tensor kth, Tensor last, int divisor) -> Tensor",
     check=_check_backward,
     kernel=_gradient,

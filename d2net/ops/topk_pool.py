@@ -1,4 +1,4 @@
-"""Temporal top-k pooling: video-level scores from snippet-level activations (Sec. 3.1)."""
+"""Temporal top-k pooling: recording-level scores from snippet-level activations (Sec. 3.1)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def topk_pool(x: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> 
 
     Args:
         x: (B, T, C) activations, floating point.
-        lengths: (B,) int64 snippets of each recording, or None (all T). Later snippets never matter; a length
-            outside [0, T] counts as the nearer end.
-        divisor: share of the snippets that count; 8 in the paper.
+        lengths: (B,) int64, the number of snippets of each recording, or None (all T). Later snippets never matter. A
+            length outside [0, T] is clamped to it.
+        divisor: one snippet in so many is selected; 8 in the paper.
 
     Returns:
-        (B, C) pooled scores; 0 for a recording of length 0. Ties break towards the earlier snippet; a NaN is
-        larger than every number, so it propagates. Half precision is summed in float32 or wider. Differentiable
-        once: the gradient is that of the mean at the selected snippets.
+        (B, C) pooled scores; 0 for a recording of length 0. Of equal values the earlier snippet is selected. NaN counts
+        as larger than every number, so it propagates. Half precision is summed in float32 or wider. Differentiable
+        once: the gradient is 1 / k at the selected snippets.
 
     Raises:
         InputError: wrong shape, dtype or device, T or C of 2^31 or more, or a divisor that is no whole number >= 1.
@@ -33,20 +33,20 @@ def topk_pool(x: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> 
     if _library.has_kernel("topk_pool", x):
         return _topk_pool(x, lengths, divisor)[0]
     _check(x, lengths, divisor)
-    return topk_pool_reference(x, lengths, divisor=divisor)
+    return topk_pool_ref(x, lengths, divisor=divisor)
 
 
-def topk_pool_reference(x: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> Tensor:
+def topk_pool_ref(x: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> Tensor:
     """:func:`topk_pool` in plain PyTorch, on any device, without checks."""
     t = x.shape[1]
     mask = within(x, lengths)
     length = mask.sum(1)
     k = ((length + divisor - 1) // divisor).clamp(min=1)
-    most = max(1, -(-t // divisor)) if t else 0  # no recording needs more
+    largest_k = max(1, -(-t // divisor)) if t else 0  # the k of a recording of length T
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     ordered, _ = wide.masked_fill(~mask[:, :, None], -torch.inf).sort(dim=1, descending=True, stable=True)
-    chosen = torch.arange(most, device=x.device)[None, :] < torch.minimum(k, length)[:, None]
-    top = torch.where(chosen[:, :, None], ordered[:, :most], 0)
+    selected = torch.arange(largest_k, device=x.device)[None, :] < torch.minimum(k, length)[:, None]
+    top = torch.where(selected[:, :, None], ordered[:, :largest_k], 0)
     return (top.sum(1) / k[:, None]).to(x.dtype)
 
 
@@ -55,7 +55,7 @@ def _check(x: Tensor, lengths: Tensor | None, divisor: int) -> None:
 
 
 def check_pooled(operator: str, name: str, x: Tensor, lengths: Tensor | None, divisor: int) -> None:
-    """What every operator that pools activations ``x`` over time asks."""
+    """The checks of every operator that pools activations ``x`` over time."""
     check_shape(operator, name, x, "B, T, C")
     check_floating(operator, name, x)
     check_lengths(operator, lengths, x)
@@ -66,7 +66,7 @@ def check_pooled(operator: str, name: str, x: Tensor, lengths: Tensor | None, di
 
 
 def check_taken(operator: str, kth: Tensor, last: Tensor, x: Tensor) -> None:
-    """What :func:`topk_pool` left to its backward."""
+    """The checks of ``kth`` and ``last`` (see the end of this file), which a forward saves for its backward."""
     shape, device = (x.shape[0], x.shape[2]), x.device
     check_like(operator, "kth", kth, shape, _native.accumulator(x.dtype), device)
     check_like(operator, "last", last, shape, torch.int32, device)
@@ -75,8 +75,15 @@ def check_taken(operator: str, kth: Tensor, last: Tensor, x: Tensor) -> None:
 def topk_struct(
     x: Tensor, lengths: Tensor | None, divisor: int, results: Members, gradients: Members = (None,) * 3
 ) -> Members:
-    """TopkPool of csrc/topk_pool.h. Results: attention, peak, pooled, kth, last; gradients: those of attention and
-    pooled, then grad_x."""
+    """The members of TopkPool of csrc/topk_pool.h.
+
+    Args:
+        x: (B, T, C).
+        lengths: (B,), or None.
+        divisor: As for :func:`topk_pool`.
+        results: attention, its argmax over classes, pooled, kth and last; None for those that are not wanted.
+        gradients: with respect to attention and to pooled, and the result, grad_x.
+    """
     return x, lengths, *x.shape, divisor, *results, *gradients
 
 
@@ -124,8 +131,9 @@ def _gradient_fake(grad: Tensor, x: Tensor, lengths: Tensor | None, kth: Tensor,
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-# `kth` and `last` (B, C) say which entries were taken: value (float32 for half precision) and snippet of the k-th in
-# the order of falling value and, among equals, rising time; 0 and -1 for a recording of length 0.
+# `kth` and `last` (B, C) are the value and the snippet of the k-th entry by falling value and, among equal values, by
+# rising time. They tell which entries were selected. For a recording of length 0 they are 0 and -1. For half precision
+# kth is float32.
 _topk_pool = _library.register(
     "topk_pool(Tensor x, Tensor? lengths, int divisor) -> (Tensor pooled, Tensor kth, Tensor last)",
     check=_check,

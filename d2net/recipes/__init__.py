@@ -73,7 +73,7 @@ def load_recipe(name: str) -> Recipe:
 
 
 def differences(recipes: Sequence[Recipe]) -> list[tuple[str, list[object]]]:
-    """``section.key`` and the recipes' values, of every setting in which they are not all the same."""
+    """Every setting in which the recipes differ: ``section.key``, and the value of each recipe."""
     tables = [recipe.to_dict() for recipe in recipes]
     rows = []
     for section in SECTIONS:

@@ -23,8 +23,8 @@ class Row:
     Attributes:
         method: As the paper calls it; the rows marked '+' there have supervision ``strong``.
         reference: Number in the paper's list of references; None for the paper's own row and for a run.
-        supervision: ``weak`` (recording-level labels) or ``strong`` (segments); None for a run, of which detections
-            do not say it.
+        supervision: ``weak`` (recording-level labels) or ``strong`` (segments); None for a run, as detections do not
+            say it.
         features: What the network saw, or None where the paper does not say.
         map: mAP in percent at each ``tiou`` of the table, None where the paper gives none.
         average: Mean mAP over the table's ``average_tiou``, or None.
@@ -68,7 +68,7 @@ class PaperTable:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A run beside a table; ``notes`` say what makes its numbers no equal of the others."""
+    """A run beside a table; ``notes`` say why its numbers cannot be compared with the others."""
 
     table: PaperTable
     run: Row
@@ -93,7 +93,7 @@ def table_names() -> list[str]:
 
 
 def load_table(name: str) -> PaperTable:
-    """A table by name. Raises InputError for an unknown one; the message lists what there is."""
+    """A table by name. Raises InputError for an unknown one; the message lists the tables."""
     tables = _read()
     if name not in tables:
         hint = did_you_mean(name, tables)
@@ -117,13 +117,14 @@ def compare(
 
     Args:
         table: From :func:`load_table`.
-        result: Evaluated at all of ``table.levels``, at least. Where its detections list a part of the recordings, or
-            its annotations a part of the table's, the run's name says of how many, and a note why that is no equal.
-        run: What to call it.
-        features: What its network saw, or None where nobody said. Where the word "simulated" occurs in this or in
-            ``data``, the run's row says "simulated", whatever else it says.
+        result: Evaluated at least at all of ``table.levels``. If its detections list only a part of the recordings, or
+            its annotations only a part of the table's, the run's name says how many, and a note says why the numbers
+            cannot be compared.
+        run: Name of the run.
+        features: The features that its network saw; None: not known. If the word "simulated" occurs in this or in
+            ``data``, the run's row says "simulated".
         data: Name of what it was evaluated on.
-        classes: Number of its classes; another number than the table's makes a note.
+        classes: Number of its classes; a note says so if it is not the table's.
     """
     found = dict(zip(result.tiou, result.map.tolist(), strict=True))
     simulated = any("simulated" in (text or "").lower() for text in (features, data))

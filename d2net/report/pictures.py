@@ -1,4 +1,4 @@
-"""Picture files: which formats there are, and one written whole or not at all."""
+"""Picture files: their formats, and writing them atomically."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_picture(path: Path) -> str:
 
 
 def save_figure(path: Path, figure: Figure, dpi: int) -> None:
-    """Save in the format of the suffix, whole or not at all, within :func:`d2net.report.names.fonts_for`.
+    """Save atomically in the format of the suffix, within :func:`d2net.report.names.fonts_for`.
 
     Raises:
         InputError: it cannot be written.

@@ -21,7 +21,7 @@ from d2net.recipes import Recipe
 from d2net.report.timeline import MAX_CLASSES, TimelineRow, Track
 from d2net.words import did_you_mean
 
-PICTURED = 3  # recordings of a picture where nobody names them
+PICTURED = 3  # recordings of a picture if none are named
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -174,7 +174,7 @@ def timeline_rows(dataset: Dataset, tracks: Sequence[Sequence[Track]], frames: P
 
 
 def _check_classes(dataset: Dataset, tracks: Sequence[Sequence[Track]]) -> list[str]:
-    """All classes of the picture in order, after what is to be said of those that not everyone knows."""
+    """All classes of the picture in order. Warns or raises for classes that a model or the dataset does not know."""
     models = [(of[0].label, of[0].classes) for of in tracks if of[0].classes is not None]
     files = [(of[0].label, {d[2] for t in of for d in t.detections}) for of in tracks if of[0].classes is None]
     known = list(dict.fromkeys(c for _, classes in models for c in classes))

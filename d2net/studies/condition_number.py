@@ -41,7 +41,7 @@ SHOWN = 20_000  # points of a cloud in the figure; more only make the file large
 
 @dataclass(frozen=True)
 class Points:
-    """What is known of N matrices U (C, C); logarithms, as the determinant of a large one is no float.
+    """Condition numbers and determinants of N matrices U (C, C), as logarithms: determinants of large ones underflow.
 
     Attributes:
         classes: C.
@@ -135,7 +135,7 @@ def training_points(trainer: Trainer) -> dict[str, Points]:
     def look(loss: D2NetLoss, inputs: tuple[Tensor | None, ...], _: object) -> None:
         tcam, embeddings, lengths, labels = (None if x is None else x.detach() for x in inputs[:4])
         assert tcam is not None and embeddings is not None and labels is not None
-        # The loss has updated its reference and then used it: this is what it saw.
+        # The loss has updated x_ref and then used it, so these are the matrices of the loss.
         for name, u in joint_matrices(
             tcam, embeddings, lengths, labels, loss.reference, topk_divisor=loss.recipe.topk_divisor
         ).items():
@@ -151,13 +151,16 @@ def training_points(trainer: Trainer) -> dict[str, Points]:
 
 
 def joint_matrices(
-    tcam: Tensor, embeddings: Tensor, lengths: Tensor | None, labels: Tensor, reference: Tensor, *, topk_divisor: int
+    tcam: Tensor, embeddings: Tensor, lengths: Tensor | None, labels: Tensor, x_ref: Tensor, *, topk_divisor: int
 ) -> dict[str, Tensor]:
     """The joint distributions of one batch.
 
     Args:
-        tcam: (B, T, C) in [0, 1]. embeddings: (B, T, D). lengths: (B,) or None. labels: (B, C) multi-hot.
-        reference: (D,), x_ref of Eq. 8.
+        tcam: (B, T, C) in [0, 1].
+        embeddings: (B, T, D).
+        lengths: (B,), or None (all T).
+        labels: (B, C) multi-hot.
+        x_ref: (D,) of Eq. 8.
         topk_divisor: Of the pooling that gives p.
 
     Returns:
@@ -169,7 +172,7 @@ def joint_matrices(
     valid = torch.ones(batch, snippets, dtype=torch.bool, device=tcam.device)
     if lengths is not None:
         valid = torch.arange(snippets, device=tcam.device) < lengths[:, None]
-    scores = bottom_up_attention(embeddings, reference)
+    scores = bottom_up_attention(embeddings, x_ref)
     chosen = torch.stack([valid & (scores > 0.5), valid & (scores < 0.5)], 2).double()
     attention = tcam.masked_fill(~valid[:, :, None], 0).amax(2)
     both = (chosen.sum(1) > 0).all(1)
@@ -194,7 +197,7 @@ def _ranks(x: np.ndarray) -> np.ndarray:
 
 
 def summarise(points: Mapping[str, Points]) -> dict[str, dict[str, Any]]:
-    """Of each kind of matrix: how many, how many singular, and Spearman's correlation over the others."""
+    """For each kind of matrix: their number, that of the singular ones, and Spearman's correlation over the others."""
     return {
         name: {
             "classes": p.classes,

@@ -1,4 +1,4 @@
-"""Training: :class:`Trainer` is what one uses, ``loop.py`` what one reads first."""
+"""Training: use :class:`Trainer`; to read the code, begin with ``loop.py``."""
 
 from d2net.training.loop import denoising_is_on
 from d2net.training.trainer import Trainer

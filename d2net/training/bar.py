@@ -11,12 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 
 class TrainingBar:
-    """A progress bar on a terminal; elsewhere a line after every tenth of the run; or whoever wants to know instead.
+    """Shows progress: a bar on a terminal, elsewhere a line after every tenth of the run.
 
     Args:
-        start: Iterations done before. total: All.
-        instead: Called with (iterations done, all iterations) in place of showing anything.
-        shown: The terms of the loss to show, and their names there.
+        start: Iterations done before.
+        total: All iterations.
+        instead: Called with (iterations done, all iterations); nothing is shown then.
+        shown: The terms of the loss to show, and the names to show them with.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class TrainingBar:
             self.progress.stop()
 
     def tell(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays above the bar."""
         if self.instead is not None:
             return
         if self.progress is not None:
@@ -55,7 +56,7 @@ class TrainingBar:
             print(text, file=sys.stderr)
 
     def update(self, iteration: int, terms: Mapping[str, float]) -> None:
-        """Show how far it is, how fast, and the loss with its terms that are shown."""
+        """Show the iterations done, the speed, and the loss with the terms in ``shown``."""
         if self.instead is not None:
             self.instead(iteration, self.total)
             return

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that is heard at the next good moment."""
+"""Turns Ctrl-C and SIGTERM into a request to stop after the current iteration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Stop:
-    """Turns the first SIGINT or SIGTERM into a request; the second acts as it did before."""
+    """Within the block the first SIGINT or SIGTERM only sets ``requested``; a second one has its usual effect."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -18,7 +18,7 @@ class Stop:
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._request)
-        except ValueError:  # not the main thread: signals go elsewhere
+        except ValueError:  # not the main thread, which alone receives signals
             pass
         return self
 

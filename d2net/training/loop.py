@@ -1,4 +1,4 @@
-"""The training loop, from top to bottom; what it works on is a :class:`d2net.training.Trainer`."""
+"""The training loop, from top to bottom. The run is a :class:`d2net.training.Trainer`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def train(run: Trainer) -> None:
-    """From where ``run`` is to the last iteration of its recipe; :meth:`Trainer.run` says what is raised."""
+    """Train from ``run.iteration`` to the last iteration of the recipe; :meth:`Trainer.run` says what is raised."""
     began, iterations = run.iteration, run.recipe.training.iterations
     run.model.train()
     run.loss.train()
     recent = RecentTerms(run.model, run.iteration, run.device)
     graph = run.step_graph()
     with (
-        Stop() as stop,  # the outermost, so that no signal comes between the last save and the end
+        Stop() as stop,  # first, so that a signal after the last save is still caught
         run.own_threads(),
         run.state.generators(),
         convolutions_in(run.precision),
@@ -43,7 +43,7 @@ def train(run: Trainer) -> None:
             recent.add(run.iteration, terms_now)
             run.iteration += 1
             last = run.iteration == iterations
-            asked = stop.requested  # read once: a signal may come at any line
+            asked = stop.requested  # read once, as a signal may come at any line
             stopping = asked and not last
             save = stopping or last or _due(run.iteration, run.save_every)
             evaluation = not asked and _due(run.iteration, run.eval_every)
@@ -65,7 +65,12 @@ def train(run: Trainer) -> None:
 
 
 def denoising_is_on(settings: TrainingRecipe, iteration: int) -> bool:
-    """Whether L_D is part of the loss in an iteration, counted from 0."""
+    """Whether L_D is part of the loss in an iteration.
+
+    Args:
+        settings: Of the recipe.
+        iteration: Counted from 0.
+    """
     return iteration >= settings.denoising_start and iteration % settings.denoising_every == 0
 
 

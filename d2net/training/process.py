@@ -1,4 +1,4 @@
-"""Settings of the whole process that a training takes and gives back: its threads, and TF32."""
+"""Settings of the whole process that a training changes and restores: threads, and TF32."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from d2net.threads import computing, given, multiply_adds, threads_for
 
 
 def threads_of_run(model: nn.Module, snippets: int, before: int, path: Path) -> AbstractContextManager[None]:
-    """As many threads of a CPU as a batch is worth, or as the run has had so far: they decide the last bits.
+    """Sets the number of CPU threads: what a batch is worth, or that of the run so far.
+
+    The number of threads decides the last bits of the result. A warning says so where a resumed run gets another one.
 
     Args:
         model: The network.
         snippets: Of a batch.
-        before: Threads of the run that is resumed, 0 for none; a warning says so where there will be others.
+        before: Threads of the run that is resumed; 0: none is.
         path: Its checkpoint, for the message.
     """
     number = threads_for(multiply_adds(model, snippets))
@@ -36,7 +38,7 @@ def threads_of_run(model: nn.Module, snippets: int, before: int, path: Path) -> 
 
 @contextmanager
 def convolutions_in(precision: str) -> Iterator[None]:
-    """Whether convolutions may use TF32."""
+    """Within the block, convolutions use TF32 if ``precision`` is "tf32", else not."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     try:

@@ -1,4 +1,4 @@
-"""Whether a checkpoint can go on as what is asked for now; where it cannot, what differs and the way out."""
+"""Checks whether a run can be resumed with today's settings; errors say what differs, and the way out."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ OTHERWISE = "resume with the same or choose another --out"
 def check_same_run(
     saved: Checkpoint, dataset: Dataset, recipe: Recipe, asked: tuple[int | None, str | None], path: Path
 ) -> None:
-    """Whether a run of today's settings can go on from a checkpoint; a warning says what an older one does not tell.
+    """Require that a run can be resumed from ``saved``; a warning names what an older checkpoint does not record.
 
     Args:
-        asked: Seed and precision, None for those of the run.
+        saved: The checkpoint.
+        dataset: To train on now.
+        recipe: To train with now.
+        asked: Seed and precision; None: those of the run.
         path: Of the checkpoint, for the warning.
 
     Raises:
-        InputError: what of them is not as it was.
+        InputError: a setting that is not as it was.
     """
     check_same("classes", saved.classes, dataset.classes, "the dataset to resume with")
     check_same("widths", saved.stream_widths, dataset.stream_widths, "the dataset to resume with")
@@ -62,7 +65,9 @@ def check_same(what: str, expected: tuple[object, ...], found: tuple[object, ...
 
 
 def check_same_recipe(saved: Recipe, wanted: Recipe) -> None:
-    """What decides the weights must be the same; names, localization and the number of iterations may differ.
+    """Require that all settings that decide the weights are the same, except the number of iterations.
+
+    The recipe's name and its settings of localization and evaluation may differ.
 
     Raises:
         InputError: naming the settings that differ.
@@ -79,7 +84,7 @@ def check_same_recipe(saved: Recipe, wanted: Recipe) -> None:
 
 
 def run_name(recipe: Recipe, seed: int, precision: str, recordings: Tensor) -> str:
-    """Of a run: the same for one that goes on, also to more iterations; another where anything else differs."""
+    """A name that identifies a run: the same when it is resumed, also with more iterations; else another."""
     settings = recipe.to_dict()
     decides = {key: settings[key] for key in ("model", "loss", "training")}
     decides["training"] = {**decides["training"], "iterations": None}
@@ -87,15 +92,15 @@ def run_name(recipe: Recipe, seed: int, precision: str, recordings: Tensor) -> s
 
 
 def digests(dataset: Dataset) -> Tensor:
-    """(N, 2) int64: of each recording its name, and its name with its length and labels, as hashes.
+    """(N, 2) int64 hashes of each recording: of its name, and of its name, length and labels.
 
-    A checkpoint keeps these: no names, and 16 bytes a recording.
+    A checkpoint keeps these instead of names: 16 bytes a recording.
     """
-    rows = [[_hash(r.name), _hash(_said_of(r))] for r in dataset.recordings]
+    rows = [[_hash(r.name), _hash(_identity(r))] for r in dataset.recordings]
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)
 
 
-def _said_of(recording: Recording) -> str:
+def _identity(recording: Recording) -> str:
     return repr((recording.name, recording.snippets, sorted(set(recording.labels))))
 
 
@@ -105,13 +110,14 @@ def _hash(text: str) -> int:
 
 
 def check_same_recordings(saved: Tensor, dataset: Dataset) -> None:
-    """The same names, lengths and labels, in the same order, by which batches are drawn.
+    """Require the same recordings: names, lengths and labels, and their order, in which batches are drawn.
 
     Args:
         saved: :func:`digests` of the recordings trained on.
+        dataset: To train on now.
 
     Raises:
-        InputError: naming those that are new or have changed, and how many are gone.
+        InputError: naming the recordings that are new or have changed, and how many are gone.
     """
     now = digests(dataset)
     if torch.equal(saved, now):
@@ -134,10 +140,10 @@ def check_same_recordings(saved: Tensor, dataset: Dataset) -> None:
 
 
 def check_tensors(found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:
-    """Every tensor that a run goes on from is there, in the shape and of the type that it has now.
+    """Require that ``found`` has every tensor of ``needed``, with its shape and dtype.
 
     Raises:
-        InputError: naming what is missing, or the first that is of another shape or type.
+        InputError: naming the tensors that are missing, or the first of another shape or dtype.
     """
     missing = [name for name in needed if name not in found]
     if missing:

@@ -1,4 +1,4 @@
-"""All that a training changes, and so all that it goes on from."""
+"""Everything that a training changes, which is what it is resumed from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from d2net.training.resume import check_tensors, digests
 
 
 class TrainingState:
-    """The networks with x_ref, the optimizer, the batches to come and the generators of a run.
+    """The networks with x_ref, the optimizer, the batch sampler and the random generators of a run.
 
     Args:
         dataset: The recordings to train on.
@@ -30,9 +30,12 @@ class TrainingState:
         device: Where to train.
 
     Attributes:
-        model: The network that is trained. result: The average of its weights, or the network itself.
-        loss, optimizer, sampler: As the recipe says. ``loss.reference`` and the networks' ``x_ref`` are one tensor.
-        pairing: The generator of the pairs, on the device.
+        model: The network that is trained.
+        result: The network with the average of its weights, or ``model`` itself where the recipe averages none.
+        loss: Of the recipe. ``loss.reference`` and the networks' ``x_ref`` are one tensor.
+        optimizer: Adam.
+        sampler: Draws the batches.
+        pairing: The random generator of the pairs of Eq. 3, on the device.
 
     Raises:
         InputError: settings that do not go together, or unlabelled recordings.
@@ -63,13 +66,13 @@ class TrainingState:
         self.model.extraction = dataset.extraction
         # What is evaluated and saved as the network: the average of the weights, or the trained network itself.
         self.result = copy.deepcopy(self.model) if self._decay > 0 else self.model
-        # How many steps the average is worth, 1 + decay + decay^2 ...; on the device, so that a CUDA graph can count.
+        # 1 + decay + decay^2 + ..., the divisor of the average; on the device, so that a CUDA graph can update it.
         self._average_size = torch.zeros((), device=device)
         self.loss = D2NetLoss.from_recipe(
             recipe.loss, num_classes=len(dataset.classes), embedding_dim=self.model.embedding_dim
         ).to(device)
-        # One tensor, which the loss updates in place: what is evaluated and saved is what the loss has. An average of
-        # the weights has the x_ref of now too, not an average of it.
+        # One tensor, which the loss updates in place, so that evaluations and checkpoints have the same x_ref as the
+        # loss. x_ref is not averaged, also where the weights are.
         self.loss.reference = self.result.x_ref = self.model.x_ref
         self.optimizer = torch.optim.Adam(
             self.model.parameters(),
@@ -83,9 +86,9 @@ class TrainingState:
 
     @torch.no_grad()
     def average(self) -> None:
-        """Take the weights into their average: after n steps the new ones count (1 - decay) / (1 - decay^n).
+        """Add the weights to their average: after n steps the newest ones count (1 - decay) / (1 - decay^n).
 
-        So the first average is the weights after the first step, and what the network began with has no share.
+        The first average is the weights after the first step; the initial weights do not enter.
         """
         if self.result is self.model:
             return
@@ -96,7 +99,7 @@ class TrainingState:
 
     @contextmanager
     def generators(self) -> Iterator[None]:
-        """Within, the global generators, which dropout draws from, are this run's; afterwards the caller's again."""
+        """Within the block, torch's global generators, which dropout draws from, have this run's state."""
         with self._own_rng():
             torch.set_rng_state(self._rng["cpu"])
             if self._device.type == "cuda" and "cuda" in self._rng:  # not there when the run began on a CPU
@@ -104,7 +107,7 @@ class TrainingState:
             yield
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it, by dotted name, as :class:`d2net.checkpoint.Checkpoint` keeps it; within :meth:`generators`."""
+        """The whole state by dotted name, for :class:`d2net.checkpoint.Checkpoint`; call within :meth:`generators`."""
         return _named(self._groups())
 
     def restore(self, saved: Checkpoint) -> None:
@@ -118,9 +121,9 @@ class TrainingState:
         self.result.load_state_dict(saved.group("model"))  # in place, x_ref too
         if self.result is not self.model:
             self.model.load_state_dict({**saved.group("weights"), "x_ref": saved.tensors[X_REF]})
-            # Older files have none: their averages began with the initial weights, as after endlessly many steps.
-            endless = torch.tensor(1 / (1 - self._decay))
-            self._average_size.copy_(saved.group("average").get("size", endless))
+            # Older files lack it: their averages began with the initial weights, whose sum of weights is the limit.
+            limit = torch.tensor(1 / (1 - self._decay))
+            self._average_size.copy_(saved.group("average").get("size", limit))
         state: dict[int, dict[str, Tensor]] = {}
         for key, t in saved.group("optimizer").items():
             index, _, name = key.partition(".")
@@ -130,7 +133,7 @@ class TrainingState:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.sampler.restore(saved.group("sampler"))
         self._rng = saved.group("rng")
-        torch.Generator().set_state(self._rng["cpu"])  # fails now, not when training begins
+        torch.Generator().set_state(self._rng["cpu"])  # raises now, not when training begins
         if self._began_elsewhere(saved):
             self.pairing.manual_seed(saved.seed)
         else:
@@ -154,9 +157,9 @@ class TrainingState:
         return groups
 
     def _needed(self, saved: Checkpoint) -> dict[str, Mapping[str, Tensor]]:
-        """Tensors of the names, shapes and types that ``saved`` must have."""
+        """Tensors with the names, shapes and dtypes that ``saved`` must have."""
         groups = self._groups()
-        if saved.iteration > 0:  # what Adam has from its first step on
+        if saved.iteration > 0:  # Adam has state from its first step on
             groups["optimizer"] = {
                 f"{index}.{name}": like
                 for index, weight in enumerate(self.model.parameters())
@@ -171,7 +174,7 @@ class TrainingState:
         return groups
 
     def _began_elsewhere(self, saved: Checkpoint) -> bool:
-        """Whether on a GPU and now on a CPU, or the other way round, whose generators have another state."""
+        """Whether it began on a GPU and goes on on a CPU, or the reverse: their generators have different states."""
         pairings = {key for key in saved.group("rng") if key.startswith("pairing")}
         return bool(pairings) and self._pairing_key not in pairings
 

@@ -1,4 +1,4 @@
-"""A training step as a CUDA graph: the host launches it as one piece of work."""
+"""A training step as a CUDA graph, which the host launches with one call."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from torch import Tensor
 
 from d2net.errors import D2NetError
 
-# What PyTorch's warning says. Others speak of synchronization too: that the mode is a prototype, that streams differ.
+# Text of PyTorch's warning. Other warnings speak of synchronization too: that the mode is a prototype, about streams.
 WAITS = "called a synchronizing CUDA operation"
-WARM_UP = 3  # steps before a capture: libraries allocate their workspaces, the optimizer its state
+WARM_UP = 3  # steps before a capture, in which libraries allocate their workspaces and the optimizer its state
 
 
 class StepGraph:
     """Runs a step eagerly a few times, then captures it and from then on replays it.
 
-    Every call is one step: those of the warm-up train like the others. The step is captured once for each value of
-    its flag. It must read its input from the tensor it is given, and wait for nothing: one that makes the host wait
-    for the device cannot be captured; it is found out in the warm-up and goes on eagerly, with a warning.
+    Every call is one step; those of the warm-up train like the others. The step is captured once for each value of its
+    flag. It must read its input from the tensor that it is given. A step that makes the host wait for the device cannot
+    be captured: the warm-up detects that, and the step stays eager, with a warning.
 
     Args:
-        step: ``step(rows, flag)`` returns a tensor; it is overwritten by the next replay.
-        rows: an input on the device, of the shape and type of all to come.
-        generators: on the device, that the step draws from, besides PyTorch's own.
+        step: ``step(rows, flag)`` returns a tensor, which the next replay overwrites.
+        rows: an input on the device, with the shape and dtype of all later ones.
+        generators: generators on the device that the step draws from, besides PyTorch's default one.
         required: whether a step that cannot be captured is an error.
 
     Attributes:
-        captured: the flags whose step is a graph by now.
+        captured: the flags whose step has been captured.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class StepGraph:
         self.generators = generators
         self.required = required
         self._waits = False
-        self._stream = torch.cuda.Stream(rows.device)  # the default one cannot be captured
+        self._stream = torch.cuda.Stream(rows.device)  # the default stream cannot be captured
         self._pool = torch.cuda.graph_pool_handle()
         self._warm: dict[bool, int] = {}
         self._graphs: dict[bool, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
@@ -55,7 +55,7 @@ class StepGraph:
         return set(self._graphs)
 
     def __call__(self, rows: Tensor, flag: bool) -> Tensor:
-        """One step with ``rows``, on the device or pinned; nothing here waits for it.
+        """One step with ``rows``, on the device or in pinned memory. Does not wait for the device.
 
         Raises:
             D2NetError: the step cannot be captured although it waits for nothing, or although that is required.
@@ -73,7 +73,7 @@ class StepGraph:
         return result
 
     def _eager(self, flag: bool, last: bool) -> Tensor:
-        """A step of the warm-up, on the stream of the capture; the last one watches for waits."""
+        """A step of the warm-up, on the stream of the capture. The last one detects whether the step waits."""
         current = torch.cuda.current_stream(self.rows.device)
         self._stream.wait_stream(current)
         mode = torch.cuda.get_sync_debug_mode()

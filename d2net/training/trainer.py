@@ -1,4 +1,4 @@
-"""What a training is of and where it is: its settings, its state, what it resumes. The loop is in ``loop.py``."""
+"""A training run: its settings, its state, and how it is resumed. The loop is in ``loop.py``."""
 
 from __future__ import annotations
 
@@ -33,32 +33,31 @@ from d2net.training.watching import evaluate_network
 from d2net.words import quoted, reason
 
 PRECISIONS = get_args(Precision)
-RESIDENT_SHARE = 0.25  # of the free memory of a device that features may take; loading them takes twice that
+RESIDENT_FRACTION = 0.25  # of a device's free memory that features may take; loading them takes twice that
 
 
 class Trainer:
     """Trains a network with a recipe; writes ``checkpoint.safetensors``, ``log.jsonl`` and TensorBoard events.
 
     The log (:mod:`d2net.training_log`) has the loss and its terms every 10 iterations, as means over the iterations
-    since the line before. The terms are as they are before they are weighed: total = discriminative +
-    loss.alpha_snippet * snippet + loss.alpha_video * video + loss.um_weight * uncertainty, and 0 in an iteration in
-    which they are off.
+    since the previous line. The terms are logged before their weights: total = discriminative + loss.alpha_snippet *
+    snippet + loss.alpha_video * video + loss.um_weight * uncertainty. A term is 0 in an iteration in which it is off.
 
-    On a CPU, small networks are trained in fewer threads than PyTorch would take; ``with d2net.threads.threads(n):``
-    around :meth:`run` decides otherwise.
+    On a CPU, small networks are trained in fewer threads than PyTorch would use; call :meth:`run` within ``with
+    d2net.threads.threads(n):`` to set the number.
 
     Args:
         dataset: The recordings to train on (one subset); only their features and labels are read.
         recipe: All settings.
         out: Folder for the results; made where missing.
-        seed: Of the weights, the batches, the pairing and the dropout; None: that of the run that is resumed, else 0.
+        seed: Of the weights, the batches, the pairing and the dropout. None: that of the run that is resumed, else 0.
         device: Where to train.
-        precision: Of the network. "fp32"; "tf32", whose convolutions round their inputs to 10 bits of mantissa (GPUs
-            only); "bf16", whose layers compute in bfloat16, with weights, class activations and loss in float32. None:
-            that of the run that is resumed, else tf32 on a GPU, as PyTorch does by itself, and fp32 elsewhere.
-        resident: Keep all features on the device, and pad every batch to the same length; None: on a GPU where they
+        precision: Of the network. "fp32"; "tf32": convolutions round their inputs to 10 bits of mantissa (GPUs only);
+            "bf16": layers compute in bfloat16; weights, class activations and loss are float32. None: that of the run
+            that is resumed, else tf32 on a GPU, which is PyTorch's default there, and fp32 elsewhere.
+        resident: Keep all features on the device, and pad every batch to the same length. None: on a GPU, where they
             take up to a quarter of its free memory.
-        graph: Replay the step as a CUDA graph, which needs resident features; None: where that is possible.
+        graph: Replay the step as a CUDA graph, which needs resident features. None: where possible.
         eval_every: Iterations between evaluations on ``evaluation_dataset``; 0 for none.
         evaluation_dataset: Recordings with segments, of the same classes and stream widths.
         save_every: Iterations between checkpoints; 0 for one at the end only.
@@ -67,13 +66,13 @@ class Trainer:
         progress: Called with (iterations done, all iterations) now and then; None: a bar on stderr.
 
     Attributes:
-        interrupted: After :meth:`run`: a signal came in the last iteration, too late to stop anything.
-        trained: After :meth:`run`: iterations that it trained; 0 where the run that was resumed had ended.
+        interrupted: After :meth:`run`: whether a signal came in the last iteration, too late to stop anything.
+        trained: After :meth:`run`: the iterations it trained; 0 where the resumed run was at its end already.
         saved: After :meth:`run`: whether it wrote a checkpoint.
 
     Raises:
-        InputError: settings that do not go together, unlabelled recordings, classes that no checkpoint can hold, or a
-            folder that cannot be written.
+        InputError: settings that do not go together, unlabelled recordings, class names that a checkpoint cannot hold,
+            or a folder that cannot be written.
     """
 
     def __init__(
@@ -108,7 +107,7 @@ class Trainer:
         self.recipe = recipe
         self.out = Path(out)
         self.path = self.out / CHECKPOINT_NAME
-        self._asked = (seed, precision)  # None: as a run that is resumed
+        self._asked = (seed, precision)  # None: that of the run that is resumed
         self.seed = checked(0 if seed is None else seed, Seed, "seed")
         self.device = torch.device(device)
         on_gpu = self.device.type == "cuda"
@@ -133,7 +132,7 @@ class Trainer:
         self.model, self.result = self.state.model, self.state.result
         self.resident: ResidentFeatures | None = None
         if resident or (resident is None and on_gpu):
-            budget = math.inf if resident else RESIDENT_SHARE * torch.cuda.mem_get_info(self.device)[0]
+            budget = math.inf if resident else RESIDENT_FRACTION * torch.cuda.mem_get_info(self.device)[0]
             self.resident = ResidentFeatures.load(
                 dataset, self.device, max_snippets=recipe.training.max_snippets, budget=budget
             )
@@ -142,27 +141,27 @@ class Trainer:
         self.iteration = 0
         self.interrupted = self.saved = False
         self.trained = 0
-        self._threads_before = 0  # of a run that is resumed
-        self.checkpoint()  # what one cannot hold is said now, not at the first save
+        self._threads_before = 0  # threads of the run that is resumed
+        self.checkpoint()  # raises now, not at the first save, for what a checkpoint cannot hold
 
     def run(self, resume: bool = False) -> Path:
         """Train to ``recipe.training.iterations`` and return the path of the checkpoint.
 
-        Ctrl-C and SIGTERM finish the iteration and save first; a second one stops at once. In the last iteration they
-        change nothing: see ``interrupted``. No other d2net can write in ``out`` meanwhile.
+        On Ctrl-C or SIGTERM the iteration is finished and a checkpoint saved; a second signal stops at once. In the
+        last iteration they change nothing: see ``interrupted``. No other d2net can write to ``out`` meanwhile.
 
         Args:
-            resume: Continue the run in ``out``; on a CPU the result is the same, bit for bit, as without the break. It
-                goes on in as many threads as before; a warning says so where that cannot be. Recordings, seed,
-                precision and the settings of model, loss and training must be those of the run, but
-                ``training.iterations``. The other settings are taken into the checkpoint, also into that of a run with
-                no iteration left. A warning says what an older checkpoint does not tell.
+            resume: Continue the run in ``out``. On a CPU the result has the same bits as without the interruption: the
+                run uses the same number of threads, and a warning says where it cannot. Recordings, seed, precision and
+                the settings of model, loss and training must be those of the run, except ``training.iterations``. The
+                other settings may differ; the checkpoint gets the new ones, also where no iteration is left. A warning
+                names what an older checkpoint does not record.
 
         Raises:
-            InputError: bad features, nothing to resume, a checkpoint in the way, or one that is damaged, incomplete or
-                of another run, a full disk, or another d2net in ``out``.
-            D2NetError: the loss or the weights became NaN or Inf; the last checkpoint is from before.
-            KeyboardInterrupt: after saving; or at once, and then with a message where something was saved before.
+            InputError: bad features, nothing to resume, a checkpoint in the way, one that is damaged, incomplete or of
+                another run, a full disk, or another d2net writing to ``out``.
+            D2NetError: the loss or the weights became NaN or Inf. The last checkpoint is from before that.
+            KeyboardInterrupt: after saving; or at once, with a message where an earlier checkpoint was saved.
         """
         earlier = None if resume else _identity(self.path)
         try:
@@ -186,8 +185,13 @@ class Trainer:
         return self.path
 
     def update(self, batch: Batch, denoise: bool) -> Tensor:
-        """One step of the optimizer; returns the loss and its terms, (len(TERMS),) on the device."""
-        # A cast weight is used once, and a cache of casts must not outlive the capture of a graph.
+        """One step of the optimizer; returns the loss and its terms, (len(TERMS),) on the device.
+
+        Args:
+            batch: On the device.
+            denoise: Whether L_D is on.
+        """
+        # No cache of cast weights: each is used once, and a cache must not outlive the capture of a graph.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
             output = self.model(batch.features, batch.lengths)
         loss = self.loss(
@@ -200,7 +204,7 @@ class Trainer:
             denoise=denoise,
         )
         self.state.optimizer.zero_grad(set_to_none=True)
-        with torch.autograd.set_multithreading_enabled(False):  # autograd's thread for a GPU begins some 0.2 ms later
+        with torch.autograd.set_multithreading_enabled(False):  # waking autograd's thread for a GPU takes some 0.2 ms
             loss.total.backward()
         self.state.optimizer.step()
         self.state.average()
@@ -212,19 +216,19 @@ class Trainer:
         return self.update(self.resident.gather(rows.to(self.device, non_blocking=True)), denoise)
 
     def step_graph(self) -> StepGraph | None:
-        """:meth:`update_resident` as a CUDA graph; None where it is not to be one, or cannot be."""
+        """:meth:`update_resident` as a CUDA graph; None where that is not wanted or not possible."""
         if self.resident is None or self.device.type != "cuda" or self.graph is False:
             return None
         rows = torch.zeros(3, self.sampler.batch_size, dtype=torch.int64, device=self.device)
         return StepGraph(self.update_resident, rows, [self.state.pairing], required=bool(self.graph))
 
     def evaluate(self) -> dict[str, Any]:
-        """mAP and F1 on the evaluation dataset, or why not."""
+        """mAP and F1 on the evaluation dataset, or why it could not be evaluated."""
         assert self.evaluation_dataset is not None
         return evaluate_network(self.result, self.evaluation_dataset, self.recipe)
 
     def checkpoint(self) -> Checkpoint:
-        """The run as it is now."""
+        """The current state of the run."""
         return Checkpoint(
             recipe=self.recipe,
             classes=self.dataset.classes,
@@ -240,15 +244,15 @@ class Trainer:
         )
 
     def name(self) -> str:
-        """The same for a run that goes on, another for any other."""
+        """A name that identifies the run: the same when it is resumed."""
         return run_name(self.recipe, self.seed, self.precision, digests(self.dataset))
 
     def _save_settings(self, saved: Checkpoint) -> None:
-        """Those that decide no weight may have changed since a run ended: its checkpoint gets them, and stays else."""
+        """Put the new settings into the checkpoint of a run that had ended; only such that decide no weight differ."""
         if (saved.recipe, saved.dataset) == (self.recipe, self.dataset.name):
             return
         tensors = saved.tensors
-        if saved.format == 1:  # what such a file lacks
+        if saved.format == 1:  # adds the tensors that such a file lacks
             with self.state.generators():
                 tensors = {**self.state.tensors(), **tensors}
         changed = replace(
@@ -277,14 +281,14 @@ class Trainer:
                 self.precision = saved.precision
             else:
                 warnings.warn(
-                    f"{self.path}: was trained in {saved.precision}, which {self.device} has not, and goes on in "
+                    f"{self.path}: was trained in {saved.precision}, which {self.device} does not have, and goes on in "
                     f"{self.precision}",
                     stacklevel=4,
                 )
         return saved
 
     def own_threads(self) -> AbstractContextManager[None]:
-        """Those that the run computes in."""
+        """Sets the number of threads that the run computes in."""
         if self.device.type != "cpu":
             return nullcontext()
         snippets = self.sampler.batch_size * self.sampler.max_snippets
@@ -292,7 +296,7 @@ class Trainer:
 
 
 def _check_writable(out: Path) -> None:
-    """Find out before hours of training that nothing can be saved."""
+    """Raises InputError where ``out`` cannot be written: better now than after hours of training."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out) as probe:
@@ -302,7 +306,7 @@ def _check_writable(out: Path) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Of what is there now: every save makes another file."""
+    """Identifies the file at ``path``: every save makes a new one."""
     try:
         found = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""Evaluations while a network is trained: to watch it, they choose nothing."""
+"""Evaluations during training. They are only reported: no checkpoint is chosen by them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from d2net.recipes import Recipe
 
 
 def evaluate_network(model: D2Net, dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
-    """mAP and F1 in percent on an annotated dataset, as its protocol of the recipe reports them; or why not."""
+    """mAP and F1 in percent on an annotated dataset, by the recipe's protocol; or why it could not be evaluated."""
     detections = localize(model, dataset, recipe.localization)
     settings = recipe.evaluation
     try:
         found = evaluate(detections, dataset.annotations(), protocol=settings.protocol, tiou=settings.tiou)
-    except InputError as error:  # early networks may find actions only where the protocol does not look
+    except InputError as error:  # an early network may detect only what the protocol leaves out
         return {"not_evaluated": str(error)}
     result = found.to_json()
     return {**{key: result[key] for key in ("map", "average", "f1")}, "judged": found.coverage.lines()}
 
 
 def in_words(found: Mapping[str, Any]) -> str:
-    """What :func:`evaluate_network` found, in a line."""
+    """The result of :func:`evaluate_network` as a line of text."""
     if "not_evaluated" in found:
         return f"not evaluated, {found['not_evaluated']}"
     levels = ", ".join(f"mAP@{level} {value:.1f}" for level, value in found["map"].items())

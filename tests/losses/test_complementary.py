@@ -131,7 +131,7 @@ def calls(embeddings, tcam, lengths, labels):
 def test_degenerate_batches_are_finite(degenerate):
     tcam, embeddings, lengths, labels = degenerate
     if embeddings.abs().max().item() > 1e6 if embeddings.numel() else False:
-        embeddings = embeddings / 1e8  # the square of a magnitude is beyond float32 otherwise
+        embeddings = embeddings / 1e8  # otherwise squared magnitudes exceed float32
     for which in range(3):
         t, x = tcam.clone().requires_grad_(), embeddings.clone().requires_grad_()
         name, loss = list(calls(x, t, lengths, labels))[which]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from d2net import losses
 from d2net.ops.loss import d2net_loss
-from d2net.ops.loss_reference import LossInputs, LossSettings, d2net_loss_reference
+from d2net.ops.loss_ref import LossInputs, LossSettings, d2net_loss_ref
 from d2net.recipes import LossRecipe, load_recipe
 
 B, T, C, D = 7, 40, 3, 6
@@ -55,7 +55,7 @@ def case(loss: Callable, *names: str, counted: Tensor = LENGTHS > 0) -> Case:
 
 
 def whole(recipe: LossRecipe) -> Callable[..., tuple[Tensor, ...]]:
-    """D2NetLoss by a recipe, and the reference that it leaves."""
+    """D2NetLoss of a recipe, with the x_ref after it."""
 
     def loss(tcam: Tensor, embeddings: Tensor, logits: Tensor | None = None) -> tuple[Tensor, ...]:
         module = losses.D2NetLoss(C, D, recipe).to(tcam.dtype)
@@ -136,7 +136,7 @@ CASES = {
         lambda embeddings, actionness: losses.SnippetContrast()(embeddings, actionness, LENGTHS),
         "embeddings",
         "actionness",
-        counted=LENGTHS >= 4,  # a single snippet is above no median, and so has no border
+        counted=LENGTHS >= 4,  # with a single snippet none is above the median, so there is no border
     ),
 }
 
@@ -144,7 +144,7 @@ CASES = {
 def evaluated(
     x: Case, inputs: dict[str, Tensor], autocast: torch.dtype | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Results, the forward under autocast to a type; and gradients, in the order of ``differentiable``."""
+    """Results of a forward under autocast to a dtype, and gradients, in the order of ``differentiable``."""
     leaves = {n: v.clone().requires_grad_(n in x.differentiable) for n, v in inputs.items()}
     with torch.autocast("cpu", autocast, enabled=autocast is not None):
         out = x.loss(**leaves)
@@ -168,7 +168,7 @@ def test_padding_and_recordings_left_out_may_hold_anything(name: str, junk: floa
     left_out = (torch.arange(T) >= LENGTHS[:, None]) | ~x.counted[:, None]
     expected, expected_grads = evaluated(x, {n: fill(v, left_out, 0.25) for n, v in x.inputs.items()})
     inputs = {n: fill(v, left_out, junk) for n, v in x.inputs.items()}
-    if "tcam" in inputs:  # within the lengths, what is neither an activation nor NaN is refused
+    if "tcam" in inputs:  # within the lengths, values outside [0, 1] are refused, except NaN
         refused = left_out & (torch.arange(T) < LENGTHS[:, None])
         inputs["tcam"] = fill(inputs["tcam"], refused, math.nan)
     found, grads = evaluated(x, inputs)
@@ -188,16 +188,16 @@ def test_nan_in_what_counts_is_not_hidden(name: str) -> None:
     x = CASES[name]
     for broken in x.differentiable:
         if broken == "embeddings" and (name.startswith(("Snippet", "Denoising")) and name != "SnippetContrast"):
-            continue  # they only choose snippets there
+            continue  # there embeddings only select snippets
         if broken == "embeddings" and name.split()[-1] in ("focal", "cross_entropy"):
-            continue  # they only make the reference
+            continue  # there embeddings only update x_ref
         everywhere = torch.zeros(B, T, dtype=torch.bool)
         everywhere[0] = True
         found, _ = evaluated(x, {**x.inputs, broken: fill(x.inputs[broken], everywhere, math.nan)})
         assert any(v.isnan().any() for v in found), broken
 
 
-@pytest.mark.parametrize("function", [d2net_loss, d2net_loss_reference])
+@pytest.mark.parametrize("function", [d2net_loss, d2net_loss_ref])
 def test_a_term_of_weight_0_is_off_whatever_it_is(function: Callable) -> None:
     embeddings, labels = INPUTS["embeddings"], (LABELS > 0).float()
     on = LossSettings(
@@ -226,7 +226,7 @@ def test_the_magnitude_of_um_is_off_where_its_weight_is_0() -> None:
 
 
 def test_a_singular_matrix_is_no_term_of_dmi_whatever_rounding_makes_of_it() -> None:
-    """Fewer recordings than classes: U_2 is singular, and the log of its determinant would be that of rounding."""
+    """Fewer recordings than classes: U_2 is singular; the log of its determinant would be that of rounding errors."""
     tcam, labels = drawn(9, 30, 20), (drawn(9, 20) > 0.5).float()
     assert labels.any(0).all()
     for threads in (1, 4):
@@ -250,7 +250,7 @@ def test_autocast_changes_no_bit(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 6e4])
 @pytest.mark.parametrize("name", CASES)
 def test_half_precision_is_finite_and_as_good_as_float32(name: str, scale: float, dtype: torch.dtype) -> None:
-    """Embeddings of 6e4 are near the largest float16, and no sum of them is one.
+    """Embeddings of 6e4 are close to the largest float16; sums of them exceed it.
 
     Against float64 on the same inputs; the largest error as a share of the largest number.
     """
@@ -270,7 +270,7 @@ def test_half_precision_is_finite_and_as_good_as_float32(name: str, scale: float
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", [name for name in CASES if "tcam" in CASES[name].inputs])
 def test_scores_of_1_lose_what_float32_lacks_below_it(name: str, dtype: torch.dtype) -> None:
-    """1 - 1e-6 is 1 - 1.013e-6 in float32, of which the logarithm is 0.00096 off: whatever the type that came in."""
+    """In float32 1 - (1 - 1e-6) is 1.013e-6, whose logarithm is off by 0.00096, for inputs of every dtype."""
     x = CASES[name]
     inputs = {n: (torch.where(v > 0.5, 1.0, v) if n == "tcam" else v).to(dtype) for n, v in x.inputs.items()}
     found, grads = evaluated(x, inputs)

@@ -166,7 +166,7 @@ def test_terms_that_are_off(make_batch):
     result = loss(*batch, denoise=False)
     assert result.total == result.discriminative > 0
     assert result.snippet == result.video == result.uncertainty == 0
-    assert loss.reference.abs().sum() > 0  # x_ref goes on
+    assert loss.reference.abs().sum() > 0  # x_ref is still updated
     alone = D2NetLoss(5, 8, LossRecipe(alpha_snippet=0, alpha_video=0)).double()(*batch)
     assert alone.total == alone.discriminative and alone.snippet == alone.video == 0
 
@@ -193,7 +193,7 @@ def test_unknown_choices_are_refused():
             D2NetLoss(5, 8, LossRecipe(**change))
 
 
-def test_reference_is_a_running_mean_in_training_only(make_batch):
+def test_x_ref_is_a_running_mean_in_training_only(make_batch):
     tcam, embeddings, lengths, labels = make_batch(dtype=torch.float32)
     loss = D2NetLoss(5, 8).eval()
     loss(tcam, embeddings, lengths, labels)
@@ -214,13 +214,13 @@ def test_inputs_of_any_types(make_batch, recipe):
     expected = None
     floats = (torch.float32, torch.float64, torch.bfloat16)
     for types in itertools.product(floats, floats, (torch.float32, torch.int64, torch.bool), floats[:2]):
-        of_tcam, of_embeddings, of_labels, of_reference = types
-        loss = D2NetLoss(5, 8, recipe).to(of_reference)
+        tcam_dtype, embeddings_dtype, labels_dtype, x_ref_dtype = types
+        loss = D2NetLoss(5, 8, recipe).to(x_ref_dtype)
         leaves = [
-            x.to(dtype, copy=True).requires_grad_() for x, dtype in ((tcam, of_tcam), (embeddings, of_embeddings))
+            x.to(dtype, copy=True).requires_grad_() for x, dtype in ((tcam, tcam_dtype), (embeddings, embeddings_dtype))
         ]
         logits = logits_for(recipe, leaves[0])
-        total = loss(*leaves, lengths, labels.to(of_labels), partners, logits=logits).total
+        total = loss(*leaves, lengths, labels.to(labels_dtype), partners, logits=logits).total
         total.backward()
         assert all(x.grad is None or x.grad.isfinite().all() for x in leaves)
         expected = total.item() if expected is None else expected
@@ -237,10 +237,10 @@ def test_partners_of_another_integer_type(make_batch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_reference_of_a_loss_in_half_precision_and_behind_autograds_back(make_batch, dtype):
+def test_x_ref_of_a_loss_in_half_precision(make_batch, dtype):
     tcam, embeddings, lengths, labels = make_batch(dtype=torch.float32)
     loss = D2NetLoss(5, 8)
-    loss.reference.fill_(1e5)  # which float16 does not have
+    loss.reference.fill_(1e5)  # beyond the largest float16
     loss = torch.nn.Sequential(loss).to(dtype)[0]
     assert loss.reference.dtype == torch.float32 and (loss.reference == 1e5).all()
     loss(tcam.to(dtype), embeddings.to(dtype), lengths, labels)
@@ -261,7 +261,7 @@ def test_a_loss_on_another_device_is_named(make_batch):
 
 
 class _Operations(TorchDispatchMode):
-    """The names of the operations that do something on a device."""
+    """The names of the operations that launch something on a device."""
 
     VIEWS = ("view", "expand", "unsqueeze", "select", "detach", "alias", "squeeze", "empty", "promote_types")
 
@@ -277,7 +277,7 @@ class _Operations(TorchDispatchMode):
 
 
 def test_it_is_one_operator_each_way(make_batch):
-    """Beside which torch draws the pairs, copies x_ref, and fills in a term that is off and the gradient of 1."""
+    """Besides it, torch draws the pairs, copies x_ref, and fills in the terms that are off and the gradient of 1."""
     tcam, embeddings, lengths, labels = make_batch()
     leaves = [tcam.requires_grad_(), embeddings.requires_grad_()]
     loss = D2NetLoss(5, 8).double()

@@ -32,8 +32,8 @@ def test_published_code(shared, case):
     torch.testing.assert_close(result.total, result.discriminative + 0.1 * result.snippet + 0.1 * result.video)
 
 
-def naive_release(tcam, embeddings, lengths, labels, reference, activitynet, generator):
-    """The released code's rules, one recording at a time. Also returns the permutations it drew, padded."""
+def naive_release(tcam, embeddings, lengths, labels, x_ref, activitynet, generator):
+    """The rules of the released code, one recording at a time. Also returns the permutations that it drew, padded."""
     c = tcam.shape[2]
     divisor, bg_tau, pseudo_bg = (4, 0.8, 0.3) if activitynet else (8, 0.5, 0.5)
     counted = [i for i in range(len(tcam)) if lengths[i] >= 5 and labels[i].sum() > 0]
@@ -60,14 +60,14 @@ def naive_release(tcam, embeddings, lengths, labels, reference, activitynet, gen
         w[0][with_fg[j]] = 0.01 * (1 - F.cosine_similarity(fg[j], fg[perms[0][j]], dim=0))
     for j in range(n_bg):
         w[1][with_bg[j]] = 0.01 * (1 - F.cosine_similarity(bg[j], bg[perms[1][j]], dim=0))
-    for j in range(min(n_fg, n_bg)):  # the row is counted among all recordings, the embedding among those with one
+    for j in range(min(n_fg, n_bg)):  # the row counts all recordings, the embedding only those that have one
         w[2][perms[2][j]] = F.cosine_similarity(fg[perms[2][j]], bg[perms[3][j]], dim=0).clamp(min=0)
     if lowest:
-        reference = 0.9 * reference + 0.1 * torch.stack(lowest).mean(0)
+        x_ref = 0.9 * x_ref + 0.1 * torch.stack(lowest).mean(0)
     padded_perms = torch.stack([padded(perm, len(tcam)) for perm in perms])
     zero = (tcam.sum() + embeddings.sum()) * 0
     if not counted:
-        return zero, zero, zero, reference, padded_perms
+        return zero, zero, zero, x_ref, padded_perms
 
     dis = zero
     for number, i in enumerate(counted):
@@ -82,7 +82,7 @@ def naive_release(tcam, embeddings, lengths, labels, reference, activitynet, gen
     lds, n = zero, 0
     for i in counted:
         t, x = tcam[i, : lengths[i]], embeddings[i, : lengths[i]]
-        score = (1 - F.cosine_similarity(x, reference[None], dim=1)) / 2
+        score = (1 - F.cosine_similarity(x, x_ref[None], dim=1)) / 2
         f = t[:, labels[i] > 0].max(1).values[score > 0.5]
         g = t.max(1).values[score < pseudo_bg]
         if len(f) and len(g):
@@ -99,7 +99,7 @@ def naive_release(tcam, embeddings, lengths, labels, reference, activitynet, gen
     y = labels[counted].T
     sigma = torch.linalg.svdvals(y / y.sum(1, keepdim=True).clamp(min=1) @ torch.stack(predictions))
     sigma = sigma[sigma > 1e-5]
-    return dis, lds, (sigma.max() / sigma.min()).log(), reference, padded_perms
+    return dis, lds, (sigma.max() / sigma.min()).log(), x_ref, padded_perms
 
 
 CASES = {
@@ -143,16 +143,16 @@ def test_equals_the_rules_one_recording_at_a_time(make_batch, case, recipe):
         generator = torch.Generator().manual_seed(seed)
         loss = D2NetLoss.from_recipe(recipe, num_classes=5, embedding_dim=8).double()
         loss.reference.copy_(torch.randn(8, generator=generator))
-        *terms, reference, partners = naive_release(
+        *terms, x_ref, partners = naive_release(
             tcam, embeddings, lengths, labels, loss.reference.clone(), "activity" in recipe, generator
         )
         result = loss(tcam, embeddings, lengths, labels, partners)
-        torch.testing.assert_close(loss.reference, reference)
+        torch.testing.assert_close(loss.reference, x_ref)
         for term, expected in zip((result.discriminative, result.snippet, result.video), terms, strict=True):
-            if expected > 15:  # a singular U_1: what the released code makes of it is rounding
+            if expected > 15:  # U_1 is singular: the released code's value is made of rounding errors
                 continue
             assert term.item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-9)
-            if case in ("saturated", "at tau"):  # among equals, which one the gradient goes to is not part of the rules
+            if case in ("saturated", "at tau"):  # the rules do not say which of equal entries gets the gradient
                 continue
             inputs = (tcam, embeddings)
             torch.testing.assert_close(
@@ -171,7 +171,7 @@ def test_permutations_begin_with_one_of_the_valid_numbers():
         for row, n in zip(drawn.tolist(), counts.tolist(), strict=True):
             assert sorted(row[:n]) == list(range(n)) and sorted(row) == list(range(5))
         seen.add(tuple(drawn[2, :3].tolist()))
-    assert len(seen) == 6  # the identity too: a recording may meet itself
+    assert len(seen) == 6  # with the identity: a recording may be paired with itself
 
 
 def test_drawn_permutations_are_repeatable_and_used(make_batch):

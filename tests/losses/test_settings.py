@@ -24,7 +24,7 @@ SIZES = {"num_classes": 3, "embedding_dim": 8}
 
 NO_NUMBER = [math.nan, math.inf, -math.inf, True, None, "high", [1], 1j, torch.zeros(2), 10**400, object()]
 NO_COUNT = [*NO_NUMBER, 0, -1, 2.5, 2.0, torch.tensor(1.9), 2**63]
-NO_SHARE = [*NO_NUMBER, -1e-9, 1.001]
+NO_FRACTION = [*NO_NUMBER, -1e-9, 1.001]
 NO_WEIGHT = [*NO_NUMBER, -1e-9, 1e39]  # Inf in float32
 NO_FLOOR = [*NO_NUMBER, 0, 1e-8, 0.5, -1]
 NO_CHOICE = ["median", "", None, 1, ["sum"], math.nan]
@@ -32,12 +32,12 @@ NO_FLAG = [None, 1, 0.0, "true", math.nan, np.array([True, False])]
 WRONG: dict[str, list[Any]] = {
     **dict.fromkeys(("topk_divisor", "act_divisor", "background_divisor", "easy_divisor", "hard_divisor"), NO_COUNT),
     **dict.fromkeys(("inner", "outer"), [*NO_COUNT, 10**9]),
-    **dict.fromkeys(("threshold", "background_threshold", "fg_threshold", "bg_threshold", "entry_floor"), NO_SHARE),
+    **dict.fromkeys(("threshold", "background_threshold", "fg_threshold", "bg_threshold", "entry_floor"), NO_FRACTION),
     **dict.fromkeys(("beta", "gamma", "margin", "magnitude", "rank_tol"), NO_WEIGHT),
     **dict.fromkeys(("embedding_pooling", "pairing", "class_reduction", "normalization"), NO_CHOICE),
     **dict.fromkeys(("threshold_inclusive", "balance_classes", "own_classes"), NO_FLAG),
     **dict.fromkeys(("num_classes", "embedding_dim"), [x for x in NO_COUNT if type(x) is not int or x]),
-    "peak_share": [*(x for x in NO_SHARE if x is not None), 1],  # nothing is above its own maximum
+    "peak_share": [*(x for x in NO_FRACTION if x is not None), 1],  # nothing is above its own maximum
     "probability_floor": NO_FLOOR,
     "temperature": [*NO_WEIGHT, 0, 1e-9],
     "recipe": ["thumos14-paper", load_recipe("thumos14-paper"), {"beta": 2}, LossRecipe],
@@ -111,7 +111,7 @@ LABELLED = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 @pytest.mark.parametrize("name", LABELLED)
 def test_labels_that_are_nan_are_refused(name, dtype):
-    """A comparison with 0 would make them labels that are not there."""
+    """NaN labels are refused: compared with 0 they would count as absent."""
     labels = LABELS.to(dtype, copy=True)
     labels[1, 2] = math.nan
     with pytest.raises(InputError, match=r"labels are NaN in 1 of 4 recordings \(first in recording 1\)"):
@@ -125,7 +125,7 @@ def test_labels_of_which_the_sum_overflows():
 
 
 class TestPermutations:
-    """What a user gives as partners of the released code's pairs."""
+    """Partners given for the pairing of the released code."""
 
     def of(self, partners: Any, lengths: torch.Tensor | None = None) -> torch.Tensor:
         loss = losses.DiscriminativeLoss(pairing="permutation")
@@ -171,15 +171,15 @@ def test_half_precision_of_no_snippets_gives_float32_too(size, dtype):
     b, t, c, d = size
     tcam, embeddings, labels = torch.rand(b, t, c, dtype=dtype), torch.rand(b, t, d, dtype=dtype), torch.ones(b, c)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    reference = torch.rand(d, dtype=dtype)
+    x_ref = torch.rand(d, dtype=dtype)
     for loss in (
         lambda: losses.CoActivitySimilarity()(embeddings, tcam, None, labels),
         lambda: losses.SnippetContrast()(embeddings, torch.rand(b, t, dtype=dtype), None),
         lambda: losses.UncertaintyModeling()(embeddings, tcam, None),
-        lambda: losses.DenoisingLoss()(tcam, embeddings, None, labels, reference),
+        lambda: losses.DenoisingLoss()(tcam, embeddings, None, labels, x_ref),
         lambda: losses.DiscriminativeLoss()(tcam, embeddings, None, labels).loss,
-        lambda: losses.SnippetBCE()(tcam, embeddings, None, reference),
-        lambda: losses.SnippetDMI()(tcam, embeddings, None, reference),
+        lambda: losses.SnippetBCE()(tcam, embeddings, None, x_ref),
+        lambda: losses.SnippetDMI()(tcam, embeddings, None, x_ref),
         lambda: losses.VideoBCE()(tcam, None, labels),
         lambda: losses.VideoDMI()(tcam, None, labels),
         lambda: losses.FocalLoss()(tcam, None, labels),

@@ -27,15 +27,15 @@ def simt_module(request) -> ModuleType:
 
 @pytest.fixture
 def simt_kernels(simt_module) -> Iterator[ModuleType]:
-    """CPU tensors take the CUDA kernels of all operators that have them."""
+    """Operators on CPU tensors run their CUDA kernels."""
     with simt.kernels_on_the_cpu(simt_module):
         yield simt_module
 
 
 @pytest.fixture(params=["reference", "cpu", "simt", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request) -> Iterator[torch.device]:
-    """Where a test puts its tensors. With "reference" the operators run in plain PyTorch on the CPU, with "simt" the
-    CUDA kernels run there (csrc/simt)."""
+    """The device for a test's tensors. With "reference" operators run in plain PyTorch on the CPU, with "simt" they run
+    their CUDA kernels on the CPU."""
     if request.param == "simt":
         request.getfixturevalue("simt_kernels")
     with use_backend("reference") if request.param == "reference" else nullcontext():

@@ -42,7 +42,7 @@ def build(folder: Path) -> ModuleType:
 
 @contextlib.contextmanager
 def kernels_on_the_cpu(module: ModuleType) -> Iterator[None]:
-    """While this is open, CPU tensors take the CUDA kernel of every operator that has one."""
+    """Within the block, operators on CPU tensors run their CUDA kernels."""
 
     def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: object) -> object:
         assert device.type == "cpu", device
@@ -51,7 +51,7 @@ def kernels_on_the_cpu(module: ModuleType) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_native, "cuda", cuda)
-        overrides = torch.library.Library("d2net", "IMPL")  # gone when destroyed: the CPU kernels are back
+        overrides = torch.library.Library("d2net", "IMPL")  # destroying it restores the CPU kernels
         try:
             for name, function in _library.CUDA_FUNCTIONS.items():
                 patch.setitem(_library.KERNELS[name], "cpu", function)

@@ -1,4 +1,4 @@
-"""What public operators and losses are handed: numbers of the right type, tensors and arrays that can be read whole."""
+"""Arguments of public operators and losses: numbers of wrong types, and tensors and arrays that cannot be read."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ SETTINGS: dict[str, tuple[Callable[..., object], dict[str, float]]] = {
     "soft_nms_1d": (soft_nms, {"iou_threshold": 0.4, "sigma": 0.4, "min_score": 0.2}),
     "extract_proposals": (proposals, {"min_length": 2, "inflation": 0.5, "min_contrast": -0.2, "nms_iou": 0.4}),
 }
-WITHOUT = {"bottom_up_attention", "iou_1d"}  # settings
-ABOUT = {"backend_of", "build_info", "runs_on", "use_backend"}  # operators, and none themselves
+WITHOUT = {"bottom_up_attention", "iou_1d"}  # operators without settings
+ABOUT = {"backend_of", "build_info", "runs_on", "use_backend"}  # functions of d2net.ops that are no operators
 OPERATORS = {name for name in ops.__all__ if name[0].islower()} - ABOUT
 EACH = [(name, setting) for name, (_, settings) in SETTINGS.items() for setting in settings]
 
@@ -141,7 +141,7 @@ def test_thresholds_of_another_type(thresholds):
         proposals(thresholds=thresholds)
 
 
-# Every operator and loss as a function of each tensor that it takes.
+# For every tensor argument of every operator and loss: a call with that argument, and a valid value.
 TAKEN: dict[str, tuple[Callable[[object], object], Tensor]] = {
     "topk_pool: x": (ops.topk_pool, X),
     "topk_pool: lengths": (lambda x: ops.topk_pool(X, x), torch.tensor([3, 4])),
@@ -150,7 +150,7 @@ TAKEN: dict[str, tuple[Callable[[object], object], Tensor]] = {
     "attention_pool: x": (lambda x: ops.attention_pool(x, X[..., 0]), X),
     "attention_pool: attention": (lambda x: ops.attention_pool(X, x), X[..., 0]),
     "bottom_up_attention: embeddings": (lambda x: ops.bottom_up_attention(x, X[0, 0]), X),
-    "bottom_up_attention: reference": (lambda x: ops.bottom_up_attention(X, x), X[0, 0]),
+    "bottom_up_attention: x_ref": (lambda x: ops.bottom_up_attention(X, x), X[0, 0]),
     "log_condition_number: u": (ops.log_condition_number, X),
     "joint_log_condition_number: p": (lambda x: ops.joint_log_condition_number(x, X.mT), X),
     "joint_log_condition_number: y": (lambda x: ops.joint_log_condition_number(X, x), X.mT),
@@ -211,7 +211,7 @@ UNREADABLE: dict[str, tuple[Callable[[Tensor], object], str]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # deprecated, and still what a user can hand in
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # deprecated, but users may have such tensors
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("kind", UNREADABLE)
 @pytest.mark.parametrize("argument", TAKEN)
@@ -228,7 +228,7 @@ def test_no_operator_or_loss_takes_tensors_unseen():
     seen = {argument.split(":")[0] for argument in TAKEN}
     assert seen >= OPERATORS
     modules = {name for name in losses.__all__ if name[0].isupper() and hasattr(getattr(losses, name), "forward")}
-    assert modules <= seen | {"DenoisingLoss"}  # which hands everything to its terms
+    assert modules <= seen | {"DenoisingLoss"}  # which passes everything to its terms
 
 
 @pytest.mark.parametrize("argument", ["seconds_per_snippet", "first_snippet", "durations"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from d2net.errors import InputError
 from d2net.ops import attention_pool
-from d2net.ops.attention_pool import attention_pool_reference
+from d2net.ops.attention_pool import attention_pool_ref
 
 NAN = float("nan")
 
@@ -21,7 +21,7 @@ def made(b=3, t=12, d=4, seed=0, dtype=torch.float32, device="cpu"):
 
 
 def naive(x, attention, lengths, threshold, background_threshold, reduction):
-    """Eq. 2 in float64, a recording and a side at a time; only selected snippets are touched."""
+    """Eq. 2 in float64, for each recording and for foreground and background alone; reads selected snippets only."""
     sides = []
     for lam, above in ((attention.double(), threshold), (1 - attention.double(), background_threshold)):
         vectors = []
@@ -73,7 +73,7 @@ def test_equals_its_definition(device, b, t, d, thresholds, reduction, seed):
 def test_gradient(device, reduction, thresholds):
     x, attention = made(t=70, d=2, dtype=torch.float64, device=device)  # more than a block
     attention = 0.05 + 0.1 * (attention * 10).floor()  # no difference quotient crosses a threshold
-    attention[0, 0] = 0  # under the negative threshold a snippet of weight 0 has a gradient all the same
+    attention[0, 0] = 0  # with the negative threshold it is selected: its weight is 0, but its gradient is not
     attention[2, :5] = 0.95
     lengths = torch.tensor([70, 33, 5], device=device)  # the last has no background
 
@@ -162,7 +162,7 @@ def test_nan_reaches_only_what_it_is_selected_for(device):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_accumulated_in_float32_and_stays_there(device, dtype):
     x, attention = made(t=500, dtype=torch.float32, device=device)
-    x = (1000 + 1000 * x).to(dtype)  # sums that float16 does not have
+    x = (1000 + 1000 * x).to(dtype)  # sums beyond the largest float16
     for lam in (attention, attention.to(dtype)):
         half, full = x.clone().requires_grad_(), x.float().requires_grad_()
         out, expected = attention_pool(half, lam), attention_pool(full, lam.float())
@@ -174,7 +174,7 @@ def test_half_precision_is_accumulated_in_float32_and_stays_there(device, dtype)
 
 
 def at_odd_address(x):
-    """A contiguous copy that does not begin where 16 bytes can be read at once."""
+    """A contiguous copy whose address is not a multiple of 16."""
     copy = x.new_empty(x.numel() + 1)[1:].view(x.shape)
     return copy.copy_(x)
 
@@ -198,7 +198,7 @@ def test_blocks_of_snippets_and_columns(device, dtype, t, d, place):
 
     reduction = "mean" if mean else "sum"
     got = run(lambda *inputs: attention_pool(*inputs, reduction=reduction), dtype, lambda v: place(v.to(device)))
-    expected = run(lambda *inputs: attention_pool_reference(*inputs, 0.5, 0.5, mean), torch.float64, torch.clone)
+    expected = run(lambda *inputs: attention_pool_ref(*inputs, 0.5, 0.5, mean), torch.float64, torch.clone)
     eps = torch.finfo(dtype).eps
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a.double().cpu(), b, rtol=2 * eps, atol=max(1e-4, eps))
@@ -225,7 +225,7 @@ def test_views_are_read_by_their_strides(device):
     out = attention_pool(x, attention, lengths)
     for a, b in zip(out, expected, strict=True):
         torch.testing.assert_close(a, b)
-    weights = torch.randn(4, 4, generator=torch.Generator().manual_seed(1)).to(device).T  # a gradient with strides too
+    weights = torch.randn(4, 4, generator=torch.Generator().manual_seed(1)).to(device).T  # not contiguous
     for a, b in zip(
         torch.autograd.grad((out.x_fg * weights).sum(), [x, attention]),
         torch.autograd.grad((expected.x_fg * weights).sum(), packed),

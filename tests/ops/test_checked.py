@@ -1,4 +1,4 @@
-"""Operators called as ``torch.ops.d2net`` with anything: an error or a defined result, and never a crash."""
+"""Operators called as ``torch.ops.d2net`` with arbitrary arguments: an error or a defined result, never a crash."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ every = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(every)
 
 Arguments = list[Any]
-ERRORS = (InputError, RuntimeError, TypeError)  # of ours, of torch's dispatcher and memory, of its schemas
-WAIT = ("nms_1d", "batched_nms_1d", "soft_nms_1d", "extract_proposals")  # no number of results without values
+ERRORS = (InputError, RuntimeError, TypeError)  # from d2net; from torch's dispatcher or allocator; from its schemas
+WAIT = ("nms_1d", "batched_nms_1d", "soft_nms_1d", "extract_proposals")  # the size of their results depends on values
 
 
 class Recorder(TorchDispatchMode):
-    """Keeps the arguments of the first call of each operator."""
+    """Records the arguments of the first call of each operator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,9 +43,10 @@ class Recorder(TorchDispatchMode):
 
 
 def recorded() -> dict[str, Arguments]:
-    """One right call of every registered operator, backwards included."""
+    """The arguments of a valid call of every registered operator, backwards included."""
     with Recorder() as recorder:
-        for name, case in sorted(every.CASES.items(), reverse=True):  # "attention_pool by mean" first: it has more
+        # In reverse, as the backward of "attention_pool by mean", which comes first then, has more tensors.
+        for name, case in sorted(every.CASES.items(), reverse=True):
             every.results(case, torch.device("cpu"))
             assert name.split()[0] in recorder.calls
     return recorder.calls
@@ -56,7 +57,7 @@ CALLS = recorded()
 
 @pytest.fixture(params=["cpu", "simt"])
 def kernels(request) -> str:
-    """The CPU's kernels, or the CUDA functions with their kernels, on tensors of the CPU."""
+    """The CPU kernels, or the CUDA kernels run on CPU tensors."""
     if request.param == "simt":
         request.getfixturevalue("simt_kernels")
     return request.param
@@ -71,14 +72,14 @@ def copied(arguments: Arguments) -> Arguments:
 
 
 def call(name: str, arguments: Arguments) -> list[Tensor]:
-    """Results, and what became of an argument that is changed in place."""
+    """The results; of an operator that returns nothing, the argument that it changes in place."""
     arguments = copied(arguments)
     out = getattr(torch.ops.d2net, name)(*arguments)
     return arguments[:1] if out is None else [out] if isinstance(out, Tensor) else list(out)
 
 
 def wrong_tensors(x: Tensor, alone: bool) -> Iterator[Any]:
-    """What no tensor argument may be in place of ``x``; ``alone``: there is no other one."""
+    """Wrong values for a tensor argument ``x``; ``alone``: it is the only tensor argument."""
     yield from ([[0.5]], 0.5, "x", x[None], x.cfloat())
     if not alone:
         yield x.to("meta")
@@ -92,7 +93,7 @@ def wrong_tensors(x: Tensor, alone: bool) -> Iterator[Any]:
 
 
 def unequal_sizes(x: Tensor) -> Iterator[Tensor]:
-    """One size other than that of ``x``: wrong, unless it is free."""
+    """Tensors like ``x`` with one size changed: wrong, unless the operator allows any size there."""
     for dim in range(x.ndim):
         yield torch.cat((x, x), dim)
         for size in {0, 1, max(x.shape[dim] - 1, 0)} - {x.shape[dim]}:
@@ -105,7 +106,7 @@ def other_types(x: Tensor) -> Iterator[Tensor]:
 
 
 def other_numbers(x: object) -> Iterator[Any]:
-    """In place of a number or a list of them: out of range, maybe."""
+    """Replacements for a number or a list of numbers, possibly out of range."""
     if isinstance(x, list):
         yield from ([], [*x, *x], x[:1], [None], ["x"], [math.nan] * len(x), [math.inf] * len(x), x * 200)
     elif isinstance(x, (bool, int, float)):
@@ -118,14 +119,14 @@ def replaced(arguments: Arguments, at: int, x: Any) -> Arguments:
 
 
 def outcome(name: str, arguments: Arguments) -> list[tuple[torch.Size, torch.dtype]] | None:
-    """Shapes and types of the results; None for an error."""
+    """Shapes and dtypes of the results; None for an error."""
     try:
         return [(x.shape, x.dtype) for x in call(name, arguments)]
     except ERRORS:
         return None
 
 
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # deprecated, and still what a user can hand in
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # deprecated, but users may have such tensors
 @pytest.mark.parametrize("name", CALLS)
 def test_what_is_no_such_tensor_is_refused(name, kernels):
     right = call(name, CALLS[name])
@@ -141,7 +142,7 @@ def test_what_is_no_such_tensor_is_refused(name, kernels):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_other_sizes_types_and_numbers_are_refused_or_do_what_the_fake_kernel_says(name, kernels):
-    """The same contract with and without values: an error both times, or results of the same shapes and types."""
+    """Real and meta tensors are treated alike: both raise, or both give results of the same shapes and dtypes."""
     right = call(name, CALLS[name])
     refused = 0
     for at, x in enumerate(CALLS[name]):
@@ -159,7 +160,7 @@ def test_other_sizes_types_and_numbers_are_refused_or_do_what_the_fake_kernel_sa
 
 
 def test_arguments_may_lie_anywhere(kernels):
-    """Also those that only a backward has, which are contiguous in a training."""
+    """Every tensor argument, also those of backwards, which are always contiguous in a training."""
     for name, arguments in CALLS.items():
         expected = call(name, arguments)
         for place in (every.strided, every.misaligned, negated):
@@ -177,13 +178,13 @@ def placed_by(place: Callable[[Tensor], Tensor], x: Any) -> Any:
 
 
 def negated(x: Tensor) -> Tensor:
-    """The same values, of which torch has still to turn the sign."""
+    """The same values as a lazily negated tensor (with the neg bit)."""
     return torch._neg_view(-x) if x.is_floating_point() else x
 
 
 ODD = (-1, 0, 1, 2, 4, 5, 50, 2**31 - 1, -(2**31), 2**62, -(2**62))
 
-# What numbers stand for that lead outside.
+# Values out of range, by the argument that is an index or a length.
 MEANING = {
     "lengths": lambda x: x.clamp(0, every.T),
     "counted": lambda x: (x > 0).long(),
@@ -201,7 +202,7 @@ def argument_names(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", [name for name in CALLS if set(argument_names(name)) & set(MEANING)])
 def test_indices_may_be_any_number(name, kernels):
-    """Nothing is read or written where they lead outside."""
+    """Indices and lengths out of range: nothing outside the tensors is read or written."""
     generator = torch.Generator().manual_seed(0)
     for at, what in enumerate(argument_names(name)):
         if what not in MEANING:
@@ -211,7 +212,7 @@ def test_indices_may_be_any_number(name, kernels):
         numbers = torch.tensor([x for x in ODD if dtype == torch.int64 or abs(x) <= 2**31 - (x > 0)])
         for _ in range(20):
             odd = numbers[torch.randint(len(numbers), shape, generator=generator)].to(dtype)
-            if name == "extract_proposals":  # a length past the end is a mistake there, and said
+            if name == "extract_proposals":  # it raises for a length past the end
                 if odd.min() < 0 or odd.max() > every.T:
                     with pytest.raises(InputError, match="lengths must lie in 0 to T"):
                         call(name, replaced(CALLS[name], at, odd))
@@ -253,7 +254,7 @@ def test_a_number_that_no_member_holds_is_refused():
 
 @pytest.mark.parametrize("name", CALLS)
 def test_calls_without_values_are_checked_too(name):
-    """As torch.compile makes them, in the fake kernel."""
+    """Fake tensors, as torch.compile passes them to the fake kernel."""
     with FakeTensorMode() as mode:
         arguments = [placed_by(mode.from_tensor, x) for x in CALLS[name]]
     at = next(i for i, x in enumerate(arguments) if isinstance(x, Tensor) or isinstance(x, list) and x[-1] is not None)

@@ -24,7 +24,7 @@ def kind(request):
 
 
 def expected_value(u: Tensor, rank_tol: float = TOLERANCE) -> Tensor:
-    """From all singular values in float64, matrix by matrix."""
+    """The values, from all singular values in float64, matrix by matrix."""
     values = []
     for matrix in u.detach().double().cpu():
         sigma = [s for s in torch.linalg.svdvals(matrix).tolist() if s > rank_tol]
@@ -104,17 +104,17 @@ def test_gradient_of_large_matrices(device, n):
 
 @pytest.mark.parametrize("shape", [(17, 17), (17, 128), (64, 64), (128, 100), (128, 128)])
 def test_singular_values_spread_over_many_decades(device, shape):
-    """What takes Jacobi rotations longest; from 17 columns on the CUDA kernel factors first."""
+    """Matrices that need many Jacobi rotations; from 17 columns on the CUDA kernel does a QR factorisation first."""
     rows, cols = shape
     rank = min(shape)
     sigma = torch.logspace(0, -12, rank, dtype=torch.float64)
     u = rotations(rows, 1, 1)[:, :, :rank] * sigma @ rotations(cols, 1, 2)[:, :rank]
     u = u.to(device)
-    for tolerance in (2e-5, 2e-9):  # no singular value is near
+    for tolerance in (2e-5, 2e-9):  # not close to a singular value
         found = log_condition_number(u, rank_tol=tolerance).cpu()
         torch.testing.assert_close(found, expected_value(u, tolerance), rtol=1e-7, atol=0)
     skip_reference("log_condition_number", device)
-    assert_value(u.float(), rtol=1e-2, atol=0)  # rounded to float32, the smallest one is another
+    assert_value(u.float(), rtol=1e-2, atol=0)  # rounding to float32 changes the smallest singular value
     if rows == cols:
         assert_valid_gradient(u, gradient_of(lambda x: log_condition_number(x, rank_tol=2e-5), u)[0])
 
@@ -155,7 +155,7 @@ def test_structured_matrices(device, n, dtype):
     for u in cases:
         u = u.to(dtype)
         sigma = torch.linalg.svdvals(u.double())
-        assert not ((sigma > 1e-7) & (sigma < 1e-4)).any()  # nothing near the tolerance
+        assert not ((sigma > 1e-7) & (sigma < 1e-4)).any()  # no singular value is close to the tolerance
         u = u.to(device)
         assert_value(u, rtol=1e-4, atol=1e-4)
         if dtype == torch.float64:
@@ -188,7 +188,7 @@ def test_two_by_two_does_not_cancel(device):
             rtol=1e-5,
             atol=1e-15,
         )
-    # Nearly singular in float32, with singular values of 2 and 1e-4: determinants that float32 products would lose.
+    # Nearly singular: singular values 2 and 1e-4. A determinant computed in float32 would have no correct digit.
     u = torch.tensor([[[1.0, 1.0], [1.0, 1.0002]], [[1.0, -1.0], [-1.0001, 1.0003]]])
     torch.testing.assert_close(log_condition_number(u.to(device)).double().cpu(), expected_value(u), rtol=2e-4, atol=0)
 
@@ -216,8 +216,8 @@ def test_any_small_matrix(device, rows, cols, data):
     u = u.to(device)
     assert_value(u)
     torch.testing.assert_close(log_condition_number(u.mT), log_condition_number(u))
-    # float32 moves every singular value by some 1e-7 of the largest: those that were 0 must stay below the tolerance,
-    # and the smallest other one moves by that much relative to itself.
+    # Rounding to float32 changes every singular value by some 1e-7 of the largest. So zero ones must stay below the
+    # tolerance, and the relative error of the smallest other one is larger than 1e-7.
     single = log_condition_number(u.flip(1).float(), rank_tol=5e-5).double()
     condition = log_condition_number(u).exp().item()
     torch.testing.assert_close(single, log_condition_number(u), rtol=0, atol=1e-6 * condition + 1e-6)
@@ -260,11 +260,11 @@ def test_joint_is_the_product(device, classes, items):
         y[2, items // 2] = 0
     p, y = 100 * p, y / 32
     product = p @ y
-    (of_product,) = gradient_of(condition_number.log_condition_number_reference, product)
+    (grad_product,) = gradient_of(condition_number.log_condition_number_ref, product)
     p, y = p.to(device), y.to(device)
     torch.testing.assert_close(joint_log_condition_number(p, y).cpu(), expected_value(product), rtol=1e-9, atol=1e-9)
-    of_p, of_y = gradient_of(joint_log_condition_number, p, y)
-    for ours, expected in ((of_p, of_product @ y.cpu().mT), (of_y, p.cpu().mT @ of_product)):
+    grad_p, grad_y = gradient_of(joint_log_condition_number, p, y)
+    for ours, expected in ((grad_p, grad_product @ y.cpu().mT), (grad_y, p.cpu().mT @ grad_product)):
         torch.testing.assert_close(ours.cpu(), expected, rtol=0, atol=1e-9 * max(1, expected.abs().max().item()))
 
 
@@ -277,7 +277,7 @@ def test_joint_of_one_hot_labels_in_float32(device):
 
 
 def test_joint_keeps_small_singular_values(device):
-    """A Gram matrix in float32 would lose those below 3e-4 of the largest."""
+    """Small singular values: a Gram matrix in float32 would lose those below 3e-4 of the largest."""
     skip_reference("joint_log_condition_number", device)
     p = torch.zeros(1, 30, 4)
     p[0, :4] = torch.diag(torch.tensor([1.0, 0.3, 1e-3, 2e-5]))
@@ -291,7 +291,7 @@ def test_joint_keeps_small_singular_values(device):
 
 def test_little_shared_memory_changes_no_result(simt_kernels):
     generator = torch.Generator().manual_seed(0)
-    # More matrices than blocks that take turns in scratch memory (eight).
+    # More matrices than blocks that share the scratch memory (eight).
     u = torch.rand(11, 24, 23, generator=generator, dtype=torch.float64)
     p = torch.rand(9, 60, 20, generator=generator, dtype=torch.float64)
     y = torch.rand(9, 20, 60, generator=generator, dtype=torch.float64)
@@ -340,8 +340,8 @@ def test_joint_nan_and_rank_one(device, classes, items):
     p, y = p.to(device), y.to(device)
     value = joint_log_condition_number(p, y)
     assert value[:2].isnan().all() and value[2:].tolist() == [0, 0]
-    of_p, of_y = gradient_of(joint_log_condition_number, p, y)
-    assert of_p[:2].isnan().all() and (of_p[2:] == 0).all() and (of_y[2:] == 0).all()
+    grad_p, grad_y = gradient_of(joint_log_condition_number, p, y)
+    assert grad_p[:2].isnan().all() and (grad_p[2:] == 0).all() and (grad_y[2:] == 0).all()
 
 
 def test_joint_takes_labels_of_any_type_and_views(device):
@@ -486,22 +486,22 @@ def test_wrong_inputs_are_refused():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(1, 2, 2), (4, 3, 3), (2, 5, 4), (1, 3, 7), (1, 130, 130)])
 def test_entries_near_the_largest_number(shape, dtype, kind):
-    """Whose sigma_1 no number of the type is: the ratio is one, and so is the gradient."""
+    """sigma_1 exceeds the largest number of the dtype, but the ratio and the gradient do not."""
     generator = torch.Generator().manual_seed(0)
     u = torch.randn(shape, generator=generator, dtype=dtype)
     scale = 2.0 ** math.floor(math.log2(torch.finfo(dtype).max / u.abs().max().item()))
     expected, (gradient,) = log_condition_number(u), gradient_of(log_condition_number, u)
-    found, (of_large,) = log_condition_number(u * scale), gradient_of(log_condition_number, u * scale)
-    # Of 130 rows LAPACK's are of float32, which it scales in its own way.
+    found, (grad_large,) = log_condition_number(u * scale), gradient_of(log_condition_number, u * scale)
+    # Matrices of 130 rows go to LAPACK, which computes in float32 and scales them differently.
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-4 if max(shape) > 128 else 1e-6)
     # Gradients of 1e-38 have few digits in float32.
-    torch.testing.assert_close(of_large * scale, gradient, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(grad_large * scale, gradient, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["kernel", "reference"], indirect=True)
 @pytest.mark.parametrize(("rank_tol", "least"), [(1e-5, 1.0), (1e-7, 1e-6)])
 def test_rank_tol_counts_before_any_scaling(rank_tol, least, kind):
-    """And a ratio may be larger than the largest number."""
+    """Also where the ratio sigma_1 / sigma_r exceeds the largest number."""
     u = torch.diag(torch.tensor([torch.finfo(torch.float32).max, 1.0, 1e-6]))[None]
     expected = math.log(torch.finfo(torch.float32).max) - math.log(least)
     assert log_condition_number(u, rank_tol=rank_tol).item() == pytest.approx(expected, rel=1e-6)

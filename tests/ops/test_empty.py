@@ -14,7 +14,7 @@ from d2net import ops
 from d2net.info import operator_names
 from d2net.ops import use_backend
 from d2net.ops.loss import d2net_loss
-from d2net.ops.loss_reference import LossInputs, LossSettings
+from d2net.ops.loss_ref import LossInputs, LossSettings
 
 SIZES = list(itertools.product((0, 2), (0, 3), (0, 4), (0, 5)))
 WAIT = ("nms_1d", "batched_nms_1d", "soft_nms_1d", "extract_proposals")
@@ -31,7 +31,7 @@ MORE = LOSS._replace(
 
 
 def cases(b: int, t: int, c: int, d: int):
-    """By name: a function, its differentiable inputs, and others."""
+    """By name: a function, its differentiable inputs, and its other inputs."""
     generator = torch.Generator().manual_seed(0)
 
     def x(*shape: int) -> Tensor:
@@ -43,6 +43,7 @@ def cases(b: int, t: int, c: int, d: int):
         "topk_pool": (ops.topk_pool, [x(b, t, c)], [lengths]),
         "topk_pool without lengths": (ops.topk_pool, [x(b, t, c)], []),
         "tcam_pool": (ops.tcam_pool, [x(b, t, c)], [lengths]),
+        "masked_leaky_relu": (ops.masked_leaky_relu, [x(b, t, d)], [lengths]),
         "attention_pool": (ops.attention_pool, [x(b, t, d), x(b, t)], [lengths]),
         "attention_pool by mean": (
             lambda x, a, n: ops.attention_pool(x, a, n, reduction="mean"),
@@ -85,7 +86,7 @@ def cases(b: int, t: int, c: int, d: int):
 
 
 class Called(TorchDispatchMode):
-    """Names of the operators of ours that are called."""
+    """Records the names of d2net's operators that are called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +130,7 @@ def test_no_operator_is_left_out():
 
 @pytest.mark.parametrize("sizes", [(2, 3, 4, 5), (0, 3, 4, 5), (2, 0, 0, 0)], ids=str)
 def test_meta_tensors_give_meta_tensors(sizes):
-    """By the fake kernels, forward and backward, and not by a reference."""
+    """Meta tensors run the fake kernels, forward and backward, not the plain-PyTorch references."""
     for name, case in cases(*sizes).items():
         if name in WAIT:
             continue

@@ -11,7 +11,7 @@ import torch
 
 from d2net.errors import InputError
 from d2net.ops import iou_1d
-from d2net.ops.iou import iou_1d_reference
+from d2net.ops.iou import iou_1d_ref
 
 
 def test_hand_computed_cases(device):
@@ -38,7 +38,7 @@ def test_a_reversed_segment_is_empty_and_nan_propagates(device):
         assert iou_1d(x, b).isnan().all() and iou_1d(b, x).isnan().all()
 
 
-# Products of them are below and above the range of their type, some of their differences too.
+# Products of these under- and overflow, and so do some of their differences.
 EXTREME = {
     torch.float32: [0.0, 1e-45, 3e-45, 1e-40, 5e-39, 1e-30, 1e-23, 2e-23, 3e-23, 1.0, 3.0, 1e19, 1e30, 1.6e38, 3e38],
     torch.float64: [
@@ -95,7 +95,7 @@ def test_endless_segments_overlap_nothing_and_only_nan_gives_nan(device):
 
 @pytest.mark.parametrize("exponent", [-148, -128, -120, -76, -40, 60, 120])
 def test_the_gradient_of_the_smallest_and_the_largest_segments(device, exponent):
-    """It is that of segments of ordinary lengths over the scale, and 0 where a union has no reciprocal."""
+    """The gradient is that at ordinary lengths, divided by the scale, and 0 where 1 / union overflows."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randint(0, 9, (n, 2), generator=generator).sort(1).values for n in (9, 7))
     a, b = a[a[:, 0] < a[:, 1]], b[b[:, 0] < b[:, 1]]
@@ -111,7 +111,7 @@ def test_the_gradient_of_the_smallest_and_the_largest_segments(device, exponent)
             torch.testing.assert_close(
                 torch.ldexp(found.double(), torch.tensor(exponent, device=device)), wanted, rtol=1e-5, atol=1e-6
             )
-        assert not found.isnan().any()  # infinity is where their sum is too large for the type
+        assert not found.isnan().any()  # Inf where the sum overflows
 
 
 def test_symmetry_bounds_and_shift_invariance(device):
@@ -135,7 +135,7 @@ def test_equals_the_reference_for_any_numbers_of_segments(device, n, m, dtype):
     generator = torch.Generator().manual_seed(n)
     a, b = (10 * torch.rand(size, 2, generator=generator, dtype=dtype) for size in (n, m))  # half of them reversed
     a[-1, 0] = float("nan")
-    expected = iou_1d_reference(a, b)
+    expected = iou_1d_ref(a, b)
     assert torch.equal(iou_1d(a.to(device), b.to(device)).cpu().nan_to_num(-1), expected.nan_to_num(-1))
 
 
@@ -161,7 +161,7 @@ def test_gradient_equals_that_of_the_reference(device):
     # Whole numbers: many equal ends, empty and reversed segments.
     a, b = (torch.randint(0, 5, (n, 2), generator=generator).double().to(device).requires_grad_() for n in (30, 20))
     grad = torch.rand(30, 20, generator=generator, dtype=torch.float64).to(device)
-    expected = torch.autograd.grad(iou_1d_reference(a, b), (a, b), grad)
+    expected = torch.autograd.grad(iou_1d_ref(a, b), (a, b), grad)
     torch.testing.assert_close(torch.autograd.grad(iou_1d(a, b), (a, b), grad), expected)
 
 

@@ -1,4 +1,4 @@
-"""What launches of the CUDA kernels ask of a device."""
+"""Launches of CUDA kernels: how many there are, and the shared memory that they request."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def cuda_device(request) -> torch.device:
     return torch.device("cpu" if request.param == "simt" else "cuda")
 
 
-# A launch must ask for more than 48 KiB of shared memory, static arrays included. Just below it is without them that
-# these sizes lie: 49144 bytes of proposals' working memory, 48960 of a matrix, 49000 of scores.
+# A launch that needs more than 48 KiB of shared memory, with static arrays, must request it. Without static arrays
+# these sizes are just below 48 KiB: 49144 bytes of proposals' working memory, 48960 of a matrix, 49000 of scores.
 
 
 def test_proposals_just_below_48_kib(cuda_device):
@@ -28,14 +28,14 @@ def test_proposals_just_below_48_kib(cuda_device):
     settings = {"thresholds": (0.3, 0.6, 0.9), "nms_iou": 0.5}
     classes = torch.ones(1, 2, dtype=torch.bool)
     found = proposals.extract_proposals(x.to(cuda_device), classes.to(cuda_device), **settings)
-    expected = proposals.extract_proposals_reference(x, classes, **settings)
+    expected = proposals.extract_proposals_ref(x, classes, **settings)
     assert torch.equal(found.start.cpu(), expected.start) and torch.equal(found.end.cpu(), expected.end)
 
 
 def test_matrices_just_below_48_kib(cuda_device):
     u = torch.rand(2, 76, 68, generator=torch.Generator().manual_seed(0))
     found = condition_number.log_condition_number(u.to(cuda_device)).cpu()
-    torch.testing.assert_close(found, condition_number.log_condition_number_reference(u), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, condition_number.log_condition_number_ref(u), rtol=1e-4, atol=1e-5)
 
 
 def test_soft_nms_just_below_48_kib(cuda_device):

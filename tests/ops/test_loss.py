@@ -1,4 +1,4 @@
-"""The whole loss in one call, part by part, on every backend; by recipes: tests/losses."""
+"""The operator of the whole loss, part by part, on every backend; tests/losses has the losses of recipes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2net.errors import InputError
 from d2net.ops.loss import d2net_loss
-from d2net.ops.loss_reference import (
+from d2net.ops.loss_ref import (
+    BG,
+    FG,
     LossInputs,
     LossResult,
     LossSettings,
-    d2net_loss_reference,
+    d2net_loss_ref,
     different_partners,
     video_factors,
 )
@@ -52,7 +54,7 @@ def uniform(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> T
 
 
 def batch(b: int, t: int, c: int, d: int, seed: int = 0) -> LossInputs:
-    """With one recording of length 0, one without labels, and partners that lead outside."""
+    """A batch with a recording of length 0, one without labels, and partners out of range."""
     lengths = (uniform(b, seed=seed) * (t + 1)).long()
     lengths[0], lengths[-1] = t, 0
     labels = (uniform(b, c, seed=seed) > 0.6).double()
@@ -68,7 +70,7 @@ def to(x: LossInputs, device: torch.device, dtype: torch.dtype = torch.float64) 
 
 
 def evaluated(function, x: LossInputs, settings: LossSettings) -> list[Tensor]:
-    """Results but for the workspace, and the gradients of all of them together."""
+    """The results without the workspace, and the gradients of their weighted sum."""
     x = x._replace(tcam=x.tcam.requires_grad_(), embeddings=x.embeddings.requires_grad_())
     result = function(x, settings)
     smooth = [y for y in result[:SMOOTH] if y.requires_grad]
@@ -94,7 +96,7 @@ def test_equals_plain_pytorch(device, name, sizes):
             x = x._replace(source=torch.arange(sizes[0]).flip(0) - 1)
         found, expected = (
             evaluated(function, to(x, where), SETTINGS[name])
-            for function, where in ((d2net_loss, device), (d2net_loss_reference, torch.device("cpu")))
+            for function, where in ((d2net_loss, device), (d2net_loss_ref, torch.device("cpu")))
         )
         close(found, expected, rtol=1e-9, atol=1e-11)
 
@@ -104,7 +106,7 @@ def test_other_sizes_equal_plain_pytorch(device, sizes):
     for name in ("paper", "release"):
         found, expected = (
             evaluated(function, to(batch(*sizes), where), SETTINGS[name])
-            for function, where in ((d2net_loss, device), (d2net_loss_reference, torch.device("cpu")))
+            for function, where in ((d2net_loss, device), (d2net_loss_ref, torch.device("cpu")))
         )
         close(found, expected, rtol=1e-6, atol=1e-8)  # large U_2 are nearly singular
 
@@ -119,7 +121,7 @@ def test_float32_follows_float64(device, name):
             for y in to(x, torch.device("cpu"), torch.float32)
         )
     )
-    expected = evaluated(d2net_loss_reference, wide, settings)
+    expected = evaluated(d2net_loss_ref, wide, settings)
     assert all(y.dtype == torch.float32 for y in found[:SMOOTH])
     close([y.double() for y in found], [y.double() for y in expected], rtol=1e-4, atol=1e-5)
 
@@ -139,27 +141,27 @@ def test_half_precision_of_embeddings_is_that_of_the_input(device, dtype):
 def definition(x: LossInputs, result: LossResult, settings: LossSettings) -> float:
     """Mean of Eq. 4, recording by recording and class by class in Python floats, from pooled scores and embeddings."""
 
-    def weight(i: int, kind: int) -> float:
-        first = i if x.source is None or kind > 0 else int(x.source[i])
-        other = int(x.partner[kind][i])
+    def weight(i: int, pair: str) -> float:
+        first = int(x.source[i]) if x.source is not None and pair == "fb" else i
+        other = int(x.partner[["fb", "fg", "bg"].index(pair)][i])
         if not (0 <= other < b and 0 <= first < b) or (x.source is None and other == i):
             return 0.0
-        of_u, of_v = ((0, 1), (0, 0), (1, 1))[kind]
-        if not (result.valid[of_u, first] and result.valid[of_v, other]):
+        own_side, other_side = {"fb": (FG, BG), "fg": (FG, FG), "bg": (BG, BG)}[pair]
+        if not (result.valid[own_side, first] and result.valid[other_side, other]):
             return 0.0
-        u, v = result.x[of_u, first], result.x[of_v, other]
+        u, v = result.x[own_side, first], result.x[other_side, other]
         cosine = float(u @ v / math.sqrt((u @ u + 1e-12) * (v @ v + 1e-12)))
-        return max(0.0, cosine) if kind == 0 else settings.gamma * (1 - cosine)
+        return max(0.0, cosine) if pair == "fb" else settings.gamma * (1 - cosine)
 
     b, c = result.pooled.shape
     terms = []
     for i in range(b):
         if result.counted[i] == 0:
             continue
-        w_fb, w_fg, w_bg = (weight(i, kind) for kind in range(3))
-        term, floor, beta = 0.0, settings.probability_floor, settings.beta
+        w_fb, w_fg, w_bg = (weight(i, pair) for pair in ("fb", "fg", "bg"))
+        term, eps, beta = 0.0, settings.probability_floor, settings.beta
         for k in range(c):
-            p = min(max(float(result.pooled[i, k]), floor), 1 - floor)
+            p = min(max(float(result.pooled[i, k]), eps), 1 - eps)
             if x.labels[i, k] > 0:
                 term -= (c if settings.balanced else 1) * (1 - p + w_fg + w_fb) ** beta * math.log(p)
             else:
@@ -202,12 +204,12 @@ def test_partners_form_a_cycle_through_those_that_have_the_embedding(fg, bg):
 
 @pytest.mark.parametrize("b", [2, 7, 40, 300])
 def test_drawn_partners_are_those_of_plain_pytorch(device, b):
-    """NaN is the largest key, and equal keys follow the number."""
+    """NaN is the largest key; of equal keys the lower index comes first."""
     settings = LossSettings(classify=True, separate=True, embed=True, gamma=10.0)
     odd = torch.tensor([math.nan, math.inf, -math.inf, 0.5, -0.0, 0.0, 0.5]).repeat(3 * b)[: 3 * b].view(3, b)
     for keys in (uniform(3, b, dtype=torch.float32), odd, torch.zeros(3, b), torch.full((3, b), math.nan)):
         x = batch(b, 6, 2, 5)._replace(partner=None, keys=keys)
-        valid = d2net_loss_reference(x, settings).valid
+        valid = d2net_loss_ref(x, settings).valid
         given = x._replace(keys=None, partner=different_partners(keys, valid))
         found, expected = (d2net_loss(to(y, device), settings).discriminative for y in (x, given))
         assert torch.equal(found, expected)
@@ -218,7 +220,7 @@ def test_drawn_partners_are_those_of_plain_pytorch(device, b):
 @pytest.mark.parametrize(("b", "c"), [(1, 1), (4, 3), (10, 20)])
 def test_video_factors_equal_equation_10(peak_share, per_class, b, c):
     pooled, labels, counted = uniform(b, c), (uniform(b, c, seed=1) > 0.6).double(), (uniform(b, seed=2) > 0.3).long()
-    pooled[0, 0] = 0.0  # is clamped
+    pooled[0, 0] = 0.0  # will be clamped
     settings = LossSettings(probability_floor=1e-3, peak_share=peak_share, video_per_class=per_class)
     p, y = video_factors(pooled, labels, counted, settings)
     for i in range(b):
@@ -282,12 +284,12 @@ def test_x_ref_moves_towards_the_mean(device):
 
 
 def test_rows_of_equal_activations_and_rows_at_the_threshold(device):
-    """Of equal classes the first has the gradient, and a snippet at tau is on no side."""
+    """Of equal classes the first gets the gradient; a snippet at tau is neither foreground nor background."""
     tcam = torch.full((2, 4, 3), 0.5).double()
     tcam[1] = 0.75
     x = batch(2, 4, 3, 5)._replace(tcam=tcam, lengths=None, partner=torch.tensor([[1, 0]] * 3))
     found, expected = (
-        evaluated(f, to(x, where), PAPER) for f, where in ((d2net_loss, device), (d2net_loss_reference, "cpu"))
+        evaluated(f, to(x, where), PAPER) for f, where in ((d2net_loss, device), (d2net_loss_ref, "cpu"))
     )
     assert found[LossResult._fields.index("valid")].tolist() == [[False, True], [False, False]]
     close(found, expected, rtol=1e-9, atol=1e-12)
@@ -343,7 +345,7 @@ def test_tensors_in_lists_are_checked_too():
         with pytest.raises(InputError, match="expected 7 gradients, 8 inputs and 12 results"):
             torch.ops.d2net.d2net_loss_backward(*lists, PAPER, True)
     garbage = [list(z) for z in right]
-    garbage[2][-1] = torch.full_like(workspace, 0x7F)  # whatever it holds, nothing outside is read or written
+    garbage[2][-1] = torch.full_like(workspace, 0x7F)  # wrong contents must not lead to reads or writes out of range
     torch.ops.d2net.d2net_loss_backward(*garbage, RELEASE._replace(own_classes=False), True)
     for a, b in zip(torch.ops.d2net.d2net_loss_backward(*right, PAPER, True), expected, strict=True):
         assert torch.equal(a, b)

@@ -1,4 +1,4 @@
-"""NMS of segments: every backend against the naive definition, published numbers and ugly inputs."""
+"""NMS of segments: every backend against the naive definition and published numbers, with hard inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SOFT = {"iou_threshold": 0.2, "sigma": 0.4, "min_score": 0.05}
 
 
 def naive(segments: Tensor, scores: Tensor, threshold: float, groups: Tensor | None = None) -> list[int]:
-    """The definition, word for word, in the segments' own precision."""
+    """The definition, written out, in the segments' own dtype."""
     rows, falling = segments.cpu().numpy(), (-scores.cpu()).tolist()
     group = np.zeros(len(rows), np.int64) if groups is None else groups.cpu().numpy()
     kept: list[int] = []
@@ -34,7 +34,7 @@ def naive(segments: Tensor, scores: Tensor, threshold: float, groups: Tensor | N
 
 
 def greedy(segments: Tensor, scores: Tensor, threshold: float, groups: Tensor | None = None) -> Tensor:
-    """What the operator gives. On CUDA few segments are decided by one block, and must be by the whole chip alike."""
+    """The operator's result. On CUDA one block does few segments; checks that the kernel for many gives the same."""
 
     def run() -> Tensor:
         if groups is None:
@@ -91,7 +91,7 @@ def test_oracle(device, shared: Path):
 def test_hand_made(device):
     segments = torch.tensor([[0.0, 10], [0, 5], [6, 10], [20, 30]], device=device)
     scores = torch.tensor([0.5, 0.9, 0.3, 0.1], device=device)
-    # [0, 5] has IoU 0.5 with [0, 10], which goes at exactly the threshold and so cannot suppress [6, 10] (IoU 0.4).
+    # [0, 5] has IoU 0.5 with [0, 10], exactly the threshold, so it is removed and cannot suppress [6, 10] (IoU 0.4).
     assert nms_1d(segments, scores, 0.5).tolist() == [1, 2, 3]
     assert nms_1d(segments, scores, 0.51).tolist() == [1, 0, 2, 3]
     assert nms_1d(segments, scores, 0.0).tolist() == [1, 2, 3]
@@ -116,7 +116,7 @@ def test_equals_definition(device, threshold, dtype):
         assert greedy(segments, scores, threshold, groups).tolist() == naive(segments, scores, threshold, groups)
 
 
-# More segments than the kernels keep in the list that they begin with, so that the index behind it is tried too.
+# More segments than fit into the kernels' list of kept segments, so that the index that replaces it is tested too.
 FILLERS = torch.stack([torch.arange(130.0), torch.arange(130.0) + 1], 1)
 
 
@@ -127,7 +127,7 @@ def integer_rows(n: int):
         st.lists(st.integers(-3, 6), min_size=n, max_size=n),
         st.lists(st.sampled_from([-(2**62), 0, 1, 2**62]), min_size=n, max_size=n),
         st.sampled_from(THRESHOLDS),
-        # In steps of the smallest number that there is, of one, and so that lengths overflow.
+        # Steps of the smallest positive number, of 1, and of numbers so large that lengths overflow.
         st.sampled_from([2.0**-149, 1.0, 2.0**123, 2.0**124]),
     )
 
@@ -160,7 +160,7 @@ finite = st.floats(-(2.0**100), 2.0**100, width=32)
 )
 @settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
 def test_any_numbers_equal_definition(device, rows, few, threshold):
-    """Whatever the magnitudes; a few values, used again and again, make segments that almost or just collide."""
+    """Any magnitude; with few distinct values many IoUs are at the threshold or just below it."""
     values = np.array(rows, np.float32)
     some = np.random.default_rng(len(rows)).random(values.shape) < 0.4
     values[some] = np.resize(np.float32(few), some.sum())
@@ -204,8 +204,8 @@ def test_soft_gaussian_in_float32(device):
     np.testing.assert_allclose(new[keep.argsort()].cpu().numpy(), np.array(expected_new)[order], rtol=1e-5)
 
 
-# On CUDA one block decides few segments. Of more, the whole chip decides the first 2048 by score, then prefixes that
-# double, and lets a warp take several segments.
+# On CUDA one block does few segments. For more, all blocks do the 2048 of highest score, then as many as before again
+# and again, and each warp takes several segments.
 
 
 @pytest.fixture(params=["simt", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -237,7 +237,7 @@ def test_cuda_over_several_prefixes(cuda_device, n, span, threshold, dtype):
 @pytest.mark.parametrize("n", [1000, 3000])
 @pytest.mark.parametrize("scores", [torch.arange(3000.0), -torch.arange(3000.0), torch.zeros(3000)])
 def test_cuda_decides_a_chain(cuda_device, scores, n):
-    """Each segment collides with its neighbours only, and all wait for one end."""
+    """Each segment overlaps its neighbours only, so every decision depends on the one before it."""
     start = torch.arange(float(n))
     segments = torch.stack([start, start + 1.5], 1)
     keep = check_against_the_cpu(cuda_device, segments, scores[:n], 0.2, torch.arange(n) // 700)
@@ -247,7 +247,7 @@ def test_cuda_decides_a_chain(cuda_device, scores, n):
 @pytest.mark.parametrize("n", [1, 2, 31, 32, 33, 64, 65, 1023, 1024, 1025, 2047, 2048, 2049])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_cuda_of_any_number(cuda_device, n, dtype):
-    """Around full warps and blocks and around what one block takes; few scores, so that many are equal."""
+    """Numbers of segments around multiples of warps and blocks, and the limit of one block; many equal scores."""
     segments, scores = random_case(n, n, n / 4, dtype)
     check_against_the_cpu(cuda_device, segments, (8 * scores).floor() - 4, 0.3, torch.arange(n) % 5 - 2)
 
@@ -272,7 +272,7 @@ def test_one_block_refuses_more_than_it_can_take(cuda_device, monkeypatch, dtype
 @pytest.mark.parametrize("threshold", [1e-3, 0.1, 1 / 3, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize(("dtype", "offset"), [(torch.float32, 0), (torch.float64, 0), (torch.float64, 1.7e9)])
 def test_cuda_looks_as_far_as_needed(cuda_device, threshold, dtype, offset):
-    """Pairs that just reach the threshold, or just not: one within the other, at either end."""
+    """Pairs whose IoU is at the threshold or just below: one segment within the other, at either end."""
     long = torch.exp2(torch.arange(-5, 15, dtype=torch.float64))
     start, short = offset + 2.0**16 * torch.arange(20), long * threshold
     outer = torch.stack([start, start + long], 1)
@@ -284,10 +284,10 @@ def test_cuda_looks_as_far_as_needed(cuda_device, threshold, dtype, offset):
 
 
 def test_cuda_tells_groups_of_one_hash_apart(cuda_device):
-    # Times the multiplier of the whole chip's hash these are 0, 1, 2 and 3 modulo 2^64.
+    # Multiplied by the multiplier of the kernel's hash these are 0, 1, 2 and 3 modulo 2^64: they collide.
     inverse = pow(0x9E3779B97F4A7C15, -1, 2**64)
     chip = torch.tensor([(k * inverse + 2**63) % 2**64 - 2**63 for k in range(4)])
-    block = torch.arange(4) * (2**32 + 1)  # one block takes the halves' exclusive or
+    block = torch.arange(4) * (2**32 + 1)  # the one-block kernel hashes the xor of the halves
     segments, scores = random_case(400, 9, 20.0)
     for dtype in (torch.float32, torch.float64):
         for values in (chip, block):
@@ -328,7 +328,7 @@ def test_soft_drops_what_infinity_times_nothing_gives_and_keeps_endless_segments
 
 @pytest.mark.parametrize("exponent", [-149, -128, -76, 100, 115])
 def test_the_smallest_and_the_largest_segments(device, exponent):
-    """A power of two as the unit changes nothing, from 1e-45 to 4e34."""
+    """Scaling times by a power of two, from 1e-45 to 4e34, changes nothing."""
     generator = torch.Generator().manual_seed(exponent)
     start, length = (
         torch.randint(0, 400, (300,), generator=generator),
@@ -351,7 +351,7 @@ def test_the_smallest_and_the_largest_segments(device, exponent):
 
 @pytest.mark.parametrize("n", [1000, 5000])
 def test_results_hold_little_memory(device, n):
-    """They may lie in memory for all segments where that is little, but not where it is much."""
+    """A small result may be a view of memory for all segments, a large one must be a copy."""
     segments, scores = random_case(n, 13, 10.0, device=device)
     for result in (nms_1d(segments, scores, 0.0), *soft_nms_1d(segments, scores, **SOFT | {"min_score": 0.9})):
         assert len(result) < n / 5 and result.untyped_storage().nbytes() <= max(16 * 1024, result.nbytes)
@@ -388,7 +388,7 @@ def test_cuda_decides_few_segments_in_one_launch():
             run()
         calls = [e.name for e in profile.events() if e.name.startswith(("cudaLaunch", "cudaMemset", "cudaMemcpy"))]
         assert len([name for name in calls if not name.startswith("cudaMemcpy")]) == 1, calls
-        assert len(calls) == 2, calls  # the count is read back
+        assert len(calls) == 2, calls  # one of them copies the count to the host
 
 
 def test_empty(device):
@@ -398,7 +398,7 @@ def test_empty(device):
     assert keep.shape == (0,) and keep.dtype == torch.int64
     keep, new = soft_nms_1d(segments, scores, iou_threshold=0.5, sigma=0.5, min_score=0.1)
     assert keep.shape == new.shape == (0,) and keep.dtype == torch.int64
-    # Every score under the floor is as good as no segment.
+    # If every score is below min_score, nothing is kept.
     low = torch.rand(3, 2, device=device), torch.zeros(3, device=device)
     keep, new = soft_nms_1d(*low, iou_threshold=0.5, sigma=0.5, min_score=0.1)
     assert keep.shape == new.shape == (0,)
@@ -411,7 +411,7 @@ def test_ties_and_degenerate_segments(device):
     assert greedy(points, torch.ones(5, device=device), 0.1).tolist() == [0, 1, 2, 3, 4]
     huge = torch.tensor([[-3e38, 3e38], [-3e38, 3e38], [0, 1]], device=device)  # its length overflows: IoU 0
     assert greedy(huge, torch.ones(3, device=device), 0.1).tolist() == [0, 1, 2]
-    assert greedy(huge, torch.ones(3, device=device), 0.0).tolist() == [0]  # 0 asks for an overlap only
+    assert greedy(huge, torch.ones(3, device=device), 0.0).tolist() == [0]  # with threshold 0 any overlap suppresses
     zeros = torch.tensor([-0.0, 0.0, -0.0], device=device)  # equal scores
     assert greedy(copies[:3] + torch.arange(3, device=device)[:, None], zeros, 0.5).tolist() == [0, 1, 2]
 
@@ -439,7 +439,7 @@ def test_permutation(device):
 
 
 @pytest.mark.parametrize(
-    ("of_segments", "of_scores", "computed"),
+    ("segments_dtype", "scores_dtype", "computed"),
     [
         (torch.float16, torch.float16, torch.float32),
         (torch.bfloat16, torch.bfloat16, torch.float32),
@@ -450,10 +450,10 @@ def test_permutation(device):
         (torch.float16, torch.int32, torch.float64),
     ],
 )
-def test_any_types_are_computed_in_float32_or_float64(device, of_segments, of_scores, computed):
-    """The same as of what was converted before."""
+def test_any_types_are_computed_in_float32_or_float64(device, segments_dtype, scores_dtype, computed):
+    """The same result as after converting the inputs."""
     segments, scores = random_case(300, 4, 100.0, device=device)
-    segments, scores = (8 * segments).round().to(of_segments), (200 * scores).round().to(of_scores)
+    segments, scores = (8 * segments).round().to(segments_dtype), (200 * scores).round().to(scores_dtype)
     groups = torch.arange(300, device=device) % 3
     wide = segments.to(computed), scores.to(computed)
     for threshold in (0.3, 1 / 3, 0.5):
@@ -488,7 +488,7 @@ def test_large(n, threshold):
     assert torch.all(scores[keep][:-1] >= scores[keep][1:])
     chosen = torch.zeros(len(scores), dtype=torch.bool)
     chosen[keep] = True
-    # The result is the one set in which a segment is missing exactly when a kept one of higher rank collides with it.
+    # The result is the only set in which a segment is missing exactly if a kept one of higher score suppresses it.
     rank = torch.empty(len(scores), dtype=torch.int64)
     rank[torch.sort(scores, descending=True, stable=True).indices] = torch.arange(len(scores))
     for i in torch.randint(len(scores), (20,), generator=torch.Generator().manual_seed(0)).tolist():
@@ -498,13 +498,13 @@ def test_large(n, threshold):
 
 
 def test_unfriendly_data_is_no_slower():
-    """200,000 segments that defeat pruning by start or by length alone: a quadratic cost would take minutes."""
+    """200,000 segments for which pruning by start or by length alone is quadratic, which would take minutes."""
     n = 200_000
     step = torch.arange(n, dtype=torch.float64)
     side_by_side = torch.stack([step, step + 1], 1)
     fan = torch.stack([torch.zeros(n, dtype=torch.float64), 1.0001**step], 1)  # one start, every length
     fan = fan[fan[:, 1] < 1e300]
-    # Many short ones, all kept, and long ones that reach over thousands of them without a collision.
+    # Many short segments, all kept, and long ones that overlap thousands of them, with an IoU below the threshold.
     nested = torch.cat([side_by_side[: n // 2], torch.stack([step, step + 5000], 1)[: n // 2]])
     for segments, threshold, kept in ((side_by_side, 0.5, n), (side_by_side, 0.0, n), (fan, 0.5, None)):
         for scores in (-segments[:, 0] - segments[:, 1], segments[:, 0]):

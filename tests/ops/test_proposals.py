@@ -1,4 +1,4 @@
-"""extract_proposals on every backend, against a scan that follows Sec. 3.3 word by word."""
+"""extract_proposals on every backend, against loops that follow Sec. 3.3."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from d2net.errors import InputError
-from d2net.ops.proposals import Proposals, extract_proposals, extract_proposals_reference
+from d2net.ops.proposals import Proposals, extract_proposals, extract_proposals_ref
 
 PAPER = [0.025 * i for i in range(1, 21)]
 
@@ -63,7 +63,7 @@ def scan(
 
 @st.composite
 def batches(draw):
-    """Activations on a grid, so that every sum is exact and ties are common; of 1/16 or of the smallest numbers."""
+    """Multiples of 1/16, or of the smallest positive number: every sum is exact, and ties are common."""
     b, t, c = draw(st.integers(0, 3)), draw(st.integers(0, 24)), draw(st.integers(0, 3))
     values = draw(st.lists(st.integers(-2, 16), min_size=b * t * c, max_size=b * t * c))
     dtype, step = draw(st.sampled_from([(torch.float32, 2**-4), (torch.float64, 2**-4), (torch.float32, 2**-149)]))
@@ -118,9 +118,9 @@ def test_equals_the_reference_bit_for_bit(device, dtype):
     lengths = torch.tensor([700, 0, 1, 333], device=device)
     for options in ({}, {"outer": "mean_of_sides", "min_length": 2, "nms_iou": 0.3, "min_contrast": -0.1}):
         found = extract_proposals(x, classes, lengths, thresholds=PAPER, **options)
-        # On the CPU, where sums are taken in the order of time: on a GPU torch.cumsum adds in another one.
+        # On the CPU, where torch.cumsum adds in the order of time; on a GPU it does not.
         inputs = x.cpu(), classes.cpu(), lengths.cpu()
-        expected = extract_proposals_reference(*inputs, thresholds=PAPER, **options)
+        expected = extract_proposals_ref(*inputs, thresholds=PAPER, **options)
         assert len(found.score) > 100
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=0)
@@ -163,7 +163,7 @@ def test_every_length_around_a_warp_and_a_block(device):
 
 @pytest.mark.parametrize("nms_iou", [0.1, 0.5, 0.9, 0.99])
 def test_deeply_nested_proposals(device, nms_iou):
-    # Proposals that collide in long chains: which one goes depends on one that goes because of another, and so on.
+    # Long chains of overlapping proposals: whether one is suppressed depends on the one before it, and so on.
     generator = torch.Generator().manual_seed(0)
     levels = torch.randint(1, 200, (3, 400), generator=generator)
     rising, falling = levels[0].sort().values, levels[1].sort(descending=True).values
@@ -254,7 +254,7 @@ def test_a_segment_found_twice_is_one_proposal(device):
 
 
 def test_a_staircase_is_one_proposal_a_step(device):
-    n = 300  # every snippet opens a proposal, the most that is possible
+    n = 300  # every snippet starts a proposal: the largest possible number
     sequence = [i / n for i in range(1, n + 1)]
     thresholds = [(i - 0.5) / n for i in range(1, n + 1)]
     found = one(device, sequence, torch.float64, thresholds=thresholds, nms_iou=1.0)
@@ -401,7 +401,7 @@ def test_sequences_beyond_shared_memory(simt_module, simt_kernels, limit):
         for n in (2100, 300):
             part, within = x[:, :n], lengths.clamp(max=n)
             found = extract_proposals(part, classes, within, thresholds=PAPER)
-            expected = extract_proposals_reference(part, classes, within, thresholds=PAPER)
+            expected = extract_proposals_ref(part, classes, within, thresholds=PAPER)
             assert rows(found) == rows(expected) != []
     finally:
         simt_module.set_shared_memory_limit(227 * 1024)
@@ -482,6 +482,6 @@ def test_wrong_input_is_refused_in_one_line(device, change, message):
 
 
 def test_too_long_for_any_device(device):
-    x = torch.zeros(1, device=device).expand(2, 2**31, 3)  # made there: moving it would take 51 GB
+    x = torch.zeros(1, device=device).expand(2, 2**31, 3)  # on the device: moving it would copy 51 GB
     with pytest.raises(InputError, match="too long"):
         extract_proposals(x, torch.ones(2, 3, dtype=torch.bool, device=device), thresholds=[0.5])

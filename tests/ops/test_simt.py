@@ -54,7 +54,7 @@ def test_a_refused_launch_is_an_error_that_names_the_operator(simt_kernels):
         simt_kernels.cuda_nms_1d_float32(*inputs, n, 0.5, *scratch, *outputs, -1, 0)
 
 
-# What blocks do while others run: resident_blocks, seed (0: all in turn). With one, each must end without the next.
+# Schedules of blocks: resident_blocks, seed (0: in turn). With one resident block each must end without the next.
 SCHEDULES = [(1, 0), (1, 1), (2, 2), (3, 0), (32, 0), (32, 3)]
 
 
@@ -65,12 +65,12 @@ def schedule(simt_module) -> Iterator[Callable[[int, int], None]]:
 
 
 def _adversaries() -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]]:
-    """Segments, scores, groups and a threshold that make many warps wait for few."""
+    """Segments, scores, groups and a threshold with which many warps wait for few others."""
     step, generator = torch.arange(160.0), torch.Generator().manual_seed(0)
     chain = torch.stack([step, step + 1.5], 1)
     mixed = torch.randperm(160, generator=generator)
     dense, scores, groups = _case(300, torch.float32, 3)
-    several, several_scores, several_groups = _case(2300, torch.float32, 40)  # prefixes
+    several, several_scores, several_groups = _case(2300, torch.float32, 40)  # more than one prefix
     return {
         "chain": (chain, -step, groups[:160], 0.2),
         "chain of equal scores": (chain[mixed], torch.zeros(160), groups[:160], 0.2),
@@ -83,7 +83,7 @@ def _adversaries() -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor, 
 
 @pytest.mark.parametrize(("resident_blocks", "seed"), SCHEDULES)
 def test_nms_does_not_depend_on_the_schedule(schedule, request, monkeypatch, resident_blocks, seed):
-    monkeypatch.setattr(nms, "_BLOCK_LIMIT", dict.fromkeys(nms._BLOCK_LIMIT, 0))  # several blocks for few segments too
+    monkeypatch.setattr(nms, "_BLOCK_LIMIT", dict.fromkeys(nms._BLOCK_LIMIT, 0))  # never the one-block kernel
     cases = _adversaries()
     expected = {name: (nms_1d(s, x, t), batched_nms_1d(s, x, g, t)) for name, (s, x, g, t) in cases.items()}
     request.getfixturevalue("simt_kernels")

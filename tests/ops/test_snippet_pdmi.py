@@ -17,7 +17,7 @@ NORMALIZATIONS = pytest.mark.parametrize("normalization", ["joint", "per_class"]
 
 
 def definition(attention, scores, length, fg_threshold, bg_threshold, normalization) -> tuple[float, bool]:
-    """Of one recording, snippet by snippet in Python floats."""
+    """The loss of one recording, snippet by snippet in Python floats."""
     chosen = [(a, s) for a, s in zip(attention.tolist()[:length], scores.tolist()[:length], strict=True)]
     fg = [a for a, s in chosen if s > fg_threshold]
     bg = [a for a, s in chosen if s < bg_threshold]
@@ -43,7 +43,7 @@ def gradient_of(attention: Tensor, *args, **options) -> Tensor:
 @NORMALIZATIONS
 def test_equals_equation_9(device, normalization):
     attention = torch.tensor([[0.9, 0.8, 0.2, 0.4, 0.5]], dtype=torch.float64, device=device)
-    scores = torch.tensor([[0.7, 0.6, 0.1, 0.2, 0.5]], dtype=torch.float64, device=device)  # the last is neither
+    scores = torch.tensor([[0.7, 0.6, 0.1, 0.2, 0.5]], dtype=torch.float64, device=device)  # the last: neither
     u = torch.tensor([[0.9 + 0.8, 0.2 + 0.4], [0.1 + 0.2, 0.8 + 0.6]], dtype=torch.float64)
     u = u / 4 if normalization == "joint" else u / 2
     sigma = torch.linalg.svdvals(u)
@@ -143,7 +143,7 @@ def test_padding_does_not_matter(device, filler):
 def test_nan_propagates_from_chosen_snippets_only(device):
     attention, scores = (x.to(device) for x in batch(3, 8, torch.float32))
     scores[:, :3] = torch.tensor([0.9, 0.1, 0.5])
-    attention[0, 2] = math.nan  # neither
+    attention[0, 2] = math.nan  # of a snippet that is neither
     attention[1, 0] = math.nan
     scores[2, 4] = math.nan
     loss, valid = snippet_pdmi(attention, scores)
@@ -198,10 +198,10 @@ def test_the_address_of_a_row_does_not_matter(device, t, dtype):
         snippet_pdmi(aligned, aligned_scores, lengths),
     )
     torch.testing.assert_close(loss, expected.loss, rtol=0, atol=0)
-    gradient, of_aligned = (
+    gradient, grad_aligned = (
         gradient_of(a, s, lengths) for a, s in ((unaligned, unaligned_scores), (aligned, aligned_scores))
     )
-    assert torch.equal(gradient, of_aligned) and (gradient[1, t - 1 :] == 0).all()
+    assert torch.equal(gradient, grad_aligned) and (gradient[1, t - 1 :] == 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

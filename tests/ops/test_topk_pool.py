@@ -69,7 +69,7 @@ def test_equals_a_sort_of_every_column(device, b, t, c, divisor, kinds, seed):
 )
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_special_values(device, t, c, divisor, dtype, data):
-    # Thirty times the largest is still a float32, which the reference adds up in.
+    # Sums of thirty of the largest numbers fit into float32, in which the reference sums.
     special = [0.0, -0.0, 1.0, -1.0, INF, -INF, NAN, 1e-40, -1e-40, 1e37]
     values = data.draw(st.lists(st.sampled_from(special), min_size=t * c, max_size=t * c))
     check(torch.tensor(values, dtype=dtype, device=device).view(1, t, c), None, divisor)
@@ -78,7 +78,7 @@ def test_special_values(device, t, c, divisor, dtype, data):
 @pytest.mark.parametrize("c", [1, 3, 16, 20])
 @pytest.mark.parametrize("kind", ["normal", "sigmoid", "sorted", "constant", "two values", "periodic"])
 def test_long_recordings(device, c, kind):
-    """Long enough for the search to start from a sample."""
+    """So many snippets that the search starts from a sample."""
     t = 9000
     x = torch.randn(1, t, c, generator=torch.Generator().manual_seed(0)).to(device)
     if kind == "sigmoid":
@@ -111,7 +111,7 @@ def test_more_classes_than_a_tile_and_every_length(device):
     [
         (3, 40, 20),  # three tiles of classes, the last not full
         (2, 1000, 1),
-        (4, 257, 8),  # keys of a second batch
+        (4, 257, 8),  # a second batch of keys
         (1, 1500, 9),  # two warps for a column, float64 four
         (1, 2100, 33),  # four and eight
         (1, 5000, 3),  # eight and sixteen
@@ -133,7 +133,7 @@ def test_cuda_kernels_equal_the_cpu(simt_module, request, b, t, c, dtype):
     expected = results()
     request.getfixturevalue("simt_kernels")
     pooled, *got = results()
-    # Sums in another order: rounding of a float64, so all but never seen in a narrower type.
+    # The order of the sums differs. They are in float64, so the difference is hardly ever visible in a narrower dtype.
     torch.testing.assert_close(pooled, expected[0], rtol=1e-14 if dtype == torch.float64 else 0, atol=0, equal_nan=True)
     for have, want in zip(got, expected[1:], strict=True):
         torch.testing.assert_close(have, want, rtol=0, atol=0, equal_nan=True)

@@ -198,9 +198,9 @@ def attention_pool(n: Numbers) -> Call:
 def bottom_up_attention(n: Numbers) -> Call:
     b, t, d = n.size(5), n.size(), n.size(40)
     lengths = n.lengths(b, t)
-    x, reference = n.padded(n.normal(b, t, d), lengths), n.normal(d)
-    slack = {1: rounding(x), 2: rounding(reference) * b * t}
-    return Call("bottom_up_attention", ops.bottom_up_attention, [x, reference], [lengths], slack=slack)
+    x, x_ref = n.padded(n.normal(b, t, d), lengths), n.normal(d)
+    slack = {1: rounding(x), 2: rounding(x_ref) * b * t}
+    return Call("bottom_up_attention", ops.bottom_up_attention, [x, x_ref], [lengths], slack=slack)
 
 
 def tame(x: Tensor) -> Tensor:

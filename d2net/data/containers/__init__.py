@@ -1,4 +1,4 @@
-"""Feature files in the containers that people have: .npy, .npz, .pt, .h5; one door for all of them."""
+"""Opens feature files of every supported format: .npy, .npz, .pt, .h5."""
 
 from __future__ import annotations
 

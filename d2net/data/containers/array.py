@@ -1,4 +1,4 @@
-"""The features of one file: (T, width), whatever way their array was saved."""
+"""The features of one file as (T, width), in whatever shape their array was saved."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def feature_array(array: Any, source: str, read: Callable[[], np.ndarray] | None
     shape, axis = tuple(array.shape), None
     while len(shape) > 2 and shape[-1] == 1:  # (T, width, 1, 1), as some networks give it
         shape = shape[:-1]
-    if shape == (0,):  # numpy's array of nothing
+    if shape == (0,):  # numpy's empty array
         return FeatureArray(source, 0, 0, load, zero=True)
     if len(shape) == 3:
         axis = _crop_axis(shape, source)
@@ -59,7 +59,7 @@ def feature_array(array: Any, source: str, read: Callable[[], np.ndarray] | None
         raise InputError(f"{source}: has shape {tuple(array.shape)}, expected (T, width); save one row per snippet")
     if shape[-1] == 0:
         raise InputError(f"{source}: has shape {tuple(array.shape)}, rows without numbers; extract its features again")
-    zero = not np.any(array[:1]) and not np.any(array[:])  # one row tells of nearly all
+    zero = not np.any(array[:1]) and not np.any(array[:])  # the first row usually decides
     if axis is None:
         squeezed = shape != tuple(array.shape)
         return FeatureArray(

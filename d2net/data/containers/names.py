@@ -7,7 +7,7 @@ from typing import Any
 
 from d2net.errors import InputError
 
-NAMES = ("feats", "features", "feature", "feat")  # what the one array of a container is called
+NAMES = ("feats", "features", "feature", "feat")  # usual names of a container's only array
 
 
 def stream_names(content: Mapping[str, Any], source: str) -> dict[str, str]:

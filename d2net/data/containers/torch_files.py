@@ -1,4 +1,4 @@
-"""Files of PyTorch's: tensors alone, no code."""
+"""Files of PyTorch: tensors only, no code."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from d2net.report.timeline.rows import MAX_CLASSES, TimelineRow, Track, best_sco
 
 __all__ = ["COMMON_AXIS", "MAX_CLASSES", "MIN_SCORE", "TimelineRow", "Track", "draw_timeline"]
 
-MIN_SCORE = 0.25  # detections drawn, as a share of the track's best score in the picture
+MIN_SCORE = 0.25  # detections are drawn from this fraction of their track's best score in the picture on
 
 
 def draw_timeline(path: Path, rows: Sequence[TimelineRow], *, min_score: float = MIN_SCORE, dpi: int = 200) -> int:
@@ -58,7 +58,7 @@ def draw_timeline(path: Path, rows: Sequence[TimelineRow], *, min_score: float =
 
 
 def _above(rows: Sequence[TimelineRow], min_score: float) -> tuple[list[TimelineRow], int]:
-    """The rows with the detections from this share of their track's best, and how many others there are."""
+    """The rows with the detections from this fraction of their track's best score on, and the number of the others."""
     best = best_scores(rows)
     kept, hidden = [], 0
     for row in rows:

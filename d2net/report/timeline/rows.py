@@ -1,4 +1,4 @@
-"""What is drawn: recordings, and what each model, or file of detections, says of them."""
+"""What is drawn: recordings, and the results of each model or file of detections for them."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ COLOUR = "#2f6db5"
 
 
 def draw(rows: Sequence[Row], name: str, over: str) -> Figure:
-    """Every variant's mAP and F1: each run a dot, their mean a bar's end, the deviation a line, which is said."""
+    """mAP and F1 of every variant: a bar for the mean, a line for the deviation, a dot for each run; with a legend."""
     shown = [m for m in ("0.5", "f1") if m in measures(rows)]
     several = any(len(row.results) > 1 for row in rows)
     figure = Figure(figsize=(7.0, 1.1 + 0.2 * several + 0.34 * len(rows)), layout="constrained")
@@ -26,7 +26,7 @@ def draw(rows: Sequence[Row], name: str, over: str) -> Figure:
                 ax.errorbar(mean, y, xerr=deviation, color=COLOUR, lw=1.2, capsize=2.5, zorder=3)
                 values = row.values(measure)
                 ax.plot(values, [y] * len(values), "o", ms=2.6, color="#222222", alpha=0.55, mew=0, zorder=4)
-            # Beyond the axes, where neither bar nor line can run through it.
+            # Outside the axes, where no bar or line crosses it.
             beside = plus_minus((mean, deviation))
             ax.text(1.01, y, beside, va="center", fontsize=7.5, transform=ax.get_yaxis_transform())
         ax.set_xlabel("F1 at IoU 0.5, percent" if measure == "f1" else "mAP at IoU 0.5, percent", fontsize=8.5)

@@ -1,4 +1,4 @@
-"""What a study leaves for its reader: a CSV, a JSON and the picture."""
+"""Writes the results of a study: a CSV, a JSON and the picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is compared: variants of a recipe, and the trainings that each of them takes."""
+"""The variants of a recipe that a study compares, and the trainings that they need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from d2net.recipes import LossRecipe, Recipe
 from d2net.words import did_you_mean, is_number
 
 NO_DENOISING = ("loss.alpha_snippet=0", "loss.alpha_video=0")
-RECORDINGS = 1000  # training recordings of ``watch`` where a variant does not say
+RECORDINGS = 1000  # training recordings of ``watch`` if a variant sets no other number
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ COMPLEMENTS = {"um": Variant("d2net+um", "D2-Net + UM", ("loss.denoising=pdmi", 
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a variant; all that decides its result.
+    """One training of a variant, with everything that decides its result.
 
     Attributes:
         recipe: With the variant's settings.
@@ -75,11 +75,11 @@ class Run:
         return {**sections, "watch": dict(self.making)}
 
     def acting(self) -> Run:
-        """The same experiment, written in one way only: without the settings that say nothing in it."""
+        """The experiment in canonical form: without the settings that have no effect in it."""
         return replace(self, recipe=replace(self.recipe, loss=_acting(self.recipe.loss)))
 
     def trained_like(self, other: Run) -> bool:
-        """Whether both trainings give the same network."""
+        """Whether both trainings result in the same network."""
         mine, its = self.recipe, other.recipe
         return (self.seed, self.held_out, self.making) == (other.seed, other.held_out, other.making) and (
             (mine.model, _acting(mine.loss), mine.training) == (its.model, _acting(its.loss), its.training)
@@ -115,7 +115,7 @@ def parse_variant(text: str) -> Variant:
 
 
 def resolve(recipe: Recipe, variant: Variant, *, watch: bool) -> tuple[Recipe, tuple[tuple[str, float], ...]]:
-    """The variant's recipe, and what it changes of how ``watch`` is made."""
+    """The variant's recipe, and its changes to the making of ``watch``."""
     making: dict[str, float] = {}
     for setting in variant.settings:
         if not setting.startswith("watch."):
@@ -138,11 +138,11 @@ def resolve(recipe: Recipe, variant: Variant, *, watch: bool) -> tuple[Recipe, t
         changed = recipe.override([s for s in variant.settings if not s.startswith("watch.")])
     except InputError as error:
         raise InputError(f"variant '{variant.name}': {error}") from error
-    # Said or not, the usual values are the same experiment.
+    # Default values, written out or not, are the same experiment.
     usual = {"tilt": TILT, "tempo": TEMPO, "train_recordings": RECORDINGS}
     return changed, tuple(sorted((k, v) for k, v in making.items() if v != usual[k]))
 
 
 def _acting(loss: LossRecipe) -> LossRecipe:
-    """The settings that act: where L_D has no weight, which loss it is says nothing."""
+    """The settings that have an effect: if the weights of L_D are 0, the kind of L_D has none."""
     return replace(loss, denoising="pdmi") if loss.alpha_snippet == loss.alpha_video == 0 else loss

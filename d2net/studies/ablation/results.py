@@ -1,4 +1,4 @@
-"""The JSON files of a study: written, read again with every value checked, and compared with what is asked now."""
+"""The JSON files of a study: writes them, reads them with every value checked, and compares them with a new study."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_table(path: Path) -> dict[str, Any]:
 
 
 def numbers(result: dict[str, Any], levels: Sequence[str]) -> dict[str, Any]:
-    """What the tables need of a result file, checked."""
+    """The entries of a result file that the tables need, checked."""
     maps = typed(result.get("map"), dict, '"map"')
     lines = typed(result.get("said", []), list, '"said"')
     return {
@@ -32,11 +32,11 @@ def numbers(result: dict[str, Any], levels: Sequence[str]) -> dict[str, Any]:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
-    """The first value of ``new`` that ``old`` does not have, in words; empty where there is none."""
+    """The first value of ``new`` that differs from ``old``, in words; "" if none does."""
     for key, value in new.items():
         before = old.get(key)
         if isinstance(value, Mapping) and isinstance(before, Mapping):
-            # An empty table and one with values differ in keys of either.
+            # Compare the keys of both: one table may be empty.
             inner = difference(before, value, f"{prefix}{key}.") or difference(
                 {k: value.get(k) for k in before}, before, f"{prefix}{key}."
             )

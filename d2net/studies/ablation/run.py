@@ -1,4 +1,4 @@
-"""Trains and judges what is planned, in a folder that says whose it is and what is done already."""
+"""Trains and judges the runs of a study, in a folder that records the study and the runs that are done."""
 
 from __future__ import annotations
 
@@ -33,9 +33,11 @@ class Ablation:
         variants: Rows of the table, in order.
         seeds: How many; they are 0, 1, …
         data: The dataset; None: the ``watch`` recordings, made as the variants say.
-        train, test: Names of the subsets of ``data``.
-        folds: Cross-validate: so many groups of the training subjects of ``watch`` (7: each on its own) are left out
-            and judged on, one at a time; the test subjects play no part. None: train and test as they are.
+        train: Name of the subset of ``data`` to train on.
+        test: Name of the subset of ``data`` to judge on.
+        folds: Cross-validate with so many groups of the training subjects of ``watch`` (7: one subject each): each
+            group in turn is left out of training and judged on. The test subjects are not used. None: train on the
+            training subjects and judge on the test subjects.
         device: Where to train and to localize.
 
     Raises:
@@ -73,7 +75,7 @@ class Ablation:
         self.out, self.recipe, self.variants, self.device = Path(out), recipe, list(variants), device
         self.data, self.train, self.test, self.folds = data, train, test, folds
         settings = {v.name: resolve(recipe, v, watch=data is None) for v in variants}
-        # Seeds outermost: stopped early, the study has as much of every variant.
+        # Seeds outermost: a study that is stopped early has about as many runs of every variant.
         self.runs = [
             Run(v, *settings[v.name], seed, held_out)
             for seed in range(seeds)
@@ -88,7 +90,7 @@ class Ablation:
 
     @property
     def over(self) -> str:
-        """What the numbers are over, for titles."""
+        """What the means are over, for titles."""
         seeds = len({r.seed for r in self.runs})
         text = f"{seeds} seed" + "s" * (seeds > 1)
         if self.folds is None:
@@ -97,7 +99,7 @@ class Ablation:
         return f"{text} x {self.folds} {people}"
 
     def duplicates(self) -> list[tuple[str, str]]:
-        """Pairs of variants that are the same experiment, as the recipe has a term's weight at 0."""
+        """Pairs of variants that are the same experiment, because a term's weight is 0 in the recipe."""
         first: dict[str, str] = {}
         pairs = []
         for run in self.runs[: len(self.variants)]:
@@ -108,7 +110,7 @@ class Ablation:
         return pairs
 
     def execute(self, progress: Progress | None = None) -> list[dict[str, Any]]:
-        """Train and judge what is not done yet.
+        """Train and judge the runs that are not done yet.
 
         Args:
             progress: Called with (what is trained, iterations done by this call, all that it has to do, the result of
@@ -156,16 +158,16 @@ class Ablation:
         if checkpoint is None:
             trainer = Trainer(dataset, run.recipe, out=folder, seed=run.seed, device=self.device, progress=progress)
             checkpoint = trainer.run(resume=(folder / CHECKPOINT_NAME).exists())
-            if trainer.interrupted:  # too late to stop it, and in time for the next
+            if trainer.interrupted:  # too late to stop this run, in time to stop before the next
                 raise KeyboardInterrupt
-        # The settings are the run's own: the checkpoint may be that of one that differs in them.
+        # The run's own settings: the checkpoint may be of a run that differs in localization or evaluation.
         detections = localize(load_model(checkpoint, self.device), test, run.recipe.localization)
         settings = run.recipe.evaluation
         result = {**self._identity(run), "detections": len(detections)}
         try:
             found = evaluate(detections, test.annotations(), protocol=settings.protocol, tiou=settings.tiou)
             result |= {**found.to_json(), "said": found.coverage.lines()}
-        except InputError as error:  # none of its detections is where the protocol looks: all are wrong
+        except InputError as error:  # all detections are where the protocol does not look: all are wrong
             nothing = {f"{t:g}": 0.0 for t in settings.tiou}
             result |= {"protocol": settings.protocol, "map": nothing, "average": 0.0, "f1": 0.0, "per_class": {}}
             result["said"] = [f"every number is 0: {error}"]
@@ -173,7 +175,7 @@ class Ablation:
         return result
 
     def _trained_already(self, run: Run) -> Path | None:
-        """The checkpoint of a finished run that differs in localization or evaluation alone."""
+        """The checkpoint of a finished run that differs only in localization or evaluation."""
         for other in self.runs:
             if other is not run and run.trained_like(other) and self._finished(other) is not None:
                 path = inside(self.out, *other.folder.parts) / CHECKPOINT_NAME
@@ -182,7 +184,7 @@ class Ablation:
         return None
 
     def _identity(self, run: Run) -> dict[str, Any]:
-        """What a result file says of the training it is from."""
+        """The entries of a result file about the training."""
         return {
             "dataset": self.dataset.name,
             "variant": run.variant.name,
@@ -232,7 +234,7 @@ class Ablation:
             )
 
     def _claim_folder(self) -> None:
-        """Say in the folder whose it is, or find out that it is another's."""
+        """Record the study in its folder. Raises InputError if the folder is of another study."""
         path = self.out / STUDY_NAME
         mine = {
             "study": "ablation",
@@ -260,7 +262,7 @@ class Ablation:
             raise InputError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
 
 
-@lru_cache(maxsize=2)  # of 130 MB each; a study goes through all variants before it leaves out the next people
+@lru_cache(maxsize=2)  # of 130 MB each; a study runs all variants before it leaves out the next people
 def _watch(held_out: tuple[int, ...], making: tuple[tuple[str, float], ...]) -> Dataset:
     values: dict[str, Any] = dict(making)
     if not held_out:

@@ -19,7 +19,7 @@ class Row:
     results: tuple[dict[str, Any], ...]
 
     def values(self, measure: str) -> list[float]:
-        """Of every run: ``f1``, ``average``, or mAP at an IoU as ``0.5``."""
+        """The values of every run: ``f1``, ``average``, or mAP at an IoU such as ``0.5``."""
         return [r[measure] if measure in ("f1", "average") else r["map"][measure] for r in self.results]
 
     def summary(self, measure: str) -> tuple[float, float | None]:
@@ -34,7 +34,7 @@ def make_rows(study: Ablation, results: Sequence[dict[str, Any]]) -> list[Row]:
 
 
 def measures(rows: Sequence[Row]) -> list[str]:
-    """What every run was measured by: its IoUs, their average, F1."""
+    """The measures of every run: mAP at its IoUs, their average, F1."""
     return [*rows[0].results[0]["map"], "average", "f1"]
 
 

@@ -1,6 +1,6 @@
-"""The loss of a batch: what goes in, what comes out, and all of it in plain PyTorch, part by part, for any device.
+"""The loss of a batch in plain PyTorch, for any device, with the types of its inputs, settings and results.
 
-One recording at a time, as the paper has it: :mod:`d2net.equations`.
+:mod:`d2net.equations` has the same as the paper writes it, one recording at a time.
 """
 
 from __future__ import annotations
@@ -11,28 +11,32 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from d2net.ops.attention_pool import attention_pool_reference
-from d2net.ops.bottom_up_attention import bottom_up_attention_reference
+from d2net.ops.attention_pool import attention_pool_ref
+from d2net.ops.bottom_up_attention import bottom_up_attention_ref
 from d2net.ops.checks import within
-from d2net.ops.condition_number import joint_log_condition_number_reference
-from d2net.ops.snippet_pdmi import snippet_pdmi_reference
-from d2net.ops.tcam_pool import class_max, tcam_pool_reference
+from d2net.ops.condition_number import joint_log_condition_number_ref
+from d2net.ops.snippet_pdmi import snippet_pdmi_ref
+from d2net.ops.tcam_pool import class_max, tcam_pool_ref
+
+FG, BG = 0, 1  # rows of x (2, B, D) and of valid (2, B): foreground, background
+# The pairs of Eq. 3 are fb, fg and bg, in this order: which embedding of a recording meets which of its partner.
+OWN, OTHER = [FG, FG, BG], [BG, FG, BG]
 
 
 class LossSettings(NamedTuple):
-    """What a recipe says and which parts are on; ``LossSettings`` of csrc/loss.h, in its order."""
+    """A recipe's values, and which parts of the loss are on: ``LossSettings`` of csrc/loss.h, in the same order."""
 
     topk_divisor: float = 8  # p is the mean of the ceil(length / topk_divisor) largest activations
-    min_snippets: float = 1  # shorter recordings do not count ...
-    skip_unlabelled: float = False  # ... nor do those without a label
-    # Eq. 4, with the weights of Eq. 3 (separate) or 0
+    min_snippets: float = 1  # shorter recordings do not count
+    skip_unlabelled: float = False  # recordings without a label do not count
+    # Eq. 4; with `separate` it has the weights of Eq. 3, else they are 0
     classify: float = False
     separate: float = False
     beta: float = 2.0
     gamma: float = 0.01
     probability_floor: float = 1e-6
     mean_over_classes: float = False
-    balanced: float = False  # positive classes count C times
+    balanced: float = False  # the terms of positive classes are multiplied by C
     # x_fg and x_bg of Eq. 2
     embed: float = False
     threshold: float = 0.5
@@ -41,8 +45,8 @@ class LossSettings(NamedTuple):
     # x_ref
     update: float = False
     momentum: float = 0.9
-    lowest_attention: float = False  # it moves towards snippets of the lowest attention, not towards x_bg
-    # lambda' of Eq. 8; Eq. 9 and its weight
+    lowest_attention: float = False  # moves x_ref towards each recording's snippet of lowest attention, not its x_bg
+    # lambda' of Eq. 8 (score); L_DS of Eq. 9 (snippet) and its weight
     score: float = False
     snippet: float = False
     alpha_snippet: float = 0.0
@@ -52,23 +56,30 @@ class LossSettings(NamedTuple):
     snippet_per_class: float = False
     entry_floor: float = 0.0
     rank_tol: float = 1e-5
-    # Eq. 10 and its weight
+    # L_DV of Eq. 10 and its weight
     video: float = False
     alpha_video: float = 0.0
-    peak_share: float = -1.0  # below 0: none
+    peak_share: float = -1.0  # p at or below this fraction of its maximum becomes 0; negative: p stays as it is
     video_per_class: float = False
 
 
 class LossInputs(NamedTuple):
     """A batch.
 
+    ``separate`` needs either ``keys`` or ``partner``.
+
     Attributes:
-        tcam: (B, T, C). embeddings: (B, T, D); None where no part needs them. lengths: (B,), or None (all T).
-        labels: (B, C), above 0 where a recording has the class. x_ref: (D,), for ``update`` and ``score``.
-        keys: (3, B) float32 random numbers: ``separate`` pairs every recording with the next in a cycle through those
-            that have the embedding in question, in the order of keys. Or else
-        partner: (3, B) int64, whose x~ stands in w_fb, w_fg and w_bg of Eq. 3; none where it is not one of 0 ... B - 1.
-        source: (B,) int64, whose x_fg stands in w_fb; None: the recording's own, and nothing is paired with itself.
+        tcam: (B, T, C).
+        embeddings: (B, T, D); None where no part needs them.
+        lengths: (B,), or None (all T).
+        labels: (B, C), above 0 where a recording has the class.
+        x_ref: (D,), for ``update`` and ``score``.
+        keys: (3, B) float32 random numbers, one row for each of w_fb, w_fg and w_bg of Eq. 3. They give the recordings
+            that have the embedding an order; each is paired with the next one, the last with the first.
+        partner: (3, B) int64, the recording that x~ comes from in w_fb, w_fg and w_bg. The weight is 0 where the index
+            is not one of 0 ... B - 1.
+        source: (B,) int64, the recording that x_fg of w_fb comes from. None: the recording itself; then the weight is 0
+            where it is its own partner.
     """
 
     tcam: Tensor
@@ -87,13 +98,21 @@ class LossInputs(NamedTuple):
 
 
 class LossResult(NamedTuple):
-    """What the loss is made of; empty tensors of parts that are off.
+    """The loss and what it was computed from. Where a part is off, its scalar is 0 and its tensor is empty.
 
     Attributes:
-        total, discriminative, snippet, video: scalars, 0 of what is off; the total is with the weights of ``settings``.
-        attention: (B, T), top-down. pooled: (B, C), scores p. x: (2, B, D), x_fg and x_bg, 0 where there is none.
-        counted: (B,) int64, lengths of the recordings that count, 0 of others. scores: (B, T), lambda' of Eq. 8.
-        valid: (2, B) bool, whether there is an x_fg and an x_bg. x_ref: (D,), updated. workspace: the backward's.
+        total: scalar, discriminative + alpha_snippet * snippet + alpha_video * video.
+        discriminative: scalar, L_Dis.
+        snippet: scalar, L_DS.
+        video: scalar, L_DV.
+        attention: (B, T), top-down.
+        pooled: (B, C), the scores p.
+        x: (2, B, D), x_fg and x_bg; 0 where a recording has none.
+        counted: (B,) int64, the lengths of the recordings that count; 0 for the others.
+        scores: (B, T), lambda' of Eq. 8.
+        valid: (2, B) bool, whether a recording has an x_fg and an x_bg.
+        x_ref: (D,), after the update.
+        workspace: bytes that the backward reads; empty in plain PyTorch.
     """
 
     total: Tensor
@@ -110,18 +129,18 @@ class LossResult(NamedTuple):
     workspace: Tensor
 
 
-def d2net_loss_reference(inputs: LossInputs, settings: LossSettings) -> LossResult:
-    """:func:`d2net.ops.loss.d2net_loss` without checks; all inputs in one type, but for embeddings."""
+def d2net_loss_ref(inputs: LossInputs, settings: LossSettings) -> LossResult:
+    """:func:`d2net.ops.loss.d2net_loss` without checks. Only the embeddings may have another dtype than the rest."""
     tcam, embeddings, lengths, labels, x_ref, keys, partner, source = inputs
     b, t = tcam.shape[:2]
     zero, none = tcam.new_zeros(()), tcam.new_empty(0)
     counted = counted_lengths(tcam, lengths, labels, settings)
-    attention, pooled = tcam_pool_reference(tcam, counted, divisor=int(settings.topk_divisor))
+    attention, pooled = tcam_pool_ref(tcam, counted, divisor=int(settings.topk_divisor))
     x, valid, scores, new_x_ref = none, none.bool(), none, none
     if embeddings is not None and settings.embed:
         thresholds = settings.threshold, settings.background_threshold, bool(settings.mean_embeddings)
         with nullcontext() if settings.separate else torch.no_grad():
-            x_fg, x_bg, *has = attention_pool_reference(embeddings, attention, counted, *thresholds)
+            x_fg, x_bg, *has = attention_pool_ref(embeddings, attention, counted, *thresholds)
             x, valid = torch.stack((x_fg, x_bg)), torch.stack(has)
 
     discriminative = zero
@@ -135,22 +154,22 @@ def d2net_loss_reference(inputs: LossInputs, settings: LossSettings) -> LossResu
         discriminative = mean_of(discriminative_terms(pooled, labels, counted, weights, settings), counted)
 
     if embeddings is not None and x_ref is not None and settings.update:
-        background = x[1].detach()
+        background = x[BG].detach()
         if settings.lowest_attention and t:
             lowest = (1 - attention.detach()).masked_fill(~within(tcam, counted), -1).argmax(1)
             background = embeddings.detach()[torch.arange(b, device=tcam.device), lowest].to(tcam.dtype)
-        mean = torch.where(valid[1][:, None], background, 0).sum(0) / valid[1].sum().clamp(min=1)
+        mean = torch.where(valid[BG][:, None], background, 0).sum(0) / valid[BG].sum().clamp(min=1)
         moved = settings.momentum * x_ref + (1 - settings.momentum) * mean
-        x_ref = new_x_ref = torch.where(valid[1].any(), moved, x_ref)
+        x_ref = new_x_ref = torch.where(valid[BG].any(), moved, x_ref)
     if embeddings is not None and x_ref is not None and settings.score:
-        scores = bottom_up_attention_reference(embeddings.detach(), x_ref, counted)
+        scores = bottom_up_attention_ref(embeddings.detach(), x_ref, counted)
 
     snippet = video = zero
     if settings.snippet:
         seen = attention
         if settings.own_classes:
             seen = own_class_attention(attention, tcam, scores, labels, settings.fg_threshold)
-        terms, comparable = snippet_pdmi_reference(
+        terms, comparable = snippet_pdmi_ref(
             seen,
             scores,
             counted,
@@ -163,18 +182,18 @@ def d2net_loss_reference(inputs: LossInputs, settings: LossSettings) -> LossResu
         snippet = mean_of(terms, comparable)
     if settings.video and pooled.numel():
         p, y = video_factors(pooled, labels, counted, settings)
-        video = joint_log_condition_number_reference(p[None], y[None])[0]
+        video = joint_log_condition_number_ref(p[None], y[None])[0]
 
     total = discriminative
     for weight, term in ((settings.alpha_snippet, snippet), (settings.alpha_video, video)):
-        if weight != 0:  # NaN * 0 would be NaN
+        if weight != 0:  # 0 * NaN is NaN: a term of weight 0 is left out
             total = total + weight * term
     scalars = total, discriminative, snippet, video
     return LossResult(*scalars, attention, pooled, x, counted, scores, valid, new_x_ref, none)
 
 
 def counted_lengths(tcam: Tensor, lengths: Tensor | None, labels: Tensor, settings: LossSettings) -> Tensor:
-    """(B,) int64 lengths of the recordings that count, 0 of others."""
+    """(B,) int64: the lengths of the recordings that count, 0 for the others."""
     b, t = tcam.shape[:2]
     if lengths is None:
         lengths = torch.full((b,), t, device=tcam.device)
@@ -185,9 +204,12 @@ def counted_lengths(tcam: Tensor, lengths: Tensor | None, labels: Tensor, settin
 
 
 def different_partners(keys: Tensor, valid: Tensor) -> Tensor:
-    """(3, B) int64: the next recording in a cycle through all, those with a foreground and those with a background
-    embedding; of the others: themselves."""
-    takes_part = torch.stack((torch.ones_like(valid[0]), *valid))
+    """(3, B) int64: every recording's partner for w_fb, w_fg and w_bg of Eq. 3.
+
+    In the order of ``keys`` each is paired with the next, the last with the first: for w_fb among all recordings, for
+    w_fg among those with an x_fg, for w_bg among those with an x_bg. A recording outside is its own partner.
+    """
+    takes_part = torch.stack((torch.ones_like(valid[FG]), valid[FG], valid[BG]))
     place = torch.arange(keys.shape[1], device=keys.device)
     order = keys.argsort(dim=1, stable=True)
     order = order.gather(1, (~takes_part).gather(1, order).byte().argsort(dim=1, stable=True))
@@ -205,16 +227,17 @@ def separation_weights(x: Tensor, valid: Tensor, partner: Tensor, source: Tensor
     if source is None:
         usable = usable & (partner != own)
     first, partner = torch.where(usable, first, 0), torch.where(usable, partner, 0)
-    usable = usable & valid[[0, 0, 1]].gather(1, first) & valid[[1, 0, 1]].gather(1, partner)
+    usable = usable & valid[OWN].gather(1, first) & valid[OTHER].gather(1, partner)
     unit = unit_vectors(x)
-    u = unit[[0, 0, 1]].gather(1, first[:, :, None].expand(3, b, d))
-    v = unit[[1, 0, 1]].gather(1, partner[:, :, None].expand(3, b, d))
-    cosine = (u * v).sum(2)
-    return torch.where(usable, torch.cat((cosine[:1].clamp(min=0), gamma * (1 - cosine[1:]))), 0)
+    u = unit[OWN].gather(1, first[:, :, None].expand(3, b, d))
+    v = unit[OTHER].gather(1, partner[:, :, None].expand(3, b, d))
+    cos_fb, cos_fg, cos_bg = (u * v).sum(2)
+    weights = torch.stack((cos_fb.clamp(min=0), gamma * (1 - cos_fg), gamma * (1 - cos_bg)))
+    return torch.where(usable, weights, 0)
 
 
 def unit_vectors(x: Tensor) -> Tensor:
-    """``x`` over its length in the last dimension; 0, without gradient, for a zero vector."""
+    """``x`` divided by its L2 norm over the last dimension. A zero vector stays 0 and gets gradient 0."""
     squares = x.square().sum(-1, keepdim=True)
     return x * torch.where(squares > 0, (squares + 1e-12).rsqrt(), 0)
 
@@ -222,9 +245,9 @@ def unit_vectors(x: Tensor) -> Tensor:
 def discriminative_terms(
     pooled: Tensor, labels: Tensor, counted: Tensor, weights: Tensor, settings: LossSettings
 ) -> Tensor:
-    """(B,): Eq. 4 of every recording, 0 of those that do not count."""
+    """(B,): Eq. 4 of every recording that counts, 0 for the others."""
     counts = (counted > 0)[:, None]
-    # Masked first and last: the gradient of log(NaN) would be NaN even times 0.
+    # Masked before and after: the gradient of log(NaN) is NaN even where the loss is multiplied by 0.
     p = torch.where(counts, pooled, 0.5).clamp(settings.probability_floor, 1 - settings.probability_floor)
     w_fb, w_fg, w_bg = weights[:, :, None]
     positive, classes = labels > 0, max(p.shape[1], 1)
@@ -238,7 +261,10 @@ def discriminative_terms(
 
 
 def own_class_attention(attention: Tensor, tcam: Tensor, scores: Tensor, labels: Tensor, fg_threshold: float) -> Tensor:
-    """(B, T): of pseudo-foreground the maximum over the recording's own classes, 0 without one."""
+    """(B, T): ``attention``, but at pseudo-foreground snippets the maximum over the recording's own classes only.
+
+    0 there where the recording has no class.
+    """
     own = class_max(tcam.masked_fill(labels[:, None] <= 0, -1)).clamp(min=0)
     return torch.where(scores > fg_threshold, own, attention)
 
@@ -255,6 +281,6 @@ def video_factors(pooled: Tensor, labels: Tensor, counted: Tensor, settings: Los
 
 
 def mean_of(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean of ``values`` (B,) where ``counted`` is above 0; 0 where nothing is."""
+    """Mean of ``values`` (B,) over the entries with ``counted`` > 0; 0 where there are none."""
     counts = counted > 0
     return torch.where(counts, values, 0).sum() / counts.sum().clamp(min=1)
