@@ -67,8 +67,8 @@ class Checkpoint:
             not known.
         precision: Of the network in training; None: not known.
         extraction: How the features were made (:class:`d2net.data.dataset.Dataset`); None: not known.
-        format: Of the file that it is from; 1 has no checksum, ``precision`` and ``recordings``. In files of formats 1
-            and 2 x_ref is ``loss.reference``; here it is ``model.x_ref`` always.
+        format: Of the file. Format 1 has no checksum, ``precision`` and ``recordings``. In files of formats 1 and 2
+            x_ref is called ``loss.reference``; here it is always ``model.x_ref``.
 
     Raises:
         InputError: a field of a wrong type or out of range, or two classes of the same name.

@@ -219,7 +219,7 @@ def _load_json(path: Path) -> Any:
 
 
 def _read_csv(path: Path) -> tuple[tuple[str, ...], _Scored]:
-    """The videos of a CSV of detections, in the order in which they first come, and the detections."""
+    """The recordings of a CSV of detections, in the order in which they first come, and the detections."""
     rows: _Scored = []
     for row in read_table(path, _CSV_COLUMNS).rows:
         name, label = row.cells["recording"], row.cells["label"]

@@ -120,7 +120,7 @@ def _tidy(out: Path) -> None:
 
 
 def _is_conversion(folder: Path) -> bool:
-    """Whether that is all that is there: nothing of anybody's own beside or within."""
+    """Whether the folder holds a conversion and nothing else."""
     streams = f"({'|'.join(STREAMS)})"
     if (folder / "gt.json").is_file():
         ours = re.compile(rf"gt\.json|split_[^/]+\.txt|features/[^/]+/{streams}/[^/]+\.npy")

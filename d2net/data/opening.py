@@ -20,7 +20,7 @@ from d2net.errors import InputError
 if TYPE_CHECKING:
     from d2net.data.catalog import Catalog, Listing
 
-_MANY = 8  # recordings whose lengths together say more than each alone
+_MANY = 8  # so many recordings whose lengths are off in the same direction are a problem, even if each is tolerated
 
 
 class Opening:
@@ -100,7 +100,7 @@ class Opening:
         )
 
     def notes(self) -> list[str]:
-        """What was taken for granted or done to the features so far, in sentences."""
+        """What was assumed of the features or done to them so far, in sentences."""
         notes = [*self.catalog.remarks, *self.catalog.assumed]
         if self._conventional:
             usual, given = self.catalog.convention, self.times

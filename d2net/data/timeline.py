@@ -287,7 +287,7 @@ def stream_widths(path: Path, value: Any) -> tuple[int, ...]:
 
 
 def positive(value: dict[str, Any], *keys: str) -> float | None:
-    """The number under the first of ``keys`` that is there, None where none is."""
+    """The number under the first of ``keys`` that exists; None if none does."""
     for key in keys:
         if value.get(key) is not None:
             found = (seconds if key.startswith("duration") and key != "duration_frame" else number)(

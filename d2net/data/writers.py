@@ -104,7 +104,7 @@ def write_cola(dataset: Dataset, out: Path, progress: Progress | None) -> None:
     splits: dict[str, list[str]] = {}
     for r in dataset.recordings:
         database[r.name] = _times(r) | _annotations(r, rename.get(r.subset, r.subset))
-    for x in dataset.left_out:  # what has no features here keeps its annotations: an evaluation must miss it
+    for x in dataset.left_out:  # they keep their annotations: an evaluation must count them as missed
         frames = {} if x.entry.num_frames is None else {"num_frames": x.entry.num_frames}
         database[x.name] = _said(x.entry.times) | frames | _annotations(x.entry, rename.get(x.subset, x.subset))
     for name, entry in database.items():
@@ -133,7 +133,7 @@ def _write_array(path: Path, features: np.ndarray) -> None:
 
 
 def _times(recording: Recording) -> dict[str, Any]:
-    """In seconds: the frames that they came from are not known to be those of these features any longer."""
+    """Times in seconds: the files do not say of which frames they are any more."""
     first = {"first_snippet": recording.first_snippet} if recording.first_snippet else {}
     return {"seconds_per_snippet": recording.seconds_per_snippet, **first}
 

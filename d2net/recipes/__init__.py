@@ -11,13 +11,13 @@ from importlib import resources
 from pathlib import Path
 
 from d2net.errors import InputError
-from d2net.fields import Count, Share, Weight
+from d2net.fields import Count, Fraction, Weight
 from d2net.recipes.files import in_yaml, read_recipe
 from d2net.recipes.recipe import LONGEST_SETTING, SECTIONS, Recipe
 from d2net.recipes.settings import (
     BelowOne,
+    Eps,
     EvaluationRecipe,
-    Floor,
     LocalizationRecipe,
     LossRecipe,
     ModelRecipe,
@@ -32,12 +32,12 @@ __all__ = [
     "BelowOne",
     "Count",
     "EvaluationRecipe",
-    "Floor",
+    "Eps",
     "LocalizationRecipe",
     "LossRecipe",
     "ModelRecipe",
     "Recipe",
-    "Share",
+    "Fraction",
     "TrainingRecipe",
     "Weight",
     "Width",

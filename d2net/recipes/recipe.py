@@ -30,7 +30,10 @@ class Recipe:
         check_fields(self)
 
     def override(self, assignments: list[str]) -> Recipe:
-        """A copy with values replaced, each given as ``section.key=value`` (value in YAML).
+        """A copy with other values.
+
+        Args:
+            assignments: ``section.key=value`` each, with the value in YAML.
 
         Raises:
             InputError: a malformed assignment, an unknown key (the nearest is named), a wrong type or a number out of
@@ -64,10 +67,14 @@ class Recipe:
 
     @staticmethod
     def from_dict(table: dict[str, Any], *, source: str) -> Recipe:
-        """Check and convert plain values; what is not there is as it is by default.
+        """Check and convert plain values; what is missing has its default.
+
+        Args:
+            table: Sections, and their settings.
+            source: Where they are from, for messages.
 
         Raises:
-            InputError: an unknown key (the nearest is named), a wrong type or a number out of range, naming ``source``.
+            InputError: an unknown key (the nearest is named), a wrong type or a number out of range.
         """
         check_keys(table, [f.name for f in fields(Recipe)], source)
         values = {"name": "", **table}

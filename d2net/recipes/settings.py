@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from d2net.errors import InputError
-from d2net.fields import LARGEST_COUNT, Count, Number, Positive, Range, Share, Weight, check_fields
+from d2net.fields import LARGEST_COUNT, Count, Fraction, Number, Positive, Range, Weight, check_fields
 
 
 def setting(default: Any, meaning: str) -> Any:
@@ -16,7 +16,7 @@ def setting(default: Any, meaning: str) -> Any:
 
 Width = Annotated[int, Range(1, 65_536)]
 KernelSize = Annotated[int, Range(1, 1_023, odd=True)]  # odd, so that time stays aligned
-Floor = Annotated[float, Range(1e-7, below=0.5)]  # from where on float32 tells 1 - floor from 1
+Eps = Annotated[float, Range(1e-7, below=0.5)]  # smaller ones would make 1 - eps equal to 1 in float32
 BelowOne = Annotated[float, Range(0, below=1)]
 Deviation = Annotated[float, Range(above=0, at_most=10)]
 Overlap = Annotated[float, Range(above=0, at_most=1)]
@@ -67,29 +67,29 @@ class LossRecipe(Section):
     # L_Dis
     beta: Weight = setting(2.0, "focusing parameter (Eq. 4)")
     gamma: Weight = setting(0.01, "intra-class compactness (Eq. 3)")
-    threshold: Share = setting(0.5, "tau on the foreground attention (Eq. 2)")
-    background_threshold: Share = setting(0.5, "tau on the background attention (Eq. 2)")
+    threshold: Fraction = setting(0.5, "tau on the foreground attention (Eq. 2)")
+    background_threshold: Fraction = setting(0.5, "tau on the background attention (Eq. 2)")
     threshold_inclusive: bool = setting(False, "whether a snippet exactly at tau counts")
     embedding_pooling: Literal["sum", "mean"] = setting("sum", "mean: Eq. 2 divided by the sum of its weights")
     pairing: Literal["different", "permutation"] = setting(
         "different", "x~ of Eq. 3: another recording, or a random permutation"
     )
-    probability_floor: Floor = setting(1e-6, "p is clamped to [floor, 1 - floor] before the logarithm")
+    probability_floor: Eps = setting(1e-6, "p is clamped to [floor, 1 - floor] before the logarithm")
     class_reduction: Literal["sum", "mean"] = setting("sum", "of Eq. 4 over the classes")
     balance_classes: bool = setting(False, "multiply the terms of positive classes by C")
 
     # x_ref (Eq. 8)
-    momentum: Share = setting(0.9, "x_ref = momentum * x_ref + (1 - momentum) * background of the batch")
+    momentum: Fraction = setting(0.9, "x_ref = momentum * x_ref + (1 - momentum) * background of the batch")
     reference_update: Literal["background", "lowest_attention"] = setting(
         "background", "mean of x_bg, or of the one snippet of each recording with the lowest attention"
     )
 
     # L_DS (Eq. 9)
-    snippet_fg_threshold: Share = setting(0.5, "pseudo-foreground where lambda' is above")
-    snippet_bg_threshold: Share = setting(0.5, "pseudo-background where lambda' is below")
+    snippet_fg_threshold: Fraction = setting(0.5, "pseudo-foreground where lambda' is above")
+    snippet_bg_threshold: Fraction = setting(0.5, "pseudo-background where lambda' is below")
     snippet_own_classes: bool = setting(False, "of the pseudo-foreground: maximum over the recording's own classes")
     snippet_normalization: Literal["joint", "per_class"] = setting("joint", "Y_1 / z, or each column by its own count")
-    snippet_entry_floor: Share = setting(0.0, "entries of U_1 are clamped from below")
+    snippet_entry_floor: Fraction = setting(0.0, "entries of U_1 are clamped from below")
     snippet_rank_tol: Weight = setting(1e-5, "singular values of U_1 up to this are zero")
 
     # L_DV (Eq. 10)
@@ -159,8 +159,8 @@ class LocalizationRecipe(Section):
         allowed = Range(0, below=1)
         if self.class_rule == "relative" and self.class_threshold not in allowed:
             raise InputError(
-                f"localization.class_threshold is {self.class_threshold:g}; it must be {allowed}, a share of the best "
-                "p, where localization.class_rule is relative"
+                f"localization.class_threshold is {self.class_threshold:g}; it must be {allowed}, a fraction of the "
+                "best p, where localization.class_rule is relative"
             )
 
 

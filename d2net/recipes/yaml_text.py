@@ -16,7 +16,7 @@ _DECIMAL = re.compile(
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Values alone: aliases can grow without end, and tags ask for types that no setting has.
+    """Plain values only. Aliases could expand without end, and tags name types that no setting has.
 
     Numbers are decimal: YAML 1.1 has 1:30 as 90, 010 as 8, and 0x10, 0b1 and 1_000 too. A key stands once.
     """
@@ -54,7 +54,7 @@ def read_yaml(text: str, where: str) -> Any:
     """The value of a YAML text. Raises InputError that names ``where`` it is from and, of several lines, the line."""
     try:
         return yaml.load(text, _PlainLoader)  # noqa: S506 (it is a SafeLoader)
-    # ValueError: 5,000 digits, or a day that is none; OverflowError: 1:2:3: ... of a hundred parts, in base 60.
+    # ValueError: 5,000 digits, or an impossible date; OverflowError: 1:2:3:... of a hundred parts, in base 60.
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         why = getattr(error, "problem", None) or reason(error)
         mark = getattr(error, "problem_mark", None)

@@ -57,7 +57,7 @@ class TrainingState:
             self.model = D2Net.from_recipe(
                 recipe.model, num_classes=len(dataset.classes), stream_widths=dataset.stream_widths
             ).to(device)
-            self._rng = self._rng_state()  # dropout goes on from here
+            self._rng = self._rng_state()  # dropout draws from here on
         if self.model.feature_mean is not None and self.model.feature_scale is not None:
             mean, deviation = moments(dataset)
             self.model.feature_mean.copy_(torch.from_numpy(mean))
