@@ -110,8 +110,8 @@ class Checkpoint:
             "seed": self.seed,
             "threads": self.threads,
             "precision": self.precision,
-            "extraction": None if self.extraction is None else dict(self.extraction),
             "recipe": self.recipe.to_dict(),
+            **({} if self.extraction is None else {"extraction": dict(self.extraction)}),
         }
 
 

@@ -116,9 +116,10 @@ class D2Net(nn.Module):
         x_ref: (D,) buffer, the running mean of background embeddings that Eq. 8 compares with: state of the network, as
             the statistics of a batch norm are. :class:`d2net.losses.D2NetLoss` updates it where its ``reference`` is
             this tensor; 0 before training, where lambda' is 0.5 everywhere. At least float32, as there.
-        feature_mean, feature_scale: (width,) buffers, at least float32, or None: where the recipe says
-            ``standardize``, the network computes with (features - feature_mean) * feature_scale.
-            :class:`d2net.training.Trainer` sets them to the mean and 1 / deviation of its recordings; 0 and 1 before.
+        feature_mean: (width,) buffer, at least float32, or None: where the recipe says ``standardize``, the network
+            computes with (features - feature_mean) * feature_scale. :class:`d2net.training.Trainer` sets it to the mean
+            of its recordings; 0 before.
+        feature_scale: The same of 1 / deviation; 1 before.
         classes: Names of the outputs; None where nobody said.
         recipe: All settings of the training, those of localization among them; None where there was none.
         trained_on: Name of that dataset, or None.

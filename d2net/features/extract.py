@@ -70,7 +70,8 @@ def extract_video(
             come after the D.
         flow: Computes that motion (:func:`d2net.features.flow.flow_function`); given where ``flow_extractor`` is.
         fps: Frames a second.
-        window, stride: Frames of a window, and from one to the next.
+        window: Frames of a window.
+        stride: Frames from one window to the next.
         batch: N, windows that are computed at a time.
         device: Where.
         progress: Called with the share of the video that is done.

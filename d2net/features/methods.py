@@ -60,7 +60,11 @@ def video_method(
         weights: As :func:`d2net.features.weights.load_i3d` takes them; None: the published ones.
         flow: ``dis`` or ``tvl1``: 1024 features of the optical flow too; None: of RGB alone.
         flow_weights: Of the flow network; needed with ``flow``.
-        fps, window, stride, batch, device: As :func:`d2net.features.extract.extract_video` takes them.
+        fps: As :func:`d2net.features.extract.extract_video` takes it, and the next four too.
+        window: See there.
+        stride: See there.
+        batch: See there.
+        device: See there.
         precision: ``float32`` or ``bf16``.
 
     Raises:
@@ -115,9 +119,14 @@ def sensor_method(
 
     Args:
         files: Of the recordings. In the first that can be read what is not given is found; the others must be like it.
-        columns, time_column, time_unit, rate: As :func:`d2net.features.sensor.find_columns` takes them. Two sensors
-            are two streams, another number one.
-        fps, window, stride: As :func:`d2net.features.sensor.extract_sensor` takes them.
+        columns: Of each sensor, as :func:`d2net.features.sensor.find_columns` takes them. Two sensors are two streams,
+            another number one.
+        time_column: The clock, as there.
+        time_unit: Of the clock, as there.
+        rate: Rows a second, as there.
+        fps: Samples a second, as :func:`d2net.features.sensor.extract_sensor` takes it.
+        window: Samples of a window.
+        stride: Samples from one window to the next.
 
     Raises:
         InputError: what :func:`d2net.features.sensor.find_columns` raises, and a number out of range.
@@ -144,8 +153,10 @@ def method_like(
 
     Args:
         about: The JSON object; its ``recordings`` are not looked at.
-        weights, flow_weights: Files of the same weights; None: the published ones.
-        batch, device: As :func:`video_method` takes them.
+        weights: File of the same weights; None: the published ones.
+        flow_weights: The same of the flow network.
+        batch: As :func:`video_method` takes it.
+        device: As :func:`video_method` takes it.
 
     Raises:
         InputError: an extractor that d2net has not, values that are missing, other weights.

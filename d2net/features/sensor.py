@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +49,6 @@ def extract_sensor(
     fps: float = 50.0,
     window: int = 50,
     stride: int = 16,
-    progress: Callable[[float], None] | None = None,
 ) -> Features:
     """Statistics of the windows of a recording of sensors: :func:`d2net.data.statistics.window_statistics`.
 
@@ -61,7 +60,8 @@ def extract_sensor(
         columns: Of which sensors, and of the clock; :func:`find_columns` finds them.
         rate: Rows a second; None: measured from the clock.
         fps: Samples a second that the signal is brought to.
-        window, stride: Samples of a window (at least ``stride``), and from one to the next.
+        window: Samples of a window, at least ``stride``.
+        stride: Samples from one window to the next.
 
     Returns:
         (T, D) statistics of each sensor after the other, where snippet t stands for samples [stride t, stride (t + 1)).

@@ -58,7 +58,8 @@ def open_inputs(
         method: How those are made, asked for where there are any.
         store: Folder that they are kept in: what is there already is not made anew.
         times: What is known better than the data says.
-        progress, tell: As :func:`d2net.features.write_features` takes them.
+        progress: As :func:`d2net.features.write_features` takes it.
+        tell: As :func:`d2net.features.write_features` takes it.
 
     Raises:
         InputError: an input that is missing or of another kind, features of other numbers than the network's, two
