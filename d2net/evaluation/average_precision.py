@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from d2net.detections import Annotations
 
-
-def average_precision(hits: np.ndarray, label: np.ndarray, annotations: Annotations) -> np.ndarray:
-    """(C,) AP in 0 … 1. ``hits``: rising indices of true positives; ``label``: (N,) rising, in order of rank."""
-    classes = np.arange(len(annotations.classes))
-    positives = np.bincount(annotations.label, minlength=len(classes))
+def average_precision(hits: np.ndarray, label: np.ndarray, positives: np.ndarray) -> np.ndarray:
+    """(C,) AP in 0 … 1. ``hits``: rising indices of true positives; ``label``: (N,) rising, in order of rank;
+    ``positives``: (C,) ground truths of each class."""
+    classes = np.arange(len(positives))
     first = np.searchsorted(label, classes)
     ap = np.zeros(len(classes))
     for c, ranks in enumerate(np.split(hits, np.searchsorted(label[hits], classes[1:]))):

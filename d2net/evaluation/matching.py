@@ -66,10 +66,10 @@ def overlaps(
     return i, j, shared / ((end[i] - start[i]) + (o_end[j] - o_start[j]) - shared)
 
 
-def match(det: np.ndarray, gt: np.ndarray, n_gt: int) -> np.ndarray:
+def match(det: np.ndarray, gt: np.ndarray, n_gt: int) -> tuple[np.ndarray, np.ndarray]:
     """Detections that find a ground truth: each takes the first of its pairs that is still free.
 
-    Pairs come ordered by detection, then by its preference. Returns detection indices, rising.
+    Pairs come ordered by detection, then by its preference. Returns detection indices, rising, and what each took.
     """
     # A ground truth is gone, at the latest, after the first detection that prefers it: few pairs are left to look at.
     favourite = np.diff(det, prepend=-1) > 0
@@ -78,10 +78,12 @@ def match(det: np.ndarray, gt: np.ndarray, n_gt: int) -> np.ndarray:
     live = det <= latest[gt]
     taken = bytearray(n_gt)
     hits: list[int] = []
+    took: list[int] = []
     last = -1
     for d, g in zip(det[live].tolist(), gt[live].tolist(), strict=True):
         if d != last and not taken[g]:
             taken[g] = 1
             hits.append(d)
+            took.append(g)
             last = d
-    return np.array(hits, np.int64)
+    return np.array(hits, np.int64), np.array(took, np.int64)
