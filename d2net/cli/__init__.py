@@ -1,4 +1,4 @@
-"""The command line: ``d2net demo``, ``train``, ``localize``, ``evaluate``, ``plot``, ``study``, ``convert`` and so on.
+"""The command line: ``d2net demo``, ``train``, ``localize``, ``evaluate``, ``plot``, ``report``, ``study`` and so on.
 
 A command is a file: it reads its options, calls one function of the library and shows the result. What needs torch is
 imported inside the commands, so that ``--help`` answers at once.
@@ -23,6 +23,7 @@ from d2net.cli import (
     localize,
     plot,
     recipes,
+    report,
     study_ablation,
     study_condition_number,
     train,
@@ -87,6 +88,7 @@ for command in (
     localize.localize,
     evaluate.evaluate,
     plot.plot,
+    report.report,
     convert.convert,
     inspect.inspect,
     recipes.recipes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,8 +14,13 @@ from d2net.errors import InputError
 from d2net.files import LOCK_NAME, check_unlocked, locked
 
 LOG_NAME = "log.jsonl"
+REPORT_NAME = "report.html"
 RUN_FILES = ("checkpoint.safetensors", "checkpoint.json", LOG_NAME, LOCK_NAME)  # of train, and of nothing else
-_OURS = (*RUN_FILES, "study.json")  # no name for anything else: in the folder of a run or study it would be lost
+_OURS = (
+    *RUN_FILES,
+    "run.json",
+    "study.json",
+)  # no name for anything else: in the folder of a run or study it would be lost
 
 
 def check_output(
@@ -73,6 +79,11 @@ def check_apart(folder: Path, names: Iterable[str], reads: Iterable[str | Path])
         for name in names:
             if _same(folder / name, place):
                 raise InputError(f"{folder / name}: is a file that is read here; give another folder")
+
+
+def command_of(context: typer.Context) -> str:
+    """The command that runs, as it was typed."""
+    return shlex.join(["d2net", *context.meta.get("d2net.arguments", [])])
 
 
 def _check_place(path: Path, option: str) -> None:

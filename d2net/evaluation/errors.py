@@ -105,7 +105,7 @@ def analyse_errors(
     everything = np.ones(len(verdict), bool)
     found = np.bincount(judged.gt_label[taken], minlength=len(positives))
     now = mean_ap(everything, positives)
-    gain = {name: mean_ap(verdict != i, positives) - now for i, name in enumerate(VERDICTS) if i > 0}
+    gain: dict[str, float] = {name: mean_ap(verdict != i, positives) - now for i, name in enumerate(VERDICTS) if i > 0}
     gain["missed"] = mean_ap(everything, found) - now
 
     # Rank within the class, in units of its ground truths; classes without any have no top.

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from d2net.checkpoint import load_model
 from d2net.data.dataset import Dataset, Recording
 from d2net.data.timeline import is_ambiguous
@@ -104,7 +106,7 @@ def model_tracks(model: D2Net, dataset: Dataset, detections: Detections, label: 
     tracks = []
     for index, recording in enumerate(dataset.recordings):
         tcam, attention = predict(model, dataset.features(index))
-        found = _of(detections, recording.name)
+        found = as_rows(detections, detections_of(detections, recording.name))
         tracks.append(Track(label, found, tcam.cpu().numpy(), attention.cpu().numpy(), classes_of(model, dataset)))
     return tracks
 
@@ -125,7 +127,7 @@ def detections_tracks(path: Path, label: str, dataset: Dataset) -> list[Track]:
         raise InputError(f"{path}: names none of the recordings pictured ({', '.join(names)}); choose others, --video")
     if absent:
         warnings.warn(f"{path}: does not name {', '.join(absent)}, so nothing of it is drawn there", stacklevel=2)
-    found = [_of(detections, name) for name in names]
+    found = [as_rows(detections, detections_of(detections, name)) for name in names]
     marks = sum(is_ambiguous(d[2]) for of in found for d in of)
     if marks:
         warnings.warn(f"{path}: {marks} detections are labelled ambiguous, which is no class: not drawn", stacklevel=2)
@@ -211,16 +213,23 @@ def _duration(dataset: Dataset, recording: Recording, index: int) -> float:
     return recording.first_snippet + len(dataset.features(index)) * recording.seconds_per_snippet
 
 
-def _of(detections: Detections, name: str) -> list[tuple[float, float, str, float]]:
-    """(start s, end s, class, score) of one recording, sorted: drawn over each other whatever the order of the file."""
+def detections_of(detections: Detections, name: str) -> np.ndarray:
+    """Indices of one recording's detections, by time, class and score: the same whatever the order of the file."""
     if name not in detections.videos:
-        return []
-    return sorted(
+        return np.zeros(0, np.int64)
+    its = np.nonzero(detections.video == detections.videos.index(name))[0]
+    names = np.array(detections.classes)[detections.label[its]]
+    return its[np.lexsort((detections.score[its], names, detections.end[its], detections.start[its]))]
+
+
+def as_rows(detections: Detections, which: np.ndarray) -> list[tuple[float, float, str, float]]:
+    """(start s, end s, class, score) of the detections of these indices."""
+    return [
         (
             float(detections.start[i]),
             float(detections.end[i]),
             detections.classes[detections.label[i]],
             float(detections.score[i]),
         )
-        for i in (detections.video == detections.videos.index(name)).nonzero()[0]
-    )
+        for i in which
+    ]
