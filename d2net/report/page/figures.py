@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bokeh.embed import json_item
-from bokeh.events import Tap
+from bokeh.events import DoubleTap, Tap
 from bokeh.layouts import gridplot
 from bokeh.models import (
     ColumnDataSource,
@@ -35,20 +35,22 @@ from d2net.words import NAME, escaped
 MARK = colours.BOTTOM_UP  # of what is chosen and played
 LEFT, RIGHT = 40, 12  # pixels beside the frames, so that those above each other share their time
 _Points = tuple[list[int], list[float]]  # iterations, values
+FLOOR = -0.03  # of lanes: their lowest line is drawn as the others
 LANE = 66  # pixels of a class: its name, its annotations, its detections
 
 
-def timeline_item(lanes: int) -> dict[str, Any]:
+def timeline_item(lanes: int, curves: bool) -> dict[str, Any]:
     """Lanes, activations and attention of one recording, above each other over one time axis.
 
     Args:
         lanes: How many the first figure has room for before it is filled.
+        curves: Whether any recording has activations: else there are lanes only.
     """
     time = Range1d(0, 1, name="time", min_interval=0.05)
     cursor = Span(dimension="height", line_color="#8a9099", line_width=1)
     shared: dict[str, Any] = {"tools": "", "toolbar_location": None, "x_range": time, "sizing_mode": "stretch_width"}
 
-    top = figure(height=lanes * LANE + 12, y_range=Range1d(0, max(lanes, 1), name="lanes"), name="top", **shared)
+    top = figure(height=lanes * LANE + 12, y_range=Range1d(FLOOR, max(lanes, 1), name="lanes"), name="top", **shared)
     floors = ColumnDataSource({"y": [], "color": []}, name="floors")
     top.hspan(y="y", source=floors, line_color="color", line_width=1.5)
     sides = {"left": "left", "right": "right", "bottom": "bottom", "top": "top"}
@@ -79,22 +81,11 @@ def timeline_item(lanes: int) -> dict[str, Any]:
     )  # fmt: skip
     top.yaxis.visible = False
     top.ygrid.visible = False
-    top.xaxis.visible = False
-
-    points = ColumnDataSource(
-        {"x": [], **{f"c{i}": [] for i in range(MAX_CLASSES)}, "down": [], "up": []}, name="points"
-    )
-    middle = figure(height=150, y_range=Range1d(-0.03, 1.03), title="class activations", **shared)
-    for i, colour in enumerate(colours.CLASSES):
-        middle.line("x", f"c{i}", source=points, color=colour, line_width=1.6)
-    middle.xaxis.visible = False
-    bottom = figure(height=150, y_range=Range1d(-0.03, 1.03), title="attention: λ grey, λ′ red", **shared)
-    bottom.line("x", "down", source=points, color=colours.TOP_DOWN, line_width=1.6)
-    bottom.line("x", "up", source=points, color=colours.BOTTOM_UP, line_width=1.6)
-    bottom.xaxis.axis_label = "time (s)"
-    for each in (middle, bottom):
-        each.yaxis.ticker = [0, 0.5, 1]
-        each.title.text_font_size = "12px"
+    parts = [top]
+    if curves:
+        parts += _curves_below(shared)
+        top.xaxis.visible = False
+    parts[-1].xaxis.axis_label = "time (s)"
 
     of_truth = [("annotation", "@label"), ("seconds", "@span")]
     of_found = [("class", "@label"), ("seconds", "@span"), ("score", "@score"), ("verdict", "@verdict")]
@@ -105,26 +96,45 @@ def timeline_item(lanes: int) -> dict[str, Any]:
         PanTool(dimensions="width", description="Move"),
         ResetTool(description="All of the recording"),
     ]
-    for each in (top, middle, bottom):
+    for each in parts:
         _plain(each)
         playhead = Span(location=0, dimension="height", line_color=MARK, line_width=2, visible=False, name="playhead")
         each.add_layout(playhead)
         each.add_tools(*(tool.clone() for tool in tools), CrosshairTool(overlay=cursor, visible=False))
         each.toolbar.active_drag = each.select_one(PanTool)
         each.toolbar.active_scroll = None
-        each.js_on_event(Tap, CustomJS(code="d2net.tap(cb_obj.x, cb_obj.y, cb_obj.origin.name)"))
+        for event in (Tap, DoubleTap):  # of two quick clicks at different places the second is one
+            each.js_on_event(event, CustomJS(code="d2net.tap(cb_obj.x, cb_obj.y, cb_obj.origin.name)"))
     top.add_tools(
         HoverTool(renderers=[shown_found], tooltips=of_found, visible=False),
         HoverTool(renderers=[shown_truth], tooltips=of_truth, visible=False),
     )
     grid = gridplot(
-        [[top], [middle], [bottom]],
+        [[each] for each in parts],
         merge_tools=True,
         toolbar_location="above",
         toolbar_options={"logo": None},
         sizing_mode="stretch_width",
     )
     return json_item(grid)
+
+
+def _curves_below(shared: dict[str, Any]) -> list[Any]:
+    """The figures of activations and attention."""
+    points = ColumnDataSource(
+        {"x": [], **{f"c{i}": [] for i in range(MAX_CLASSES)}, "down": [], "up": []}, name="points"
+    )
+    middle = figure(height=150, y_range=Range1d(-0.03, 1.03), title="class activations", **shared)
+    for i, colour in enumerate(colours.CLASSES):
+        middle.line("x", f"c{i}", source=points, color=colour, line_width=1.6)
+    middle.xaxis.visible = False
+    bottom = figure(height=150, y_range=Range1d(-0.03, 1.03), title="attention: λ grey, λ′ red", **shared)
+    bottom.line("x", "down", source=points, color=colours.TOP_DOWN, line_width=1.6)
+    bottom.line("x", "up", source=points, color=colours.BOTTOM_UP, line_width=1.6)
+    for each in (middle, bottom):
+        each.yaxis.ticker = [0, 0.5, 1]
+        each.title.text_font_size = "12px"
+    return [middle, bottom]
 
 
 @dataclass(frozen=True)

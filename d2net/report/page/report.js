@@ -17,7 +17,7 @@ const d2net = (() => {
     at("recording").value = index;
     const n = recording.classes.length, end = recording.end;
     model("time").setv({ start: 0, end, bounds: [0, end], reset_start: 0, reset_end: end });
-    model("lanes").setv({ start: 0, end: Math.max(n, 1) });
+    model("lanes").end = Math.max(n, 1);
     model("top").height = Math.max(n, 1) * LANE + 12;
     const rows = recording.classes.map((_, i) => n - 1 - i), colours = COLOURS.slice(0, n);
     model("names").data = { y: rows.map((y) => y + 0.97), text: recording.classes, color: colours };
@@ -27,12 +27,14 @@ const d2net = (() => {
       left: t.map((d) => d[0]), right: t.map((d) => d[1]), label: t.map((d) => recording.classes[d[2]]), span: t.map(span),
       bottom: t.map((d) => rows[d[2]] + 0.56), top: t.map((d) => rows[d[2]] + 0.7),
     };
-    const curves = [...recording.curves, ...recording.attention].map((text) => text && unpack(text));
-    const points = Math.max(0, ...curves.map((c) => c?.length ?? 0)), step = (recording.to - recording.from) / points;
-    const curve = (c) => c ?? Array(points).fill(NaN);
-    const filled = { x: Array.from({ length: points }, (_, i) => recording.from + (i + 0.5) * step) };
-    COLOURS.forEach((_, i) => { filled[`c${i}`] = curve(i < n ? curves[i] : null); });
-    model("points").data = { ...filled, down: curve(curves[n]), up: curve(curves[n + 1]) };
+    if (model("points")) {
+      const curves = [...recording.curves, ...recording.attention].map((text) => text && unpack(text));
+      const points = Math.max(0, ...curves.map((c) => c?.length ?? 0)), step = (recording.to - recording.from) / points;
+      const curve = (c) => c ?? Array(points).fill(NaN);
+      const filled = { x: Array.from({ length: points }, (_, i) => recording.from + (i + 0.5) * step) };
+      COLOURS.forEach((_, i) => { filled[`c${i}`] = curve(i < n ? curves[i] : null); });
+      model("points").data = { ...filled, down: curve(curves[n]), up: curve(curves[n + 1]) };
+    }
     at("notes").textContent = recording.notes.join("; ");
     if (player) {
       player.hidden = !recording.video;
@@ -58,6 +60,7 @@ const d2net = (() => {
       span: found.map(span), score: found.map((d) => d[3]), verdict: found.map(verdict),
     };
     at("least-shown").textContent = `${Math.round(100 * least)} % of the best: ${found.length} of ${recording.found.length}`;
+    document.querySelector(".list").hidden = found.length === 0;
     at("list").replaceChildren(...found.map((d, i) => {
       const row = document.createElement("tr");
       const texts = ["", span(d), d[3].toPrecision(3), ...(document.querySelector(".list th:nth-child(4)") ? [verdict(d)] : [])];
@@ -123,8 +126,7 @@ const d2net = (() => {
       const next = all[all.indexOf(data.recordings.indexOf(recording)) + by];
       if (next !== undefined) show(next);
     };
-    at("previous").onclick = () => step(-1);
-    at("next").onclick = () => step(1);
+    for (const [id, by] of [["previous", -1], ["next", 1]]) at(id).onclick = () => step(by);
     at("recording").onchange = (event) => show(Number(event.target.value));
     at("least").oninput = fill;
     if (at("filter")) at("filter").oninput = () => { const [one] = list(); if (one) show(Number(one.value)); };

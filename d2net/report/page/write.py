@@ -75,9 +75,13 @@ def write_report(
 
     addresses = {name: _address(file, path) for name, file in (videos or {}).items()}
     data = recordings_json(rows, addresses)
+    has_curves = any(row.tracks[0].tcam is not None for row in rows)
     items: dict[str, Any] = {}
     if rows:
-        items["timeline"] = figures.timeline_item(len(data["recordings"][data["first"]]["classes"]))
+        items["timeline"] = figures.timeline_item(
+            lanes=len(data["recordings"][data["first"]]["classes"]),
+            curves=has_curves,
+        )
     if errors is not None:
         items |= {"shares": figures.shares_item(errors), "gains": figures.gains_item(errors)}
     curves = figures.curves(logs) if logs else []
@@ -101,6 +105,8 @@ def write_report(
         data=data,
         items=items,
         videos=bool(addresses),
+        annotated=any(row.ground_truth for row in rows),
+        curves_shown=has_curves,
         min_score=MIN_SCORE,
         bokeh=Markup("\n".join(Resources(mode="inline", components=["bokeh"], log_level="warn").js_raw)),
         script=_own("report.js"),
