@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from d2net.evaluation import Evaluation
 from d2net.report.paper_tables import Comparison, Row
-from d2net.words import NAME, escaped
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ def evaluation_page_table(result: Evaluation) -> Table:
     """mAP and the AP of each class at each temporal IoU, in percent, and what the numbers are of."""
     rows = [["mAP", *(f"{v:.1f}" for v in (*result.map, result.average))]]
     for name, values in result.per_class.items():
-        rows.append([escaped(name, NAME), *(f"{v:.1f}" for v in (*values, sum(values) / len(values)))])
+        rows.append([name, *(f"{v:.1f}" for v in (*values, sum(values) / len(values)))])
     return Table(
         title=f"Average precision, protocol {result.protocol}, in percent",
         header=["class", *(f"@{t:g}" for t in result.tiou), "average"],
@@ -55,9 +54,9 @@ def comparison_page_table(comparison: Comparison) -> Table:
         numbers = [*row.map, *([row.average] if averaged else [])]
         method = row.method + (f" [{row.reference}]" if row.reference else "")
         return [
-            escaped(method, 4 * NAME),
+            method,
             row.supervision or "–",
-            escaped(row.features or "–", 4 * NAME),
+            row.features or "–",
             *("–" if n is None else f"{n:.1f}" for n in numbers),
         ]
 

@@ -17,7 +17,7 @@ from d2net.report.page.recordings import recordings_json
 from d2net.report.page.table import Table, comparison_page_table, evaluation_page_table
 from d2net.report.paper_tables import Comparison
 from d2net.report.timeline import MIN_SCORE, TimelineRow
-from d2net.words import NAME, counted, escaped
+from d2net.words import counted, escaped
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -88,12 +88,12 @@ def write_report(
     items |= {f"curves-{i}": lines.item for i, lines in enumerate(curves)}
     shown = [evaluation_page_table(evaluation)] if evaluation else []
     shown += [comparison_page_table(comparison)] if comparison else []
-    environment = Environment(loader=PackageLoader("d2net.report.page", ""), autoescape=True)
+    environment = Environment(loader=PackageLoader("d2net.report.page", ""), autoescape=True, finalize=_visible)
     # In its order: Bokeh's have each object before what refers to it.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
     text = environment.get_template("template.html").render(
-        title=escaped(title, 4 * NAME),
-        facts=[(name, _lines(text)) for name, text in facts],
+        title=title,
+        facts=[(name, text.splitlines()) for name, text in facts],
         figures=_figures(rows, evaluation),
         why_not_evaluated=why_not_evaluated,
         tables=[*shown, *tables],
@@ -144,8 +144,9 @@ def _address(video: Path, page: Path) -> str:
     return quote(os.fsencode(Path(way).as_posix()))
 
 
-def _lines(text: str) -> list[str]:
-    return [escaped(line) for line in text.splitlines() or [""]]
+def _visible(value: Any) -> Any:
+    """What the page says, without letters that are not seen; the page's own style and script are no plain text."""
+    return escaped(value) if type(value) is str else value
 
 
 def _figures(rows: Sequence[TimelineRow], evaluation: Evaluation | None) -> list[tuple[str, str]]:

@@ -10,7 +10,6 @@ from d2net.report.page import Table, write_report
 from d2net.studies.ablation.run import Ablation
 from d2net.studies.ablation.table import Row, gain, measures, plus_minus
 from d2net.training_log import LOG_NAME, read_log
-from d2net.words import NAME, escaped
 
 
 def write_page(study: Ablation, rows: Sequence[Row], path: Path, command: str = "") -> None:
@@ -25,11 +24,11 @@ def write_page(study: Ablation, rows: Sequence[Row], path: Path, command: str = 
     header = ["variant", *({"f1": "F1@0.5", "average": "average"}.get(c, f"mAP@{c}") for c in columns)]
     cells = []
     for row in rows:
-        cells.append([escaped(row.variant.label, NAME), *(plus_minus(row.summary(c)) for c in columns)])
+        cells.append([row.variant.label, *(plus_minus(row.summary(c)) for c in columns)])
         if compare:
             cells[-1].append("" if row is first else plus_minus(gain(row, first, "0.5"), "+"))
     if compare:
-        header.append(f"mAP@0.5 above {escaped(first.variant.name, NAME)}")
+        header.append(f"mAP@0.5 above {first.variant.name}")
     notes = [f"protocol {first.results[0]['protocol']}; {study.over}"]
     if len(first.results) > 1:
         notes.append("mean ± sample deviation over the trainings; the last column over differences of paired trainings")
