@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from d2net.detections import Annotations, Detections
 from d2net.errors import InputError
-from d2net.evaluation import VERDICTS, analyse_errors, evaluate
+from d2net.evaluation import VERDICTS, analyse_errors, error_level, evaluate
 
 PROTOCOLS = ["activitynet", "wtalc"]
 
@@ -112,6 +112,14 @@ def test_without_detections_all_is_missed(protocol: str) -> None:
 def test_an_iou_that_tells_nothing_apart(tiou: float) -> None:
     with pytest.raises(InputError, match="one IoU from 0.1 to 1"):
         analyse_errors(detections([]), TRUTH, tiou=tiou)
+
+
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [([0.1, 0.5, 0.7], 0.5), ([0.4, 0.6], 0.4), ([0.05, 0.95], 0.95), ([0.05], None), ([], None)],
+)
+def test_the_iou_of_the_analysis(levels: list[float], expected: float | None) -> None:
+    assert error_level(levels) == expected
 
 
 def slow_verdict(i: int, found: Detections, truth: Annotations, taken: bool, tiou: float) -> str:

@@ -21,7 +21,7 @@ Under both, the mean is over the classes that have ground truth, and a class wit
 out, and why, is in :class:`Coverage`. docs/evaluation.md has a table of missing, ambiguous, empty and unknown.
 """
 
-from d2net.evaluation.errors import VERDICTS, ErrorAnalysis, Verdict, analyse_errors
+from d2net.evaluation.errors import VERDICTS, ErrorAnalysis, Verdict, analyse_errors, error_level
 from d2net.evaluation.judge import ACTIVITYNET_TIOU, THUMOS14_TIOU, evaluate
 from d2net.evaluation.names import UnknownVideos
 from d2net.evaluation.prepare import Protocol
@@ -39,5 +39,6 @@ __all__ = [
     "UnknownVideos",
     "Verdict",
     "analyse_errors",
+    "error_level",
     "evaluate",
 ]

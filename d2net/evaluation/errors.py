@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -56,6 +57,11 @@ class ErrorAnalysis:
             "ground_truth": self.ground_truth,
             "gain": self.gain,
         }
+
+
+def error_level(tiou: Iterable[float]) -> float | None:
+    """Of the IoUs of an evaluation the one for :func:`analyse_errors`: the nearest to 0.5; None: all are too low."""
+    return min((t for t in tiou if t >= MIN_TIOU), key=lambda t: (abs(t - 0.5), t), default=None)
 
 
 def analyse_errors(

@@ -10,13 +10,20 @@ from typing import Any
 from d2net.data.dataset import Dataset
 from d2net.detections import Detections
 from d2net.errors import InputError
-from d2net.evaluation import THUMOS14_TIOU, VERDICTS, ErrorAnalysis, Evaluation, Protocol, analyse_errors, evaluate
+from d2net.evaluation import (
+    THUMOS14_TIOU,
+    VERDICTS,
+    ErrorAnalysis,
+    Evaluation,
+    Protocol,
+    analyse_errors,
+    error_level,
+    evaluate,
+)
 from d2net.report.page import Table, write_report
 from d2net.report.paper_tables import Comparison, compare, load_table
 from d2net.report.plot import as_rows, detections_of
 from d2net.report.timeline import TimelineRow, Track
-
-ERRORS_AT = 0.5  # IoU of the error analysis, or the nearest of those evaluated at
 
 
 def write_dataset_report(
@@ -124,13 +131,15 @@ def dataset_rows(
 
 def _judge(
     dataset: Dataset, detections: Detections, protocol: Protocol, tiou: tuple[float, ...]
-) -> tuple[Evaluation, ErrorAnalysis] | str:
+) -> tuple[Evaluation, ErrorAnalysis | None] | str:
     annotations = dataset.annotations()
     if len(annotations) == 0:
         return "There is no mAP, as no recording has an annotation to compare detections with."
-    level = min(tiou, key=lambda t: (abs(t - ERRORS_AT), t))
+    level = error_level(tiou)
     try:
         result = evaluate(detections, annotations, protocol, tiou, unknown_videos="ignore")
+        if level is None:
+            return result, None
         return result, analyse_errors(detections, annotations, protocol, level, unknown_videos="ignore")
     except InputError as error:  # classes of other names, or nothing where the protocol looks
         return f"There is no mAP, as the detections cannot be compared with the annotations: {error}"
