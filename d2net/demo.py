@@ -20,17 +20,22 @@ from d2net.evaluation import THUMOS14_TIOU, Evaluation, evaluate
 from d2net.files import locked, write_whole
 from d2net.localization import localize
 from d2net.recipes import Recipe, load_recipe
+from d2net.report.dataset_report import write_dataset_report
+from d2net.report.facts import RunRecord, data_facts, report_facts, run_facts
+from d2net.report.page import NotInstalledError, check_installed
 from d2net.report.plot import choose_recordings, model_tracks, timeline_rows
 from d2net.report.timeline import MIN_SCORE, draw_timeline
 from d2net.training import Trainer
+from d2net.training_log import LOG_NAME, read_log
 
 
 def run_demo(
-    out: Path, seed: int = 0, *, iterations: int | None = None, console: Console | None = None
+    out: Path, seed: int = 0, *, iterations: int | None = None, console: Console | None = None, command: str = ""
 ) -> dict[str, Any]:
     """Train on ``watch``, localize the test subjects' recordings, evaluate and draw; a demo in ``out`` is replaced.
 
-    Writes ``checkpoint.safetensors``, ``detections.json``, ``metrics.json`` and ``timeline.png``. Nothing of the test
+    Writes ``checkpoint.safetensors``, ``detections.json``, ``metrics.json``, ``timeline.png`` and, where Bokeh is
+    installed, ``report.html``. Nothing of the test
     subset is used before training is over. The network is so small that it is computed in one thread of the CPU
     (:mod:`d2net.threads`): the same seed gives the same numbers however many cores there are.
 
@@ -39,6 +44,7 @@ def run_demo(
         seed: Of initialisation and sampling; the dataset is always the same.
         iterations: Of training; None takes the recipe's.
         console: Where to print; None prints nothing.
+        command: That was typed, for the report.
 
     Returns:
         What ``metrics.json`` holds: the settings and the numbers, in percent.
@@ -48,10 +54,10 @@ def run_demo(
             ``out``, or the run that is there is no demo's.
     """
     with locked(out):
-        return _run(out, seed, iterations, console or Console(quiet=True))
+        return _run(out, seed, iterations, console or Console(quiet=True), command)
 
 
-def _run(out: Path, seed: int, iterations: int | None, console: Console) -> dict[str, Any]:
+def _run(out: Path, seed: int, iterations: int | None, console: Console, command: str) -> dict[str, Any]:
     recipe = load_recipe("watch").override([f"training.iterations={iterations}"] if iterations else [])
     dataset = load_watch()
     _check_replaceable(out, recipe, dataset.name)
@@ -61,6 +67,8 @@ def _run(out: Path, seed: int, iterations: int | None, console: Console) -> dict
         f"({', '.join(dataset.classes)}), labels per recording only",
         soft_wrap=True,
     )
+    record = RunRecord(command, dataset.name, test=["test"])
+    record.write(out)
     console.print(f"training {recipe.training.iterations} iterations …")
     checkpoint = Trainer(train, recipe, out=out, seed=seed, device="cpu", overwrite=True).run()
 
@@ -84,7 +92,21 @@ def _run(out: Path, seed: int, iterations: int | None, console: Console) -> dict
     pictured = choose_recordings(test)
     tracks = model_tracks(model, pictured, detections)
     hidden = draw_timeline(out / "timeline.png", timeline_rows(pictured, [tracks]))
-    _print_result(console, out, result, detections, hidden)
+    why_no_report = ""
+    try:
+        check_installed()
+        write_dataset_report(
+            out / "report.html",
+            test,
+            detections,
+            model_tracks(model, test, detections),
+            title="d2net demo: exercises of people not seen in training",
+            facts=[*run_facts(load_checkpoint(checkpoint), record), *data_facts(test), *report_facts()],
+            logs={"": read_log(out)} if (out / LOG_NAME).exists() else None,
+        )
+    except NotInstalledError as error:
+        why_no_report = str(error)
+    _print_result(console, out, result, detections, hidden, why_no_report)
     return metrics
 
 
@@ -106,7 +128,9 @@ def _average_to_half(result: Evaluation) -> float:
     return float(result.map[[i for i, t in enumerate(result.tiou) if t <= 0.5]].mean())
 
 
-def _print_result(console: Console, out: Path, result: Evaluation, detections: Detections, hidden: int) -> None:
+def _print_result(
+    console: Console, out: Path, result: Evaluation, detections: Detections, hidden: int, why_no_report: str
+) -> None:
     table = Table(title="Subjects not seen in training, in percent", title_justify="left")
     for name in [f"mAP@{t:g}" for t in result.tiou] + ["0.1-0.7", "0.1-0.5", "F1@0.5"]:
         table.add_column(name, justify="right", no_wrap=True)
@@ -124,6 +148,7 @@ def _print_result(console: Console, out: Path, result: Evaluation, detections: D
     left_out = f"; {hidden} detections below {100 * MIN_SCORE:g} % of the best score are not drawn" if hidden else ""
     for name, what in {
         "timeline.png": f"what was found where, in three recordings{left_out}",
+        "report.html": why_no_report or "all of it to look at: timelines, AP of each class, errors, training",
         "detections.json": f"{len(detections)} detections (ActivityNet JSON)",
         "metrics.json": "the numbers above, and AP of each class",
         "checkpoint.safetensors": "the trained model",

@@ -280,6 +280,8 @@ def test_command(tmp_path: Path) -> None:
     assert "mine, seed 1: mAP@0.5" in result.stderr and "100% done" in result.stderr
     recipe = json.loads((tmp_path / "s" / "d2net+um" / "seed-1" / "checkpoint.json").read_text())["recipe"]
     assert recipe["loss"]["um_weight"] == 1
+    page = (tmp_path / "s" / "report.html").read_text(encoding="utf-8")
+    assert "D2-Net + UM" in page and "mine: loss.gamma=0" in page and "Loss of each training" in page
     whole = run(*command[:-2], "--with", "um", "--device", "cpu").stdout  # the rest of the rows join those there
     assert all(label in whole for label in ("L_CE", "L1 in L_D", "DMI in L_D", "D2-Net + UM"))
     again = run(*command, "--device", "cpu")

@@ -21,7 +21,9 @@ from d2net.cli.evaluate import parse_tiou
 from d2net.errors import InputError
 from d2net.recipes import recipe_names
 
-COMMANDS = ("demo", "train", "localize", "evaluate", "plot", "features", "convert", "recipes", "info")
+COMMANDS = (
+    *("demo", "train", "localize", "evaluate", "plot", "report", "features", "predict", "convert", "recipes", "info"),
+)
 SMALL = [
     *("--set", "training.iterations=8", "--set", "training.batch_size=2", "--set", "training.max_snippets=100"),
     *("--set", "model.embedding_dim=8", "--set", "localization.thresholds=[0.1, 0.2]"),
@@ -174,7 +176,8 @@ def test_evaluate_knows_unknown_videos(tmp_path: Path) -> None:
     found.write_text(json.dumps({"results": results}))
     text = run(*command, "--ignore-unknown-videos", "--json", tmp_path / "deep" / "out.json").stdout
     assert "1 detection dropped" in text
-    assert json.loads((tmp_path / "deep" / "out.json").read_text())["average"] == 100
+    numbers = json.loads((tmp_path / "deep" / "out.json").read_text())
+    assert numbers["average"] == 100 and numbers["errors"]["counts"]["true_positive"][0] == 1
 
 
 def test_evaluate_prints_a_table(tmp_path: Path) -> None:
@@ -377,7 +380,7 @@ def test_convert(tmp_path: Path) -> None:
 def test_demo(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     text = run("demo", "--out", out).stdout
-    for name in ("checkpoint.safetensors", "detections.json", "metrics.json", "timeline.png"):
+    for name in ("checkpoint.safetensors", "detections.json", "metrics.json", "timeline.png", "report.html"):
         assert (out / name).stat().st_size > 0 and name in text
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["map"]["0.5"] > 50  # percent, on subjects not seen in training

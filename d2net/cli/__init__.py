@@ -1,4 +1,4 @@
-"""The command line: ``d2net demo``, ``train``, ``localize``, ``evaluate``, ``plot``, ``study``, ``features`` and so on.
+"""The command line: ``d2net demo``, ``train``, ``predict``, ``evaluate``, ``report``, ``features`` and so on.
 
 A command is a file: it reads its options, calls one function of the library and shows the result. What needs torch is
 imported inside the commands, so that ``--help`` answers at once.
@@ -25,6 +25,7 @@ from d2net.cli import (
     plot,
     predict,
     recipes,
+    report,
     study_ablation,
     study_condition_number,
     train,
@@ -89,6 +90,7 @@ for command in (
     localize.localize,
     evaluate.evaluate,
     plot.plot,
+    report.report,
     features.features,
     predict.predict,
     convert.convert,

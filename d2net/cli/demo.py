@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from d2net.cli.options import Threads
-from d2net.cli.outputs import RUN_FILES, claim_folder
+from d2net.cli.outputs import REPORT_NAME, RUN_FILES, claim_folder, command_of
 from d2net.cli.terminal import make_console
 
 
@@ -34,5 +34,7 @@ def demo(
     """
     from d2net.demo import run_demo
 
-    claim_folder(context, out, *RUN_FILES[:3], "detections.json", "metrics.json", "timeline.png")
-    run_demo(out, seed, iterations=iterations, console=make_console())
+    claim_folder(
+        context, out, *RUN_FILES[:3], "run.json", "detections.json", "metrics.json", "timeline.png", REPORT_NAME
+    )
+    run_demo(out, seed, iterations=iterations, console=make_console(), command=command_of(context))

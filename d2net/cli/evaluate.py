@@ -66,6 +66,7 @@ def evaluate(
       d2net evaluate detections.json --annotations gt.json --compare thumos14 --features "I3D (Kinetics)"
     """
     from d2net.detections import read_detections, read_features
+    from d2net.evaluation import analyse_errors, error_level
     from d2net.evaluation import evaluate as judge
     from d2net.files import write_whole
 
@@ -101,6 +102,9 @@ def evaluate(
             say(f"note: {note}")
         numbers["comparison"] = comparison.to_json()
     if json_out:
+        level = error_level(levels)
+        if level is not None:
+            numbers["errors"] = analyse_errors(found, truth, protocol, level, unknown_videos=unknown).to_json()  # type: ignore[arg-type]
         text = json.dumps(numbers, indent=1) + "\n"
         write_whole(json_out, text)
         say(f"wrote {json_out}")

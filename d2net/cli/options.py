@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -186,6 +187,29 @@ class DataOptions:
         if not 1 <= len(widths) <= 2 or not all(1 <= w <= _WIDEST for w in widths):
             raise InputError(f"--streams {self.streams}: give the width of the stream, or of both as 1024,1024")
         return widths
+
+
+def absolute(spec: str) -> str:
+    """``--data`` as it can be given anywhere: with the whole path, where it is one."""
+    kind, colon, rest = spec.partition(":")
+    if kind == "simulated":
+        return f"{kind}{colon}{Path(rest).absolute() if rest else ''}"
+    return spec if spec == "watch" else str(Path(spec).absolute())
+
+
+def options_of(said: Mapping[str, Any], where: Path, trust_pickle: bool) -> DataOptions:
+    """The options that a run's record holds; whether pickles are trusted is for the user to say again.
+
+    Raises:
+        InputError: something that is none of them.
+    """
+    for name, value in said.items():
+        known = DataOptions.__dataclass_fields__.get(name)
+        if known is None or not isinstance(value, (bool, int, float, str, type(None))):
+            raise InputError(
+                f"{where}: option {quoted(name)} is {quoted(value)}, which d2net does not write; give --data"
+            )
+    return replace(DataOptions(**said), trust_pickle=trust_pickle)
 
 
 def refuse_odd_numbers(command: Any) -> None:

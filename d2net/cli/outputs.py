@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     from d2net.detections import Detections
 
 LOG_NAME = "log.jsonl"
+REPORT_NAME = "report.html"
 RUN_FILES = ("checkpoint.safetensors", "checkpoint.json", LOG_NAME, LOCK_NAME)  # written by train alone
-_OURS = (*RUN_FILES, "study.json")  # no other output may have these names: a run or study would overwrite it
+_OURS = (*RUN_FILES, "run.json", "study.json")  # no other output may have these names: a run would overwrite it
 
 
 def check_output(
@@ -113,6 +115,11 @@ def check_apart(folder: Path, names: Iterable[str], reads: Iterable[str | Path])
         for name in names:
             if _same(folder / name, place):
                 raise InputError(f"{folder / name}: is a file that is read here; give another folder")
+
+
+def command_of(context: typer.Context) -> str:
+    """The command that runs, as it was typed."""
+    return shlex.join(["d2net", *context.meta.get("d2net.arguments", [])])
 
 
 def _check_place(path: Path, option: str) -> None:

@@ -26,7 +26,7 @@ from d2net.cli.options import (
     choose_subsets,
     data_options,
 )
-from d2net.cli.outputs import claim_folder
+from d2net.cli.outputs import REPORT_NAME, claim_folder, command_of
 from d2net.cli.terminal import make_console, notes, say
 from d2net.errors import InputError
 from d2net.words import NAME, escaped
@@ -97,6 +97,7 @@ def ablation(
     """
     from d2net.data.describe import describe
     from d2net.recipes import load_recipe
+    from d2net.report.page import NotInstalledError
     from d2net.studies.ablation import (
         COMPLEMENTS,
         LOSSES,
@@ -104,10 +105,11 @@ def ablation(
         choose_losses,
         make_rows,
         parse_variant,
+        write_page,
         write_tables,
     )
 
-    claim_folder(context, out, "study.json", "ablation.csv", "ablation.json", "ablation.png", reads=[data])
+    claim_folder(context, out, "study.json", "ablation.csv", "ablation.json", "ablation.png", REPORT_NAME, reads=[data])
     variants = choose_losses(losses) if losses is not None else [] if variant else list(LOSSES.values())
     if complement is not None:
         if complement not in COMPLEMENTS:
@@ -146,8 +148,16 @@ def ablation(
     rows = make_rows(experiment, results)
     with notes():
         written = write_tables(experiment, rows)
+    why = ""
+    try:
+        write_page(experiment, rows, out / REPORT_NAME, command_of(context))
+        written.append(out / REPORT_NAME)
+    except NotInstalledError as error:
+        why = str(error)
     _print_ablation(experiment.dataset.name, experiment.over, rows)
     say(f"wrote {', '.join(map(str, written))}")
+    if why:
+        say(f"note: {why}", err=True)
 
 
 def _print_ablation(name: str, over: str, rows: list[Row]) -> None:

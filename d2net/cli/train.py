@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,14 +16,20 @@ from d2net.cli.options import (
     RecipeName,
     Settings,
     Threads,
+    absolute,
     choose_device,
     choose_recipe,
     choose_subsets,
     data_options,
 )
-from d2net.cli.outputs import RUN_FILES, claim_folder
+from d2net.cli.outputs import REPORT_NAME, RUN_FILES, claim_folder, command_of
 from d2net.cli.terminal import notes, say
 from d2net.errors import InputError
+
+if TYPE_CHECKING:
+    from d2net.data import Dataset
+    from d2net.report.facts import RunRecord
+    from d2net.training import Trainer
 
 
 @data_options
@@ -78,6 +85,7 @@ def train(
     """
     from d2net.data.describe import describe
     from d2net.recipes import load_recipe
+    from d2net.report.facts import RUN_NAME, RunRecord
     from d2net.training import Trainer
 
     if resume and overwrite:
@@ -86,7 +94,7 @@ def train(
         load_recipe(recipe).override(settings or [])  # what is wrong with it is said before the data are looked at
     where = choose_device(device)
     reads = [data] if recipe is None else [data, recipe]
-    claim_folder(context, out, *RUN_FILES[:3], reads=reads)
+    claim_folder(context, out, *RUN_FILES[:3], RUN_NAME, *([REPORT_NAME] if eval_every else []), reads=reads)
     catalog = options.find(data)
     chosen = load_recipe(choose_recipe(recipe, data, catalog)).override(settings or [])
     training = choose_subsets(catalog, subset, 0, "--subset")
@@ -113,11 +121,52 @@ def train(
         save_every=save_every,
         overwrite=overwrite,
     )
+    said = asdict(options)
+    del said["trust_pickle"]
+    said = {name: value for name, value in said.items() if value not in (None, False)}
+    record = RunRecord(command_of(context), absolute(data), said, evaluating)
     with notes():
         checkpoint = trainer.run(resume=resume)
+        record.write(out)
     if not trainer.trained:
         say(f"nothing left to train, as {checkpoint} is at iteration {trainer.iteration}: raise training.iterations")
     if trainer.saved:
         say(f"wrote {checkpoint}" + ("" if trainer.trained else " with the settings of now, and the weights it had"))
+    if evaluating:
+        say(_write_report(out, dataset.subset(*evaluating), trainer, record))
     command = ["d2net", "localize", str(checkpoint), "--data", data, "--out", str(out / "detections.json")]
     say(f"next: {shlex.join(command + options.again())}")
+
+
+def _write_report(out: Path, dataset: Dataset, trainer: Trainer, record: RunRecord) -> str:
+    """``report.html`` of the network as it is now, and the line to say of it: one that cannot be made stops nothing."""
+    from d2net.localization import localize
+    from d2net.report.dataset_report import write_dataset_report
+    from d2net.report.facts import data_facts, report_facts, run_facts
+    from d2net.report.page import check_installed
+    from d2net.report.paper_tables import table_for
+    from d2net.report.plot import model_tracks
+    from d2net.report.videos import find_videos
+    from d2net.training_log import LOG_NAME, read_log
+
+    recipe, path = trainer.recipe, out / REPORT_NAME
+    try:
+        check_installed()
+        detections = localize(trainer.result, dataset, recipe.localization)
+        write_dataset_report(
+            path,
+            dataset,
+            detections,
+            model_tracks(trainer.result, dataset, detections),
+            title=f"{out.resolve().name}: {dataset.name}",
+            facts=[*run_facts(trainer.checkpoint(), record), *data_facts(dataset), *report_facts()],
+            protocol=recipe.evaluation.protocol,
+            tiou=recipe.evaluation.tiou,
+            table=table_for(recipe.name),
+            features=dataset.name,
+            logs={"": read_log(out)} if (out / LOG_NAME).exists() else None,
+            videos=find_videos(dataset),
+        )
+    except InputError as error:
+        return f"note: no {REPORT_NAME}: {error}"
+    return f"wrote {path}"

@@ -1,4 +1,5 @@
-"""Mean average precision and F1 of detections, under the two protocols of the field: :func:`evaluate`.
+"""Mean average precision and F1 of detections, under the two protocols of the field: :func:`evaluate`; and which errors
+keep them low: :func:`analyse_errors`.
 
 ``activitynet``, after the ActivityNet toolkit (activitynet/ActivityNet, Evaluation/eval_detection.py): time is
 continuous. Detections of a class are taken by falling score; each is matched to the unmatched ground truth of highest
@@ -20,17 +21,24 @@ Under both, the mean is over the classes that have ground truth, and a class wit
 out, and why, is in :class:`Coverage`. docs/evaluation.md has a table of missing, ambiguous, empty and unknown.
 """
 
-from d2net.evaluation.judge import ACTIVITYNET_TIOU, THUMOS14_TIOU, Protocol, evaluate
+from d2net.evaluation.errors import VERDICTS, ErrorAnalysis, Verdict, analyse_errors, error_level
+from d2net.evaluation.judge import ACTIVITYNET_TIOU, THUMOS14_TIOU, evaluate
 from d2net.evaluation.names import UnknownVideos
+from d2net.evaluation.prepare import Protocol
 from d2net.evaluation.result import Coverage, Evaluation, Reason
 
 __all__ = [
     "ACTIVITYNET_TIOU",
     "THUMOS14_TIOU",
+    "VERDICTS",
     "Coverage",
+    "ErrorAnalysis",
     "Evaluation",
     "Protocol",
     "Reason",
     "UnknownVideos",
+    "Verdict",
+    "analyse_errors",
+    "error_level",
     "evaluate",
 ]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from d2net.detections import Annotations
 
-
-def average_precision(hits: np.ndarray, label: np.ndarray, annotations: Annotations) -> np.ndarray:
+def average_precision(hits: np.ndarray, label: np.ndarray, positives: np.ndarray) -> np.ndarray:
     """(C,) AP in 0 … 1.
 
     Args:
         hits: Indices of the detections that are true positives, rising.
         label: (N,) classes of the detections, which are ordered by class and, within a class, by falling score.
-        annotations: The ground truth.
+        positives: (C,) number of ground truths of each class.
     """
-    classes = np.arange(len(annotations.classes))
-    positives = np.bincount(annotations.label, minlength=len(classes))
+    classes = np.arange(len(positives))
     first = np.searchsorted(label, classes)
     ap = np.zeros(len(classes))
     for c, ranks in enumerate(np.split(hits, np.searchsorted(label[hits], classes[1:]))):

@@ -79,7 +79,7 @@ def overlaps(
     return i, j, shared / ((end[i] - start[i]) + (o_end[j] - o_start[j]) - shared)
 
 
-def match(det: np.ndarray, gt: np.ndarray, n_gt: int) -> np.ndarray:
+def match(det: np.ndarray, gt: np.ndarray, n_gt: int) -> tuple[np.ndarray, np.ndarray]:
     """Detections that are matched: each gets the first ground truth of its pairs that is still free.
 
     Args:
@@ -88,7 +88,7 @@ def match(det: np.ndarray, gt: np.ndarray, n_gt: int) -> np.ndarray:
         n_gt: Number of ground truths.
 
     Returns:
-        Indices of the matched detections, rising.
+        Indices of the matched detections, rising, and of the ground truth that each got.
     """
     # A ground truth is taken at the latest by the first detection that tries it first. Later pairs need no look.
     tried_first = np.diff(det, prepend=-1) > 0
@@ -97,10 +97,12 @@ def match(det: np.ndarray, gt: np.ndarray, n_gt: int) -> np.ndarray:
     live = det <= latest[gt]
     taken = bytearray(n_gt)
     hits: list[int] = []
+    took: list[int] = []
     last = -1
     for d, g in zip(det[live].tolist(), gt[live].tolist(), strict=True):
         if d != last and not taken[g]:
             taken[g] = 1
             hits.append(d)
+            took.append(g)
             last = d
-    return np.array(hits, np.int64)
+    return np.array(hits, np.int64), np.array(took, np.int64)

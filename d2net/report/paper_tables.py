@@ -92,6 +92,11 @@ def table_names() -> list[str]:
     return list(_read())
 
 
+def table_for(recipe: str) -> str | None:
+    """The table of the data that a recipe is for, by its name; None where the paper has none."""
+    return next((name for name in table_names() if recipe.startswith(name)), None)
+
+
 def load_table(name: str) -> PaperTable:
     """A table by name. Raises InputError for an unknown one; the message lists the tables."""
     tables = _read()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from d2net.checkpoint import load_model
@@ -108,12 +109,9 @@ def model_tracks(model: nn.Module, dataset: Dataset, detections: Detections, lab
     used = not isinstance(recipe, Recipe) or recipe.localization.attention
     for index, recording in enumerate(dataset.recordings):
         tcam, attention = predict(model, dataset.features(index))
-        found = _of(detections, recording.name)
-        tracks.append(
-            Track(
-                label, found, tcam.cpu().numpy(), attention.cpu().numpy() if used else None, classes_of(model, dataset)
-            )
-        )
+        found = as_rows(detections, detections_of(detections, recording.name))
+        scores, lambda_ = tcam.cpu().numpy(), attention.cpu().numpy() if used else None
+        tracks.append(Track(label, found, scores, lambda_, classes_of(model, dataset)))
     return tracks
 
 
@@ -133,7 +131,7 @@ def detections_tracks(path: Path, label: str, dataset: Dataset) -> list[Track]:
         raise InputError(f"{path}: names none of the recordings pictured ({', '.join(names)}); choose others, --video")
     if absent:
         warnings.warn(f"{path}: does not name {', '.join(absent)}, so nothing of it is drawn there", stacklevel=2)
-    found = [_of(detections, name) for name in names]
+    found = [as_rows(detections, detections_of(detections, name)) for name in names]
     marks = sum(is_ambiguous(d[2]) for of in found for d in of)
     if marks:
         warnings.warn(f"{path}: {marks} detections are labelled ambiguous, which is no class: not drawn", stacklevel=2)
@@ -219,16 +217,23 @@ def _duration(dataset: Dataset, recording: Recording, index: int) -> float:
     return recording.first_snippet + len(dataset.features(index)) * recording.seconds_per_snippet
 
 
-def _of(detections: Detections, name: str) -> list[tuple[float, float, str, float]]:
-    """(start s, end s, class, score) of one recording, sorted: drawn over each other whatever the order of the file."""
+def detections_of(detections: Detections, name: str) -> np.ndarray:
+    """Indices of one recording's detections, by time, class and score: the same whatever the order of the file."""
     if name not in detections.videos:
-        return []
-    return sorted(
+        return np.zeros(0, np.int64)
+    its = np.nonzero(detections.video == detections.videos.index(name))[0]
+    names = np.array(detections.classes)[detections.label[its]]
+    return its[np.lexsort((detections.score[its], names, detections.end[its], detections.start[its]))]
+
+
+def as_rows(detections: Detections, which: np.ndarray) -> list[tuple[float, float, str, float]]:
+    """(start s, end s, class, score) of the detections of these indices."""
+    return [
         (
             float(detections.start[i]),
             float(detections.end[i]),
             detections.classes[detections.label[i]],
             float(detections.score[i]),
         )
-        for i in (detections.video == detections.videos.index(name)).nonzero()[0]
-    )
+        for i in which
+    ]

@@ -12,7 +12,16 @@ from d2net.report.pictures import check_picture, save_figure
 from d2net.report.timeline.figure import COMMON_AXIS, timeline_figure
 from d2net.report.timeline.rows import MAX_CLASSES, TimelineRow, Track, best_scores, check_row
 
-__all__ = ["COMMON_AXIS", "MAX_CLASSES", "MIN_SCORE", "TimelineRow", "Track", "draw_timeline"]
+__all__ = [
+    "COMMON_AXIS",
+    "MAX_CLASSES",
+    "MIN_SCORE",
+    "TimelineRow",
+    "Track",
+    "best_scores",
+    "check_row",
+    "draw_timeline",
+]
 
 MIN_SCORE = 0.25  # detections are drawn from this fraction of their track's best score in the picture on
 
@@ -66,6 +75,6 @@ def _above(rows: Sequence[TimelineRow], min_score: float) -> tuple[list[Timeline
         for track, top in zip(row.tracks, best, strict=True):
             detections = [d for d in track.detections if top <= 0 or min_score == 0 or d[3] >= min_score * top]
             hidden += len(track.detections) - len(detections)
-            tracks.append(replace(track, detections=detections))
+            tracks.append(replace(track, detections=detections, verdicts=None))
         kept.append(replace(row, tracks=tracks))
     return kept, hidden

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from d2net.errors import InputError
+from d2net.evaluation import Verdict
 
 MAX_CLASSES = 5  # classes shown of one recording
 
@@ -23,6 +24,8 @@ class Track:
         tcam: (T, C) temporal class activation map, in [0, 1], or None where only the detections are known.
         attention: (T,) bottom-up attention in [0, 1], or None.
         classes: (C,) names of the columns of ``tcam``, some of the row's; None: all of them, in its order.
+        verdicts: What an error analysis says of each detection (:class:`d2net.evaluation.ErrorAnalysis`), or None; the
+            picture does not show it, a report does.
     """
 
     label: str
@@ -30,6 +33,7 @@ class Track:
     tcam: np.ndarray | None = None
     attention: np.ndarray | None = None
     classes: Sequence[str] | None = None
+    verdicts: Sequence[Verdict | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Variants that differ in localization and evaluation alone share one training: th
 
 from d2net.studies.ablation.figure import draw
 from d2net.studies.ablation.outputs import write_tables
+from d2net.studies.ablation.page import write_page
 from d2net.studies.ablation.plan import COMPLEMENTS, LOSSES, Run, Variant, choose_losses, parse_variant
 from d2net.studies.ablation.run import Ablation, Progress
 from d2net.studies.ablation.table import Row, gain, make_rows, measures, plus_minus
@@ -26,5 +27,6 @@ __all__ = [
     "measures",
     "parse_variant",
     "plus_minus",
+    "write_page",
     "write_tables",
 ]
