@@ -154,7 +154,15 @@ def _print_result(
         "checkpoint.safetensors": "the trained model",
     }.items():
         console.print(f"  {out / name}: {what}", soft_wrap=True)
-    console.print("next:")
+    console.print("your own recordings (docs/own-data.md):")
+    for command in (
+        ["d2net", "features", "videos/", "--out", "features/"],
+        ["d2net", "train", "--data", "features/", "--out", "runs/mine"],
+        ["d2net", "predict", "runs/mine", "new.mp4", "--out", "found/"],
+        ["d2net", "demo", "--video", "new.mp4"],
+    ):
+        console.print(f"  {shlex.join(command)}", soft_wrap=True)
+    console.print("or go on with these:")
     checkpoint, again = str(out / "checkpoint.safetensors"), str(out / "detections-2.json")
     for command in (
         ["d2net", "localize", checkpoint, "--data", "watch", "--out", again, "--set", "localization.nms_iou=0.3"],

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from d2net.cli.options import Device, Settings, Threads, choose_device
-from d2net.cli.outputs import claim_folder
+from d2net.cli.outputs import claim_folder, command_of
 from d2net.cli.terminal import notes, progress_bar, say
 from d2net.errors import InputError
 from d2net.words import counted, listed
@@ -18,10 +20,12 @@ if TYPE_CHECKING:
     from d2net.data.dataset import Dataset
     from d2net.detections import Detections
     from d2net.features import Method
-    from d2net.prediction import Predictor
+    from d2net.prediction import Inputs, Predictor
+    from d2net.recipes import Recipe
+    from d2net.report.timeline import Track
 
 BEST = 10  # detections that are printed
-FILES = ("detections.json", "detections.csv", "timeline.png")
+FILES = ("detections.json", "detections.csv", "timeline.png", "report.html")
 _VIDEOS = "Videos"
 
 
@@ -53,7 +57,7 @@ def predict(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Find the actions in videos, sensors' recordings or features: which, from when to when, with a picture.
+    """Find the actions in videos, sensors' recordings or features: which, from when to when, with a report.
 
     \b
     Examples:
@@ -61,12 +65,6 @@ def predict(
       d2net predict runs/mine new-videos/ --out found/
       d2net predict runs/mine features/video7.npy --out found/ --seconds-per-snippet 0.64
     """
-    from d2net.data.times import Times
-    from d2net.detections import write_detections
-    from d2net.localization import localize
-    from d2net.prediction import load, open_inputs
-
-    where = choose_device(device)
     if not math.isfinite(min_score):
         raise InputError(f"--min-score {min_score}: give a number")
     for setting in settings or []:
@@ -75,13 +73,49 @@ def predict(
                 f"--set {setting}: a trained model takes only localization.KEY=VALUE; train again for others"
             )
     claim_folder(context, out, *FILES, reads=[*inputs, model])
+    find_actions(
+        model,
+        inputs,
+        out,
+        min_score=min_score,
+        seconds_per_snippet=seconds_per_snippet,
+        settings=settings or [],
+        weights=weights,
+        flow_weights=flow_weights,
+        batch=batch,
+        device=choose_device(device),
+        command=command_of(context),
+    )
+
+
+def find_actions(
+    model: str,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    min_score: float = 0.0,
+    seconds_per_snippet: float | None = None,
+    settings: Sequence[str] = (),
+    weights: Path | None = None,
+    flow_weights: Path | None = None,
+    batch: int = 4,
+    device: str = "cpu",
+    command: str = "",
+) -> None:
+    """What ``d2net predict`` does, in a folder that is claimed."""
+    from d2net.data.times import Times
+    from d2net.detections import write_detections
+    from d2net.localization import localize
+    from d2net.prediction import load, open_inputs
+    from d2net.report.plot import model_tracks
+
     with notes():
-        predictor = load(model, where)
-        assert predictor.model.recipe is not None
-        recipe = predictor.model.recipe.override(settings or []).localization
+        predictor = load(model, device)
+    assert predictor.model.recipe is not None
+    recipe = predictor.model.recipe.override(list(settings))
 
     def method() -> Method:
-        return _method(predictor, weights, flow_weights, batch, where)
+        return _method(predictor, weights, flow_weights, batch, device)
 
     with notes(), progress_bar("features") as show:
         found = open_inputs(
@@ -98,18 +132,22 @@ def predict(
     for why in found.failed.values():
         say(f"failed: {why}", err=True)
     with notes(), progress_bar("localizing") as show:
-        detections = localize(predictor.model, found.dataset, recipe, progress=show)
-    every, detections = len(detections), detections.at_least(min_score)
+        every = localize(predictor.model, found.dataset, recipe.localization, progress=show)
+    detections = every.at_least(min_score)
     for name in FILES[:2]:
         write_detections(out / name, detections, features=f"by {predictor.name}")
-    _draw(predictor, found.dataset, detections, out / "timeline.png")
+    with notes():
+        tracks = model_tracks(predictor.model, found.dataset, detections)
+        _draw(found.dataset, tracks, out / FILES[2])
+    wrote = [*FILES[:3], *([FILES[3]] if _report(predictor, recipe, found, detections, tracks, out, command) else [])]
     _say_best(detections)
+    low = len(every) - len(detections)
     empty = len(found.dataset) - len(set(detections.video.tolist()))
     say(
-        f"wrote {counted(len(detections), 'detection')} in {counted(len(found.dataset), 'recording')} to "
-        f"{out / FILES[0]}, {FILES[1]} and {FILES[2]}"
-        + (f"; {every - len(detections)} below --min-score {min_score:g} left out" if every > len(detections) else "")
-        + (f"; {empty} recordings have none" if empty else "")
+        f"wrote {counted(len(detections), 'detection')} in {counted(len(found.dataset), 'recording')} to {out}: "
+        + ", ".join(wrote)
+        + (f"; {low} below --min-score {min_score:g} left out" if low else "")
+        + (f"; {counted(empty, 'recording')} without any" if empty else "")
         + (f"; {len(found.failed)} failed: {listed(found.failed)}" if found.failed else "")
     )
     if found.failed:
@@ -133,18 +171,54 @@ def _method(predictor: Predictor, weights: Path | None, flow_weights: Path | Non
     )
 
 
-def _draw(predictor: Predictor, dataset: Dataset, detections: Detections, path: Path) -> None:
-    from d2net.report.plot import PICTURED, choose_recordings, model_tracks, timeline_rows
+def _draw(dataset: Dataset, tracks: Sequence[Track], path: Path) -> None:
+    """The picture of the first recordings."""
+    from d2net.report.plot import PICTURED, timeline_rows
     from d2net.report.timeline import draw_timeline
 
-    chosen = choose_recordings(dataset, PICTURED)
-    with notes():
-        tracks = model_tracks(predictor.model, chosen, detections)
-        hidden = draw_timeline(path, timeline_rows(chosen, [tracks]))
+    few = replace(dataset, recordings=dataset.recordings[:PICTURED])
+    hidden = draw_timeline(path, timeline_rows(few, [tracks[:PICTURED]]))
     if hidden:
         say(f"note: {counted(hidden, 'weak detection')} not drawn in {path.name}", err=True)
-    if len(chosen) < len(dataset):
-        say(f"note: {path.name} shows {listed([r.name for r in chosen.recordings])}", err=True)
+    if len(few) < len(dataset):
+        say(f"note: {path.name} shows the first {len(few)} of {len(dataset)} recordings", err=True)
+
+
+def _report(
+    predictor: Predictor,
+    recipe: Recipe,
+    found: Inputs,
+    detections: Detections,
+    tracks: Sequence[Track],
+    out: Path,
+    command: str,
+) -> bool:
+    """Writes the page; False, and a word, where what makes it is not installed."""
+    from d2net.report.dataset_report import write_dataset_report
+    from d2net.report.facts import data_facts, recipe_fact, report_facts
+    from d2net.report.page import NotInstalledError, check_installed
+    from d2net.report.videos import SUFFIXES
+
+    try:
+        check_installed()
+    except NotInstalledError as error:
+        say(f"note: no {FILES[3]}: {error}", err=True)
+        return False
+    write_dataset_report(
+        out / FILES[3],
+        found.dataset,
+        detections,
+        tracks,
+        title=f"{found.dataset.name}: found by {predictor.name}",
+        facts=[
+            ("model", f"{predictor.name}, trained on {predictor.model.trained_on}"),
+            recipe_fact(recipe),
+            *data_facts(found.dataset),
+            *report_facts(command),
+        ],
+        videos={name: path for name, path in found.sources.items() if path.suffix.lower() in SUFFIXES},
+    )
+    return True
 
 
 def _say_best(detections: Detections) -> None:
