@@ -276,6 +276,7 @@ def test_train_writes_one_where_it_evaluates(trained: Path, data: Path) -> None:
     text = text_of(trained / "report.html")
     assert "training.iterations = 20 (in the recipe 1200)" in text and "watch, but 3 settings:" in text
     assert "Loss and its terms" in text and "mAP while it was trained" in text
+    assert re.search(r"\d\d:\d\d:\d\d UTC, took 0:\d\d:\d\d", text)
     assert f"d2net train --data {data}" in text and re.search(r"20 iterations on \S+, seed 0", text)
     assert re.search(r"d2net \d+\.\d+\.\d+", text) and "4 recordings (test)" in text
     shown = data_of(trained / "report.html")["recordings"]
@@ -353,8 +354,9 @@ def test_a_run_without_a_record_asks_for_its_data(trained: Path, data: Path, tmp
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     record = RunRecord("d2net train", "/data", {"fps": 25.0}, ["test"])
-    record.write(tmp_path)
-    assert read_record(tmp_path) == record and read_record(tmp_path / "nowhere") is None
+    written = record.write(tmp_path)
+    assert written.ended >= written.began and replace(written, ended="") == record
+    assert read_record(tmp_path) == written and read_record(tmp_path / "nowhere") is None
 
 
 def test_films_beside_the_features(data: Path, tmp_path: Path) -> None:
