@@ -364,7 +364,7 @@ def test_films_beside_the_features(data: Path, tmp_path: Path) -> None:
     (tmp_path / "clip 4.mp4").touch()
     (folder / "features" / "features.json").write_text(
         json.dumps({"recordings": {"clip_4": {"source": "../../clip 4.mp4"}, "clip_5": {"source": "gone.mp4"},
-                                   "clip_6": {"source": 3}, "clip_7": None}})
+                                   "clip_6": {"source": 3}, "clip_7": {"source": "\0" + 999 * "x" + ".mp4"}}})
     )  # fmt: skip
     found = find_videos(open_dataset(folder, subsets=["test"]))
     assert {name: path.resolve() for name, path in found.items()} == {"clip_4": tmp_path / "clip 4.mp4"}
