@@ -390,3 +390,10 @@ def test_training_from_python_has_a_report_too(data: Path, tmp_path: Path) -> No
     Trainer(open_dataset(data, subsets=["train"]), recipe, out=tmp_path, tensorboard=False).run()
     run("report", tmp_path, "--data", data)
     assert "2 iterations on" in text_of(tmp_path / "report.html")
+
+
+def test_the_document_names_options_that_there_are() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
+    helped = " ".join(run(command, "--help").output for command in ("report", "train"))
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
+    assert flags and all(re.search(rf"{flag}\b", helped) for flag in flags), flags
