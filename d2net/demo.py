@@ -68,9 +68,9 @@ def _run(out: Path, seed: int, iterations: int | None, console: Console, command
         soft_wrap=True,
     )
     record = RunRecord(command, dataset.name, test=["test"])
-    record.write(out)
     console.print(f"training {recipe.training.iterations} iterations …")
     checkpoint = Trainer(train, recipe, out=out, seed=seed, device="cpu", overwrite=True).run()
+    record = record.write(out)
 
     model = load_model(checkpoint)
     test = dataset.subset("test")

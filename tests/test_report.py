@@ -276,6 +276,7 @@ def test_train_writes_one_where_it_evaluates(trained: Path, data: Path) -> None:
     text = text_of(trained / "report.html")
     assert "training.iterations = 20 (in the recipe 1200)" in text and "watch, but 3 settings:" in text
     assert "Loss and its terms" in text and "mAP while it was trained" in text
+    assert re.search(r"\d\d:\d\d:\d\d UTC, took 0:\d\d:\d\d", text)
     assert f"d2net train --data {data}" in text and re.search(r"20 iterations on \S+, seed 0", text)
     assert re.search(r"d2net \d+\.\d+\.\d+", text) and "4 recordings (test)" in text
     shown = data_of(trained / "report.html")["recordings"]
@@ -353,8 +354,9 @@ def test_a_run_without_a_record_asks_for_its_data(trained: Path, data: Path, tmp
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     record = RunRecord("d2net train", "/data", {"fps": 25.0}, ["test"])
-    record.write(tmp_path)
-    assert read_record(tmp_path) == record and read_record(tmp_path / "nowhere") is None
+    written = record.write(tmp_path)
+    assert written.ended >= written.began and replace(written, ended="") == record
+    assert read_record(tmp_path) == written and read_record(tmp_path / "nowhere") is None
 
 
 def test_films_beside_the_features(data: Path, tmp_path: Path) -> None:
@@ -362,7 +364,7 @@ def test_films_beside_the_features(data: Path, tmp_path: Path) -> None:
     (tmp_path / "clip 4.mp4").touch()
     (folder / "features" / "features.json").write_text(
         json.dumps({"recordings": {"clip_4": {"source": "../../clip 4.mp4"}, "clip_5": {"source": "gone.mp4"},
-                                   "clip_6": {"source": 3}, "clip_7": None}})
+                                   "clip_6": {"source": 3}, "clip_7": {"source": "\0" + 999 * "x" + ".mp4"}}})
     )  # fmt: skip
     found = find_videos(open_dataset(folder, subsets=["test"]))
     assert {name: path.resolve() for name, path in found.items()} == {"clip_4": tmp_path / "clip 4.mp4"}
@@ -388,3 +390,10 @@ def test_training_from_python_has_a_report_too(data: Path, tmp_path: Path) -> No
     Trainer(open_dataset(data, subsets=["train"]), recipe, out=tmp_path, tensorboard=False).run()
     run("report", tmp_path, "--data", data)
     assert "2 iterations on" in text_of(tmp_path / "report.html")
+
+
+def test_the_document_names_options_that_there_are() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
+    helped = " ".join(run(command, "--help").output for command in ("report", "train"))
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
+    assert flags and all(re.search(rf"{flag}\b", helped) for flag in flags), flags

@@ -252,3 +252,25 @@ def test_names_under_the_pointer_are_text(open_page: Any) -> None:
     page.mouse.move(*page.evaluate(PLACE, ["top", 0.75, 0.1]))
     page.get_by_text(SCRIPT).last.wait_for()
     page.wait_for_timeout(200)
+
+
+def test_of_many_recordings_one_is_found(browser: Any, tmp_path: Path) -> None:
+    rows = [
+        TimelineRow(
+            f"clip {i}", 1.0, ["Jump", "Fall"], [], [Track("", [(i, i + 1.0, "Fall" if i == 7 else "Jump", 1.0)])]
+        )
+        for i in range(20)
+    ]
+    write_report(tmp_path / "r.html", rows, title="t")
+    page = browser.new_page()
+    page.goto((tmp_path / "r.html").as_uri())
+    page.wait_for_selector("body[data-ready]")
+    assert len(options(page)) == 20
+    page.fill("#filter", "fall")
+    assert options(page) == ["clip 7  ·  Fall"] and column(page, "found", "left") == [7]
+    page.fill("#filter", "clip 1")
+    assert len(options(page)) == 11 and column(page, "found", "left") == [1]
+    page.fill("#filter", "nowhere")
+    assert len(options(page)) == 20 and page.locator("#recording").input_value() == "1"
+    assert page.locator("#filter[aria-invalid]").count() == 1
+    page.close()

@@ -127,7 +127,7 @@ def train(
     record = RunRecord(command_of(context), absolute(data), said, evaluating)
     with notes():
         checkpoint = trainer.run(resume=resume)
-        record.write(out)
+        record = record.write(out)
     if not trainer.trained:
         say(f"nothing left to train, as {checkpoint} is at iteration {trainer.iteration}: raise training.iterations")
     if trainer.saved:

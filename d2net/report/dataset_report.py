@@ -27,7 +27,7 @@ from d2net.report.timeline import TimelineRow, Track
 
 
 def write_dataset_report(
-    path: Path,
+    path: str | Path,
     dataset: Dataset,
     detections: Detections,
     tracks: Sequence[Track] | None = None,

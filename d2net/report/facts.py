@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class RunRecord:
         data: What ``--data`` was.
         options: What else was said about the data, as :class:`d2net.cli.options.DataOptions` has it.
         test: Subsets that were judged on; empty: none.
-        began: When, in ISO 8601.
+        began, ended: When, in ISO 8601.
         source: The d2net that ran (:func:`source`).
     """
 
@@ -41,11 +41,14 @@ class RunRecord:
     options: Mapping[str, Any] = field(default_factory=dict)
     test: Sequence[str] = ()
     began: str = field(default_factory=lambda: now())
+    ended: str = ""
     source: str = field(default_factory=lambda: source())
 
-    def write(self, out: Path) -> None:
-        """Into the folder of the run. Raises InputError where that cannot be written."""
-        write_whole(out / RUN_NAME, json.dumps(asdict(self), indent=1) + "\n")
+    def write(self, out: Path) -> RunRecord:
+        """The record of a run that ends now, into its folder. Raises InputError where that cannot be written."""
+        ended = replace(self, ended=now())
+        write_whole(out / RUN_NAME, json.dumps(asdict(ended), indent=1) + "\n")
+        return ended
 
 
 def read_record(run: Path) -> RunRecord | None:
@@ -55,7 +58,10 @@ def read_record(run: Path) -> RunRecord | None:
         return None
     found = read_json(path)
     where = f"{path}: not written by d2net: "
-    texts = {name: typed(found.get(name), str, f"{where}'{name}'") for name in ("command", "data", "began", "source")}
+    texts = {
+        name: typed(found.get(name), str, f"{where}'{name}'")
+        for name in ("command", "data", "began", "ended", "source")
+    }
     options = typed(found.get("options"), dict, f"{where}'options'")
     test = [typed(name, str, f"{where}a subset") for name in typed(found.get("test"), list, f"{where}'test'")]
     if unknown := set(found) - {f.name for f in fields(RunRecord)}:
@@ -88,7 +94,9 @@ def recipe_fact(recipe: Recipe) -> tuple[str, str]:
         return "recipe", f"{recipe.name}, which is none of d2net's"
     changed = differences([load_recipe(recipe.name), recipe])
     lines = [f"{key} = {_plain(values[1])} (in the recipe {_plain(values[0])})" for key, values in changed]
-    return "recipe", "\n".join([f"{recipe.name}, " + (f"but {len(lines)} settings:" if lines else "unchanged"), *lines])
+    return "recipe", "\n".join(
+        [f"{recipe.name}, " + (f"but {counted(len(lines), 'setting')}:" if lines else "unchanged"), *lines]
+    )
 
 
 def data_facts(dataset: Dataset) -> Facts:
@@ -108,17 +116,29 @@ def run_facts(checkpoint: Checkpoint, record: RunRecord | None = None) -> Facts:
     facts = [
         recipe_fact(checkpoint.recipe),
         ("trained", f"{checkpoint.iteration} iterations on {checkpoint.dataset}, seed {checkpoint.seed}"),
-        ("computed", f"{checkpoint.precision or 'precision not known'}, {where}"),
-        ("by", record.source if record else f"d2net {checkpoint.version}"),
+        ("computed in", f"{checkpoint.precision or 'precision not known'}, {where}"),
+        ("trained by", record.source if record else f"d2net {checkpoint.version}"),
     ]
     if record:
-        facts += [("command", record.command or "from Python"), ("began", record.began)]
+        facts += [("command", record.command or "from Python"), ("time", _time(record))]
     return facts
 
 
 def report_facts(command: str = "") -> Facts:
     """Who made a report, and when."""
-    return [("report", "\n".join(filter(None, [f"{source()}, {now()}", command])))]
+    return [("report", "\n".join(filter(None, [f"{source()}, {_date(now())}", command])))]
+
+
+def _time(record: RunRecord) -> str:
+    try:
+        took = datetime.fromisoformat(record.ended) - datetime.fromisoformat(record.began)
+    except (ValueError, TypeError):  # no such times
+        return f"from {record.began} to {record.ended}"
+    return f"{_date(record.began)}, took {took}"
+
+
+def _date(iso: str) -> str:
+    return iso.replace("T", " ").replace("+00:00", " UTC")
 
 
 def _plain(value: object) -> str:

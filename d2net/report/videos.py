@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from d2net.data.dataset import Dataset
@@ -44,7 +45,7 @@ def find_videos(dataset: Dataset, folder: Path | None = None) -> dict[str, Path]
         for beside in (place, *place.parents[:2]):  # a file of one stream lies a folder deeper
             if beside not in sources:
                 sources[beside] = _sources(beside)
-            if (path := sources[beside].get(recording.name)) is not None and path.is_file():
+            if (path := sources[beside].get(recording.name)) is not None and os.path.isfile(path):
                 videos[recording.name] = path
                 break
     return videos
@@ -61,5 +62,5 @@ def _sources(folder: Path) -> dict[str, Path]:
     return {
         name: folder / text
         for name, text in said.items()
-        if isinstance(text, str) and "\0" not in text and Path(text).suffix.lower() in SUFFIXES
+        if isinstance(text, str) and Path(text).suffix.lower() in SUFFIXES
     }

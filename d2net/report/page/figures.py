@@ -176,7 +176,7 @@ def _lines(title: str, series: Mapping[str, _Points]) -> Lines | None:
         return None
     shown = figure(height=240, tools="", toolbar_location=None, sizing_mode="stretch_width")
     legend = {}
-    # The first below the others: a loss of one term only is equal to that.
+    # The total below its terms: of one term only it is equal to that.
     for i, (name, (x, y)) in enumerate(series.items()):
         legend[name] = colours.CURVES[i % len(colours.CURVES)]
         shown.line(

@@ -110,7 +110,8 @@ const d2net = (() => {
     const words = (at("filter")?.value ?? "").toLowerCase().split(/\s+/);
     const options = data.recordings.map((r, i) => new Option(`${r.name}  ·  ${r.classes.join(", ")}`, i));
     const fits = options.filter((o) => words.every((w) => o.text.toLowerCase().includes(w)));
-    at("recording").replaceChildren(...fits);
+    at("filter")?.toggleAttribute("aria-invalid", fits.length === 0);
+    at("recording").replaceChildren(...(fits.length ? fits : options));
     return fits;
   }
 
@@ -129,7 +130,7 @@ const d2net = (() => {
     for (const [id, by] of [["previous", -1], ["next", 1]]) at(id).onclick = () => step(by);
     at("recording").onchange = (event) => show(Number(event.target.value));
     at("least").oninput = fill;
-    if (at("filter")) at("filter").oninput = () => { const [one] = list(); if (one) show(Number(one.value)); };
+    if (at("filter")) at("filter").oninput = () => { const [one] = list(); show(one ? Number(one.value) : data.recordings.indexOf(recording)); };
     if (player) {
       player.ontimeupdate = () => { move(player.currentTime); if (until !== null && player.currentTime >= until) { player.pause(); until = null; } };
       player.onerror = () => { if (recording.video) at("player-note").hidden = false; };

@@ -26,7 +26,7 @@ INSTALL = "pip install 'd2net[report]'"
 
 
 def write_report(
-    path: Path,
+    path: str | Path,
     rows: Sequence[TimelineRow],
     *,
     title: str,
