@@ -55,7 +55,7 @@ class Video:
         with _opened(self.path) as container:
             stream = _pictures(container, self.path)
             stream.thread_type = "AUTO"
-            start = 0.0 if container.start_time is None else container.start_time / 1_000_000
+            start = max(0, container.start_time or 0) / 1_000_000
             if stream.duration:
                 self.announced = float((stream.start_time or 0) + stream.duration) * float(stream.time_base) - start
             elif container.duration:
