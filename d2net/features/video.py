@@ -166,4 +166,6 @@ def _pictures(container: Any, path: Path) -> Any:
     if not streams:
         kinds = ", ".join(dict.fromkeys(s.type for s in container.streams)) or "nothing"
         raise InputError(f"{path}: has no pictures, only {kinds}; give a video")
+    if streams[0].codec_context is None:  # decoding it would end the process in some versions of PyAV
+        raise InputError(f"{path}: is coded in a way that FFmpeg cannot decode here; convert it to H.264")
     return streams[0]

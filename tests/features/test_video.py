@@ -183,7 +183,7 @@ def test_files_that_are_no_videos(tmp_path: Path, name: str, make: Callable, mes
 def test_an_unknown_codec(make_video: Callable, greys: Callable) -> None:
     path = make_video("v.mp4", greys(10), codec="libx264")
     path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
-    with pytest.raises(InputError, match="no frame of it can be decoded .*; copy or convert it again, as ffmpeg -i"):
+    with pytest.raises(InputError, match="is coded in a way that FFmpeg cannot decode here; convert it to H.264"):
         list(Video(path, 25))
 
 
