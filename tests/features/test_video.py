@@ -153,6 +153,19 @@ def test_frames_without_a_time_are_counted(
         list(Video(path, 25))
 
 
+def test_a_frame_that_would_last_for_ages(
+    make_video: Callable, greys: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a damaged time base has it: it is not repeated to the end of time."""
+    path = make_video("v.mkv", greys(3))
+    frame = SimpleNamespace(
+        time=0.0, duration=1, time_base=1e9, rotation=0, to_ndarray=lambda format: np.zeros((48, 64, 3), np.uint8)
+    )
+    monkeypatch.setattr(Video, "_decoded", lambda self, container, stream: iter([frame]))
+    video = Video(path, 25)
+    assert len(list(video)) == 1 and video.seconds == pytest.approx(0.04)
+
+
 def sound_alone(path: Path) -> None:
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
