@@ -246,7 +246,7 @@ benchmarks() { # OPTION...: of every operator, each with an equal share of what 
   local file files=() share i
   for file in "$root"/benchmarks/bench_*.py; do
     case "$(basename "$file" .py)" in
-      bench_training_step | bench_evaluation) ;; # a stage of its own; runs on the CPU only
+      bench_training_step | bench_evaluation | bench_i3d) ;; # a stage of its own; runs on the CPU only; no operator
       *) files+=("$file") ;;
     esac
   done

@@ -75,7 +75,9 @@ def _usage() -> Iterator[None]:
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, MemoryError):
-        return "out of memory; lower training.batch_size or training.max_snippets with --set"
+        return (
+            "out of memory; lower training.batch_size or training.max_snippets with --set; of d2net features, --batch"
+        )
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'input/output'}: {error.strerror}; check the path, its rights and the free space"
     return str(error) if isinstance(error, D2NetError) else " ".join(str(error).split())

@@ -87,19 +87,20 @@ def features(
     from d2net.features.sensor import SUFFIXES as TABLES
     from d2net.features.video import SUFFIXES as VIDEOS
 
-    given = {
-        "--columns": columns,
-        "--time-column": time_column,
-        "--time-unit": time_unit,
-        "--rate": rate,
-    }
-    ours = {"--weights": weights, "--flow": flow, "--flow-weights": flow_weights}
-    wrong = next((option for option, value in (ours if extractor == "windows" else given).items() if value), None)
+    of_sensors = {"--columns": columns, "--time-column": time_column, "--time-unit": time_unit, "--rate": rate}
+    of_videos = {"--weights": weights, "--flow": flow, "--flow-weights": flow_weights}
+    tables = extractor == "windows"
+    others = of_videos if tables else of_sensors
+    wrong = next((option for option, value in others.items() if value), None)
     if wrong is not None:
         raise InputError(f"{wrong} says nothing of --extractor {extractor}; leave it out")
-    paths, ignored = package.find_recordings(inputs, TABLES if extractor == "windows" else VIDEOS)
+    for path in inputs:
+        if path.suffix.lower() in (VIDEOS if tables else TABLES):
+            way = "leave --extractor windows out" if tables else "give --extractor windows"
+            raise InputError(f"{path}: is a {'video' if tables else 'table'} by its name; {way}")
+    paths, ignored = package.find_recordings(inputs, TABLES if tables else VIDEOS)
     claim_folder(context, out, NAME, *(f"{name}.npy" for name in paths), reads=inputs)
-    if extractor == "windows":
+    if tables:
         sensors = [[name.strip() for name in sensor.split(",")] for sensor in columns or ()]
         method = package.sensor_method(
             list(paths.values()),

@@ -112,13 +112,13 @@ def write_features(
             todo.append(name)
     saved = 0.0
     try:
-        for done, name in enumerate(todo):
+        for number, name in enumerate(todo):
             path = paths[name]
             file = _file(path)
 
-            def share(x: float, done: int = done) -> None:
+            def share(x: float, number: int = number) -> None:
                 if progress is not None:
-                    progress(done + x, len(todo))
+                    progress(number + x, len(todo))
 
             share(0.0)
             try:
@@ -145,6 +145,9 @@ def write_features(
             if time.monotonic() - saved > _SAVED_EVERY:
                 _save(out, about, recordings)
                 saved = time.monotonic()
+    except KeyboardInterrupt:
+        done = f"{len(result.written)} of {len(todo)} recordings are done"
+        raise KeyboardInterrupt(f"{done}; the same command goes on with the others") from None
     finally:
         if todo:
             _save(out, about, recordings)

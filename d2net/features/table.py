@@ -18,6 +18,7 @@ from d2net.words import counted, did_you_mean, is_number, listed, quoted
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}  # of a clock, in seconds
 _UNIT_NAMES = {"s": "s", "sec": "s", "secs": "s", "seconds": "s", "ms": "ms", "msec": "ms", "milliseconds": "ms"}
 _UNIT_NAMES |= {"us": "us", "µs": "us", "microseconds": "us", "ns": "ns", "nanoseconds": "ns"}
+_LARGEST = 1e15  # of a signal; its square must be a float32
 _SLOWEST, _FASTEST = 1.0, 2000.0  # rows a second that a clock's unit may make
 
 
@@ -88,6 +89,11 @@ class Table:
     def filled(self, name: str, notes: list[str]) -> np.ndarray:
         """Of a column, with straight lines for empty cells."""
         values = self.numbers(name)
+        if (huge := np.abs(values) > _LARGEST).any():
+            row = int(huge.argmax()) + 2
+            raise InputError(
+                f"{self.path}: row {row}, column {quoted(name)}: {values[row - 2]:g} is no sensor's; mend it"
+            )
         empty = np.isnan(values)
         if empty.sum() > len(values) / 2:
             raise InputError(

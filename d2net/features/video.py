@@ -15,7 +15,7 @@ from d2net.words import counted, reason
 SUFFIXES = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split()
 )  # of files in folders; one that is named itself may have any
-LONGEST_GAP = 3600.0  # seconds without a frame, after which a time is taken for damage
+LONGEST_GAP = 600.0  # seconds without a frame, after which a time is taken for damage
 _MOST_DAMAGED = 1000  # packets in which nothing is found, after which nothing more is looked for
 _SAID_GAP = 1.0  # seconds without a frame that are worth a note
 
@@ -55,12 +55,13 @@ class Video:
         with _opened(self.path) as container:
             stream = _pictures(container, self.path)
             stream.thread_type = "AUTO"
-            start = 0.0 if container.start_time is None else container.start_time / 1_000_000
+            start = max(0, container.start_time or 0) / 1_000_000
             if stream.duration:
                 self.announced = float((stream.start_time or 0) + stream.duration) * float(stream.time_base) - start
             elif container.duration:
                 self.announced = container.duration / 1_000_000
             usual = 1 / float(stream.average_rate or stream.guessed_rate or 25)  # seconds of a frame
+            usual = usual if usual < LONGEST_GAP else 1 / 25
             for frame, times in self._shown(self._decoded(container, stream), start, usual):
                 if times:
                     image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
@@ -93,7 +94,8 @@ class Video:
             due = max(round(now * self.fps), given)
             yield frame if before is None else before, due - given  # before the first one it is seen already
             given, before, time = due, frame, now
-            self.seconds = now + (float(frame.duration * frame.time_base) if frame.duration else usual)
+            length = float(frame.duration * frame.time_base) if frame.duration else usual
+            self.seconds = now + (length if 0 < length < LONGEST_GAP else usual)
         if self.fps is not None:
             if before is None:
                 raise InputError(f"{self.path}: no frame has a time that can be; convert it, as ffmpeg -i does")
@@ -166,4 +168,6 @@ def _pictures(container: Any, path: Path) -> Any:
     if not streams:
         kinds = ", ".join(dict.fromkeys(s.type for s in container.streams)) or "nothing"
         raise InputError(f"{path}: has no pictures, only {kinds}; give a video")
+    if streams[0].codec_context is None:  # decoding it would end the process in some versions of PyAV
+        raise InputError(f"{path}: is coded in a way that FFmpeg cannot decode here; convert it to H.264")
     return streams[0]

@@ -138,7 +138,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, videos: dict[str, Path]) -> 
             raise KeyboardInterrupt
         return inner(path, progress)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="1 of 3 recordings are done; the same command goes on with the others"):
         write_features(videos, Method(ABOUT, stop, SUFFIXES), tmp_path / "out")
     again = Counting()
     assert write_features(videos, again.method, tmp_path / "out").skipped == ["a"]
@@ -289,6 +289,8 @@ def test_flow_is_a_second_stream(tmp_path: Path, make_video: Callable, greys: Ca
         (["--rate", "50"], "--rate says nothing of --extractor i3d"),
         (["--extractor", "windows", "--weights", "w.pt"], "--weights says nothing of --extractor windows"),
         (["--device", "tpu"], "--device tpu"),
+        (["v.csv"], "v.csv: is a table by its name; give --extractor windows"),
+        (["v.mp4", "--extractor", "windows"], "v.mp4: is a video by its name; leave --extractor windows out"),
         (["--fps", "0"], "--fps"),
         (["--weights", "none.pt"], "none.pt: cannot be read (No such file"),
     ],

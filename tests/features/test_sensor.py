@@ -182,6 +182,7 @@ def changed(row: int, cell: int, value: str) -> Callable[[str], str]:
     [
         (changed(7, 2, "abc"), "row 7, column 'acc_y': 'abc' is no number; mend it"),
         (changed(7, 2, "inf"), "row 7, column 'acc_y': 'inf' is no number"),
+        (changed(7, 2, "1e30"), "row 7, column 'acc_y': 1e.30 is no sensor's; mend it"),
         (changed(7, 2, "1_0"), "row 7, column 'acc_y': '1_0' is no number"),
         (changed(7, 0, ""), "row 7 has no time in column 'time'"),
         (changed(7, 0, "0.01"), "row 7: the time in column 'time' goes back; sort or mend the rows"),

@@ -153,6 +153,19 @@ def test_frames_without_a_time_are_counted(
         list(Video(path, 25))
 
 
+def test_a_frame_that_would_last_for_ages(
+    make_video: Callable, greys: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a damaged time base has it: it is not repeated to the end of time."""
+    path = make_video("v.mkv", greys(3))
+    frame = SimpleNamespace(
+        time=0.0, duration=1, time_base=1e9, rotation=0, to_ndarray=lambda format: np.zeros((48, 64, 3), np.uint8)
+    )
+    monkeypatch.setattr(Video, "_decoded", lambda self, container, stream: iter([frame]))
+    video = Video(path, 25)
+    assert len(list(video)) == 1 and video.seconds == pytest.approx(0.04)
+
+
 def sound_alone(path: Path) -> None:
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
@@ -183,7 +196,7 @@ def test_files_that_are_no_videos(tmp_path: Path, name: str, make: Callable, mes
 def test_an_unknown_codec(make_video: Callable, greys: Callable) -> None:
     path = make_video("v.mp4", greys(10), codec="libx264")
     path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
-    with pytest.raises(InputError, match="no frame of it can be decoded .*; copy or convert it again, as ffmpeg -i"):
+    with pytest.raises(InputError, match="is coded in a way that FFmpeg cannot decode here; convert it to H.264"):
         list(Video(path, 25))
 
 
