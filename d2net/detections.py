@@ -50,11 +50,11 @@ class Detections(Segments):
 
     score: np.ndarray
 
-    def above(self, min_score: float) -> tuple[Detections, int]:
-        """Those with at least this score, and how many others there are; the videos stay."""
-        keep = self.score >= min_score
-        rows = {name: getattr(self, name)[keep] for name in ("video", "label", "start", "end", "score")}
-        return replace(self, **rows), int(len(keep) - keep.sum())
+    def at_least(self, score: float) -> Detections:
+        """Those of this score or a higher one; the videos are all."""
+        kept = self.score >= score
+        rows = {name: getattr(self, name)[kept] for name in ("video", "label", "start", "end", "score")}
+        return replace(self, **rows)
 
 
 @dataclass(frozen=True)

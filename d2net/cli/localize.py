@@ -83,14 +83,14 @@ def localize(
     features = f"{dataset.name} ({' + '.join(map(str, dataset.stream_widths))})"
     if model.trained_on != dataset.name:
         features += f", trained on {model.trained_on}"
-    low = 0
+    found = len(detections)
     if min_score is not None:
-        detections, low = detections.above(min_score)
+        detections = detections.at_least(min_score)
     written = write_all(files, detections, features)
     empty = len(dataset) - len(set(detections.video.tolist()))
     say(
         f"wrote {len(detections)} detections of {len(dataset)} recordings ({', '.join(dataset.subsets)}) to "
         + " and ".join(map(str, written))
         + (f"; {empty} recordings have none" if empty else "")
-        + (f"; {low} of a score below {min_score:g} are left out" if low else "")
+        + (f"; {found - len(detections)} of a score below {min_score:g} are left out" if min_score is not None else "")
     )
