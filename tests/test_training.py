@@ -646,10 +646,18 @@ def test_a_finished_run_with_the_same_settings_is_left_alone(tmp_path: Path) -> 
 @pytest.mark.parametrize("change", [{"classes": ("a", "a")}, {"classes": ("", "b")}, {"name": 3}])
 def test_what_no_checkpoint_can_hold_is_said_before_training(tmp_path: Path, change: dict[str, object]) -> None:
     dataset = make_dataset()
+    last = change.get("classes", dataset.classes)[-1]  # type: ignore[index]
+    recordings = tuple(replace(r, labels=(last,)) for r in dataset.recordings)
+    with pytest.raises(InputError, match=r"(classes|dataset) is .*; it must be"):
+        Trainer(replace(dataset, recordings=recordings, **change), make_recipe(), out=tmp_path)
+
+
+def test_without_any_label_there_is_nothing_to_learn(tmp_path: Path) -> None:
+    dataset = make_dataset()
     recordings = tuple(replace(r, labels=()) for r in dataset.recordings)
     recipe = make_recipe().override(["loss.skip_unlabelled=true"])
-    with pytest.raises(InputError, match=r"(classes|dataset) is .*; it must be"):
-        Trainer(replace(dataset, recordings=recordings, **change), recipe, out=tmp_path)
+    with pytest.raises(InputError, match="dataset 'tiny': no recording has a label"):
+        Trainer(replace(dataset, recordings=recordings), recipe, out=tmp_path)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.5, True])

@@ -83,7 +83,7 @@ def train(
       d2net train --data features/ --recipe thumos14-paper --out runs/t14 --set training.batch_size=20
       d2net train --data features/ --recipe mine.yaml --out runs/t14 --resume
     """
-    from d2net.data.describe import describe
+    from d2net.data.describe import describe, everywhere
     from d2net.recipes import load_recipe
     from d2net.report.facts import RUN_NAME, RunRecord
     from d2net.training import Trainer
@@ -108,6 +108,8 @@ def train(
     dataset = options.open(catalog, [*training, *evaluating])
     for line in describe(dataset):
         say(line)
+    for line in everywhere(dataset.subset(*training).recordings):
+        say(f"note: {line}", err=True)
     trainer = Trainer(
         dataset.subset(*training),
         chosen,

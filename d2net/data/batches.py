@@ -52,7 +52,8 @@ class BatchSampler:
         allow_unlabelled: Whether recordings without a label, which are only background, are drawn like the others.
 
     Raises:
-        InputError: a recording without a label where that is not allowed, or with an unknown class; no recording.
+        InputError: a recording without a label where that is not allowed, or with an unknown class; no recording, or
+            no label at all.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class BatchSampler:
         self.batch_size = min(batch_size, len(dataset))
         self.max_snippets = max_snippets
         self.labels = torch.from_numpy(dataset.label_matrix(allow_unlabelled=allow_unlabelled))
+        if not self.labels.any():
+            raise InputError(f"dataset '{dataset.name}': no recording has a label, and so there is nothing to learn")
         self.generator = torch.Generator().manual_seed(seed)
         self.order = torch.randperm(len(dataset), generator=self.generator)
         self.position = 0

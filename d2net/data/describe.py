@@ -167,6 +167,7 @@ def _annotations(catalog: Catalog, recordings: Sequence[Recording]) -> list[str]
             f"{len(unlabelled)} of the recordings of {train} have no label: {listed(unlabelled)}; train with "
             "--set loss.skip_unlabelled=true where they are background alone"
         )
+    problems += everywhere([r for r in recordings if r.subset == train])
     late = []
     for r in recordings:
         # Without a duration the features say how long it is, to about a window.
@@ -176,6 +177,18 @@ def _annotations(catalog: Catalog, recordings: Sequence[Recording]) -> list[str]
         name, last, end = max(late, key=lambda each: each[1] - each[2])
         problems.append(f"{len(late)} segments end after their recording: one of '{name}' at {last:g} s of {end:.4g} s")
     return problems
+
+
+def everywhere(recordings: Sequence[Recording]) -> list[str]:
+    """A sentence where a class is a label of every recording: labels tell then nothing of when it occurs."""
+    counts = Counter(label for r in recordings for label in set(r.labels))
+    found = [label for label, n in counts.items() if n == len(recordings)]
+    if len(recordings) < 2 or not found:
+        return []
+    return [
+        f"every recording to train on has the label {listed(found)}, so nothing shows what it is like without; add "
+        "recordings in which it does not occur"
+    ]
 
 
 def _classes(dataset: Dataset, subset: str) -> str:

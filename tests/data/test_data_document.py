@@ -25,7 +25,7 @@ def test_every_example_makes_a_dataset(examples, tmp_path, monkeypatch, capsys):
         warnings.simplefilter("error")
         for example in examples:
             exec(compile(example, str(DOCUMENT), "exec"), {})
-        expected = {"my-wtalc": (1024, 1024), "my-cola": (1024, 1024), "my-data": (768,)}
+        expected = {"my-wtalc": (1024, 1024), "my-cola": (1024, 1024), "my-data": (768,), "my-own": (96,)}
         for folder, widths in expected.items():
             dataset = open_dataset(folder, trust_pickle=True)
             assert dataset.stream_widths == widths and dataset.classes == ("Jump", "Spin")
