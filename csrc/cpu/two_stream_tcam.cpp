@@ -5,11 +5,11 @@
 #include <algorithm>
 #include <limits>
 
+#include "cpu/common/parallel.h"
+#include "cpu/common/pooled_gradient.h"
+#include "cpu/common/simd.h"
 #include "math/sigmoid.h"
 #include "math/topk.h"
-#include "parallel.h"
-#include "pooled_gradient.h"
-#include "simd.h"
 #include "topk_pool.h"
 
 namespace d2net::cpu {

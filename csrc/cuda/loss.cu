@@ -8,10 +8,10 @@
 #include <optional>
 
 #include "attention_pool.h"
-#include "cuda/bottom_up.h"
-#include "cuda/joint.h"
-#include "cuda/pool_columns.h"
-#include "cuda/pool_over_time.h"
+#include "cuda/common/bottom_up.h"
+#include "cuda/common/joint.h"
+#include "cuda/common/pool_columns.h"
+#include "cuda/common/pool_over_time.h"
 #include "loss.h"
 #include "math/focal.h"
 #include "math/peaks.h"

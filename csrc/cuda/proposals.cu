@@ -13,9 +13,9 @@
 // found goes to 12 (16) bytes a snippet of every sequence, of which only those that hold proposals are touched.
 #include <algorithm>
 
-#include "cuda/block.h"
-#include "cuda/device.h"
-#include "cuda/device_algorithms.h"
+#include "cuda/common/block.h"
+#include "cuda/common/device.h"
+#include "cuda/common/device_algorithms.h"
 #include "math/contrast.h"
 #include "proposals.h"
 

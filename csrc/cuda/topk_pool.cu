@@ -1,6 +1,6 @@
 // The kernels: pool_columns.h and pooled_gradient.h.
-#include "cuda/pool_columns.h"
-#include "cuda/pooled_gradient.h"
+#include "cuda/common/pool_columns.h"
+#include "cuda/common/pooled_gradient.h"
 #include "topk_pool.h"
 
 namespace d2net::cuda {

@@ -1,6 +1,6 @@
 // The kernels: pool_columns.h and pooled_gradient.h.
-#include "cuda/pool_columns.h"
-#include "cuda/pooled_gradient.h"
+#include "cuda/common/pool_columns.h"
+#include "cuda/common/pooled_gradient.h"
 #include "math/sigmoid.h"
 #include "two_stream_tcam.h"
 

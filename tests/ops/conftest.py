@@ -35,7 +35,7 @@ def simt_kernels(simt_module) -> Iterator[ModuleType]:
 @pytest.fixture(params=["reference", "cpu", "simt", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request) -> Iterator[torch.device]:
     """Where a test puts its tensors. With "reference" the operators run in plain PyTorch on the CPU, with "simt" the
-    CUDA kernels run there (csrc/simt)."""
+    CUDA kernels run there (tests/simt)."""
     if request.param == "simt":
         request.getfixturevalue("simt_kernels")
     with use_backend("reference") if request.param == "reference" else nullcontext():

@@ -6,15 +6,15 @@
 // beside it the entries of B in their order, b = (d_0, e_0, d_1, ..., e_{n-2}, d_{n-1}): its eigenvalues are the
 // singular values and their negatives, and the eigenvector of sigma is (v_0, u_0, v_1, u_1, ...) / sqrt(2). Unlike
 // B^T B it keeps the relative accuracy of small singular values. Entries are of order 1 or smaller.
-#include "extreme_svd.h"
+#include "cpu/common/extreme_svd.h"
 
 #include <algorithm>
 #include <cmath>
 #include <memory>
 #include <utility>
 
-#include "householder.h"
-#include "simd.h"
+#include "cpu/common/householder.h"
+#include "cpu/common/simd.h"
 
 namespace d2net::cpu {
 namespace {

@@ -10,8 +10,8 @@
 
 #include <cstdint>
 
-#include "cuda/device.h"
-#include "cuda/vector.h"
+#include "cuda/common/device.h"
+#include "cuda/common/vector.h"
 #include "math/sigmoid.h"
 #include "math/topk.h"
 #include "topk_pool.h"
