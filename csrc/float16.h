@@ -1,4 +1,4 @@
-// Half-precision numbers as they lie in memory. Only kernels compute with them (csrc/cuda/device.h: to_float,
+// Half-precision numbers as they lie in memory. Only kernels compute with them (csrc/cuda/common/device.h: to_float,
 // from_float); everyone else just passes pointers.
 #pragma once
 

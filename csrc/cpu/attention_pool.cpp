@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <memory>
 
-#include "attention_pool_gradient.h"
-#include "pages.h"
-#include "parallel.h"
-#include "simd.h"
+#include "cpu/common/attention_pool_gradient.h"
+#include "cpu/common/pages.h"
+#include "cpu/common/parallel.h"
+#include "cpu/common/simd.h"
 
 namespace d2net::cpu {
 namespace {

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <vector>
 
-#include "parallel.h"
-#include "simd.h"
+#include "cpu/common/parallel.h"
+#include "cpu/common/simd.h"
 
 namespace d2net::cpu {
 namespace {

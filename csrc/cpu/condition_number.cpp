@@ -5,11 +5,11 @@
 #include <limits>
 #include <vector>
 
-#include "extreme_svd.h"
-#include "householder.h"
+#include "cpu/common/extreme_svd.h"
+#include "cpu/common/householder.h"
+#include "cpu/common/parallel.h"
+#include "cpu/common/simd.h"
 #include "math/svd2x2.h"
-#include "parallel.h"
-#include "simd.h"
 
 // Everything is computed in double, so that float32 inputs lose nothing on the way.
 namespace d2net::cpu {

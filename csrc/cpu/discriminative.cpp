@@ -1,12 +1,12 @@
-#include "discriminative.h"
+#include "cpu/discriminative.h"
 
 #include <algorithm>
 #include <vector>
 
+#include "cpu/common/parallel.h"
+#include "cpu/common/simd.h"
 #include "math/focal.h"
 #include "math/ordered_float.h"
-#include "parallel.h"
-#include "simd.h"
 
 namespace d2net::cpu {
 namespace {

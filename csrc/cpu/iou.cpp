@@ -2,9 +2,9 @@
 
 #include <memory>
 
+#include "cpu/common/parallel.h"
+#include "cpu/common/simd.h"
 #include "math/interval.h"
-#include "parallel.h"
-#include "simd.h"
 
 namespace d2net::cpu {
 namespace {

@@ -6,15 +6,15 @@
 #include <vector>
 
 #include "attention_pool.h"
-#include "attention_pool_gradient.h"
 #include "bottom_up_attention.h"
 #include "condition_number.h"
-#include "discriminative.h"
+#include "cpu/common/attention_pool_gradient.h"
+#include "cpu/common/pages.h"
+#include "cpu/common/parallel.h"
+#include "cpu/common/pooled_gradient.h"
+#include "cpu/discriminative.h"
 #include "math/peaks.h"
 #include "math/topk.h"
-#include "pages.h"
-#include "parallel.h"
-#include "pooled_gradient.h"
 #include "snippet_pdmi.h"
 
 namespace d2net::cpu {

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
+#include "common/parallel.h"
+#include "common/simd.h"
 #include "math/topk.h"
-#include "parallel.h"
-#include "simd.h"
 
 namespace d2net::cpu {
 namespace {

@@ -6,12 +6,12 @@
 #include <limits>
 #include <vector>
 
-#include "order.h"
-#include "pages.h"
-#include "parallel.h"
-#include "position_set.h"
-#include "segment.h"
-#include "simd.h"
+#include "cpu/common/order.h"
+#include "cpu/common/pages.h"
+#include "cpu/common/parallel.h"
+#include "cpu/common/position_set.h"
+#include "cpu/common/segment.h"
+#include "cpu/common/simd.h"
 
 namespace d2net::cpu {
 namespace {

@@ -8,9 +8,9 @@
 #include <memory>
 #include <type_traits>
 
+#include "cpu/common/parallel.h"
+#include "cpu/common/simd.h"
 #include "math/contrast.h"
-#include "parallel.h"
-#include "simd.h"
 
 namespace d2net::cpu {
 namespace {

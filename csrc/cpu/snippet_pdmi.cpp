@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cpu/common/parallel.h"
+#include "cpu/common/simd.h"
 #include "math/svd2x2.h"
-#include "parallel.h"
-#include "simd.h"
 
 namespace d2net::cpu {
 namespace {

@@ -6,10 +6,10 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/common/order.h"
+#include "cpu/common/segment.h"
+#include "cpu/common/simd.h"
 #include "nms.h"
-#include "order.h"
-#include "segment.h"
-#include "simd.h"
 
 namespace d2net::cpu {
 namespace {

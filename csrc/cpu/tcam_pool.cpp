@@ -2,9 +2,9 @@
 #include <algorithm>
 #include <limits>
 
+#include "common/parallel.h"
+#include "common/simd.h"
 #include "math/topk.h"
-#include "parallel.h"
-#include "simd.h"
 #include "topk_pool.h"
 
 namespace d2net::cpu {

@@ -11,10 +11,10 @@
 #include <memory>
 #include <stdexcept>
 
+#include "cpu/common/parallel.h"
+#include "cpu/common/pooled_gradient.h"
+#include "cpu/common/simd.h"
 #include "math/topk.h"
-#include "parallel.h"
-#include "pooled_gradient.h"
-#include "simd.h"
 
 namespace d2net::cpu {
 namespace {

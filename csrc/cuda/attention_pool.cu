@@ -8,7 +8,7 @@
 // For the same reason what is not selected is replaced by 0, without a branch (and not multiplied by 0, for it may be
 // NaN).
 #include "attention_pool.h"
-#include "cuda/pool_over_time.h"
+#include "cuda/common/pool_over_time.h"
 #include "math/ordered_float.h"
 
 namespace d2net::cuda {

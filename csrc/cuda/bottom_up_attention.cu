@@ -1,6 +1,6 @@
 // Bytes: every row of x before its length is read once, and 8 bytes a row written. The rest: cuda/bottom_up.h.
 #include "bottom_up_attention.h"
-#include "cuda/bottom_up.h"
+#include "cuda/common/bottom_up.h"
 
 namespace d2net::cuda {
 namespace {

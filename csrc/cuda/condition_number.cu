@@ -9,7 +9,7 @@
 #include <limits>
 
 #include "condition_number.h"
-#include "cuda/joint.h"
+#include "cuda/common/joint.h"
 #include "math/svd2x2.h"
 
 namespace d2net::cuda {

@@ -2,8 +2,8 @@
 // thread takes one pack of 16 bytes.
 #include <cstdint>
 
-#include "cuda/device.h"
-#include "cuda/vector.h"
+#include "cuda/common/device.h"
+#include "cuda/common/vector.h"
 #include "masked_leaky_relu.h"
 #include "math/topk.h"
 

@@ -21,9 +21,9 @@
 // segments reach over most of the kept ones.
 #include <algorithm>
 
-#include "cuda/block.h"
-#include "cuda/device_algorithms.h"
-#include "cuda/nms_rules.h"
+#include "cuda/common/block.h"
+#include "cuda/common/device_algorithms.h"
+#include "cuda/common/nms_rules.h"
 #include "nms.h"
 
 namespace d2net::cuda {

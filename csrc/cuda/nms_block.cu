@@ -21,8 +21,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/block.h"
-#include "cuda/nms_rules.h"
+#include "cuda/common/block.h"
+#include "cuda/common/nms_rules.h"
 #include "nms.h"
 
 namespace d2net::cuda {

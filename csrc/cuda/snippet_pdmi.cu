@@ -3,7 +3,7 @@
 // 16 bytes wide where rows are aligned; either way a thread has the same snippets, so alignment changes no result.
 #include <cmath>
 
-#include "cuda/block.h"
+#include "cuda/common/block.h"
 #include "math/svd2x2.h"
 #include "snippet_pdmi.h"
 

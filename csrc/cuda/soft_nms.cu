@@ -18,8 +18,8 @@
 #include <algorithm>
 #include <limits>
 
-#include "cuda/block.h"
-#include "cuda/segment.h"
+#include "cuda/common/block.h"
+#include "cuda/common/segment.h"
 #include "nms.h"
 
 namespace d2net::cuda {

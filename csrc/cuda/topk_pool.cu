@@ -7,9 +7,9 @@
 // Layout: a thread takes one pack of neighbouring classes, of 16 bytes or of 4 numbers in half precision.
 #include <cstdint>
 
-#include "cuda/device.h"
-#include "cuda/pool_columns.h"
-#include "cuda/vector.h"
+#include "cuda/common/device.h"
+#include "cuda/common/pool_columns.h"
+#include "cuda/common/vector.h"
 #include "math/topk.h"
 #include "topk_pool.h"
 

@@ -1,9 +1,9 @@
 #include <algorithm>
 
 #include "block_kernels.h"
-#include "cuda/block.h"
-#include "cuda/device.h"
-#include "cuda/device_algorithms.h"
+#include "cuda/common/block.h"
+#include "cuda/common/device.h"
+#include "cuda/common/device_algorithms.h"
 
 namespace d2net::cuda {
 namespace {

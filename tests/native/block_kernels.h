@@ -1,4 +1,4 @@
-// Kernels that try csrc/cuda/device.h, block.h and device_algorithms.h.
+// Kernels that try csrc/cuda/common/device.h, block.h and device_algorithms.h.
 #pragma once
 
 #include <cstdint>

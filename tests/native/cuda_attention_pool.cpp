@@ -3,7 +3,7 @@
 
 #include "attention_pool.h"
 #include "check.h"
-#include "cuda/device.h"
+#include "cuda/common/device.h"
 
 namespace {
 

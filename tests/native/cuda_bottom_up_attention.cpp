@@ -2,7 +2,7 @@
 
 #include "bottom_up_attention.h"
 #include "check.h"
-#include "cuda/device.h"
+#include "cuda/common/device.h"
 
 namespace {
 

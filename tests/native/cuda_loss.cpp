@@ -1,8 +1,8 @@
-// The whole loss, forward and backward: every setting, on csrc/simt against the CPU, and for any order of blocks.
+// The whole loss, forward and backward: every setting, on tests/simt against the CPU, and for any order of blocks.
 #include <memory>
 
 #include "check.h"
-#include "cuda/device.h"
+#include "cuda/common/device.h"
 #include "loss.h"
 
 namespace {

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "check.h"
-#include "cpu/parallel.h"
+#include "cpu/common/parallel.h"
 
 using d2net::cpu::parallel_for;
 

@@ -35,7 +35,7 @@ def simt_kernels(simt_module) -> Iterator[ModuleType]:
 @pytest.fixture(params=["reference", "cpu", "simt", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request) -> Iterator[torch.device]:
     """The device for a test's tensors. With "reference" operators run in plain PyTorch on the CPU, with "simt" they run
-    their CUDA kernels on the CPU."""
+    their CUDA kernels on the CPU (tests/simt)."""
     if request.param == "simt":
         request.getfixturevalue("simt_kernels")
     with use_backend("reference") if request.param == "reference" else nullcontext():

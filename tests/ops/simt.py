@@ -1,4 +1,4 @@
-"""Runs the CUDA kernels on CPU tensors: builds ``d2net._simt`` (csrc/simt) and lets the operators call it."""
+"""Runs the CUDA kernels on CPU tensors: builds ``d2net._simt`` (tests/simt) and lets the operators call it."""
 
 from __future__ import annotations
 

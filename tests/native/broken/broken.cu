@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/device.h"
+#include "cuda/common/device.h"
 
 using d2net::cuda::Stream;
 

@@ -3,7 +3,7 @@
 // every run, and every thread gets the result.
 #pragma once
 
-#include "cuda/device.h"
+#include "cuda/common/device.h"
 
 namespace d2net::cuda {
 

@@ -10,9 +10,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cuda/block.h"
-#include "cuda/device.h"
-#include "cuda/vector.h"
+#include "cuda/common/block.h"
+#include "cuda/common/device.h"
+#include "cuda/common/vector.h"
 #include "math/topk.h"
 
 namespace d2net::cuda {

@@ -4,7 +4,7 @@
 #include <cfloat>
 #include <cmath>
 
-#include "cuda/jacobi.h"
+#include "cuda/common/jacobi.h"
 
 namespace d2net::cuda {
 

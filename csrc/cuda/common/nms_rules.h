@@ -1,7 +1,7 @@
 // What both ways of greedy NMS on the device decide by: which segments collide, and the order of the scores.
 #pragma once
 
-#include "cuda/segment.h"
+#include "cuda/common/segment.h"
 
 namespace d2net::cuda {
 

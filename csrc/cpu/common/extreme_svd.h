@@ -1,13 +1,15 @@
-// The largest and the smallest singular value of small matrices, with their vectors, in double.
+// The largest and the smallest singular value of small matrices, with their vectors, in double: those of B = L^T A R
+// (bidiagonal.h), found by bidiagonal_svd.h, brought back by the reflections. Of everything there is a version for one
+// matrix and one for kGroup of them, in arrays whose last dimension is the matrix.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
-namespace d2net::cpu {
+#include "cpu/common/bidiagonal.h"
 
-constexpr int kGroup = 8;
+namespace d2net::cpu {
 
 // Of `group` matrices (m, n) at once, m >= n: one, whose columns fill the vectors, or kGroup small ones, one in each
 // lane. What is in the other lanes does not matter to a matrix.
@@ -40,8 +42,6 @@ class ExtremeSvd {
   double *left, *right;         // (2, m, group), (2, n, group): their vectors
 
  private:
-  static constexpr int kPanel = 8;  // columns; panels (m, kPanel) lie one after the other
-
   const int64_t m_, n_, stride_;
   const double precision_;
   std::vector<double> memory_;

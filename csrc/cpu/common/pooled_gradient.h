@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/common/parallel.h"
 #include "math/topk.h"
-#include "parallel.h"
 #include "topk_pool.h"
 
 namespace d2net::cpu {

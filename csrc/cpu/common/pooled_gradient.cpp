@@ -1,6 +1,6 @@
-#include "pooled_gradient.h"
+#include "cpu/common/pooled_gradient.h"
 
-#include "simd.h"
+#include "cpu/common/simd.h"
 
 namespace d2net::cpu::detail {
 namespace {

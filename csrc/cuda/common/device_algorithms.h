@@ -3,7 +3,7 @@
 // overlap outputs.
 #pragma once
 
-#include "cuda/device.h"
+#include "cuda/common/device.h"
 
 #ifdef D2NET_SIMT
 #include <algorithm>

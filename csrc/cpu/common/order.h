@@ -11,7 +11,7 @@
 #include <string>
 #include <type_traits>
 
-#include "pages.h"
+#include "cpu/common/pages.h"
 
 namespace d2net::cpu {
 

@@ -1,7 +1,7 @@
-// What greedy and soft NMS share on the device; the same arithmetic as csrc/cpu/segment.h.
+// What greedy and soft NMS share on the device; the same arithmetic as csrc/cpu/common/segment.h.
 #pragma once
 
-#include "cuda/device.h"
+#include "cuda/common/device.h"
 
 namespace d2net::cuda {
 

@@ -17,9 +17,9 @@
 #include <limits>
 #include <stdexcept>
 
-#include "cuda/columns.h"
-#include "cuda/device.h"
-#include "cuda/vector.h"
+#include "cuda/common/columns.h"
+#include "cuda/common/device.h"
+#include "cuda/common/vector.h"
 #include "math/topk.h"
 #include "topk_pool.h"
 

@@ -1,4 +1,4 @@
-#include "parallel.h"
+#include "cpu/common/parallel.h"
 
 #if !defined(_WIN32)
 #include <pthread.h>

@@ -8,9 +8,9 @@
 // warp reads neighbouring bytes. 240 blocks of 256 threads for 10 recordings of 750 snippets.
 #pragma once
 
-#include "cuda/block.h"
-#include "cuda/device.h"
-#include "cuda/vector.h"
+#include "cuda/common/block.h"
+#include "cuda/common/device.h"
+#include "cuda/common/vector.h"
 
 namespace d2net::cuda {
 

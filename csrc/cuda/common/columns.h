@@ -3,8 +3,8 @@
 
 #include <type_traits>
 
-#include "cuda/block.h"
-#include "cuda/device.h"
+#include "cuda/common/block.h"
+#include "cuda/common/device.h"
 #include "math/ordered_float.h"
 
 namespace d2net::cuda {

@@ -1,7 +1,7 @@
 // Neighbouring elements that a thread reads or writes at once: in one access of up to 16 bytes.
 #pragma once
 
-#include "cuda/device.h"
+#include "cuda/common/device.h"
 
 namespace d2net::cuda {
 

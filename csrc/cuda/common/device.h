@@ -1,4 +1,4 @@
-// The device interface that every kernel is written against: CUDA under nvcc, csrc/simt under D2NET_SIMT (tests on a
+// The device interface that every kernel is written against: CUDA under nvcc, tests/simt under D2NET_SIMT (tests on a
 // machine without a GPU). A kernel may use what both have (list: docs/simt.md) and the following.
 //
 //   D2NET_SHARED(float, tile, [32][33]);    a shared array (or D2NET_SHARED(int, count, ) a shared variable)

@@ -19,7 +19,7 @@
 #include <cfloat>
 #include <cmath>
 
-#include "cuda/block.h"
+#include "cuda/common/block.h"
 #include "math/reflector.h"
 
 namespace d2net::cuda {

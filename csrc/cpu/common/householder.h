@@ -1,4 +1,5 @@
-// Householder reflections of plain vectors. Call the inline functions from D2NET_SIMD ones (simd.h).
+// Householder reflections of plain vectors, and of kGroup vectors at once, in arrays whose last dimension is the
+// vector. Call the inline functions from D2NET_SIMD ones (simd.h).
 #pragma once
 
 #include <cstdint>
@@ -6,6 +7,8 @@
 #include "math/reflector.h"
 
 namespace d2net::cpu {
+
+constexpr int kGroup = 8;
 
 [[gnu::always_inline]] inline double dot(const double* a, const double* b, int64_t n) {
   double sum = 0;
@@ -32,5 +35,9 @@ namespace d2net::cpu {
 // element k + offset.
 void apply_reflectors(const double* v, const double* tau, int64_t n, int64_t stride, int64_t offset, int64_t length,
                       double* x);
+
+// The same for a group: x (2, length, kGroup), reflectors (n, stride, kGroup), tau (n, kGroup).
+void apply_reflectors_group(const double* v, const double* tau, int64_t n, int64_t stride, int64_t offset,
+                            int64_t length, double* x);
 
 }  // namespace d2net::cpu
