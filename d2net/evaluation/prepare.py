@@ -29,8 +29,14 @@ class Judged:
         annotations: As they were given.
         protocol: ``activitynet`` or ``wtalc``.
         order: (N,) index of each detection among those given; by class, then as ``ranked`` says.
-        video, label, start, end: (N,) of the detections, in that order.
-        gt_video, gt_label, gt_start, gt_end: (M,) in the order in which ground truth is offered.
+        video: (N,) of the detections, in that order.
+        label: (N,) the same of their classes.
+        start: (N,) the same of their beginnings.
+        end: (N,) the same of their ends.
+        gt_video: (M,) of the ground truths, in the order in which they are offered.
+        gt_label: (M,) the same of their classes.
+        gt_start: (M,) the same of their beginnings.
+        gt_end: (M,) the same of their ends.
         coverage: What was left out and missed.
     """
 

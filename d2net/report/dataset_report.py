@@ -51,12 +51,16 @@ def write_dataset_report(
         detections: Of them. Those in other recordings are left out of the mAP, which says how many, and not drawn.
         tracks: For every recording of ``dataset``, in its order, its detections and activations, as
             :func:`d2net.report.plot.model_tracks` gives them; None: the detections alone.
-        title, facts, logs, videos, tables: See :func:`d2net.report.page.write_report`; facts are made by
-            :mod:`d2net.report.facts`, videos found by :func:`d2net.report.videos.find_videos`.
-        protocol, tiou: Of the evaluation.
+        title: See :func:`d2net.report.page.write_report`.
+        facts: See there; :mod:`d2net.report.facts` makes them.
+        protocol: Of the evaluation.
+        tiou: Thresholds of the evaluation.
         table: Show the paper's rows of this table too (``thumos14``, ``activitynet12``).
         features: What the network saw, for the run's row there.
+        logs: See :func:`d2net.report.page.write_report`.
+        videos: See there; :func:`d2net.report.videos.find_videos` finds them.
         recordings: Names of those in the timeline; None: all. The numbers are of all, in any case.
+        tables: See :func:`d2net.report.page.write_report`.
 
     Returns:
         The evaluation, or why there is none: no annotations, or detections that cannot be compared with them.
@@ -97,6 +101,8 @@ def dataset_rows(
     """Every recording for :func:`d2net.report.page.write_report`.
 
     Args:
+        dataset: The recordings.
+        detections: In them.
         tracks: As :func:`write_dataset_report` takes them.
         errors: Gives every detection its verdict.
     """
