@@ -32,7 +32,8 @@ class RunRecord:
         data: What ``--data`` was.
         options: What else was said about the data, as :class:`d2net.cli.options.DataOptions` has it.
         test: Subsets that were judged on; empty: none.
-        began, ended: When, in ISO 8601.
+        began: When it began, in ISO 8601.
+        ended: When it ended.
         source: The d2net that ran (:func:`source`).
     """
 
