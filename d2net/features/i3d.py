@@ -92,7 +92,18 @@ class I3D(nn.Module):
         if frames.shape[3:] != (SIZE, SIZE):
             size = f"{frames.shape[4]} x {frames.shape[3]}"
             raise InputError(f"I3D: frames are {size}, expected {SIZE} x {SIZE}: crop them")
-        x = frames.to(self.Conv3d_1a_7x7.conv.weight.dtype, memory_format=torch.channels_last_3d)
+        # By default cuDNN computes float32 in TF32, which has the digits of float16.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            x = self._mixed_5c(frames.to(self.Conv3d_1a_7x7.conv.weight.dtype, memory_format=torch.channels_last_3d))
+        x = x.mean((3, 4), dtype=torch.float32)  # (N, 1024, steps in time)
+        if self.logits is None:
+            return Scores(x.mean(2), None)
+        # The published network classifies the mean of every two neighbours in time, then averages. Its classifier is
+        # linear: the average can come first.
+        pairs = (x[:, :, 1:] + x[:, :, :-1]) / 2
+        return Scores(x.mean(2), self.logits(pairs.mean(2)))
+
+    def _mixed_5c(self, x: Tensor) -> Tensor:
         x = self.Conv3d_1a_7x7(x)
         x = _max_pool(x, (1, 3, 3), (1, 2, 2))
         x = self.Conv3d_2c_3x3(self.Conv3d_2b_1x1(x))
@@ -102,13 +113,7 @@ class I3D(nn.Module):
                 width, stride = _POOLED_BEFORE[name]
                 x = _max_pool(x, (width,) * 3, (stride,) * 3)
             x = self.get_submodule(name)(x)
-        x = x.mean((3, 4), dtype=torch.float32)  # (N, 1024, steps in time)
-        if self.logits is None:
-            return Scores(x.mean(2), None)
-        # The published network classifies the mean of every two neighbours in time, then averages. Its classifier is
-        # linear: the average can come first.
-        pairs = (x[:, :, 1:] + x[:, :, :-1]) / 2
-        return Scores(x.mean(2), self.logits(pairs.mean(2)))
+        return x
 
 
 class _Unit(nn.Module):
