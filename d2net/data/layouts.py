@@ -68,7 +68,7 @@ def find_dataset(spec: str | Path, *, trust_pickle: bool = False, annotations: P
 
     Args:
         spec: ``"watch"`` (embedded), ``"simulated"``, ``"simulated:ANNOTATIONS.json"``, or the path of a folder,
-            annotations JSON, W-TALC feature file or W-TALC folder of annotations.
+            annotations JSON, CSV of labels, W-TALC feature file or W-TALC folder of annotations.
         trust_pickle: Allow the pickles of the W-TALC layout.
         annotations: Annotations that do not lie where the layout has them: a JSON, or W-TALC's folder.
 

@@ -95,6 +95,7 @@ def detections(path: Path) -> None:
 def detections_csv(path: Path) -> None:
     text = path.read_bytes().decode("utf-8-sig")
     header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header = [column.strip().lower() for column in header]
     place = [header.index(column) for column in ("recording", "label", "start", "end", "score")]
     for row in rows:
         if not any(cell.strip() for cell in row):
