@@ -1,9 +1,9 @@
 // Attention-weighted pooling of embeddings over time into one foreground and one background vector (Eq. 2).
 //
 // Foreground weights are lambda where lambda > threshold, background weights 1 - lambda where
-// 1 - lambda > background_threshold, both in the type of attention; a NaN lambda selects nothing. A snippet that is on
-// neither side is not read, whatever its embedding holds. Half precision is summed, and its sums (which may be larger
-// than the largest float16) are, in accumulator_t.
+// 1 - lambda > background_threshold, both in the type of attention; a NaN lambda selects nothing. The embedding of a
+// snippet on neither side is not read. Sums of half precision are accumulator_t, as they may exceed the largest
+// float16.
 #pragma once
 
 #include "operator.h"
@@ -26,8 +26,7 @@ struct AttentionPool {
   A* partial = nullptr;         // CUDA: scratch (b, ceil(t / kPoolChunk), 2, d) ...
   unsigned* arrived = nullptr;  // ... and (b, d / 32 + 1)
 
-  // Backward; either result is null when not wanted. x and, with `mean`, x_fg and x_bg are read for grad_attention
-  // only.
+  // Backward: grad_x or grad_attention may be null. x and, with `mean`, x_fg and x_bg are read for grad_attention only.
   const A *grad_fg = nullptr, *grad_bg = nullptr;  // (b, d)
   T* grad_x = nullptr;                             // (b, t, d)
   A* grad_attention = nullptr;                     // (b, t)

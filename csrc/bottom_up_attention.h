@@ -5,18 +5,18 @@
 
 namespace d2net {
 
-// Sums are in double on a CPU and in accumulator_t on CUDA; vectors whose squared norm that type cannot hold are scaled
-// first. NaN propagates.
+// Sums are in double on a CPU and in accumulator_t on CUDA; vectors whose squared norm is out of range of that type are
+// scaled first. NaN propagates.
 template <typename T>
 struct BottomUpAttention {
   using A = accumulator_t<T>;
   static constexpr int kSettings = 0;
   const T* x;              // (b, t, d)
-  const A* reference;      // (d), x_ref
+  const A* x_ref;          // (d)
   const int64_t* lengths;  // (b), clamped to [0, t], later snippets are not read; null: all t
   int64_t b, t, d;
   A* attention;  // (b, t), 0.5 where either vector is zero and past a length
-  A* norms;  // (b, t) of the x(t) for the backward: 0 where attention does not depend on x(t); null: not wanted (CPU)
+  A* norms;  // (b, t), |x(t)| for the backward, 0 where attention does not depend on x(t); null on a CPU: not computed
 };
 
 D2NET_DECLARE(bottom_up_attention, BottomUpAttention)

@@ -1,7 +1,7 @@
 // log(sigma_1 / sigma_r) of small matrices, sigma_r the smallest singular value above rank_tol (pDMI, Eq. 7).
 //
-// On CUDA both sides of a matrix, or the shorter one of p, are at most 128, and left and right of 2x2 matrices are
-// aligned to 16 bytes. scratch: as many doubles as `*_scratch` says, null for 0: blocks then have enough shared memory.
+// On CUDA rows and columns of a matrix, or the smaller of classes and items, are at most 128, and left and right of 2x2
+// matrices are aligned to 16 bytes. scratch: as many doubles as `*_scratch` returns, null for 0.
 #pragma once
 
 #include "operator.h"
@@ -21,15 +21,15 @@ struct LogConditionNumber {
   T *left, *right;
   double* scratch = nullptr;  // CUDA
 
-  // Backward: gradient (n, rows, cols) = grad[i] left[i]^T right[i]; u, value and rank_tol are not read.
-  const T* grad = nullptr;  // (n)
-  T* gradient = nullptr;
+  // Backward: grad_value[i] left[i]^T right[i]; u, value and rank_tol are not read.
+  const T* grad_value = nullptr;  // (n)
+  T* grad_u = nullptr;            // (n, rows, cols)
 };
 
 D2NET_DECLARE(log_condition_number, LogConditionNumber)
 D2NET_DECLARE(log_condition_number_backward, LogConditionNumber)
 
-// The same of the products p[i] y[i], which are not formed.
+// The same for the products p[i] y[i], which are not computed.
 template <typename T>
 struct JointLogConditionNumber {
   static constexpr int kSettings = 1;
@@ -38,7 +38,7 @@ struct JointLogConditionNumber {
   int64_t n, classes, items;
 
   T* value;  // (n)
-  // The gradient is p_left[i]^T p_right[i] with respect to p, y_left[i]^T y_right[i] to y: p_left, y_right
+  // The gradients with respect to p and y are p_left[i]^T p_right[i] and y_left[i]^T y_right[i]: p_left, y_right
   // (n, 2, classes), p_right, y_left (n, 2, items).
   T *p_left, *p_right, *y_left, *y_right;
   double* scratch = nullptr;  // CUDA

@@ -5,8 +5,8 @@
 
 namespace d2net {
 
-// A segment with end <= start is empty, the IoU of two empty ones is 0, and so is that of segments whose lengths add up
-// to infinity. NaN propagates.
+// A segment with end <= start is empty. The IoU of two empty segments is 0, and so is that of segments whose lengths
+// add up to infinity. NaN propagates.
 template <typename T>
 struct Iou {
   static constexpr int kSettings = 0;

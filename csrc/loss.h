@@ -1,4 +1,4 @@
-// The loss of D2-Net (Eq. 1 to 11) of one batch: a call forward and one backward, of one struct for all devices.
+// The loss of D2-Net (Eq. 1 to 11) of one batch: one call forward, one backward, one struct for all devices.
 #pragma once
 
 #include <stdexcept>
@@ -8,9 +8,9 @@
 
 namespace d2net {
 
-constexpr double kVideoRankTol = 1e-5;  // singular values of U_2 up to this are zero
+constexpr double kVideoRankTol = 1e-5;  // singular values of U_2 up to this count as zero
 
-// What a recipe says and what is on; members as in LossSettings of d2net/ops/loss.py, flags 0 or 1.
+// The recipe's values, and which parts are on. Members and their order as in d2net's LossSettings; flags are 0 or 1.
 struct LossSettings {
   double topk_divisor, min_snippets, skip_unlabelled;  // of p; which recordings count
   double classify, separate;                           // Eq. 4; its weights are those of Eq. 3, else 0
@@ -19,10 +19,12 @@ struct LossSettings {
   double update, momentum, lowest_attention;                       // x_ref
   double score, snippet, alpha_snippet;                            // Eq. 8; Eq. 9 and its weight
   double fg_threshold, bg_threshold, own_classes, snippet_per_class, entry_floor, rank_tol;
-  double video, alpha_video, peak_share, video_per_class;  // Eq. 10 and its weight; peak_share below 0: none
+  // Eq. 10 and its weight. peak_share: the fraction of a recording's largest score that P_2 keeps scores above, or
+  // below 0 for all.
+  double video, alpha_video, peak_share, video_per_class;
 };
 
-// X: the type of the embeddings. All other numbers are of the type that sums of embeddings are kept in. What is off
+// X: the type of the embeddings. All other numbers are of the type in which embeddings are summed. A part that is off
 // reads and writes nothing of its own. Members as d2net/ops/loss.py packs them: LossInputs, LossResult and gradients.
 template <typename X>
 struct Loss {
@@ -43,7 +45,7 @@ struct Loss {
 
   A *total, *discriminative, *snippet, *video;  // scalars, 0 for what is off: Eq. 1, and its terms before their weights
   A *attention, *pooled;                        // (b, t), (b, c)
-  A* x;                                         // (2, b, d): x_fg and x_bg of Eq. 2, 0 where there is none
+  A* x;                                         // (2, b, d): x_fg and x_bg of Eq. 2, 0 where not valid
   int64_t* counted;                             // (b): lengths of the recordings that count, 0 of others
   A* scores;                                    // (b, t): lambda' of Eq. 8
   bool* valid;                                  // (2, b): whether there is an x_fg and an x_bg
@@ -51,8 +53,8 @@ struct Loss {
   void* workspace;                              // what the backward needs
   int64_t workspace_bytes;
 
-  // Backward: gradients of results, null for 0, and what they become; grad_embeddings may be null.
-  const A *of_total, *of_discriminative, *of_snippet, *of_video, *of_attention, *of_pooled, *of_x;
+  // Backward: gradients with respect to results, null for 0, and to inputs; grad_embeddings may be null.
+  const A *grad_total, *grad_discriminative, *grad_snippet, *grad_video, *grad_attention, *grad_pooled, *grad_x;
   A* grad_tcam;
   X* grad_embeddings;
 
@@ -60,7 +62,7 @@ struct Loss {
   int64_t scratch_bytes;
 };
 
-// Hands out one block of memory piece by piece.
+// Divides one block of memory into arrays.
 class Pieces {
  public:
   Pieces(void* memory, int64_t bytes) : memory_(static_cast<char*>(memory)), bytes_(bytes) {}
@@ -84,14 +86,14 @@ template <typename X, typename A = accumulator_t<X>>
 struct LossWorkspace {
   int32_t *peak, *last;  // (b, t), (b, c) of topk_pool.h, with kth (b, c)
   A* kth;
-  int64_t* partner;              // (3, b), as drawn
-  A *terms, *to_pooled, *saved;  // (b), (b, c), (kPairsSaved, b): Eq. 4, its gradient to p, see math/pairs.h
-  A *snippets, *to_attention;    // (b), (b, 2) of snippet_pdmi.h
-  bool* comparable;              // (b): a recording has a snippet term
-  A* seen;                       // (b, t): the attention that Eq. 9 sees, with own_classes, ...
-  int32_t* seen_peak;            // ... and its class, -1 for none
-  A *p_left, *p_right;           // (2, c), (2, b) of condition_number.h
-  double* weights;               // (2, b): sums of the weights of Eq. 2, of CUDA
+  int64_t* partner;               // (3, b), as drawn
+  A *terms, *grad_terms, *saved;  // (b), (b, c), (kPairsSaved, b): Eq. 4, d terms / d p, and see math/pairs.h
+  A *snippet_loss, *side_grad;    // (b), (b, 2): loss and side_grad of snippet_pdmi.h
+  bool* snippet_valid;            // (b): whether a recording has a snippet term
+  A* own_attention;               // (b, t): with own_classes, the attention in Eq. 9 ...
+  int32_t* own_argmax;            // ... and its class, -1 for none
+  A *p_left, *p_right;            // (2, c), (2, b) of condition_number.h
+  double* weights;                // (2, b): sums of the weights of Eq. 2, of CUDA
 
   explicit LossWorkspace(const Loss<X>& x) {
     Pieces pieces(x.workspace, x.workspace_bytes);
@@ -101,13 +103,13 @@ struct LossWorkspace {
     pieces.take(kth, b * c);
     pieces.take(partner, 3 * b);
     pieces.take(terms, b);
-    pieces.take(to_pooled, b * c);
+    pieces.take(grad_terms, b * c);
     pieces.take(saved, kPairsSaved * b);
-    pieces.take(snippets, b);
-    pieces.take(to_attention, 2 * b);
-    pieces.take(comparable, b);
-    pieces.take(seen, own);
-    pieces.take(seen_peak, own);
+    pieces.take(snippet_loss, b);
+    pieces.take(side_grad, 2 * b);
+    pieces.take(snippet_valid, b);
+    pieces.take(own_attention, own);
+    pieces.take(own_argmax, own);
     pieces.take(p_left, 2 * c);
     pieces.take(p_right, 2 * b);
     pieces.take(weights, 2 * b);

@@ -3,7 +3,7 @@
 // Segments are (n, 2) row-major (start, end), T is float or double and all arithmetic is done in T.
 // IoU = overlap / (length_a + length_b - overlap), 0 where the union is 0; a segment with end <= start
 // overlaps nothing. Two segments collide when they overlap and IoU >= iou_threshold (0 <= threshold <= 1).
-// Equal scores are taken in order of index.
+// Of equal scores the lower index comes first.
 #pragma once
 
 #include <cstdint>
@@ -13,13 +13,13 @@ namespace d2net {
 namespace cpu {
 
 // All three refuse coordinates that are not finite and scores that are NaN: they then return -1 - i, where i is the
-// first such row, and leave their outputs alone.
+// first such row, and write nothing.
 
 // Greedy NMS. Writes the kept indices by falling score to keep (room for n) and returns their number.
 template <typename T>
 int64_t nms_1d(const T* segments, const T* scores, int64_t n, double iou_threshold, int64_t* keep, int threads);
 
-// The same, where only segments of equal group (any values) collide. keep is by falling score over all groups.
+// The same, but only segments of equal group (any integer) collide. keep is by falling score over all groups.
 template <typename T>
 int64_t batched_nms_1d(const T* segments, const T* scores, const int64_t* groups, int64_t n, double iou_threshold,
                        int64_t* keep, int threads);

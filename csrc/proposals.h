@@ -1,4 +1,4 @@
-// Segment proposals from activation sequences (Sec. 3.3 of the paper).
+// Segment proposals from class activations over time (Sec. 3.3 of the paper). A column is one class of one recording.
 #pragma once
 
 #include <cstdint>
@@ -9,22 +9,22 @@
 
 namespace d2net::cpu {
 
-// How many proposals there are is known only once they are found: find_proposals keeps them here until copy_proposals
-// writes them to tensors of that size. In order: by recording, class, falling score.
+// The number of proposals is known only when they are found: find_proposals keeps them here until copy_proposals writes
+// them to tensors of that size. In order of recording, class, falling score.
 template <typename T>
 struct FoundProposals {
   struct Span {
     int32_t start, end;
     T score;
   };
-  struct Sequence {
+  struct Column {
     int64_t recording, label, spans;
   };
   static constexpr int64_t kRefused = -1;
 
   int64_t count = 0;  // kRefused: the activations read hold NaN or Inf, or are so large that their sum overflows
-  std::vector<Sequence> sequences;
-  std::vector<std::vector<Span>> spans;  // of all sequences, one after the other, however cut into parts
+  std::vector<Column> columns;
+  std::vector<std::vector<Span>> spans;  // of all columns, one after the other, in parts of any size
 };
 
 // The element (b, t, c) of the (batch, snippets, width) activations is activations[b * by_recording + t * by_snippet +
@@ -53,18 +53,18 @@ void copy_proposals(const FoundProposals<T>& found, int64_t* places, T* scores, 
 
 namespace d2net::cuda {
 
-// What activations of type X are computed in.
+// The type in which activations of type X are computed.
 template <typename X>
 using Computed = std::conditional_t<std::is_same_v<X, double>, double, float>;
 
-// What is wrong with the input, as bits of offsets[batch * width + 1].
+// Errors in the input, as bits of offsets[batch * width + 1].
 constexpr int64_t kUnusable = 1;   // activations read hold NaN or Inf, or are so large that their sum overflows
 constexpr int64_t kBadLength = 2;  // a length lies outside of 0 to snippets
 
 // As cpu::find_proposals, with the same results, bit for bit; snippets is below 2^29. thresholds are rising. i =
-// recording * width + class counts the sequences: the proposals of i, best first, are left in starts[i][0], ... of
+// recording * width + class counts the columns: the proposals of i, best first, are left in starts[i][0], ... of
 // starts, ends and scores (batch * width, snippets). offsets[i] of offsets (batch * width + 2) is how many proposals
-// the sequences before i have, so the last but one element is the number of all; the last one says what is wrong.
+// the columns before i have, so the last but one element is the number of all; the last one has the errors.
 template <typename X>
 void find_proposals(const X* activations, int64_t batch, int64_t snippets, int64_t width, int64_t by_recording,
                     int64_t by_snippet, int64_t by_class, const bool* classes, const int64_t* lengths,

@@ -11,7 +11,7 @@
 namespace d2net::cpu {
 namespace {
 
-// Time is summed in blocks of this many snippets, and the blocks' sums in double and in order: accurate for long
+// Blocks of this many snippets are summed on their own, and their sums added in double and in order: precise for long
 // recordings, and the same for any number of threads.
 constexpr int64_t kBlock = 64;
 
@@ -43,7 +43,7 @@ D2NET_SIMD void add_rows_of(const double* const* rows, const double* weights, in
   add_rows(rows, weights, n, d, sum);
 }
 
-// The snippets of one block that are selected on one side.
+// The snippets of one block that are on one side.
 template <typename T>
 struct Selected {
   const T* rows[kBlock];
@@ -74,52 +74,53 @@ void combine(const T* partial, int64_t stride, int64_t n, int64_t d, double divi
   }
 }
 
-// A snippet's part in one side: weight * grad goes to its x, scale * (x . grad - shift) to its attention.
+// What a snippet receives from the gradient of one side: weight * grad for its x, scale * (x . grad - shift) for its
+// attention.
 template <typename T>
-struct Share {
+struct Received {
   const T* grad;
   T weight, scale;
 };
 
-// One snippet: returns x . (f.scale * f.grad + g.scale * g.grad) and writes grad_x = f.weight * f.grad + g.weight *
-// g.grad. Either pointer may be null.
+// One snippet: returns x . (fg.scale * fg.grad + bg.scale * bg.grad) and writes grad_x = fg.weight * fg.grad +
+// bg.weight * bg.grad. x or grad_x may be null.
 template <typename T>
-inline T row_backward(const T* __restrict__ x, const Share<T>& f, const Share<T>& g, int64_t d,
+inline T row_backward(const T* __restrict__ x, const Received<T>& fg, const Received<T>& bg, int64_t d,
                       T* __restrict__ grad_x) {
-  const T *fg = f.grad, *gg = g.grad;
-  const T fw = f.weight, gw = g.weight, fs = f.scale, gs = g.scale;
+  const T *grad_fg = fg.grad, *grad_bg = bg.grad;
+  const T weight_fg = fg.weight, weight_bg = bg.weight, scale_fg = fg.scale, scale_bg = bg.scale;
   T dot = 0;
   if (grad_x == nullptr) {
 #pragma omp simd reduction(+ : dot)
-    for (int64_t j = 0; j < d; ++j) dot += x[j] * (fs * fg[j] + gs * gg[j]);
+    for (int64_t j = 0; j < d; ++j) dot += x[j] * (scale_fg * grad_fg[j] + scale_bg * grad_bg[j]);
   } else if (x == nullptr) {
-    for (int64_t j = 0; j < d; ++j) grad_x[j] = fw * fg[j] + gw * gg[j];
+    for (int64_t j = 0; j < d; ++j) grad_x[j] = weight_fg * grad_fg[j] + weight_bg * grad_bg[j];
   } else {
 #pragma omp simd reduction(+ : dot)
     for (int64_t j = 0; j < d; ++j) {
-      dot += x[j] * (fs * fg[j] + gs * gg[j]);
-      grad_x[j] = fw * fg[j] + gw * gg[j];
+      dot += x[j] * (scale_fg * grad_fg[j] + scale_bg * grad_bg[j]);
+      grad_x[j] = weight_fg * grad_fg[j] + weight_bg * grad_bg[j];
     }
   }
   return dot;
 }
 
-D2NET_SIMD float row_backward_of(const float* x, const Share<float>& f, const Share<float>& g, int64_t d,
+D2NET_SIMD float row_backward_of(const float* x, const Received<float>& fg, const Received<float>& bg, int64_t d,
                                  float* grad_x) {
-  return row_backward(x, f, g, d, grad_x);
+  return row_backward(x, fg, bg, d, grad_x);
 }
-D2NET_SIMD double row_backward_of(const double* x, const Share<double>& f, const Share<double>& g, int64_t d,
+D2NET_SIMD double row_backward_of(const double* x, const Received<double>& fg, const Received<double>& bg, int64_t d,
                                   double* grad_x) {
-  return row_backward(x, f, g, d, grad_x);
+  return row_backward(x, fg, bg, d, grad_x);
 }
 
-// Makes `side` that of a mean over weights of sum `total`; pooled is null where its shift is not wanted.
+// Sets scale and shift of a weighted mean. total: the sum of its weights; pooled null: shift is not needed.
 template <typename T>
-void divide(PoolSide<T>& side, double total, const T* pooled, int64_t d) {
+void set_mean(PoolSide<T>& side, double total, const T* pooled, int64_t d) {
   if (!(total > 0)) return;
   side.scale = T(1 / total);
   if (pooled == nullptr) return;
-  const Share<T> whole = {side.grad, 0, 1}, nothing = {side.grad, 0, 0};
+  const Received<T> whole = {side.grad, 0, 1}, nothing = {side.grad, 0, 0};
   side.shift = row_backward_of(pooled, whole, nothing, d, nullptr);
 }
 
@@ -128,7 +129,7 @@ void divide(PoolSide<T>& side, double total, const T* pooled, int64_t d) {
 template <typename T>
 void attention_pool(const AttentionPool<T>& x, int threads) {
   const int64_t b = x.b, t = x.t, d = x.d, blocks = (t + kBlock - 1) / kBlock;
-  const T over = T(x.threshold), background_over = T(x.background_threshold);
+  const T threshold = T(x.threshold), background_threshold = T(x.background_threshold);
   // Of every block: foreground and background sum.
   const std::unique_ptr<T[]> sums(new T[b * blocks * 2 * d]);
   const std::unique_ptr<double[]> totals(new double[b * blocks * 2]);
@@ -141,8 +142,8 @@ void attention_pool(const AttentionPool<T>& x, int threads) {
       for (int64_t s = first; s < last; ++s) {
         const int64_t row = recording * t + s;
         const T foreground = x.attention[row], background = 1 - foreground;
-        if (foreground > over) fg.add(x.x + row * d, foreground);
-        if (background > background_over) bg.add(x.x + row * d, background);
+        if (foreground > threshold) fg.add(x.x + row * d, foreground);
+        if (background > background_threshold) bg.add(x.x + row * d, background);
       }
       add_rows_of(fg.rows, fg.weights, fg.n, d, &sums[2 * block * d]);
       add_rows_of(bg.rows, bg.weights, bg.n, d, &sums[(2 * block + 1) * d]);
@@ -164,7 +165,7 @@ void attention_pool(const AttentionPool<T>& x, int threads) {
 
 template <typename T>
 AttentionPoolGradient<T>::AttentionPoolGradient(const AttentionPool<T>& x)
-    : x_(x), over_(T(x.threshold)), background_over_(T(x.background_threshold)), fg_(x.b), bg_(x.b) {
+    : x_(x), threshold_(T(x.threshold)), background_threshold_(T(x.background_threshold)), fg_(x.b), bg_(x.b) {
   const int64_t d = x.d;
   for (int64_t i = 0; i < x.b; ++i) {
     fg_[i] = {x.grad_fg + i * d, 1, 0};
@@ -172,43 +173,43 @@ AttentionPoolGradient<T>::AttentionPoolGradient(const AttentionPool<T>& x)
     if (!x.mean) continue;
     double total_fg = 0, total_bg = 0;
     for (const T *a = x.attention + i * x.t, *end = a + length_of(x.lengths, i, x.t); a != end; ++a) {
-      if (*a > over_) total_fg += *a;
-      if (1 - *a > background_over_) total_bg += 1 - *a;
+      if (*a > threshold_) total_fg += *a;
+      if (1 - *a > background_threshold_) total_bg += 1 - *a;
     }
-    divide(fg_[i], total_fg, x.x == nullptr ? nullptr : x.x_fg + i * d, d);
-    divide(bg_[i], total_bg, x.x == nullptr ? nullptr : x.x_bg + i * d, d);
+    set_mean(fg_[i], total_fg, x.x == nullptr ? nullptr : x.x_fg + i * d, d);
+    set_mean(bg_[i], total_bg, x.x == nullptr ? nullptr : x.x_bg + i * d, d);
   }
 }
 
 template <typename T>
-T AttentionPoolGradient<T>::row(int64_t row, T* to) const {
+T AttentionPoolGradient<T>::row(int64_t row, T* grad_x) const {
   const int64_t i = row / x_.t;
   const T foreground = x_.attention[row], background = 1 - foreground;
   const bool inside = row % x_.t < length_of(x_.lengths, i, x_.t);
-  const bool in_fg = inside && foreground > over_, in_bg = inside && background > background_over_;
+  const bool in_fg = inside && foreground > threshold_, in_bg = inside && background > background_threshold_;
   if (!in_fg && !in_bg) {
-    if (to != nullptr) std::fill(to, to + x_.d, T(0));
+    if (grad_x != nullptr) std::fill(grad_x, grad_x + x_.d, T(0));
     return 0;
   }
-  // A side without this snippet must not be touched, for its gradient may be NaN: the other stands in for it.
-  const PoolSide<T>&f = in_fg ? fg_[i] : bg_[i], &g = in_bg ? bg_[i] : fg_[i];
-  const Share<T> f_share = {f.grad, in_fg ? fg_[i].scale * foreground : 0, in_fg ? fg_[i].scale : 0};
-  const Share<T> g_share = {g.grad, in_bg ? bg_[i].scale * background : 0, in_bg ? -bg_[i].scale : 0};
-  const T dot = row_backward_of(x_.x == nullptr ? nullptr : x_.x + row * x_.d, f_share, g_share, x_.d, to);
-  return dot - f_share.scale * f.shift - g_share.scale * g.shift;
+  // The gradient of a side without this snippet may be NaN: the other side's is read instead, with weights of 0.
+  const PoolSide<T>&fg = in_fg ? fg_[i] : bg_[i], &bg = in_bg ? bg_[i] : fg_[i];
+  const Received<T> from_fg = {fg.grad, in_fg ? fg_[i].scale * foreground : 0, in_fg ? fg_[i].scale : 0};
+  const Received<T> from_bg = {bg.grad, in_bg ? bg_[i].scale * background : 0, in_bg ? -bg_[i].scale : 0};
+  const T dot = row_backward_of(x_.x == nullptr ? nullptr : x_.x + row * x_.d, from_fg, from_bg, x_.d, grad_x);
+  return dot - from_fg.scale * fg.shift - from_bg.scale * bg.shift;
 }
 
 template <typename T>
 void attention_pool_backward(const AttentionPool<T>& x, int threads) {
   if (x.grad_x == nullptr && x.grad_attention == nullptr) return;
-  if (x.grad_x != nullptr) prefer_large_pages(x.grad_x, x.b * x.t * x.d * int64_t(sizeof(T)));
+  if (x.grad_x != nullptr) prefer_huge_pages(x.grad_x, x.b * x.t * x.d * int64_t(sizeof(T)));
   AttentionPool<T> read = x;
   if (x.grad_attention == nullptr) read.x = nullptr;
   const AttentionPoolGradient<T> gradient(read);
   parallel_for(x.b * x.t, 1 + 65536 / (x.d + 1), threads, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const T of_attention = gradient.row(row, x.grad_x == nullptr ? nullptr : x.grad_x + row * x.d);
-      if (x.grad_attention != nullptr) x.grad_attention[row] = of_attention;
+      const T grad_attention = gradient.row(row, x.grad_x == nullptr ? nullptr : x.grad_x + row * x.d);
+      if (x.grad_attention != nullptr) x.grad_attention[row] = grad_attention;
     }
   });
 }

@@ -29,7 +29,7 @@ inline Sums sums(const T* x, const double* unit, int64_t d) {
 D2NET_SIMD Sums sums_of(const float* x, const double* unit, int64_t d) { return sums(x, unit, d); }
 D2NET_SIMD Sums sums_of(const double* x, const double* unit, int64_t d) { return sums(x, unit, d); }
 
-// Whether a sum of squares kept its precision: no square that matters left the range of a double.
+// Whether a sum of squares is precise: no square that matters was out of the range of a double.
 inline bool in_range(double squares) { return squares > 1e-280 && squares < 1e280; }
 
 // x (d) / |x| in double, whatever its magnitude; returns |x|, 0 for a zero vector.
@@ -60,12 +60,12 @@ template <typename T>
 void bottom_up_attention(const BottomUpAttention<T>& x, int threads) {
   const int64_t t = x.t, d = x.d;
   std::vector<double> unit(d);
-  const bool has_reference = normalize(x.reference, d, unit.data()) != 0;
+  const bool has_x_ref = normalize(x.x_ref, d, unit.data()) != 0;
   parallel_for(x.b * t, 1 + 65536 / (d + 1), threads, [&](int64_t begin, int64_t end) {
     std::vector<double> scaled;
     for (int64_t row = begin; row < end; ++row) {
       double cosine = 0, norm = 0;
-      if (has_reference && (x.lengths == nullptr || row % t < x.lengths[row / t])) {
+      if (has_x_ref && (x.lengths == nullptr || row % t < x.lengths[row / t])) {
         const Sums s = sums_of(x.x + row * d, unit.data(), d);
         if (in_range(s.squares)) {
           norm = std::sqrt(s.squares);

@@ -11,12 +11,12 @@
 #include "cpu/common/simd.h"
 #include "math/svd2x2.h"
 
-// Everything is computed in double, so that float32 inputs lose nothing on the way.
+// All computation is in double: the smallest singular values of float32 inputs would be lost in rounding.
 namespace d2net::cpu {
 namespace {
 
-// QR of the (m, n) matrix, m >= n, that is given by columns, one after the other: R goes to r (n, n), by columns too,
-// and the columns become the reflectors of Q.
+// QR of an (m, n) matrix, m >= n, stored by columns. R goes to r (n, n), by columns too; the columns become the
+// reflectors of Q.
 D2NET_SIMD void factor(double* columns, int64_t m, int64_t n, double* tau, double* r) {
   std::fill(r, r + n * n, 0.0);
   for (int64_t k = 0; k < n; ++k) {
@@ -32,7 +32,7 @@ D2NET_SIMD void factor(double* columns, int64_t m, int64_t n, double* tau, doubl
   }
 }
 
-// c (n, n) = a b^T of matrices (n, k) that are given by columns.
+// c (n, n) = a b^T of matrices (n, k) stored by columns.
 D2NET_SIMD void multiply(const double* a, const double* b, int64_t n, int64_t k, double* c) {
   std::fill(c, c + n * n, 0.0);
   for (int64_t l = 0; l < k; ++l) {
@@ -43,13 +43,13 @@ D2NET_SIMD void multiply(const double* a, const double* b, int64_t n, int64_t k,
 // Divides x by the power of two that brings its largest magnitude into [0.5, 1), so that squares neither overflow nor
 // vanish, and returns that power's exponent. False if an element is NaN or infinite.
 D2NET_SIMD bool normalize(double* x, int64_t n, int* exponent) {
-  double largest = 0, broken = 0;
-#pragma omp simd reduction(max : largest) reduction(+ : broken)
+  double largest = 0, nan_or_0 = 0;
+#pragma omp simd reduction(max : largest) reduction(+ : nan_or_0)
   for (int64_t i = 0; i < n; ++i) {
     largest = std::max(largest, std::fabs(x[i]));
-    broken += x[i] - x[i];
+    nan_or_0 += x[i] - x[i];
   }
-  if (broken != 0) return false;
+  if (nan_or_0 != 0) return false;
   std::frexp(largest, exponent);
   // In two steps: the power itself may overflow.
   const double half = std::ldexp(1, -*exponent / 2), rest = std::ldexp(1, -*exponent - -*exponent / 2);
@@ -57,9 +57,9 @@ D2NET_SIMD bool normalize(double* x, int64_t n, int* exponent) {
   return true;
 }
 
-constexpr int64_t kFewest = 3, kLargest = 48 * 48;  // see in_groups()
+constexpr int64_t kLeastMatrices = 3, kMostElements = 48 * 48;  // see in_groups()
 
-// Relative error of singular values that results of type T do not show.
+// Relative error of singular values that does not change results of type T.
 template <typename T>
 constexpr double kPrecision = sizeof(T) == 4 ? 2e-10 : 4.5e-16;
 
@@ -81,7 +81,7 @@ template <typename T>
 template <typename T>
 [[gnu::always_inline]] inline void outer_products(const T* grad, const T* left, const T* right, int64_t begin,
                                                   int64_t end, int64_t rows, int64_t cols, T* gradient) {
-  if (rows == 2 && cols == 2) {  // by far the most frequent, and too short for loops of a length not known
+  if (rows == 2 && cols == 2) {  // by far the most frequent; the compiler unrolls loops of known length
     for (int64_t i = begin; i < end; ++i) outer_product(grad[i], left + 4 * i, right + 4 * i, 2, 2, gradient + 4 * i);
     return;
   }
@@ -98,7 +98,7 @@ D2NET_SIMD void outer(const double* grad, const double* left, const double* righ
   outer_products(grad, left, right, begin, end, rows, cols, gradient);
 }
 
-// Matrices of order 2, in closed form. Their gradient is written as its product with the identity.
+// 2 x 2 matrices, in closed form. left is the gradient, transposed; right the identity.
 template <typename T>
 [[gnu::always_inline]] inline void two_by_two(const T* u, int64_t begin, int64_t end, double rank_tol, T* value,
                                               T* left, T* right) {
@@ -119,9 +119,9 @@ D2NET_SIMD void two_by_two_range(const double* u, int64_t begin, int64_t end, do
   two_by_two(u, begin, end, rank_tol, value, left, right);
 }
 
-// Whether n matrices (m, n) are decomposed kGroup at a time: as soon as a few of the lanes are used, and as long as a
-// group stays in the nearer caches.
-bool in_groups(int64_t matrices, int64_t m, int64_t n) { return matrices >= kFewest && m * n <= kLargest; }
+// Whether `matrices` matrices (m, n) are decomposed kGroup at a time: if there are enough of them to use several lanes,
+// and if a group fits in the L2 cache.
+bool in_groups(int64_t matrices, int64_t m, int64_t n) { return matrices >= kLeastMatrices && m * n <= kMostElements; }
 
 // How many groups of (m, n) matrices make about 10 us of work.
 template <int group>
@@ -157,11 +157,11 @@ void condition_numbers(const LogConditionNumber<T>& x, int threads) {
         T *l = x.left + i * 2 * rows, *r = x.right + i * 2 * cols;
         if (svd.proper[g]) {
           x.value[i] = T(svd.log_condition[g]);
-          const double *of_rows = (transpose ? svd.right : svd.left) + g,
-                       *of_cols = (transpose ? svd.left : svd.right) + g;
-          scaled(of_rows, group, rows, svd.inverse[0][g], l);
-          scaled(of_rows + rows * group, group, rows, -svd.inverse[1][g], l + rows);
-          scaled(of_cols, group, 2 * cols, 1, r);
+          const double *row_vectors = (transpose ? svd.right : svd.left) + g,
+                       *col_vectors = (transpose ? svd.left : svd.right) + g;
+          scaled(row_vectors, group, rows, svd.inverse[0][g], l);
+          scaled(row_vectors + rows * group, group, rows, -svd.inverse[1][g], l + rows);
+          scaled(col_vectors, group, 2 * cols, 1, r);
         } else {
           x.value[i] = svd.finite[g] ? T(0) : std::numeric_limits<T>::quiet_NaN();
           std::fill_n(l, 2 * rows, x.value[i]);
@@ -172,9 +172,10 @@ void condition_numbers(const LogConditionNumber<T>& x, int threads) {
   });
 }
 
-// With P^T = (p_1 ... ) given by items, U = sum over items of p_k y_k^T. With fewer items than classes, QR of both,
-// P = Q_p R_p and Y^T = Q_y R_y, leaves U = Q_p (R_p R_y^T) Q_y^T: the small product has the same singular values, and
-// is again a sum over items, of columns of R_p and R_y. A Gram matrix would be cheaper, but squares sigma.
+// U = P Y is the sum over items k of p_k y_k^T, where p_k is column k of P and y_k row k of Y. With fewer items than
+// classes, the QR factorizations P = Q_p R_p and Y^T = Q_y R_y give U = Q_p (R_p R_y^T) Q_y^T: the small product has
+// the same singular values, and is again a sum over items, of columns of R_p and R_y. A Gram matrix would be cheaper,
+// but squares sigma.
 class Product {
  public:
   Product(int64_t classes, int64_t items)
@@ -194,7 +195,7 @@ class Product {
 
   Product(Product&&) = default;  // a copy would point into the original's memory
 
-  // False if p (classes, items) or y (items, classes) is not finite. Else sets `small` and `exponent`.
+  // Computes `small` and `exponent`; false if p (classes, items) or y (items, classes) is not finite.
   template <typename T>
   bool set(const T* p, const T* y) {
     for (int64_t k = 0; k < items_; ++k) {
@@ -214,14 +215,14 @@ class Product {
     return true;
   }
 
-  // The gradient of u^T P Y v is u (Y v)^T for P and (P^T u) v^T for Y: of two singular triplets of `small`, u and v
-  // (2, order), 1 / sigma as they are, both divided by their scale.
+  // The gradient of u^T P Y v is u (Y v)^T with respect to P and (P^T u) v^T with respect to Y. u, v (2, order) and
+  // 1 / sigma are those of `small`; its scale is divided out.
   template <typename T>
   void gradients(const double* u, const double* v, const double* inverse, T* p_left, T* p_right, T* y_left,
                  T* y_right) {
     for (int s = 0; s < 2; ++s) {
-      const double by = s == 0 ? inverse[0] : -inverse[1];
-      const double by_p = std::ldexp(by, -p_exponent_), by_y = std::ldexp(by, -y_exponent_);
+      const double signed_inverse = s == 0 ? inverse[0] : -inverse[1];
+      const double by_p = std::ldexp(signed_inverse, -p_exponent_), by_y = std::ldexp(signed_inverse, -y_exponent_);
       for (int64_t k = 0; k < items_; ++k) {
         p_right[s * items_ + k] = T(by_p * dot(y_small() + k * order_, v + s * order_, order_));
         y_left[s * items_ + k] = T(by_y * dot(p_small() + k * order_, u + s * order_, order_));
@@ -231,8 +232,8 @@ class Product {
     expand(v, y_items_, y_tau_, y_right);
   }
 
-  double* small;  // (order, order): the product, scaled, of the order of the singular values
-  int exponent;   // of its scale
+  double* small;  // (order, order): the product, or one with its singular values, times 2^-exponent
+  int exponent;
 
  private:
   bool reduced() const { return items_ < classes_; }
@@ -326,7 +327,7 @@ template <typename T>
 void log_condition_number_backward(const LogConditionNumber<T>& x, int threads) {
   const int64_t grain = 1 + 32768 / (x.rows * x.cols);
   parallel_for(x.n, grain, threads, [&](int64_t begin, int64_t end) {
-    outer(x.grad, x.left, x.right, begin, end, x.rows, x.cols, x.gradient);
+    outer(x.grad_value, x.left, x.right, begin, end, x.rows, x.cols, x.grad_u);
   });
 }
 

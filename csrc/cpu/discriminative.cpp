@@ -29,7 +29,7 @@ D2NET_SIMD void add(const double* x, double by, int64_t d, double* sum) {
   for (int64_t k = 0; k < d; ++k) sum[k] += by * x[k];
 }
 
-// Recordings of a range that is worth a thread.
+// Least recordings of a range: about 10 us of work.
 int64_t grain(int64_t c, int64_t d) { return 1 + 32768 / (1 + 8 * c + 4 * d); }
 
 }  // namespace
@@ -37,23 +37,23 @@ int64_t grain(int64_t c, int64_t d) { return 1 + 32768 / (1 + 8 * c + 4 * d); }
 void different_partners(const float* keys, const bool* valid, int64_t b, int64_t* partner) {
   std::vector<int64_t> order(b);
   std::vector<math::Ordered<float>::Key> key(b);
-  for (int kind = 0; kind < 3; ++kind) {
-    const bool* takes_part = valid + (kind == 1 ? 0 : b);  // in the cycle; of w_fb all do
+  for (int pair = 0; pair < kPairs; ++pair) {
+    const bool* valid_other = valid + (Pairs::other_is_foreground(pair) ? 0 : b);
     order.clear();
     for (int64_t i = 0; i < b; ++i) {
-      key[i] = math::ordered_key(keys[kind * b + i]);
-      if (kind == 0 || takes_part[i]) order.push_back(i);
+      key[i] = math::ordered_key(keys[pair * b + i]);
+      if (pair == kFb || valid_other[i]) order.push_back(i);
     }
     std::sort(order.begin(), order.end(),
               [&](int64_t i, int64_t j) { return key[i] < key[j] || (key[i] == key[j] && i < j); });
-    std::fill(partner + kind * b, partner + (kind + 1) * b, int64_t(-1));
-    for (size_t k = 0; k < order.size(); ++k) partner[kind * b + order[k]] = order[(k + 1) % order.size()];
+    std::fill(partner + pair * b, partner + (pair + 1) * b, int64_t(-1));
+    for (size_t k = 0; k < order.size(); ++k) partner[pair * b + order[k]] = order[(k + 1) % order.size()];
   }
 }
 
 template <typename T>
 void discriminative_terms(const T* pooled, const T* labels, const int64_t* counted, const T* x, const Pairs& pairs,
-                          int64_t b, int64_t c, int64_t d, const LossSettings& with, T* terms, T* to_pooled, T* saved,
+                          int64_t b, int64_t c, int64_t d, const LossSettings& with, T* terms, T* grad_terms, T* saved,
                           int threads) {
   const bool paired = pairs.partner != nullptr;
   std::vector<double> norm(paired ? 2 * b : 0);  // 1 / |x|
@@ -61,73 +61,73 @@ void discriminative_terms(const T* pooled, const T* labels, const int64_t* count
     parallel_for(2 * b, 2 * grain(0, d), threads, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         norm[i] = inverse_norm(dot(x + i * d, x + i * d, d));
-        saved[kInverseNorm * b + i] = T(norm[i]);
+        saved[kInverseNormFg * b + i] = T(norm[i]);
       }
     });
   }
   parallel_for(b, grain(c, d), threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      double weight[3] = {}, slope[3] = {};  // of Eq. 3, and their derivatives by the cosines
-      for (int kind = 0; paired && kind < 3; ++kind) {
-        const Pair pair = pairs.of(kind, i);
-        saved[(kCosine + kind) * b + i] = 0;
+      double weight[kPairs] = {}, slope[kPairs] = {};  // w_fb, w_fg, w_bg of Eq. 3; d weight / d cosine
+      for (int k = 0; paired && k < kPairs; ++k) {
+        const Pair pair = pairs.of(k, i);
+        saved[(kCosine + k) * b + i] = 0;
         if (pair.x < 0) continue;
-        const double w = dot(x + pair.x * d, x + pair.other * d, d) * norm[pair.x] * norm[pair.other];
-        saved[(kCosine + kind) * b + i] = T(w);
-        weight[kind] = kind > 0 ? with.gamma * (1 - w) : w < 0 ? 0 : w;
-        slope[kind] = kind > 0 ? -with.gamma : w < 0 ? 0 : 1;
+        const double cosine = dot(x + pair.x * d, x + pair.other * d, d) * norm[pair.x] * norm[pair.other];
+        saved[(kCosine + k) * b + i] = T(cosine);
+        weight[k] = k != kFb ? with.gamma * (1 - cosine) : cosine < 0 ? 0 : cosine;
+        slope[k] = k != kFb ? -with.gamma : cosine < 0 ? 0 : 1;
       }
-      const T of_positive = T(weight[1] + weight[0]), of_negative = T(weight[2] + weight[0]);
-      double sum = 0, to_positive = 0, to_negative = 0;
+      const T positive_weight = T(weight[kFg] + weight[kFb]), negative_weight = T(weight[kBg] + weight[kFb]);
+      double sum = 0, grad_positive = 0, grad_negative = 0;  // gradients with respect to the two weights
       const double scale = with.mean_over_classes != 0 ? 1.0 / c : 1.0;
       for (int64_t k = i * c; k < (i + 1) * c; ++k) {
-        to_pooled[k] = 0;
+        grad_terms[k] = 0;
         if (counted[i] <= 0) continue;
         const bool positive = labels[k] > T(0);
-        const Focal<T> term =
-            focal(pooled[k], positive, positive ? of_positive : of_negative, T(with.beta), T(with.probability_floor));
-        const double by = with.balanced != 0 && positive ? scale * c : scale;
-        sum += by * term.loss;
-        (positive ? to_positive : to_negative) += by * term.to_weight;
-        to_pooled[k] = T(by * term.to_score);
+        const Focal<T> term = focal(pooled[k], positive, positive ? positive_weight : negative_weight, T(with.beta),
+                                    T(with.probability_floor));
+        const double class_weight = with.balanced != 0 && positive ? scale * c : scale;
+        sum += class_weight * term.loss;
+        (positive ? grad_positive : grad_negative) += class_weight * term.grad_weight;
+        grad_terms[k] = T(class_weight * term.grad_score);
       }
       terms[i] = T(sum);
       if (!paired) continue;
-      saved[kToCosine * b + i] = T(slope[0] * (to_positive + to_negative));
-      saved[(kToCosine + 1) * b + i] = T(slope[1] * to_positive);
-      saved[(kToCosine + 2) * b + i] = T(slope[2] * to_negative);
+      saved[(kGradCosine + kFb) * b + i] = T(slope[kFb] * (grad_positive + grad_negative));
+      saved[(kGradCosine + kFg) * b + i] = T(slope[kFg] * grad_positive);
+      saved[(kGradCosine + kBg) * b + i] = T(slope[kBg] * grad_negative);
     }
   });
 }
 
 template <typename T>
-void discriminative_terms_backward(const T* grad, const T* to_pooled, const T* saved, const T* x, const Pairs& pairs,
+void discriminative_terms_backward(const T* grad, const T* grad_terms, const T* saved, const T* x, const Pairs& pairs,
                                    int64_t b, int64_t c, int64_t d, T* grad_pooled, T* grad_x, int threads) {
   for (int64_t i = 0; i < b; ++i) {
-    for (int64_t k = i * c; k < (i + 1) * c; ++k) grad_pooled[k] += grad[i] * to_pooled[k];
+    for (int64_t k = i * c; k < (i + 1) * c; ++k) grad_pooled[k] += grad[i] * grad_terms[k];
   }
   if (pairs.partner == nullptr) return;
-  const T *to_cosine = saved + kToCosine * b, *cosine = saved + kCosine * b, *norm = saved + kInverseNorm * b;
-  // Every row of a gradient has one owner, which looks for the pairs that its embedding is in.
+  const T *grad_cosines = saved + kGradCosine * b, *cosines = saved + kCosine * b, *norm = saved + kInverseNormFg * b;
+  // One thread writes a row of the gradient: it looks for the pairs that the row's embedding is in.
   parallel_for(2 * b, 2 * grain(0, d), threads, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       T* sum = grad_x + row * d;
       double own = 0;
-      for (int kind = 0; kind < 3; ++kind) {
+      for (int k = 0; k < kPairs; ++k) {
         for (int64_t i = 0; i < b; ++i) {
-          const Pair pair = pairs.of(kind, i);
+          const Pair pair = pairs.of(k, i);
           if (pair.x != row && pair.other != row) continue;
-          const double by = double(grad[i]) * to_cosine[kind * b + i], of_pair = cosine[kind * b + i];
+          const double grad_cosine = double(grad[i]) * grad_cosines[k * b + i], cosine = cosines[k * b + i];
           const double x_norm = norm[pair.x], other_norm = norm[pair.other];
           if (pair.x == row) {
-            const Share share = cosine_gradient(by, of_pair, x_norm, other_norm);
-            add(x + pair.other * d, T(share.other), d, sum);
-            own += share.own;
+            const CosineGradient of_row = cosine_gradient(grad_cosine, cosine, x_norm, other_norm);
+            add(x + pair.other * d, T(of_row.other), d, sum);
+            own += of_row.own;
           }
           if (pair.other == row) {
-            const Share share = cosine_gradient(by, of_pair, other_norm, x_norm);
-            add(x + pair.x * d, T(share.other), d, sum);
-            own += share.own;
+            const CosineGradient of_row = cosine_gradient(grad_cosine, cosine, other_norm, x_norm);
+            add(x + pair.x * d, T(of_row.other), d, sum);
+            own += of_row.own;
           }
         }
       }

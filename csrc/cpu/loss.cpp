@@ -1,5 +1,5 @@
-// The operators one after the other, with what they share computed once. What is of (b) or (b, c) is a few thousand
-// numbers, on the caller's thread; the backward goes through time once, for embeddings and activations together.
+// The operators one after the other, with what they share computed once. Arrays of (b) or (b, c) are a few thousand
+// numbers: the caller's thread computes them. The backward goes through time once, for embeddings and activations.
 #include "loss.h"
 
 #include <algorithm>
@@ -13,14 +13,14 @@
 #include "cpu/common/parallel.h"
 #include "cpu/common/pooled_gradient.h"
 #include "cpu/discriminative.h"
-#include "math/peaks.h"
+#include "math/kept_scores.h"
 #include "math/topk.h"
 #include "snippet_pdmi.h"
 
 namespace d2net::cpu {
 namespace {
 
-// Flag: of recordings that count, bool or a number above 0.
+// How many recordings count. Flag: bool, or a number above 0 for those that do.
 template <typename Flag>
 int64_t count_of(const Flag* counted, int64_t b) {
   return std::count_if(counted, counted + b, [](Flag flag) { return flag > 0; });
@@ -35,7 +35,7 @@ double mean_of(const T* values, const Flag* counted, int64_t b) {
   return count > 0 ? sum / count : 0;
 }
 
-// gradient[i] = grad / count where counted[i] > 0.
+// The backward of mean_of: grad / count where counted[i] > 0.
 template <typename T, typename Flag>
 std::vector<T> spread_mean(double grad, const Flag* counted, int64_t b) {
   const int64_t count = count_of(counted, b);
@@ -49,7 +49,7 @@ double or_zero(const T* x) {
   return x == nullptr ? 0 : double(*x);
 }
 
-// A term of weight 0 is off, whatever it is: NaN * 0 would be NaN.
+// A term of weight 0 is off, even if it is NaN: NaN * 0 would be NaN.
 double weighted(double weight, double x) { return weight == 0 ? 0 : weight * x; }
 
 template <typename T>
@@ -67,18 +67,19 @@ void count_recordings(const Loss<X>& x) {
   }
 }
 
-// Of a recording's snippets that of the least attention, whose NaN is less than any.
+// The snippet of the lowest attention; NaN is lower than any number.
 template <typename T>
 int64_t lowest(const T* attention, int64_t length) {
   int64_t found = 0;
   for (int64_t s = 1; s < length; ++s) {
-    // 1 - attention rounds, and of equals the first is taken.
+    // Compares 1 - attention, which rounds: among equals the first one counts.
     if (math::ordered_key(1 - attention[s]) > math::ordered_key(1 - attention[found])) found = s;
   }
   return found;
 }
 
-// The mean of what x_ref moves towards, over the recordings that have a background.
+// Moves x_ref towards the mean over the recordings with a background: of their x_bg, or of their snippets of the
+// lowest attention.
 template <typename X>
 void update_x_ref(const Loss<X>& x) {
   const bool* valid = x.valid + x.b;
@@ -98,39 +99,40 @@ void update_x_ref(const Loss<X>& x) {
   }
 }
 
-// With own_classes, the pseudo-foreground's attention is the maximum over the recording's own classes, 0 without.
+// With own_classes, the attention of pseudo-foreground is the maximum over the recording's own classes; 0 if it has
+// none.
 template <typename X>
-void see_own_classes(const Loss<X>& x, const LossWorkspace<X>& w, int threads) {
+void maximum_over_own_classes(const Loss<X>& x, const LossWorkspace<X>& w, int threads) {
   const X threshold = X(x.with.fg_threshold);
   parallel_for(x.b * x.t, 1 + 16384 / (x.c + 1), threads, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      w.seen[row] = x.attention[row];
-      w.seen_peak[row] = w.peak[row];
+      w.own_attention[row] = x.attention[row];
+      w.own_argmax[row] = w.peak[row];
       const int64_t i = row / x.t;
       if (row % x.t >= x.counted[i] || !(x.scores[row] > threshold)) continue;
-      w.seen[row] = 0;
-      w.seen_peak[row] = -1;
+      w.own_attention[row] = 0;
+      w.own_argmax[row] = -1;
       auto best = math::ordered_key(X(0)) - 1;
       for (int64_t k = 0; k < x.c; ++k) {
         const X value = x.tcam[row * x.c + k];
         if (!(x.labels[i * x.c + k] > 0) || math::ordered_key(value) <= best) continue;
         best = math::ordered_key(value);
-        w.seen[row] = value;
-        w.seen_peak[row] = int32_t(k);
+        w.own_attention[row] = value;
+        w.own_argmax[row] = int32_t(k);
       }
     }
   });
 }
 
 template <typename X>
-Peaks<X> peaks_of(const X* pooled, const Loss<X>& x) {
-  Peaks<X> peaks{X(x.with.probability_floor), X(x.with.peak_share)};
-  for (int64_t k = 0; k < x.c; ++k) peaks.compare(pooled[k]);
-  for (int64_t k = 0; k < x.c; ++k) peaks.add(pooled[k]);
-  return peaks;
+KeptScores<X> kept_scores(const X* pooled, const Loss<X>& x) {
+  KeptScores<X> scores{X(x.with.probability_floor), X(x.with.peak_share)};
+  for (int64_t k = 0; k < x.c; ++k) scores.compare(pooled[k]);
+  for (int64_t k = 0; k < x.c; ++k) scores.add(pooled[k]);
+  return scores;
 }
 
-// P_2 (c, b) and Y_2 (b, c) of Eq. 10: scores; labels of recordings that count, over their number or the class's.
+// P_2 (c, b) and Y_2 (b, c) of Eq. 10: scores; labels of recordings that count, divided by their number or the class's.
 template <typename X>
 void video_factors(const Loss<X>& x, X* p, X* y) {
   const int64_t b = x.b, c = x.c;
@@ -141,28 +143,28 @@ void video_factors(const Loss<X>& x, X* p, X* y) {
   }
   for (int64_t i = 0; i < b; ++i) {
     const X* row = x.pooled + i * c;
-    const Peaks<X> peaks = peaks_of(row, x);
+    const KeptScores<X> scores = kept_scores(row, x);
     for (int64_t k = 0; k < c; ++k) {
-      p[k * b + i] = peaks.value(row[k]);
+      p[k * b + i] = scores.value(row[k]);
       y[i * c + k] = x.counted[i] > 0 ? X(x.labels[i * c + k] / std::max(size[k], 1.0)) : X(0);
     }
   }
 }
 
-// Adds grad times the gradient of L_DV.
+// Adds grad times the gradient of L_DV to grad_pooled.
 template <typename X>
 void video_backward(X grad, const Loss<X>& x, const LossWorkspace<X>& w, X* grad_pooled) {
   const int64_t b = x.b, c = x.c;
-  std::vector<X> of_p(c);
+  std::vector<X> grad_p(c);
   for (int64_t i = 0; i < b; ++i) {
     const X* row = x.pooled + i * c;
-    const Peaks<X> peaks = peaks_of(row, x);
-    double along = 0;  // the gradient times the value
+    const KeptScores<X> scores = kept_scores(row, x);
+    double dot = 0;  // gradient times value
     for (int64_t k = 0; k < c; ++k) {
-      of_p[k] = grad * w.p_left[k] * w.p_right[i] + grad * w.p_left[c + k] * w.p_right[b + i];
-      along += double(of_p[k]) * peaks.value(row[k]);
+      grad_p[k] = grad * w.p_left[k] * w.p_right[i] + grad * w.p_left[c + k] * w.p_right[b + i];
+      dot += double(grad_p[k]) * scores.value(row[k]);
     }
-    for (int64_t k = 0; k < c; ++k) grad_pooled[i * c + k] += peaks.gradient(row[k], of_p[k], along);
+    for (int64_t k = 0; k < c; ++k) grad_pooled[i * c + k] += scores.gradient(row[k], grad_p[k], dot);
   }
 }
 
@@ -202,7 +204,7 @@ void loss(const Loss<X>& x, int threads) {
   }
   if (with.classify != 0) {
     if (with.separate != 0 && x.keys != nullptr) different_partners(x.keys, x.valid, b, w.partner);
-    discriminative_terms(x.pooled, x.labels, x.counted, x.x, w.pairs(x), b, c, d, with, w.terms, w.to_pooled, w.saved,
+    discriminative_terms(x.pooled, x.labels, x.counted, x.x, w.pairs(x), b, c, d, with, w.terms, w.grad_terms, w.saved,
                          threads);
     discriminative = mean_of(w.terms, x.counted, b);
   }
@@ -212,15 +214,15 @@ void loss(const Loss<X>& x, int threads) {
     bottom_up_attention(BottomUpAttention<X>{x.embeddings, x_ref, x.counted, b, t, d, x.scores, nullptr}, threads);
   }
   if (with.snippet != 0) {
-    if (with.own_classes != 0) see_own_classes(x, w, threads);
+    if (with.own_classes != 0) maximum_over_own_classes(x, w, threads);
     snippet_pdmi(SnippetPdmi<X>{with.fg_threshold, with.bg_threshold, with.entry_floor, with.rank_tol,
-                                with.snippet_per_class != 0, with.own_classes != 0 ? w.seen : x.attention, x.scores,
-                                x.counted, b, t, w.snippets, w.comparable, w.to_attention},
+                                with.snippet_per_class != 0, with.own_classes != 0 ? w.own_attention : x.attention,
+                                x.scores, x.counted, b, t, w.snippet_loss, w.snippet_valid, w.side_grad},
                  threads);
-    snippet = mean_of(w.snippets, w.comparable, b);
+    snippet = mean_of(w.snippet_loss, w.snippet_valid, b);
   }
   if (with.video != 0 && b > 0 && c > 0) {
-    std::vector<X> p(c * b), y(b * c), y_left(2 * b), y_right(2 * c);  // of Y_2 nobody wants a gradient
+    std::vector<X> p(c * b), y(b * c), y_left(2 * b), y_right(2 * c);  // the gradient of Y_2 is not used
     video_factors(x, p.data(), y.data());
     joint_log_condition_number(JointLogConditionNumber<X>{kVideoRankTol, p.data(), y.data(), 1, c, b, x.video, w.p_left,
                                                           w.p_right, y_left.data(), y_right.data()},
@@ -236,24 +238,26 @@ void loss_backward(const Loss<X>& x, int threads) {
   const LossWorkspace<X> w(x);
   const LossSettings& with = x.with;
   const int64_t b = x.b, t = x.t, c = x.c, d = x.d;
-  const double total = or_zero(x.of_total);
+  const double total = or_zero(x.grad_total);
   const bool embed = with.embed != 0 && with.separate != 0;
-  // A term that nothing asks for is left out, for its gradient may be NaN.
-  const bool video = with.video != 0 && (x.of_video != nullptr || with.alpha_video != 0);
-  const bool snippet = with.snippet != 0 && (x.of_snippet != nullptr || with.alpha_snippet != 0);
-  std::vector<X> grad_pooled = copy_or_zero(x.of_pooled, b * c), grad_x = copy_or_zero(x.of_x, embed ? 2 * b * d : 0);
+  // A term without a gradient and of weight 0 is left out: its own gradient may be NaN.
+  const bool video = with.video != 0 && (x.grad_video != nullptr || with.alpha_video != 0);
+  const bool snippet = with.snippet != 0 && (x.grad_snippet != nullptr || with.alpha_snippet != 0);
+  std::vector<X> grad_pooled = copy_or_zero(x.grad_pooled, b * c),
+                 grad_x = copy_or_zero(x.grad_x, embed ? 2 * b * d : 0);
   if (video && c > 0) {
-    video_backward(X(weighted(with.alpha_video, total) + or_zero(x.of_video)), x, w, grad_pooled.data());
+    video_backward(X(weighted(with.alpha_video, total) + or_zero(x.grad_video)), x, w, grad_pooled.data());
   }
   if (with.classify != 0) {
-    const auto grad = spread_mean<X>(total + or_zero(x.of_discriminative), x.counted, b);
-    discriminative_terms_backward(grad.data(), w.to_pooled, w.saved, x.x, w.pairs(x), b, c, d, grad_pooled.data(),
+    const auto grad = spread_mean<X>(total + or_zero(x.grad_discriminative), x.counted, b);
+    discriminative_terms_backward(grad.data(), w.grad_terms, w.saved, x.x, w.pairs(x), b, c, d, grad_pooled.data(),
                                   grad_x.data(), threads);
   }
-  std::vector<X> of_snippets(2 * b);  // of the attention of any pseudo-foreground and pseudo-background snippet
+  // With respect to the attention of any pseudo-foreground and of any pseudo-background snippet.
+  std::vector<X> grad_sides(2 * b);
   if (snippet) {
-    const auto grad = spread_mean<X>(weighted(with.alpha_snippet, total) + or_zero(x.of_snippet), w.comparable, b);
-    for (int64_t i = 0; i < 2 * b; ++i) of_snippets[i] = grad[i / 2] * w.to_attention[i];
+    const auto grad = spread_mean<X>(weighted(with.alpha_snippet, total) + or_zero(x.grad_snippet), w.snippet_valid, b);
+    for (int64_t i = 0; i < 2 * b; ++i) grad_sides[i] = grad[i / 2] * w.side_grad[i];
   }
   AttentionPool<X> embedded = pool_of(x);
   if (!embed) embedded.b = 0;
@@ -262,38 +266,38 @@ void loss_backward(const Loss<X>& x, int threads) {
   const X fg_threshold = X(with.fg_threshold), bg_threshold = X(with.bg_threshold);
   const bool own_classes = with.own_classes != 0;
   std::vector<X> grad_attention(b * t);
-  X* const to = x.grad_embeddings;
-  if (to != nullptr) prefer_large_pages(to, b * t * d * int64_t(sizeof(X)));
+  X* const grad_embeddings = x.grad_embeddings;
+  if (grad_embeddings != nullptr) prefer_huge_pages(grad_embeddings, b * t * d * int64_t(sizeof(X)));
 
   TopkPool<X> topk{x.tcam,      x.counted, b,        t,     c,     int64_t(with.topk_divisor),
                    x.attention, w.peak,    x.pooled, w.kth, w.last};
   topk.of_attention = grad_attention.data();
   topk.of_pooled = grad_pooled.data();
   topk.grad_x = x.grad_tcam;
-  const auto of_snippet = [&](int64_t row) {
-    const X* of = &of_snippets[2 * (row / t)];
-    return (x.scores[row] > fg_threshold ? of[0] : X(0)) + (x.scores[row] < bg_threshold ? of[1] : X(0));
+  const auto snippet_gradient = [&](int64_t row) {  // of L_DS, with respect to the row's attention
+    const X* grad = &grad_sides[2 * (row / t)];
+    return (x.scores[row] > fg_threshold ? grad[0] : X(0)) + (x.scores[row] < bg_threshold ? grad[1] : X(0));
   };
   pooled_gradient(
       topk, embed ? d / 2 : 0, threads,
       [&](int64_t first, int64_t rows) {
         for (int64_t row = first; row < first + rows; ++row) {
-          X sum = x.of_attention == nullptr ? X(0) : x.of_attention[row];
-          if (embed) sum += pool.row(row, to == nullptr ? nullptr : to + row * d);
-          if (snippet && !own_classes) sum += of_snippet(row);
+          X sum = x.grad_attention == nullptr ? X(0) : x.grad_attention[row];
+          if (embed) sum += pool.row(row, grad_embeddings == nullptr ? nullptr : grad_embeddings + row * d);
+          if (snippet && !own_classes) sum += snippet_gradient(row);
           grad_attention[row] = sum;
         }
-        if (!embed && to != nullptr) std::fill_n(to + first * d, rows * d, X(0));
+        if (!embed && grad_embeddings != nullptr) std::fill_n(grad_embeddings + first * d, rows * d, X(0));
       },
       [&](int64_t first, int64_t rows) {
         for (int64_t row = first; snippet && own_classes && row < first + rows; ++row) {
-          const int32_t peak = w.seen_peak[row];
-          if (peak >= 0 && peak < c) x.grad_tcam[row * c + peak] += of_snippet(row);
+          const int32_t argmax = w.own_argmax[row];
+          if (argmax >= 0 && argmax < c) x.grad_tcam[row * c + argmax] += snippet_gradient(row);
         }
       },
       [&](int64_t first, int64_t rows) {
         std::fill_n(x.grad_tcam + first * c, rows * c, X(0));
-        if (to != nullptr) std::fill_n(to + first * d, rows * d, X(0));
+        if (grad_embeddings != nullptr) std::fill_n(grad_embeddings + first * d, rows * d, X(0));
       });
 }
 

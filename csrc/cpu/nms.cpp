@@ -18,12 +18,12 @@ namespace {
 
 template <typename T>
 inline bool collide(Segment<T> a, T length_a, Segment<T> b, T length_b, T threshold) {
-  const T shared = overlap(a, b);
-  // "not below", because inf / inf, which only a threshold of 0 lets come here, counts as reaching 0.
-  return shared > 0 && !(iou(length_a, length_b, shared) < threshold);
+  const T intersection = overlap(a, b);
+  // !(iou < threshold) and not iou >= threshold: inf / inf, which only a threshold of 0 lets through, counts as 0.
+  return intersection > 0 && !(iou(length_a, length_b, intersection) < threshold);
 }
 
-// Up to here a vectorized look at all kept segments beats the index.
+// Up to so many kept segments, a vectorized scan of all is faster than the index.
 constexpr int kScanLimit = 128;
 
 template <typename T>
@@ -60,7 +60,7 @@ inline bool scan_blocks(const KeptList<T>& kept, Segment<T> s, T threshold) {
 D2NET_SIMD bool scan(const KeptList<float>& kept, Segment<float> s, float t) { return scan_blocks(kept, s, t); }
 D2NET_SIMD bool scan(const KeptList<double>& kept, Segment<double> s, double t) { return scan_blocks(kept, s, t); }
 
-// Greedy NMS of one group; keeps its memory from group to group.
+// Greedy NMS of one group; its memory is used again for the next group.
 //
 // The first kept segments are scanned. When they become many, every candidate gets its position in the order of
 // starts, and each band of lengths (segment.h) a set of the positions of its kept segments. A candidate looks, in the
@@ -79,8 +79,8 @@ D2NET_SIMD bool scan(const KeptList<double>& kept, Segment<double> s, double t) 
 //   t near 0        O(1 / t), all in the band around t times the candidate's length, whose segments may lie within the
 //                   candidate without colliding. In longer bands whatever lies within it collides and ends the search.
 //                   At t = 0 exactly kept segments do not overlap at all, and each band holds one or two neighbours.
-// So n segments cost O(n log n) whatever the data for a given t in (0, 1); it is quadratic only for data made for it
-// with t beyond about 1 / n of 0 or 1, or with lengths whose sum overflows T (such segments never collide).
+// So n segments cost O(n log n) for a given t in (0, 1), whatever the data. It is quadratic only for adversarial data
+// with t within about 1 / n of 0 or 1, or with lengths whose sum overflows T (such segments never collide).
 template <typename T>
 class Greedy {
  public:
@@ -114,7 +114,7 @@ class Greedy {
     const auto item = [&](int64_t i) {
       return i < kScanLimit ? Segment<T>{listed_.start[i], listed_.end[i]} : at(done + i - kScanLimit);
     };
-    const LargeVector<uint32_t>& by_start = order_.by(size, [&](int64_t i) { return ordered_key(item(i).start); });
+    const HugeVector<uint32_t>& by_start = order_.by(size, [&](int64_t i) { return ordered_key(item(i).start); });
     rows_.resize(size);
     position_.resize(size);
     first_band_ = std::numeric_limits<int>::max();
@@ -146,7 +146,7 @@ class Greedy {
   bool collides(int64_t p) const {
     const double length = rows_[p].length();
     const int own = bands_.of(length);
-    // Near-duplicates, the commonest collisions, first. Then from long to short, as the bound on the cost asks.
+    // First near-duplicates, the most frequent collisions; then from long to short, which the bound on the cost needs.
     if (collides_in(own, p, length)) return true;
     const int first = std::max(bands_.shortest_for(length), first_band_);
     const int last = std::min(bands_.longest_for(length), last_band_);
@@ -174,8 +174,8 @@ class Greedy {
   Bands bands_;
   KeptList<T> listed_;
   Order order_;
-  LargeVector<Segment<T>> rows_;    // by start
-  LargeVector<uint32_t> position_;  // of each item among them
+  HugeVector<Segment<T>> rows_;    // by start
+  HugeVector<uint32_t> position_;  // of each item among them
   int first_band_ = 0, last_band_ = 0;
   std::vector<PositionSet> kept_;  // by band, from first_band_ on
 };
@@ -192,7 +192,7 @@ template <typename T>
 int64_t nms_1d(const T* segments, const T* scores, int64_t n, double iou_threshold, int64_t* keep, int) {
   if (const int64_t bad = first_bad(segments, scores, n); bad < n) return -1 - bad;
   Order by_score;
-  const LargeVector<uint32_t>& order = by_score.by(n, falling(scores));
+  const HugeVector<uint32_t>& order = by_score.by(n, falling(scores));
   int64_t count = 0;
   Greedy<T>(T(iou_threshold))
       .run(
@@ -207,17 +207,17 @@ int64_t batched_nms_1d(const T* segments, const T* scores, const int64_t* groups
   if (const int64_t bad = first_bad(segments, scores, n); bad < n) return -1 - bad;
   if (n == 0) return 0;
   Order by_score, by_group;
-  const LargeVector<uint32_t>& order = by_score.by(n, falling(scores));
+  const HugeVector<uint32_t>& order = by_score.by(n, falling(scores));
   // Ranks by group and, the order being stable, by falling score within a group.
   const auto group = [&](int64_t rank) { return groups[order[rank]]; };
   const auto [low, high] = std::minmax_element(groups, groups + n);
   const uint64_t lowest = uint64_t(*low);
   const auto above = [&](int64_t rank) { return uint64_t(group(rank)) - lowest; };
-  const LargeVector<uint32_t>& ranks = uint64_t(*high) - lowest <= std::numeric_limits<uint32_t>::max()
-                                           ? by_group.by(n, [&](int64_t rank) { return uint32_t(above(rank)); })
-                                           : by_group.by(n, above);
+  const HugeVector<uint32_t>& ranks = uint64_t(*high) - lowest <= std::numeric_limits<uint32_t>::max()
+                                          ? by_group.by(n, [&](int64_t rank) { return uint32_t(above(rank)); })
+                                          : by_group.by(n, above);
   std::vector<unsigned char> kept(n, 0);
-  // A range of rows stands for the groups that begin in it.
+  // A range of rows has the groups that begin in it.
   parallel_for(n, 2048, threads, [&](int64_t begin, int64_t end) {
     while (begin > 0 && begin < end && group(ranks[begin]) == group(ranks[begin - 1])) ++begin;
     Greedy<T> greedy{T(iou_threshold)};

@@ -15,7 +15,7 @@
 namespace d2net::cpu {
 namespace {
 
-constexpr int64_t kTile = 8;    // sequences of one recording that are gathered together
+constexpr int64_t kTile = 8;    // columns of one recording that are gathered together
 constexpr int64_t kBlock = 64;  // snippets that are gathered, or compared with the thresholds, together
 
 // As wide as a value, so that comparing and counting vectorise without conversion.
@@ -44,7 +44,7 @@ D2NET_SIMD void levels_of(const double* x, int64_t n, const double* thresholds, 
   count_exceeded(x, n, thresholds, count, level);
 }
 
-// An unsigned integer that rises as the score falls; equal for 0 and -0.
+// An unsigned integer that grows as the score falls; equal for 0 and -0.
 template <typename T>
 using Key = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
 
@@ -96,13 +96,14 @@ struct Settings {
   double nms_iou;
 };
 
-// Memory that is not touched before it is used: at most one node a snippet is possible, but far fewer are usual.
+// Uninitialised memory: there may be as many nodes as snippets, but usually there are far fewer, and untouched pages
+// cost nothing.
 template <typename T>
 std::unique_ptr<T[]> uninitialized(int64_t n) {
   return std::unique_ptr<T[]>(new T[n]);
 }
 
-// Finds the proposals of one sequence after another.
+// Finds the proposals of a column; its memory is used again for the next one.
 template <typename T>
 class Finder {
  public:
@@ -144,10 +145,10 @@ class Finder {
   };
   static constexpr int32_t kNone = -1;
 
-  // nodes_: the components of all thresholds, each extent once, in one pass. Those that hold a snippet are nested, so
-  // the open ones lie on a stack. Where the level falls, the upper ones end; where it then rests on a level of its
-  // own, the component of that level has begun where the last ended one began. Inner ones are listed before outer
-  // ones. A snippet opens at most one.
+  // nodes_: the components of all thresholds, each extent once, in one pass. The components around a snippet are
+  // nested, so the open ones are on a stack. Where the level falls, those above it end; if no open one has the new
+  // level, one of that level began where the last ended one began. Inner ones come before outer ones. A snippet opens
+  // at most one.
   bool components(const T* x, int64_t n) {
     n_nodes_ = 0;
     Open* top = open_.get();
@@ -210,9 +211,9 @@ class Finder {
     }
   }
 
-  // Greedy NMS. Two proposals are nested or disjoint, and the IoU of nested ones is the ratio of their lengths. So one
-  // can only be suppressed by an ancestor, found on the way up while the ratio is high enough, or by a descendant,
-  // which marks it on its own way up. A way up has at most as many steps as there are thresholds.
+  // Greedy NMS. Two proposals are nested or disjoint, and the IoU of nested ones is the ratio of their lengths. So a
+  // proposal is suppressed only by an ancestor, which it finds on the path to the root while the ratio is high enough,
+  // or by a descendant, which marks it on its own path. A path has at most as many nodes as there are thresholds.
   void suppress(std::vector<Span>& spans) {
     const T least = T(settings_.min_contrast);
     for (int32_t r = 0; r < n_nodes_; ++r) {
@@ -254,10 +255,10 @@ FoundProposals<T> find_proposals(const T* activations, int64_t batch, int64_t sn
                                  int64_t min_length, double inflation, bool mean_of_sides, double min_contrast,
                                  double nms_iou, int threads) {
   FoundProposals<T> found;
-  auto& sequences = found.sequences;
+  auto& columns = found.columns;
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t c = 0; c < width; ++c) {
-      if (classes[b * width + c]) sequences.push_back({b, c, 0});
+      if (classes[b * width + c]) columns.push_back({b, c, 0});
     }
   }
   std::vector<T> distinct(n_thresholds);
@@ -266,22 +267,22 @@ FoundProposals<T> find_proposals(const T* activations, int64_t batch, int64_t sn
   distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
   const Settings settings{min_length, inflation, mean_of_sides, min_contrast, nms_iou};
 
-  // A range of sequences leaves what it finds at its first one, so that the order does not depend on how it was cut.
-  found.spans.resize(sequences.size());
+  // A range stores its proposals at its first column, so that the order does not depend on how columns are divided.
+  found.spans.resize(columns.size());
   std::atomic<bool> refused{false};
   const int64_t grain = 1 + 4096 / (snippets + 1);  // about 50 us of work
-  parallel_for(int64_t(sequences.size()), grain, threads, [&](int64_t begin, int64_t end) {
+  parallel_for(int64_t(columns.size()), grain, threads, [&](int64_t begin, int64_t end) {
     Finder<T> finder(distinct, settings, snippets);
     const auto tile = uninitialized<T>(snippets * std::min(kTile, end - begin));
     auto& spans = found.spans[begin];
     for (int64_t first = begin, last; first < end && !refused.load(std::memory_order_relaxed); first = last) {
-      const int64_t recording = sequences[first].recording;
+      const int64_t recording = columns[first].recording;
       const int64_t n = lengths ? std::clamp<int64_t>(lengths[recording], 0, snippets) : snippets;
-      for (last = first + 1; last < std::min(end, first + kTile) && sequences[last].recording == recording;) ++last;
-      // A sequence strides over all classes, so those of a tile are gathered while a block's cache lines are at hand.
+      for (last = first + 1; last < std::min(end, first + kTile) && columns[last].recording == recording;) ++last;
+      // A column strides over all classes, so the columns of a tile are gathered while a block is in the cache.
       for (int64_t block = 0; block < n; block += kBlock) {
         for (int64_t s = first; s < last; ++s) {
-          const T* x = activations + recording * by_recording + sequences[s].label * by_class;
+          const T* x = activations + recording * by_recording + columns[s].label * by_class;
           T* row = tile.get() + (s - first) * n;
           for (int64_t t = block; t < std::min(n, block + kBlock); ++t) row[t] = x[t * by_snippet];
         }
@@ -289,14 +290,14 @@ FoundProposals<T> find_proposals(const T* activations, int64_t batch, int64_t sn
       for (int64_t s = first; s < last; ++s) {
         const std::size_t before = spans.size();
         if (!finder(tile.get() + (s - first) * n, n, spans)) refused = true;
-        sequences[s].spans = int64_t(spans.size() - before);
+        columns[s].spans = int64_t(spans.size() - before);
       }
     }
   });
   found.count = FoundProposals<T>::kRefused;
   if (refused) return found;
   found.count = 0;
-  for (const auto& sequence : sequences) found.count += sequence.spans;
+  for (const auto& column : columns) found.count += column.spans;
   return found;
 }
 
@@ -304,9 +305,9 @@ template <typename T>
 void copy_proposals(const FoundProposals<T>& found, int64_t* places, T* scores, int) {
   int64_t *recording = places, *label = recording + found.count;
   int64_t *start = label + found.count, *end = start + found.count;
-  for (const auto& sequence : found.sequences) {
-    recording = std::fill_n(recording, sequence.spans, sequence.recording);
-    label = std::fill_n(label, sequence.spans, sequence.label);
+  for (const auto& column : found.columns) {
+    recording = std::fill_n(recording, column.spans, column.recording);
+    label = std::fill_n(label, column.spans, column.label);
   }
   for (const auto& part : found.spans) {
     for (const auto& span : part) {

@@ -10,49 +10,49 @@
 namespace d2net::cpu {
 namespace {
 
-// Number of chosen snippets and sum of their attention.
-struct Chosen {
-  double foreground = 0, fg_sum = 0, background = 0, bg_sum = 0;
+// How many snippets are pseudo-foreground and pseudo-background, and the sums of their attention.
+struct Sides {
+  double n_fg = 0, sum_fg = 0, n_bg = 0, sum_bg = 0;
 };
 
-// A recording belongs to one thread and is added up in double, in an order that its length alone decides.
+// One thread sums a recording, in double, in an order that depends on its length alone.
 template <typename T>
-[[gnu::always_inline]] inline Chosen add_up(const T* attention, const T* scores, int64_t length, T fg_threshold,
-                                            T bg_threshold) {
-  double foreground = 0, fg_sum = 0, background = 0, bg_sum = 0;
-#pragma omp simd reduction(+ : foreground, fg_sum, background, bg_sum)
+[[gnu::always_inline]] inline Sides add_up(const T* attention, const T* scores, int64_t length, T fg_threshold,
+                                           T bg_threshold) {
+  double n_fg = 0, sum_fg = 0, n_bg = 0, sum_bg = 0;
+#pragma omp simd reduction(+ : n_fg, sum_fg, n_bg, sum_bg)
   for (int64_t i = 0; i < length; ++i) {
     const double a = attention[i];
-    foreground += scores[i] > fg_threshold ? 1.0 : 0.0;
-    fg_sum += scores[i] > fg_threshold ? a : 0.0;
-    background += scores[i] < bg_threshold ? 1.0 : 0.0;
-    bg_sum += scores[i] < bg_threshold ? a : 0.0;
+    n_fg += scores[i] > fg_threshold ? 1.0 : 0.0;
+    sum_fg += scores[i] > fg_threshold ? a : 0.0;
+    n_bg += scores[i] < bg_threshold ? 1.0 : 0.0;
+    sum_bg += scores[i] < bg_threshold ? a : 0.0;
   }
-  return {foreground, fg_sum, background, bg_sum};
+  return {n_fg, sum_fg, n_bg, sum_bg};
 }
-D2NET_SIMD Chosen choose(const float* attention, const float* scores, int64_t length, float fg_threshold,
-                         float bg_threshold) {
+D2NET_SIMD Sides sum_sides(const float* attention, const float* scores, int64_t length, float fg_threshold,
+                           float bg_threshold) {
   return add_up(attention, scores, length, fg_threshold, bg_threshold);
 }
-D2NET_SIMD Chosen choose(const double* attention, const double* scores, int64_t length, double fg_threshold,
-                         double bg_threshold) {
+D2NET_SIMD Sides sum_sides(const double* attention, const double* scores, int64_t length, double fg_threshold,
+                           double bg_threshold) {
   return add_up(attention, scores, length, fg_threshold, bg_threshold);
 }
 
 template <typename T>
 [[gnu::always_inline]] inline void spread_row(const T* scores, int64_t length, T fg_threshold, T bg_threshold, T fg,
-                                              T bg, T* gradient) {
+                                              T bg, T* grad_attention) {
   for (int64_t i = 0; i < length; ++i) {
-    gradient[i] = (scores[i] > fg_threshold ? fg : T(0)) + (scores[i] < bg_threshold ? bg : T(0));
+    grad_attention[i] = (scores[i] > fg_threshold ? fg : T(0)) + (scores[i] < bg_threshold ? bg : T(0));
   }
 }
 D2NET_SIMD void spread(const float* scores, int64_t length, float fg_threshold, float bg_threshold, float fg, float bg,
-                       float* gradient) {
-  spread_row(scores, length, fg_threshold, bg_threshold, fg, bg, gradient);
+                       float* grad_attention) {
+  spread_row(scores, length, fg_threshold, bg_threshold, fg, bg, grad_attention);
 }
 D2NET_SIMD void spread(const double* scores, int64_t length, double fg_threshold, double bg_threshold, double fg,
-                       double bg, double* gradient) {
-  spread_row(scores, length, fg_threshold, bg_threshold, fg, bg, gradient);
+                       double bg, double* grad_attention) {
+  spread_row(scores, length, fg_threshold, bg_threshold, fg, bg, grad_attention);
 }
 
 int64_t length_of(const int64_t* lengths, int64_t i, int64_t t) {
@@ -69,20 +69,20 @@ void snippet_pdmi(const SnippetPdmi<T>& x, int threads) {
   parallel_for(x.b, recordings_per_range(x.t), threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t length = length_of(x.lengths, i, x.t);
-      const Chosen chosen = choose(x.attention + i * x.t, x.scores + i * x.t, length, fg_threshold, bg_threshold);
-      const double n_f = chosen.foreground, n_b = chosen.background;
-      x.valid[i] = n_f > 0 && n_b > 0;
+      const Sides sides = sum_sides(x.attention + i * x.t, x.scores + i * x.t, length, fg_threshold, bg_threshold);
+      const double n_fg = sides.n_fg, n_bg = sides.n_bg;
+      x.valid[i] = n_fg > 0 && n_bg > 0;
       if (!x.valid[i]) {
-        x.loss[i] = x.weights[2 * i] = x.weights[2 * i + 1] = 0;
+        x.loss[i] = x.side_grad[2 * i] = x.side_grad[2 * i + 1] = 0;
         continue;
       }
-      const double fg = 1 / (x.per_class ? n_f : n_f + n_b), bg = 1 / (x.per_class ? n_b : n_f + n_b);
+      const double fg = 1 / (x.per_class ? n_fg : n_fg + n_bg), bg = 1 / (x.per_class ? n_bg : n_fg + n_bg);
       // Rows: lambda and 1 - lambda; columns: pseudo-foreground and pseudo-background.
-      const Condition2x2 u = floored_condition_2x2(chosen.fg_sum * fg, chosen.bg_sum * bg, (n_f - chosen.fg_sum) * fg,
-                                                   (n_b - chosen.bg_sum) * bg, x.entry_floor, x.rank_tol);
+      const Condition2x2 u = clamped_condition_2x2(sides.sum_fg * fg, sides.sum_bg * bg, (n_fg - sides.sum_fg) * fg,
+                                                   (n_bg - sides.sum_bg) * bg, x.entry_floor, x.rank_tol);
       x.loss[i] = T(std::log1p(u.excess));
-      x.weights[2 * i] = T((u.da - u.dc) * fg);
-      x.weights[2 * i + 1] = T((u.db - u.dd) * bg);
+      x.side_grad[2 * i] = T((u.da - u.dc) * fg);
+      x.side_grad[2 * i + 1] = T((u.db - u.dd) * bg);
     }
   });
 }
@@ -92,9 +92,9 @@ void snippet_pdmi_backward(const SnippetPdmi<T>& x, int threads) {
   parallel_for(x.b, recordings_per_range(x.t), threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t length = length_of(x.lengths, i, x.t);
-      spread(x.scores + i * x.t, length, T(x.fg_threshold), T(x.bg_threshold), x.grad[i] * x.weights[2 * i],
-             x.grad[i] * x.weights[2 * i + 1], x.gradient + i * x.t);
-      std::fill(x.gradient + i * x.t + length, x.gradient + (i + 1) * x.t, T(0));
+      spread(x.scores + i * x.t, length, T(x.fg_threshold), T(x.bg_threshold), x.grad_loss[i] * x.side_grad[2 * i],
+             x.grad_loss[i] * x.side_grad[2 * i + 1], x.grad_attention + i * x.t);
+      std::fill(x.grad_attention + i * x.t + length, x.grad_attention + (i + 1) * x.t, T(0));
     }
   });
 }

@@ -48,28 +48,28 @@ inline double exp_of_negative(double x) {
 
 template <typename T>
 struct Decay {
-  T threshold, sigma, floor;
+  T threshold, sigma, min_score;
   bool gaussian;
 };
 
-// Decays the scores of n segments for one that was taken; returns how many fell below the floor by it.
+// Decays the scores of n segments for one that was taken; returns how many fell below min_score.
 template <bool kGaussian, typename T>
 inline int decay_rows(Segment<T> s, const T* start, const T* end, T* score, int64_t n, Decay<T> d) {
   const T length = s.length();
   int fallen = 0;
 #pragma omp simd reduction(+ : fallen)
   for (int64_t i = 0; i < n; ++i) {
-    const T shared = overlap(s, {start[i], end[i]});
-    const T v = iou(length, end[i] - start[i], shared);
+    const T intersection = overlap(s, {start[i], end[i]});
+    const T v = iou(length, end[i] - start[i], intersection);
     T weight;
     if constexpr (kGaussian) {
       weight = exp_of_negative(-(v * v) / d.sigma);
     } else {
       weight = v >= d.threshold ? 1 - v : T(1);
     }
-    const T old = score[i], now = shared > 0 ? old * weight : old;
+    const T old = score[i], now = intersection > 0 ? old * weight : old;
     score[i] = now;
-    fallen += (old >= d.floor) & !(now >= d.floor);
+    fallen += (old >= d.min_score) & !(now >= d.min_score);
   }
   return fallen;
 }
@@ -82,10 +82,10 @@ D2NET_SIMD int decay(Segment<double> s, const double* start, const double* end, 
   return d.gaussian ? decay_rows<true>(s, start, end, score, n, d) : decay_rows<false>(s, start, end, score, n, d);
 }
 
-// Fewer rows than this are decayed without a search for those in reach.
+// A band of fewer rows is decayed as a whole, without a search for those within reach.
 constexpr int64_t kWholeBand = 64;
 
-// How many of x[0 .. n) `holds` is true for, which is so up to some point: a binary search without branches to miss.
+// The first element of x[0 .. n) for which `holds` is false, by a branchless binary search.
 template <typename T, typename Holds>
 inline int64_t partition_point(const T* x, int64_t n, Holds holds) {
   const T* first = x;
@@ -93,23 +93,22 @@ inline int64_t partition_point(const T* x, int64_t n, Holds holds) {
   return first - x + (n == 1 && holds(*first));
 }
 
-// The segments of one band of lengths (segment.h), by start. One that is taken, or whose score fell below the floor,
-// leaves when half of the band has.
+// The segments of one band of lengths (segment.h), by start. Those that were taken, or whose score fell below
+// min_score, are removed when they are half of the band.
 template <typename T>
 struct Band {
   std::vector<T> start, end, score;
   std::vector<int64_t> index;
-  int64_t gone = 0;
+  int64_t removed = 0;
 };
 
 }  // namespace
 
-// Every taken segment decays, in each band, the stretch of segments whose starts are in reach: a binary search and a
-// vectorized loop over those that overlap it (or miss it by less than their own length), which the definition asks to
-// touch anyway. A queue holds an upper bound of every score, for scores only fall; an entry that turns out to be stale
-// goes back with the score of the day. With P such pairs, n segments cost O(n bands log n + P) and, in the queue, log n
-// for every stale entry met. P is n^2 / 2 where everything overlaps; with `linear` only lengths and starts that can
-// reach the threshold count.
+// A taken segment decays, in each band, the range of segments whose starts are within reach: a binary search and a
+// vectorized loop over those that overlap it, or miss it by less than their own length. A queue holds an upper bound of
+// every score, as scores only fall; a stale entry is pushed again with its present score. With P pairs of a taken and a
+// decayed segment, n segments cost O(n bands log n + P), and log n for every stale entry. P is n^2 / 2 where everything
+// overlaps; with `linear` only lengths and starts that can reach the threshold count.
 template <typename T>
 int64_t soft_nms_1d(const T* segments, const T* scores, int64_t n, double iou_threshold, double sigma, double min_score,
                     bool gaussian, int64_t* keep, T* new_scores, int) {
@@ -129,15 +128,15 @@ int64_t soft_nms_1d(const T* segments, const T* scores, int64_t n, double iou_th
   std::vector<Entry> entries;
   {
     Order order;
-    const LargeVector<uint32_t>& by_start = order.by(n, [&](int64_t i) { return ordered_key(segments[2 * i]); });
+    const HugeVector<uint32_t>& by_start = order.by(n, [&](int64_t i) { return ordered_key(segments[2 * i]); });
     const auto length_band = [&](int64_t i) {
       const T length = segment_at(segments, i).length();
       // The IoU with an endless segment is 0.
-      return scores[i] >= rule.floor && length > 0 && std::isfinite(length) ? lengths.of(double(length)) : -1;
+      return scores[i] >= rule.min_score && length > 0 && std::isfinite(length) ? lengths.of(double(length)) : -1;
     };
     int last_band = -1;
     for (int64_t i = 0; i < n; ++i) {
-      if (scores[i] >= rule.floor) entries.emplace_back(scores[i], i);
+      if (scores[i] >= rule.min_score) entries.emplace_back(scores[i], i);
       const int band = length_band(i);
       if (band < 0) continue;
       first_band = last_band < 0 ? band : std::min(first_band, band);
@@ -164,7 +163,7 @@ int64_t soft_nms_1d(const T* segments, const T* scores, int64_t n, double iou_th
   const auto compact = [&](Band<T>& band) {
     int64_t left = 0;
     for (int64_t row = 0; row < int64_t(band.index.size()); ++row) {
-      if (!(band.score[row] >= rule.floor)) {
+      if (!(band.score[row] >= rule.min_score)) {
         place[band.index[row]].band = -1;
         continue;
       }
@@ -178,7 +177,7 @@ int64_t soft_nms_1d(const T* segments, const T* scores, int64_t n, double iou_th
     band.end.resize(left);
     band.score.resize(left);
     band.index.resize(left);
-    band.gone = 0;
+    band.removed = 0;
   };
 
   int64_t count = 0;
@@ -189,13 +188,13 @@ int64_t soft_nms_1d(const T* segments, const T* scores, int64_t n, double iou_th
     if (at.band < 0) continue;
     if (at.row >= 0) {
       T& current = bands[at.band].score[at.row];
-      if (!(current >= rule.floor)) continue;
+      if (!(current >= rule.min_score)) continue;
       if (current != score) {
         queue.emplace(current, i);
         continue;
       }
-      current = -1;  // below any floor
-      ++bands[at.band].gone;
+      current = -1;  // below any min_score
+      ++bands[at.band].removed;
     }
     keep[count] = i;
     new_scores[count++] = score;
@@ -216,8 +215,9 @@ int64_t soft_nms_1d(const T* segments, const T* scores, int64_t n, double iou_th
         high = partition_point(start, size, [&](T x) { return double(x - s.start) <= reach.after; });
       }
       if (low >= high) continue;
-      band.gone += decay(s, band.start.data() + low, band.end.data() + low, band.score.data() + low, high - low, rule);
-      if (2 * band.gone > size) compact(band);
+      band.removed +=
+          decay(s, band.start.data() + low, band.end.data() + low, band.score.data() + low, high - low, rule);
+      if (2 * band.removed > size) compact(band);
     }
   }
   return count;

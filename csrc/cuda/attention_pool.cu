@@ -1,10 +1,10 @@
 // Forward, bytes: every row of x that is on a side is read once for both sums; each chunk of 32 snippets leaves two
-// rows of partial sums, 1/16 of x, which the last block of a recording's tile adds up. That block is what the launch
-// ends with, so it does nothing else, and 16 of its loads are on their way at once. The backward: pool_over_time.h.
+// rows of partial sums, 1/16 of x, which the last block of a recording's tile adds up. The launch waits for that block,
+// so it does nothing else, and has 16 loads in flight. The backward: pool_over_time.h.
 //
 // Layout. A thread owns a pack of columns, so a warp reads neighbouring bytes of a row. Blocks split recordings, time
 // and columns: 480 of 128 threads for 10 recordings of 750 snippets and 1024 floats. The next rows are loaded before
-// those of the last round are used, for without a loop in between the compiler puts each load where the row is used.
+// those of the last round are used: without a loop in between, the compiler moves each load to where the row is used.
 // For the same reason what is not selected is replaced by 0, without a branch (and not multiplied by 0, for it may be
 // NaN).
 #include "attention_pool.h"
@@ -16,9 +16,9 @@ namespace {
 
 constexpr int kSumThreads = 128;
 constexpr int kTermsThreads = 256;
-static_assert(kPoolChunk == 32, "one lane weighs one snippet");
+static_assert(kPoolChunk == 32, "a lane has the weights of one snippet");
 
-// Of a recording's snippets that of the least attention, the first of equals, of which NaN is the least.
+// The snippet of the lowest attention, the first among equals; NaN is lower than any number.
 template <typename A>
 __device__ __forceinline__ int64_t lowest_of(const A* attention, int64_t length) {
   using Key = typename math::Ordered<A>::Key;
@@ -42,7 +42,8 @@ __global__ void __launch_bounds__(kSumThreads, 4) pool_over_time_kernel(const Po
   const int64_t column = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * N;
   const bool has_column = column < d;
   if (first < last) {
-    const Weights<A> mine = weigh_mine(pool.attention + recording * t, first, last, pool.over, pool.background_over);
+    const Weights<A> mine =
+        weights_of_lane(pool.attention + recording * t, first, last, pool.threshold, pool.background_threshold);
     const T* __restrict__ rows = pool.x + (recording * t + first) * d + column;
     Pack<A, N> fg = {}, bg = {};
     unsigned left = __ballot_sync(kAllLanes, selected(mine.fg) || selected(mine.bg)), ahead = left;
@@ -79,13 +80,14 @@ __global__ void __launch_bounds__(kSumThreads, 4) pool_over_time_kernel(const Po
     }
   }
   const bool is_last = is_last_block(pool.arrived + recording * gridDim.y + blockIdx.y, unsigned(chunks));
-  // What follows from attention alone is for one block of a recording that need not be the last.
-  const bool describes = blockIdx.x % chunks == 0 && blockIdx.y == 0;
+  // What depends on attention alone is computed by a recording's first block.
+  const bool is_first = blockIdx.x % chunks == 0 && blockIdx.y == 0;
   double totals[2] = {};
-  if (describes || (is_last && pool.mean)) {
+  if (is_first || (is_last && pool.mean)) {
 #pragma unroll 4
     for (int64_t s = threadIdx.x; s < length; s += blockDim.x) {
-      const Weights<A> weights = weigh(pool.attention[recording * t + s], pool.over, pool.background_over);
+      const Weights<A> weights =
+          weights_of(pool.attention[recording * t + s], pool.threshold, pool.background_threshold);
       totals[0] += selected(weights.fg) ? double(weights.fg) : 0.0;
       totals[1] += selected(weights.bg) ? double(weights.bg) : 0.0;
     }
@@ -97,11 +99,11 @@ __global__ void __launch_bounds__(kSumThreads, 4) pool_over_time_kernel(const Po
     double fg[N] = {}, bg[N] = {};
 #pragma unroll 8
     for (int64_t i = 0; i < used; ++i) {
-      const Pack<A, N> of_fg = load<N>(sums + 2 * i * d), of_bg = load<N>(sums + (2 * i + 1) * d);
+      const Pack<A, N> chunk_fg = load<N>(sums + 2 * i * d), chunk_bg = load<N>(sums + (2 * i + 1) * d);
 #pragma unroll
       for (int j = 0; j < N; ++j) {
-        fg[j] += of_fg.at[j];
-        bg[j] += of_bg.at[j];
+        fg[j] += chunk_fg.at[j];
+        bg[j] += chunk_bg.at[j];
       }
     }
     const double by_fg = pool.mean && totals[0] > 0 ? totals[0] : 1, by_bg = pool.mean && totals[1] > 0 ? totals[1] : 1;
@@ -111,7 +113,7 @@ __global__ void __launch_bounds__(kSumThreads, 4) pool_over_time_kernel(const Po
       pool.x_bg[recording * d + column + j] = A(bg[j] / by_bg);
     }
   }
-  if (!describes) return;
+  if (!is_first) return;
   if (threadIdx.x == 0) {
     pool.valid_fg[recording] = totals[0] > 0;
     pool.valid_bg[recording] = totals[1] > 0;
@@ -126,22 +128,22 @@ __global__ void __launch_bounds__(kSumThreads, 4) pool_over_time_kernel(const Po
   }
 }
 
-// What `mean` adds to the gradients of one side of one recording (blockIdx.x): pooled = scale * (weighted sum), and the
-// quotient rule takes shift = scale * (pooled . grad) off every scale * (x . grad).
+// Scale and shift of one side of one recording (blockIdx.x) with `mean`: pooled = scale * (weighted sum), and the
+// quotient rule subtracts shift = scale * (pooled . grad) from every scale * (x . grad).
 template <typename T, typename A = accumulator_t<T>>
 __global__ void __launch_bounds__(kTermsThreads)
-    mean_terms(const AttentionPool<T> x, bool of_attention, A over, A background_over) {
+    mean_terms_kernel(const AttentionPool<T> x, bool has_grad_attention, A threshold, A background_threshold) {
   const int64_t recording = blockIdx.x / 2, length = math::clamped_length(x.lengths, recording, x.t), d = x.d;
   const bool foreground = blockIdx.x % 2 == 0;
   double total = 0;
   for (int64_t i = threadIdx.x; i < length; i += blockDim.x) {
-    const Weights<A> weights = weigh(x.attention[recording * x.t + i], over, background_over);
+    const Weights<A> weights = weights_of(x.attention[recording * x.t + i], threshold, background_threshold);
     const A weight = foreground ? weights.fg : weights.bg;
     if (selected(weight)) total += weight;
   }
   total = block_reduce(total, Sum());
   A dot = 0;
-  if (of_attention) {
+  if (has_grad_attention) {
     const A* pooled = (foreground ? x.x_fg : x.x_bg) + recording * d;
     const A* grad = (foreground ? x.grad_fg : x.grad_bg) + recording * d;
     for (int64_t i = threadIdx.x; i < d; i += blockDim.x) dot += pooled[i] * grad[i];
@@ -194,10 +196,11 @@ template <typename T>
 void attention_pool_backward(const AttentionPool<T>& x, int device, void* stream) {
   using A = accumulator_t<T>;
   const Stream on("attention_pool_backward", device, stream);
-  const A over = A(x.threshold), background_over = A(x.background_threshold);
-  const bool of_attention = x.grad_attention != nullptr;
-  if (x.mean) on.launch(mean_terms<T>, 2 * x.b, kTermsThreads, 0, x, of_attention, over, background_over);
-  const PoolGradient<T> gradient{of_attention ? x.x : nullptr,
+  const A threshold = A(x.threshold), background_threshold = A(x.background_threshold);
+  const bool has_grad_attention = x.grad_attention != nullptr;
+  if (x.mean)
+    on.launch(mean_terms_kernel<T>, 2 * x.b, kTermsThreads, 0, x, has_grad_attention, threshold, background_threshold);
+  const PoolGradient<T> gradient{has_grad_attention ? x.x : nullptr,
                                  x.attention,
                                  x.lengths,
                                  x.mean ? x.terms : nullptr,
@@ -206,8 +209,8 @@ void attention_pool_backward(const AttentionPool<T>& x, int device, void* stream
                                  x.b,
                                  x.t,
                                  x.d,
-                                 over,
-                                 background_over,
+                                 threshold,
+                                 background_threshold,
                                  x.grad_x};
   pool_gradient(on, gradient, WriteAttention<A>{x.grad_attention, x.t});
 }

@@ -1,4 +1,4 @@
-// Bytes: every row of x before its length is read once, and 8 bytes a row written. The rest: cuda/bottom_up.h.
+// Bytes: every row of x before its length is read once, and 8 bytes a row written. The rest: cuda/common/bottom_up.h.
 #include "bottom_up_attention.h"
 #include "cuda/common/bottom_up.h"
 
@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kScoreThreads, 2) bottom_up(const BottomUpAtte
   if (first >= t) return;  // whole warps; no barrier of the block follows
   const int64_t length = x.lengths == nullptr ? t : min(x.lengths[recording], t);
   const int rows = int(max(min(length - first, int64_t(kScoreRows)), int64_t(0)));
-  const Angle<A> mine = angles_of<N>(x.x + (recording * t + first) * d, x.reference, rows, d);
+  const Angle<A> mine = angles_of<N>(x.x + (recording * t + first) * d, x.x_ref, rows, d);
   if (lane >= kScoreRows || first + lane >= t) return;
   const int64_t to = recording * t + first + lane;
   x.attention[to] = A(0.5) * (1 - mine.cosine);
@@ -29,8 +29,8 @@ void bottom_up_attention(const BottomUpAttention<T>& x, int device, void* stream
   if (x.b == 0 || x.t == 0) return;
   const Stream on("bottom_up_attention", device, stream);
   const int64_t groups = (x.t + kScoreBlockRows - 1) / kScoreBlockRows;
-  on.launch(fits_packs(x.d, x.x, x.reference) ? bottom_up<T, kPackOf<T>> : bottom_up<T, 1>, x.b * groups, kScoreThreads,
-            0, x, groups);
+  on.launch(fits_packs(x.d, x.x, x.x_ref) ? bottom_up<T, kPackOf<T>> : bottom_up<T, 1>, x.b * groups, kScoreThreads, 0,
+            x, groups);
 }
 
 D2NET_INSTANTIATE_CUDA_HALF(bottom_up_attention, BottomUpAttention)

@@ -1,10 +1,10 @@
 // Condition numbers of batches of small matrices. Every matrix is read once into shared memory (and, for the singular
 // vectors of one side, once more from cache); what goes out is a value and two pairs of vectors, never the dense
-// gradient. float32 inputs are computed in double too: the smallest of 1e-5 would else drown in rounding.
+// gradient. float32 inputs are computed in double too: singular values near 1e-5 would be lost in rounding.
 //
-// 2x2, the most frequent, has a closed form: one thread a matrix. Others have a block each, as large as their pairs of
-// columns need (one warp for up to 8 columns), and their columns as doubles in shared memory: 138 KiB for 128x128.
-// Where a block may not have as much, the columns lie in `scratch`, global memory of the caller.
+// 2x2, the most frequent, has a closed form: one thread a matrix. Other sizes have a block for each matrix, as large as
+// its pairs of columns need (one warp for up to 8 columns), and the columns as doubles in shared memory: 138 KiB for
+// 128x128. On chips with less shared memory the columns lie in `scratch`, global memory of the caller.
 #include <algorithm>
 #include <limits>
 
@@ -16,7 +16,7 @@ namespace d2net::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kMostThreads = 512;  // of jacobi_threads(128); one such block may have all registers, none is spilled
+constexpr int kMostThreads = 512;  // jacobi_threads(128); one block a multiprocessor, so that no register is spilled
 
 // ---- 2x2
 
@@ -40,14 +40,14 @@ __global__ void __launch_bounds__(kThreads)
   }
   const Condition2x2 x = condition_2x2(m.a, m.b, m.c, m.d, rank_tol);
   value[i] = T(log1p(x.excess));
-  // The gradient is written as its product with the identity.
+  // left is the gradient, transposed; right the identity.
   left[i] = {T(x.da), T(x.dc), T(x.db), T(x.dd)};
   right[i] = {T(1), T(0), T(0), T(1)};
 }
 
 // ---- any size
 
-// Doubles for one matrix: its columns, and two a column for their norms or what is left of a factorization.
+// Doubles for one matrix: its columns, and two more for each, for norms or for tau and diagonal of a factorization.
 __host__ __device__ int64_t matrix_doubles(int64_t longer, int64_t shorter) {
   return shorter * (column_stride(longer) + 2);
 }
@@ -86,18 +86,18 @@ __global__ void __launch_bounds__(kMostThreads, 1)
     if (threadIdx.x == 0) {
       value[i] = proper ? T(max(0.0, log(found.sigma[0] / found.sigma[1]))) : T(finite ? 0 : NAN);
     }
-    T* of_long = transpose ? right + 2 * i * cols : left + 2 * i * rows;
-    T* of_short = transpose ? left + 2 * i * rows : right + 2 * i * cols;
+    T* long_vectors = transpose ? right + 2 * i * cols : left + 2 * i * rows;
+    T* short_vectors = transpose ? left + 2 * i * rows : right + 2 * i * cols;
     if (!proper) {
-      for (int k = threadIdx.x; k < 2 * length; k += blockDim.x) of_long[k] = T(finite ? 0 : NAN);
-      for (int k = threadIdx.x; k < 2 * count; k += blockDim.x) of_short[k] = T(finite ? 0 : NAN);
+      for (int k = threadIdx.x; k < 2 * length; k += blockDim.x) long_vectors[k] = T(finite ? 0 : NAN);
+      for (int k = threadIdx.x; k < 2 * count; k += blockDim.x) short_vectors[k] = T(finite ? 0 : NAN);
     } else {
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
         const double* column = a + found.column[s] * stride;  // sigma times a vector of one side; the other follows
         const double inverse = 1 / found.sigma[s], by = scaled(s == 0 ? inverse : -inverse);
         const double long_by = transpose ? 1 : by, short_by = transpose ? by : 1;  // `left` holds the quotient
-        T *to_long = of_long + s * length, *to_short = of_short + s * count;
+        T *to_long = long_vectors + s * length, *to_short = short_vectors + s * count;
         for (int k = threadIdx.x; k < column_length; k += blockDim.x) {
           (factored ? to_short : to_long)[k] = T(column[k] * inverse * (factored ? short_by : long_by));
         }
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
 
 // ---- products P Y
 
-// A block each; no loop over products, for what it would keep from one to the next takes registers.
+// One block for each product; a loop over products would need more registers.
 template <typename T, bool kScratch>
 __global__ void __launch_bounds__(kMostThreads, 1)
     joint_kernel(const T* __restrict__ p, const T* __restrict__ y, int classes, int items, double rank_tol,
@@ -146,9 +146,9 @@ __global__ void __launch_bounds__(kThreads)
 // ---- memory
 
 bool fits(const Stream& on, int64_t doubles) {
-  return doubles * int64_t(sizeof(double)) <= on.shared_memory_limit() - 1024;  // that of block_reduce
+  return doubles * int64_t(sizeof(double)) <= on.shared_memory_limit() - 1024;  // less what block_reduce uses
 }
-// With scratch in global memory a few blocks take turns, so that it stays small.
+// With scratch in global memory there are few blocks, so that it stays small.
 int64_t scratch_blocks(const Stream& on, int64_t n) { return std::min(n, 2 * on.multiprocessors()); }
 int64_t scratch_doubles(const Stream& on, int64_t n, int64_t doubles) {
   return fits(on, doubles) ? 0 : doubles * scratch_blocks(on, n);
@@ -208,11 +208,11 @@ void log_condition_number_backward(const LogConditionNumber<T>& x, int device, v
   const Stream on("log_condition_number_backward", device, stream);
   const int64_t total = x.n * x.rows * x.cols, blocks = (total + kThreads - 1) / kThreads;
   if (total < std::numeric_limits<int>::max() / 2) {  // divisions of 32 bits are much cheaper
-    on.launch(outer_kernel<T, unsigned>, blocks, kThreads, 0, x.grad, x.left, x.right, unsigned(x.rows),
-              unsigned(x.cols), unsigned(total), x.gradient);
+    on.launch(outer_kernel<T, unsigned>, blocks, kThreads, 0, x.grad_value, x.left, x.right, unsigned(x.rows),
+              unsigned(x.cols), unsigned(total), x.grad_u);
   } else {
-    on.launch(outer_kernel<T, int64_t>, blocks, kThreads, 0, x.grad, x.left, x.right, x.rows, x.cols, total,
-              x.gradient);
+    on.launch(outer_kernel<T, int64_t>, blocks, kThreads, 0, x.grad_value, x.left, x.right, x.rows, x.cols, total,
+              x.grad_u);
   }
 }
 

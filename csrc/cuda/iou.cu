@@ -1,5 +1,5 @@
 // Bytes: the n * m results, each written once; the segments come from the caches. A thread keeps one segment of b and
-// goes through 8 segments of a, so a warp writes neighbouring results and nothing is divided to find a place.
+// goes through 8 segments of a, so a warp writes neighbouring results, and an index needs no division.
 #include "cuda/common/device.h"
 #include "iou.h"
 #include "math/interval.h"

@@ -1,8 +1,9 @@
-// Launches, forward: pool_columns (TCAM), pool_over_time (Eq. 2), compare (Eq. 3, 4 and x_ref), and score (Eq. 8 and
-// 9). Backward: the gradients of what is not (b, t, ...), then one pass over time. What is left to the next launch is a
-// few thousand numbers in L2; what needs all of a recording, or all of the batch, is done by the block that ends last.
+// Launches: pool_columns (TCAM), pool_over_time (Eq. 2), discriminative_kernel (Eq. 3, 4 and x_ref) and score_kernel
+// (Eq. 8 and 9). A launch leaves a few thousand numbers in L2 to the next one. What needs all of a recording, or all of
+// the batch, is computed by the block that ends last.
 //
-// The condition number of U_2 (Eq. 10) takes one block longer than all that follows pool_columns: it runs beside it.
+// The condition number of U_2 (Eq. 10) takes one block longer than all launches that follow pool_columns: it runs
+// beside them.
 #include <algorithm>
 #include <limits>
 #include <optional>
@@ -17,7 +18,7 @@
 namespace d2net::cuda {
 namespace {
 
-// The TCAM for pool_columns; the lengths are those of recordings that count, and go to `counted`.
+// The TCAM for pool_columns, with lengths of 0 for recordings that do not count; writes these lengths to `counted`.
 template <typename A>
 struct Tcam : Plain<A> {
   const A* __restrict__ labels;
@@ -25,7 +26,7 @@ struct Tcam : Plain<A> {
   double min_snippets;
   bool skip_unlabelled;
   int64_t* counted;
-  unsigned* arrived;  // n_arrived counters to be set to 0 for the launches that follow
+  unsigned* arrived;  // n_arrived counters, which it sets to 0 for the launches that follow
   int64_t n_arrived;
 
   __device__ __forceinline__ int64_t length(const int64_t* lengths, int64_t recording, int64_t t, bool first) const {
@@ -73,20 +74,25 @@ void loss(const Loss<X>& arguments, int device, void* stream) {
   const int64_t divisor = int64_t(with.topk_divisor);
   const TopkPool<A> pool{x.tcam, x.lengths, b, t, c, divisor, x.attention, x.w.peak, x.pooled, x.w.kth, x.w.last};
   pool_columns(on, tcam, pool);
-  const bool score = with.score != 0, compare = with.classify != 0 || with.update != 0 || !(score || x.has_video);
-  const int64_t compared = with.classify != 0 ? b : 0,
-                updated = with.update != 0 ? (d + kLossThreads - 1) / kLossThreads : 0;
-  const int64_t comparing = compare ? std::max<int64_t>(1, compared + updated) : 0, scoring = score ? b * x.groups : 0;
-  const unsigned enders = unsigned((with.snippet != 0 ? b : score ? scoring : comparing) + x.has_video);
+  const bool score = with.score != 0,
+             discriminative = with.classify != 0 || with.update != 0 || !(score || x.has_video);
+  const int64_t term_blocks = with.classify != 0 ? b : 0,
+                x_ref_blocks = with.update != 0 ? (d + kLossThreads - 1) / kLossThreads : 0;
+  const int64_t discriminative_blocks = discriminative ? std::max<int64_t>(1, term_blocks + x_ref_blocks) : 0;
+  const int64_t score_blocks = score ? b * x.groups : 0;
+  const unsigned final_blocks = unsigned((with.snippet != 0 ? b
+                                          : score           ? score_blocks
+                                                            : discriminative_blocks) +
+                                         x.has_video);
 
-  std::optional<Beside> beside;
+  std::optional<SideStream> side;
   if (x.has_video) {
     const double tolerance = orthogonality<A>(std::min(b, c));
     const int64_t bytes = JointLayout(c, b).total * int64_t(sizeof(double)) + 2 * b * c * int64_t(sizeof(A));
-    const bool shares = bytes <= on.shared_memory_limit() - 2048;  // some is taken by what blocks reduce
-    beside.emplace(on);
-    beside->second().launch(shares ? agree_kernel<X, true> : agree_kernel<X, false>, 1, joint_threads(c, b),
-                            shares ? bytes : 0, x, tolerance, enders);
+    const bool in_shared = bytes <= on.shared_memory_limit() - 2048;  // less what block_reduce uses
+    side.emplace(on);
+    side->stream().launch(in_shared ? video_kernel<X, true> : video_kernel<X, false>, 1, joint_threads(c, b),
+                          in_shared ? bytes : 0, x, tolerance, final_blocks);
   }
   if (with.embed != 0) {
     pool_over_time(on, PoolOverTime<X>{x.embeddings, x.attention, x.counted, b, t, d, A(with.threshold),
@@ -94,10 +100,11 @@ void loss(const Loss<X>& arguments, int device, void* stream) {
                                        x.s.arrived, x.x, x.x + b * d, x.valid, x.valid + b, x.w.weights,
                                        with.lowest_attention != 0 ? x.s.lowest : nullptr});
   }
-  on.launch(compare_kernel<X>, comparing, kLossThreads, 0, x, unsigned(compared), score ? 0u : enders);
+  on.launch(discriminative_kernel<X>, discriminative_blocks, kLossThreads, 0, x, unsigned(term_blocks),
+            score ? 0u : final_blocks);
   const bool packs = fits_packs(d, x.embeddings) && fits_packs(d, x.latest_x_ref());
-  on.launch(packs ? score_kernel<X, kPackOf<X>> : score_kernel<X, 1>, scoring, kLossThreads, 0, x, enders);
-  if (beside) beside->join();
+  on.launch(packs ? score_kernel<X, kPackOf<X>> : score_kernel<X, 1>, score_blocks, kLossThreads, 0, x, final_blocks);
+  if (side) side->join();
 }
 
 D2NET_INSTANTIATE_CUDA_HALF(loss, Loss)

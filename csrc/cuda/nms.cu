@@ -1,4 +1,4 @@
-// Greedy NMS, for one group of a million segments and for many small groups alike; nms_block.cu has few segments.
+// Greedy NMS of one group of a million segments or of many small groups; few segments: nms_block.cu.
 //
 // Sorted by falling score, a segment has a rank; greedy NMS decides by rank alone: a segment is suppressed if a kept
 // one of lower rank collides with it, and kept if every colliding one of lower rank is suppressed. Sorted by (group,
@@ -35,16 +35,16 @@ constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int64_t kFirstPrefix = 2048;
 constexpr int kMaxPrefixes = 32;
 
-constexpr int kCollides = -1;  // a result of look()
+constexpr int kCollides = -1;  // a result of search_window()
 
 // In the order of the floats, from the highest bit down.
 __device__ __forceinline__ Word ordered_key(float x) { return Word(ordered_bits(x)) << 32; }
 __device__ __forceinline__ Word ordered_key(double x) { return ordered_bits(x); }
 
 // Orders by group, then by start. Of a group it has a hash, and of a double without its last bits: groups that share a
-// hash get longer windows, full of segments that look() passes over.
+// hash get longer windows, full of segments that search_window() passes over.
 template <typename T>
-__device__ __forceinline__ Word place_key(const int64_t* groups, int64_t i, T start) {
+__device__ __forceinline__ Word position_key(const int64_t* groups, int64_t i, T start) {
   constexpr int kHashBits = sizeof(T) == 4 ? 32 : 20;
   const Word key = ordered_key(start);
   if (groups == nullptr) return key;
@@ -64,7 +64,7 @@ __device__ __forceinline__ int64_t count_below(const Word* sorted, int64_t n, Wo
   return low;
 }
 
-// What other warps have written by now.
+// A load that sees what other warps have written by now.
 __device__ __forceinline__ Word load_now(const Word* word) {
 #ifdef D2NET_SIMT
   return simt::load_now(word);
@@ -82,7 +82,7 @@ struct Candidate {
 
 template <typename T>
 struct Work {
-  // As they came.
+  // Inputs.
   const T* segments;
   const T* scores;
   const int64_t* groups;  // null: one group
@@ -95,7 +95,7 @@ struct Work {
   // By rank.
   uint32_t* order;  // index
   Candidate* candidate;
-  uint8_t* alive;  // kept in the end
+  uint8_t* alive;  // not suppressed
   // By position.
   uint32_t* rank;
   Segment<T>* row;
@@ -123,16 +123,16 @@ __global__ void score_keys_kernel(Work<T> w) {
 }
 
 template <typename T>
-__global__ void place_keys_kernel(Work<T> w) {
+__global__ void position_keys_kernel(Work<T> w) {
   const int64_t r = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (r >= w.n) return;
   const int64_t i = w.order[r];
-  w.key[r] = place_key(w.groups, i, w.segments[2 * i]);
+  w.key[r] = position_key(w.groups, i, w.segments[2 * i]);
 }
 
-// With l and m the lengths of s and k, t the threshold: IoU(s, k) >= t asks for an overlap of t max(l, m), so m is at
-// most l / t and k starts at most (1 - t) m before s and at most (1 - t) l after it. The bounds are rounded as the
-// starts are, which keeps what lies within them within them.
+// With l and m the lengths of s and k, t the threshold: IoU(s, k) >= t needs an overlap of t max(l, m), so m is at most
+// l / t and k starts at most (1 - t) m before s and at most (1 - t) l after it. The bounds are rounded as the starts
+// are, so that no start within a bound is lost.
 template <typename T>
 __global__ void windows_kernel(Work<T> w) {
   const int64_t p = int64_t(blockIdx.x) * kThreads + threadIdx.x;
@@ -146,8 +146,8 @@ __global__ void windows_kernel(Work<T> w) {
       const double length = double(s.length()), t = double(w.threshold) * (1 - kSlack);
       const double longest = __longlong_as_double((long long)*w.longest);
       const double before = (1 - t) * min(length / t, longest) * (1 + kSlack), after = (1 - t) * length * (1 + kSlack);
-      const Word low = place_key(w.groups, i, T(double(s.start) - before));
-      const Word high = place_key(w.groups, i, T(double(s.start) + after));
+      const Word low = position_key(w.groups, i, T(double(s.start) - before));
+      const Word high = position_key(w.groups, i, T(double(s.start) + after));
       c.first_word = int(count_below(w.sorted, w.n, low) / 32);
       c.end_word = int((count_below(w.sorted, w.n, high + 1) + 31) / 32);
     }
@@ -160,12 +160,12 @@ __global__ void windows_kernel(Work<T> w) {
   if (p < w.n && p % 32 == 0) w.state[p / 32] = Word(bits) << 32;
 }
 
-// The warp looks at the window of the segment of rank r, from a word on. Returns kCollides where it meets a kept
-// segment that collides; else the first word that holds an undecided one of lower rank that collides; else end_word.
-// What lies before the returned word stays as it is: nothing becomes undecided while others decide, and a colliding
-// segment of higher rank is not kept before this one is decided.
+// The warp searches the window of the segment of rank r, from a word on. Returns kCollides if a kept segment collides;
+// else the first word with an undecided one of lower rank that collides; else end_word. Words before the returned one
+// need not be searched again: nothing becomes undecided while others decide, and a colliding segment of higher rank is
+// not kept before this one is decided.
 template <bool kWait, typename T>
-__device__ __forceinline__ int look(const Work<T>& w, int64_t r, Candidate c, int from_word) {
+__device__ __forceinline__ int search_window(const Work<T>& w, int64_t r, Candidate c, int from_word) {
   const int lane = threadIdx.x % 32;
   const Segment<T> s = w.row[c.position];
   int result = c.end_word;
@@ -186,13 +186,13 @@ __device__ __forceinline__ int look(const Work<T>& w, int64_t r, Candidate c, in
   return result;
 }
 
-// Ranks begin … end - 1: which of them collide with what is kept? The others are marked as undecided.
+// Of ranks begin … end - 1, suppresses those that collide with a kept one, and marks the others as undecided.
 template <typename T>
 __global__ void drop_kernel(Work<T> w, int64_t begin, int64_t end) {
   const int64_t warps = int64_t(gridDim.x) * kWarps;
   for (int64_t r = begin + int64_t(blockIdx.x) * kWarps + threadIdx.x / 32; r < end; r += warps) {
     const Candidate c = w.candidate[r];
-    const bool collides = look<false>(w, r, c, c.first_word) == kCollides;
+    const bool collides = search_window<false>(w, r, c, c.first_word) == kCollides;
     if (threadIdx.x % 32 != 0) continue;
     if (collides) {
       w.alive[r] = 0;
@@ -216,21 +216,21 @@ __global__ void decide_kernel(Work<T> w, int64_t begin, int64_t end, int at_a_ti
       const int source = __ffs(int(left)) - 1;
       const int64_t r = first + source;
       const Candidate c = w.candidate[r];
-      int word = look<true>(w, r, c, c.first_word);
+      int word = search_window<true>(w, r, c, c.first_word);
       while (word != c.end_word && word != kCollides) {
-        __nanosleep(64);  // thousands of warps that ask at full rate would slow down the one they wait for
-        word = look<true>(w, r, c, word);
+        __nanosleep(64);  // thousands of polling warps would slow down the one that they wait for
+        word = search_window<true>(w, r, c, word);
       }
       if (lane != source) continue;
       if (word == kCollides) w.alive[r] = 0;
-      // One update, so that no one ever sees it neither undecided nor decided.
+      // One update: no warp may see it as neither undecided nor decided.
       const Word becomes = word == kCollides ? 0 : kept_bit(c.position);
       atomicAdd(w.state + c.position / 32, becomes - undecided_bit(c.position));
     }
   }
 }
 
-// Parts of the caller's scratch memory, one after the other.
+// Divides the caller's scratch memory into arrays.
 struct Parts {
   uintptr_t begin;
   int64_t used = 0;
@@ -243,7 +243,7 @@ struct Parts {
   }
 };
 
-// What the sorts and the selection need comes last.
+// The memory of the sorts and of the selection comes last.
 template <typename T>
 struct Scratch {
   Work<T> work = {};
@@ -294,15 +294,16 @@ void nms_1d(const T* segments, const T* scores, const int64_t* groups, int64_t n
   on.fill(static_cast<unsigned char*>(scratch), 0, parts.cleared_bytes);
 
   const int64_t blocks = (n + kThreads - 1) / kThreads;
-  const int float_bits = 64 - 8 * int(sizeof(T));  // below them ordered_key is constant
+  const int float_bits = 64 - 8 * int(sizeof(T));  // the bits of ordered_key below are constant
   on.launch(score_keys_kernel<T>, blocks, kThreads, 0, w);
   sort_pairs(on, for_algorithms, for_algorithms_bytes, w.key, w.sorted, w.counting, w.order, n, float_bits);
-  on.launch(place_keys_kernel<T>, blocks, kThreads, 0, w);
+  on.launch(position_keys_kernel<T>, blocks, kThreads, 0, w);
   sort_pairs(on, for_algorithms, for_algorithms_bytes, w.key, w.sorted, w.counting, w.rank, n,
              groups == nullptr ? float_bits : 0);
   on.launch(windows_kernel<T>, blocks, kThreads, 0, w);
 
-  const int64_t most_blocks = 8 * on.multiprocessors();  // that run at once; a warp takes more when it is done
+  const int64_t most_blocks =
+      8 * on.multiprocessors();  // that run at once; a warp takes the next segments when it is done
   const auto enough_blocks = [&](int64_t warps) { return std::min((warps + kWarps - 1) / kWarps, most_blocks); };
   unsigned* ticket = w.tickets;
   for (int64_t begin = 0, end = std::min(n, kFirstPrefix); begin < n; begin = end, end = std::min(n, 2 * end)) {

@@ -8,9 +8,9 @@
 // decide test their tiles against the kept so far, in batches of 16, so that little is left to test when a tile's turn
 // comes. What is suppressed is not tested again.
 //
-// A matrix of all collisions would test the suppressed as well, nearly all in dense detections; windows of positions,
-// as in nms.cu, would need a second sort. The n^2 / 2 tests that segments without collisions ask for are what limits n,
-// so a test leaves the IoU's division to the few pairs that come near the threshold (Rule).
+// A matrix of all collisions would test suppressed segments as well, nearly all of dense detections; windows of
+// positions, as in nms.cu, would need a second sort. Segments without collisions need n^2 / 2 tests, which limits n; so
+// a test divides only for the few pairs near the threshold (Rule).
 //
 // Estimates for an H100; whole calls were measured (nms.h). A test is 9 instructions a warp of 32 (counted in the
 // machine code), four warps issue one a cycle. 2048 segments: sort 13,000 cycles, collisions within tiles 7,000, 64
@@ -34,11 +34,11 @@ constexpr double kTooSmall = 1e-30;  // near the smallest numbers of T, where pr
 template <typename T>
 using Key = decltype(ordered_bits(T()));
 
-// What cannot collide is a point: it overlaps nothing.
+// A segment that cannot collide is stored as a point, which overlaps nothing.
 template <typename T>
 struct alignas(16) Candidate {
   T start, end;
-  T share;         // of its length, see Rule
+  T part;          // of its length, see Rule
   unsigned group;  // a hash
 
   __device__ __forceinline__ Segment<T> segment() const { return {start, end}; }
@@ -46,21 +46,20 @@ struct alignas(16) Candidate {
 
 template <typename T>
 struct Rule {
-  T threshold, least_share;
+  T threshold, fraction;
   const int64_t* groups;  // null: one group
 
-  // An IoU of t asks for an overlap of t / (1 + t) of the lengths' sum; least_share is less, by more than rounding.
+  // An IoU of t needs an overlap of t / (1 + t) of the sum of the lengths; fraction is less, by more than rounding.
   __device__ __forceinline__ Candidate<T> candidate(Segment<T> s, unsigned group) const {
     if (!can_collide(s, threshold)) return {s.start, s.start, 0, group};
-    const T share = least_share * s.length();
-    // "not above" would take NaN, 0 times infinity, for a share.
-    return {s.start, s.end, share >= T(kTooSmall) ? share : T(0), group};
+    const T part = fraction * s.length();
+    return {s.start, s.end, part >= T(kTooSmall) ? part : T(0), group};  // 0 for NaN, which 0 * infinity is
   }
 
-  // True wherever they collide, and cheap.
+  // True wherever they collide, and sometimes elsewhere; cheap.
   __device__ __forceinline__ bool may_collide(Candidate<T> a, Candidate<T> b) const {
     // "&": both sides cost less than a branch.
-    return !(overlap(a.segment(), b.segment()) < a.share + b.share) & (a.group == b.group);
+    return !(overlap(a.segment(), b.segment()) < a.part + b.part) & (a.group == b.group);
   }
 
   __device__ __forceinline__ bool collides(const Candidate<T>& a, int a_index, const Candidate<T>& b,
@@ -143,8 +142,8 @@ __device__ __forceinline__ void prepare(const T* segments, Rule<T> rule, int ran
 
 // Whether a candidate collides with one of the kept begin … end - 1; begin is a multiple of 8.
 template <typename T>
-__device__ __forceinline__ bool meets(const Candidate<T>& own, int index, const Candidate<T>* kept,
-                                      const uint16_t* kept_index, int begin, int end, Rule<T> rule) {
+__device__ __forceinline__ bool collides_with_kept(const Candidate<T>& own, int index, const Candidate<T>* kept,
+                                                   const uint16_t* kept_index, int begin, int end, Rule<T> rule) {
   for (int first = begin; first < end; first += 8) {  // past the end too: there are rows, and their bits are cleared
     unsigned near = 0;
 #pragma unroll
@@ -159,9 +158,9 @@ __device__ __forceinline__ bool meets(const Candidate<T>& own, int index, const 
   return false;
 }
 
-// Decides the candidates of a tile that do not collide with any of the `total` kept before: in each round those that
-// no undecided one blocks are kept, and those that they block go. The first undecided one is never blocked, so a round
-// decides at least one; a few rounds are usual. Returns the new total.
+// Decides the candidates of a tile that do not collide with any of the `total` kept before. In each round those that no
+// undecided one blocks are kept, and those that these block are suppressed. The first undecided one is never blocked,
+// so a round decides at least one; a few rounds are usual. Returns the new total.
 template <typename T>
 __device__ __forceinline__ int decide(const Candidate<T>& own, int index, unsigned blocked, int total,
                                       Candidate<T>* kept, uint16_t* kept_index, int64_t* keep) {
@@ -172,7 +171,7 @@ __device__ __forceinline__ int decide(const Candidate<T>& own, int index, unsign
     chosen |= next;
     undecided &= ~(next | __ballot_sync(kAllLanes, (blocked & next) != 0));
   }
-  __syncwarp();  // all lanes have read what lies where the kept go
+  __syncwarp();  // all lanes have read the candidates that the kept overwrite
   if (chosen & self) {
     const int place = total + __popc(chosen & (self - 1));
     kept[place] = own;
@@ -218,7 +217,7 @@ __global__ void __launch_bounds__(kMaxBlock, 1)
       const Candidate<T> own = candidates[rank];
       unsigned by = blocked[rank];
       const int end = tile == next ? total : batch_end;
-      if ((by & 1u << lane) == 0 && meets(own, order[rank], candidates, order, tested, end, rule)) {
+      if ((by & 1u << lane) == 0 && collides_with_kept(own, order[rank], candidates, order, tested, end, rule)) {
         blocked[rank] = by |= 1u << lane;
       }
       if (tile == next) {
@@ -245,12 +244,12 @@ void nms_1d_block(const T* segments, const T* scores, const int64_t* groups, int
                              std::to_string(n));
   }
   const T threshold = T(iou_threshold);
-  // With 0, every overlap comes to the IoU.
-  const double least_share = threshold < T(kTooSmall) ? 0 : double(threshold) / (1 + double(threshold)) * (1 - kSlack);
+  // With 0, the IoU of every pair that overlaps is computed.
+  const double fraction = threshold < T(kTooSmall) ? 0 : double(threshold) / (1 + double(threshold)) * (1 - kSlack);
   const int64_t padded = (n + kTile - 1) / kTile * kTile;
   const int64_t rank_bytes = sizeof(Candidate<T>) + sizeof(unsigned) + 2 * sizeof(uint16_t);
   on.launch(nms_block_kernel<T>, 1, std::min<int64_t>(padded, kMaxBlock), padded * rank_bytes, segments, scores, int(n),
-            Rule<T>{threshold, T(least_share), groups}, keep, result);
+            Rule<T>{threshold, T(fraction), groups}, keep, result);
 }
 
 #define D2NET_INSTANTIATE(T) \

@@ -1,6 +1,6 @@
 // Forward: attention and scores are read once, one block a recording, and three numbers a recording come out. Backward:
-// scores are read once and the gradient written once, by as many blocks as there are 256 runs of 16 bytes. Accesses are
-// 16 bytes wide where rows are aligned; either way a thread has the same snippets, so alignment changes no result.
+// scores are read once and the gradient written once; a block has 256 runs of 16 bytes. Accesses are 16 bytes wide
+// where rows are aligned; a thread has the same snippets in either case, so alignment changes no result.
 #include <cmath>
 
 #include "cuda/common/block.h"
@@ -44,37 +44,37 @@ __global__ void __launch_bounds__(kThreads) snippet_pdmi_kernel(const SnippetPdm
   const int64_t i = blockIdx.x, length = length_of(x.lengths, i, x.t);
   const T *row = x.attention + i * x.t, *row_scores = x.scores + i * x.t;
   const bool wide = is_aligned(row) && is_aligned(row_scores);
-  int64_t foreground = 0, background = 0;
-  double fg_sum = 0, bg_sum = 0;
+  int64_t count_fg = 0, count_bg = 0;
+  double sum_fg = 0, sum_bg = 0;
   for (int64_t k = threadIdx.x * Run<T>::kSize; k < length; k += kThreads * Run<T>::kSize) {
     const Run<T> a = load(row, k, length, wide), s = load(row_scores, k, length, wide);
 #pragma unroll
     for (int j = 0; j < Run<T>::kSize; ++j) {
       const bool inside = k + j < length, fg = inside && s.x[j] > fg_threshold, bg = inside && s.x[j] < bg_threshold;
-      foreground += fg;
-      background += bg;
-      fg_sum += fg ? double(a.x[j]) : 0.0;
-      bg_sum += bg ? double(a.x[j]) : 0.0;
+      count_fg += fg;
+      count_bg += bg;
+      sum_fg += fg ? double(a.x[j]) : 0.0;
+      sum_bg += bg ? double(a.x[j]) : 0.0;
     }
   }
-  foreground = block_reduce(foreground, Sum{});
-  background = block_reduce(background, Sum{});
-  fg_sum = block_reduce(fg_sum, Sum{});
-  bg_sum = block_reduce(bg_sum, Sum{});
+  count_fg = block_reduce(count_fg, Sum{});
+  count_bg = block_reduce(count_bg, Sum{});
+  sum_fg = block_reduce(sum_fg, Sum{});
+  sum_bg = block_reduce(sum_bg, Sum{});
   if (threadIdx.x > 0) return;
-  x.valid[i] = foreground > 0 && background > 0;
+  x.valid[i] = count_fg > 0 && count_bg > 0;
   if (!x.valid[i]) {
-    x.loss[i] = x.weights[2 * i] = x.weights[2 * i + 1] = 0;
+    x.loss[i] = x.side_grad[2 * i] = x.side_grad[2 * i + 1] = 0;
     return;
   }
-  const double n_f = double(foreground), n_b = double(background);
-  const double fg = 1 / (x.per_class ? n_f : n_f + n_b), bg = 1 / (x.per_class ? n_b : n_f + n_b);
+  const double n_fg = double(count_fg), n_bg = double(count_bg);
+  const double fg = 1 / (x.per_class ? n_fg : n_fg + n_bg), bg = 1 / (x.per_class ? n_bg : n_fg + n_bg);
   // Rows: lambda and 1 - lambda; columns: pseudo-foreground and pseudo-background.
-  const Condition2x2 u = floored_condition_2x2(fg_sum * fg, bg_sum * bg, (n_f - fg_sum) * fg, (n_b - bg_sum) * bg,
+  const Condition2x2 u = clamped_condition_2x2(sum_fg * fg, sum_bg * bg, (n_fg - sum_fg) * fg, (n_bg - sum_bg) * bg,
                                                x.entry_floor, x.rank_tol);
   x.loss[i] = T(log1p(u.excess));
-  x.weights[2 * i] = T((u.da - u.dc) * fg);
-  x.weights[2 * i + 1] = T((u.db - u.dd) * bg);
+  x.side_grad[2 * i] = T((u.da - u.dc) * fg);
+  x.side_grad[2 * i + 1] = T((u.db - u.dd) * bg);
 }
 
 // blocks: of each recording.
@@ -86,9 +86,9 @@ __global__ void __launch_bounds__(kThreads) snippet_pdmi_backward_kernel(const S
   if (k >= x.t) return;
   const int64_t length = length_of(x.lengths, i, x.t);
   const T* row = x.scores + i * x.t;
-  T* out = x.gradient + i * x.t;
+  T* out = x.grad_attention + i * x.t;
   const Run<T> s = load(row, k, length, is_aligned(row));
-  const T fg = x.grad[i] * x.weights[2 * i], bg = x.grad[i] * x.weights[2 * i + 1];
+  const T fg = x.grad_loss[i] * x.side_grad[2 * i], bg = x.grad_loss[i] * x.side_grad[2 * i + 1];
   Run<T> result;
 #pragma unroll
   for (int j = 0; j < Run<T>::kSize; ++j) {

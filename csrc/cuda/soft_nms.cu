@@ -1,15 +1,15 @@
-// Soft-NMS in one block. Which segment comes next depends on every decay before it, so the steps are a chain, and a
-// block is what can take a step without a launch or a wait for the whole chip. What is no chain is how far a decay
-// reaches, and what many steps have nothing to do with each other:
+// Soft-NMS in one block. Which segment comes next depends on every decay before it, so the steps are sequential, and a
+// block can take one without a launch or a barrier of the whole chip. It saves work in two ways: a decay reaches only
+// some tiles, and steps that do not affect each other are taken together.
 //
 //   Segments are sorted by octave of length and then by start, and 32 of them, neighbours of similar length, are a tile
-//   (more of them from 32,768 segments on). A tile knows which stretch it covers and its two highest scores. A segment
-//   that is taken touches only the tiles that it overlaps, and these find their highest scores again only where one of
-//   the two has fallen.
+//   (more of them from 32,768 segments on). A tile has the interval that it covers and its two highest scores. A
+//   segment that is taken decays only the tiles that it overlaps, and these search their highest scores again only
+//   where one of the two has fallen.
 //
-//   Each warp offers the best segment of its tiles, which are every 32nd. The block takes as many of the offers as are
-//   certainly the next ones: those above all that no warp offers, in order, up to the first that one before it decays.
-//   All of them are then applied in one pass, in that order, so that every product is the one of single steps.
+//   Each warp offers the best segment of its tiles, which are every 32nd. The block takes the offers that are certainly
+//   the next ones: those above every score that is not offered, in order, up to the first that an earlier one decays.
+//   All of them are then applied in one pass, in that order, so that every product is the same as one step at a time.
 //
 // Counted in the emulator for 8,192 segments of 0.5 to 60 s in 819 s (linear, threshold 0.3, min_score 0.001; gaussian,
 // sigma 0.5, in brackets), 3,619 (3,746) results: 556 (639) passes of two barriers each, 11 (12) tiles touched for a
@@ -31,7 +31,7 @@ constexpr T kFar = std::numeric_limits<T>::max();
 
 constexpr int64_t kMaxBlock = 1024;
 constexpr int kLanes = 32;
-constexpr int kGone = -1;  // a score below any floor
+constexpr int kGone = -1;  // a score below any min_score
 
 // In scratch memory or shared memory.
 template <typename T>
@@ -53,7 +53,7 @@ __device__ __forceinline__ bool better(Best<T> a, Best<T> b) {
   return a.score > b.score || (a.score == b.score && a.index < b.index);
 }
 
-// What a tile or a warp has to offer.
+// The highest scores of a tile or a warp.
 template <typename T>
 struct Top {
   Best<T> best;
@@ -61,7 +61,7 @@ struct Top {
   T second;  // no other has a higher score
 };
 
-// What a warp offers, and what the block took.
+// A segment that a warp offers, and one that the block took.
 template <typename T>
 struct Offer {
   Segment<T> segment;
@@ -75,16 +75,16 @@ struct Taken {
 
 template <typename T>
 struct Decay {
-  T threshold, sigma, floor;
+  T threshold, sigma, min_score;
   bool gaussian;
 };
 
 template <typename T>
 __device__ __forceinline__ T decayed(T score, Segment<T> taken, Segment<T> other, Decay<T> rule) {
-  const T shared = overlap(taken, other);
-  if (!(shared > 0)) return score;
-  const T together = taken.length() + other.length() - shared;
-  const T iou = together > 0 ? shared / together : T(0);  // inf - inf: endless segments have IoU 0
+  const T intersection = overlap(taken, other);
+  if (!(intersection > 0)) return score;
+  const T union_length = taken.length() + other.length() - intersection;
+  const T iou = union_length > 0 ? intersection / union_length : T(0);  // inf - inf: endless segments have IoU 0
   if (rule.gaussian) return score * exp(-(iou * iou) / rule.sigma);
   return iou >= rule.threshold ? score * (1 - iou) : score;
 }
@@ -103,7 +103,7 @@ __device__ __forceinline__ Top<T> top_of_warp(Top<T> own) {
   return {best, __shfl_sync(kAllLanes, own.row, owner), warp_reduce(mine ? own.second : own.best.score, Max())};
 }
 
-// The order that makes tiles of neighbours; the gone come last.
+// The order in which neighbours are in one tile; removed rows come last.
 template <typename T>
 __device__ __forceinline__ bool comes_before(const Row<T>& a, const Row<T>& b) {
   const auto octave = [](const Row<T>& row) {
@@ -148,7 +148,8 @@ __device__ __forceinline__ Top<T> top_of_tile(const Row<T>* rows, int begin, int
   return top_of_warp(own);
 }
 
-// Decays the rows of a tile for some of the taken, a bit each. True if one of its two highest scores may have fallen.
+// Decays the rows of a tile for those of `taken` whose bit is set in `which`. True if one of its two highest scores may
+// have fallen.
 template <typename T>
 __device__ __forceinline__ bool decay_tile(Row<T>* rows, int begin, int end, const Taken<T>* taken, unsigned which,
                                            Decay<T> rule, T second) {
@@ -156,12 +157,12 @@ __device__ __forceinline__ bool decay_tile(Row<T>* rows, int begin, int end, con
   for (int i = begin + threadIdx.x % kLanes; i < end; i += kLanes) {
     const T old = rows[i].score;
     T now = old;
-    for (unsigned left = which; left != 0 && now >= rule.floor; left &= left - 1) {
+    for (unsigned left = which; left != 0 && now >= rule.min_score; left &= left - 1) {
       const Taken<T>& one = taken[__ffs(int(left)) - 1];
       now = i == one.row ? T(kGone) : decayed(now, one.segment, rows[i].segment(), rule);
     }
     if (now == old) continue;
-    rows[i].score = now >= rule.floor ? now : T(kGone);  // NaN is gone too, which infinity * 0 is
+    rows[i].score = now >= rule.min_score ? now : T(kGone);  // NaN is removed too, which infinity * 0 is
     fallen |= old >= second;
   }
   return __any_sync(kAllLanes, fallen);
@@ -213,14 +214,14 @@ __global__ void __launch_bounds__(kMaxBlock)
   for (int i = threadIdx.x; i < n; i += blockDim.x) {
     const Segment<T> s = segment_at(segments, i);
     if (is_bad(s, scores[i])) bad = min(bad, i);
-    rows[i] = {s.start, s.end, scores[i] >= rule.floor ? scores[i] : T(kGone), i};
+    rows[i] = {s.start, s.end, scores[i] >= rule.min_score ? scores[i] : T(kGone), i};
   }
   bad = block_reduce(bad, Min());
   if (threadIdx.x == 0) result[1] = bad < n ? bad : -1;
   if (bad < n) return;
   sort(rows, unsigned(n));
 
-  // Of the lane's tile: the stretch that its rows cover, and its best.
+  // Of the lane's tile: the interval that its rows cover, and its highest scores.
   T from = kFar<T>, to = -kFar<T>;
   Top<T> top = {{kGone, n}, n, kGone};
   const auto begin_of = [&](int of_lane) { return (of_lane * warps + warp) * tile_rows; };

@@ -7,8 +7,8 @@
 
 namespace d2net::math {
 
-// S_i - S_o of snippets [start, end) of a sequence of n, given its prefix sums: prefix[t] is the sum of the first t.
-// S_o is over the max(1, floor(inflation * length)) snippets on either side.
+// S_i - S_o of snippets [start, end) of n, given the prefix sums of their activations: prefix[t] is the sum of the
+// first t. S_o is over the max(1, floor(inflation * length)) snippets on either side.
 D2NET_HD inline double contrast(const double* prefix, int64_t start, int64_t end, int64_t n, double inflation,
                                 bool mean_of_sides) {
   const double length = double(end - start), wanted = inflation * length;

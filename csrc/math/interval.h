@@ -21,15 +21,16 @@ D2NET_HD inline Interval<T> interval_of(T start, T end) {
   return {empty ? T(0) : start, empty ? T(0) : end, empty ? T(0) : end - start};
 }
 
-// In [0, 1], and the same with a and b exchanged. An overlap is never longer than one of the two, so that the union is
-// 0 only where both are empty. The overlap is kept finite, so that lengths that add up to infinity give 0.
+// In [0, 1], and the same with a and b exchanged. An intersection is never longer than one of the two, so that the
+// union is 0 only where both are empty. The intersection is kept finite, so that lengths that add up to infinity give
+// 0.
 template <typename T>
 D2NET_HD inline T iou_of(const Interval<T>& a, const Interval<T>& b) {
   const T end = a.end < b.end ? a.end : b.end, start = a.start > b.start ? a.start : b.start;
-  const T meets = end - start < Interval<T>::kLargest ? end - start : Interval<T>::kLargest;
-  const T overlap = meets > T(0) ? meets : T(0);
-  const T together = a.length + b.length - overlap;
-  return overlap / (together == T(0) ? T(1) : together);
+  const T finite = end - start < Interval<T>::kLargest ? end - start : Interval<T>::kLargest;
+  const T intersection = finite > T(0) ? finite : T(0);
+  const T union_length = a.length + b.length - intersection;
+  return intersection / (union_length == T(0) ? T(1) : union_length);
 }
 
 }  // namespace d2net

@@ -29,9 +29,9 @@ struct Ordered<double> {
 template <typename Key>
 constexpr Key kLargest = std::numeric_limits<Key>::max();
 
-// Bits of a negative number grow as it falls: turn all but the sign. Its own inverse.
+// The bits of a negative number grow as it falls: flip all but the sign. Its own inverse.
 template <typename Key>
-D2NET_HD inline Key turn_negative(Key bits) {
+D2NET_HD inline Key flip_negative(Key bits) {
   return bits ^ ((bits >> (8 * sizeof(Key) - 1)) & kLargest<Key>);
 }
 
@@ -40,12 +40,12 @@ D2NET_HD inline typename Ordered<T>::Key ordered_key(T x) {
   const T unsigned_zero = x + T(0);
   typename Ordered<T>::Key bits;
   std::memcpy(&bits, &unsigned_zero, sizeof bits);
-  return x != x ? Ordered<T>::kNaN : turn_negative(bits);
+  return x != x ? Ordered<T>::kNaN : flip_negative(bits);
 }
 
 template <typename T>
 D2NET_HD inline T ordered_value(typename Ordered<T>::Key key) {
-  const typename Ordered<T>::Key bits = turn_negative(key);
+  const typename Ordered<T>::Key bits = flip_negative(key);
   T x;
   std::memcpy(&x, &bits, sizeof x);
   return x;

@@ -8,9 +8,15 @@
 
 namespace d2net {
 
-// Rows of what the forward of Eq. 3 and 4 leaves to its backward, (8, b): the gradient of a recording's term to its
-// cosines of w_fb, w_fg and w_bg; those cosines; 1 / |x_fg| and 1 / |x_bg|.
-constexpr int kToCosine = 0, kCosine = 3, kInverseNorm = 6, kPairsSaved = 8;
+// The pairs whose cosines give w_fb, w_fg and w_bg, in the order in which arrays have them.
+constexpr int kFb = 0;  // x_fg with another's x_bg
+constexpr int kFg = 1;  // x_fg with another's x_fg
+constexpr int kBg = 2;  // x_bg with another's x_bg
+constexpr int kPairs = 3;
+
+// Rows of what the forward of Eq. 3 and 4 saves for its backward, (8, b): per pair the gradient of a recording's term
+// with respect to the cosine; per pair the cosine; 1 / |x_fg| and 1 / |x_bg|.
+constexpr int kGradCosine = 0, kCosine = 3, kInverseNormFg = 6, kInverseNormBg = 7, kPairsSaved = 8;
 
 // Rows of x (2, b, d), which holds x_fg and x_bg; x is -1 where there is no pair.
 struct Pair {
@@ -22,14 +28,13 @@ struct Pairs {
   const bool* valid;                // (2, b)
   int64_t b;
 
-  // Whether the two are foreground embeddings. kind: 0 for w_fb (x_fg with x~_bg), 1 for w_fg, 2 for w_bg.
-  static D2NET_HD bool x_is_foreground(int kind) { return kind < 2; }
-  static D2NET_HD bool other_is_foreground(int kind) { return kind == 1; }
+  static D2NET_HD bool x_is_foreground(int pair) { return pair != kBg; }
+  static D2NET_HD bool other_is_foreground(int pair) { return pair == kFg; }
 
-  D2NET_HD Pair of(int kind, int64_t i) const {
-    const int64_t to = partner[kind * b + i], from = kind == 0 && source != nullptr ? source[i] : i;
+  D2NET_HD Pair of(int pair, int64_t i) const {
+    const int64_t to = partner[pair * b + i], from = pair == kFb && source != nullptr ? source[i] : i;
     if (to < 0 || to >= b || from < 0 || from >= b || (source == nullptr && to == i)) return {-1, -1};
-    const Pair rows = {x_is_foreground(kind) ? from : b + from, other_is_foreground(kind) ? to : b + to};
+    const Pair rows = {x_is_foreground(pair) ? from : b + from, other_is_foreground(pair) ? to : b + to};
     return valid[rows.x] && valid[rows.other] ? rows : Pair{-1, -1};
   }
 };
@@ -38,14 +43,14 @@ struct Pairs {
 // the gradients of very short vectors in range.
 D2NET_HD inline double inverse_norm(double squares) { return squares == 0 ? 0 : 1 / std::sqrt(squares + 1e-12); }
 
-// What scale the embedding of recording r is multiplied with in the gradient of a cosine to one of its two vectors.
-struct Share {
+// The gradient of a cosine with respect to one of its vectors: `other` times the other vector plus `own` times itself.
+struct CosineGradient {
   double other, own;
 };
 
-// Gradient of cos(u, v) to u, given 1 / |u| and 1 / |v|: v / (|u| |v|) - cos u / |u|^2.
-D2NET_HD inline Share cosine_gradient(double by, double cosine, double u, double v) {
-  return {by * u * v, -by * cosine * u * u};
+// grad times the gradient of cos(u, v) with respect to u, which is v / (|u| |v|) - cos u / |u|^2.
+D2NET_HD inline CosineGradient cosine_gradient(double grad, double cosine, double inverse_u, double inverse_v) {
+  return {grad * inverse_u * inverse_v, -grad * cosine * inverse_u * inverse_u};
 }
 
 }  // namespace d2net

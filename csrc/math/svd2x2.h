@@ -28,13 +28,13 @@ struct Condition2x2 {
   const double first = q + r;
   const double second = std::fabs(determinant) / (first > 0 ? first : 1);
   const bool proper = first > rank_tol && second > rank_tol;
-  const double broken = (a - a) + (b - b) + (c - c) + (d - d);  // 0, or NaN
+  const double nan_or_0 = (a - a) + (b - b) + (c - c) + (d - d);  // NaN where an entry is not finite
   // d log(sigma_1 / sigma_2) = 2 sign(determinant) (q dr - r dq) / (sigma_1 sigma_2)
-  const double by = proper ? 1 / determinant : 0;
-  const double alpha = (proper && r > 0 ? q / r * by : 0) + broken;
-  const double beta = (proper && q > 0 ? r / q * by : 0) + broken;
+  const double inverse = proper ? 1 / determinant : 0;
+  const double alpha = (proper && r > 0 ? q / r * inverse : 0) + nan_or_0;
+  const double beta = (proper && q > 0 ? r / q * inverse : 0) + nan_or_0;
   const double smaller = q < r ? q : r;
-  return {(proper ? 2 * smaller / second : 0) + broken, alpha * f - beta * e, alpha * g + beta * h,
+  return {(proper ? 2 * smaller / second : 0) + nan_or_0, alpha * f - beta * e, alpha * g + beta * h,
           alpha * g - beta * h, -alpha * f - beta * e};
 }
 
@@ -42,7 +42,7 @@ struct Condition2x2 {
   return condition_2x2_unscaled(a, b, c, d, rank_tol);
 }
 
-// Scaled by a power of two: squares of the largest and smallest doubles are none.
+// Scaled by a power of two: the squares of the largest and smallest doubles are out of range.
 [[gnu::always_inline]] D2NET_HD inline Condition2x2 condition_2x2(double a, double b, double c, double d,
                                                                   double rank_tol) {
   int exponent;
@@ -52,16 +52,16 @@ struct Condition2x2 {
   return {x.excess, scaled(x.da), scaled(x.db), scaled(x.dc), scaled(x.dd)};
 }
 
-// With entries below a positive floor raised to it, without gradient.
-D2NET_HD inline Condition2x2 floored_condition_2x2(double a, double b, double c, double d, double floor,
+// With entries clamped to at least eps, if eps > 0; clamped ones have no gradient.
+D2NET_HD inline Condition2x2 clamped_condition_2x2(double a, double b, double c, double d, double eps,
                                                    double rank_tol) {
-  if (!(floor > 0)) return condition_2x2(a, b, c, d, rank_tol);
-  const auto raised = [floor](double x) { return x < floor ? floor : x; };
-  Condition2x2 x = condition_2x2(raised(a), raised(b), raised(c), raised(d), rank_tol);
-  if (a < floor) x.da = 0;
-  if (b < floor) x.db = 0;
-  if (c < floor) x.dc = 0;
-  if (d < floor) x.dd = 0;
+  if (!(eps > 0)) return condition_2x2(a, b, c, d, rank_tol);
+  const auto clamped = [eps](double x) { return x < eps ? eps : x; };
+  Condition2x2 x = condition_2x2(clamped(a), clamped(b), clamped(c), clamped(d), rank_tol);
+  if (a < eps) x.da = 0;
+  if (b < eps) x.db = 0;
+  if (c < eps) x.dc = 0;
+  if (d < eps) x.dd = 0;
   return x;
 }
 

@@ -10,7 +10,7 @@ template <typename T>
 void compare(int64_t t, int64_t d, double tolerance) {
   using A = d2net::accumulator_t<T>;
   const int64_t b = 2, lengths[b] = {t + 1, t - 1};
-  const auto reference = check::uniform<A>(d, 2, -1, 1);
+  const auto x_ref = check::uniform<A>(d, 2, -1, 1);
   auto values = check::uniform<float>(b * t * d, 1, -1, 1);
   const bool half = sizeof(T) < sizeof(A);
   // Snippets whose squares leave the range of a float, beside others; one is zero, one NaN.
@@ -24,11 +24,11 @@ void compare(int64_t t, int64_t d, double tolerance) {
     wide.push_back(d2net::cuda::to_float(x.back()));
   }
   std::vector<d2net::accumulator_t<T>> attention(b * t);
-  d2net::cpu::bottom_up_attention(d2net::BottomUpAttention<A>{wide.data(), reference.data(), lengths, b, t, d,
-                                                              expected.data(), expected_norms.data()},
-                                  1);
+  d2net::cpu::bottom_up_attention(
+      d2net::BottomUpAttention<A>{wide.data(), x_ref.data(), lengths, b, t, d, expected.data(), expected_norms.data()},
+      1);
   d2net::cuda::bottom_up_attention(
-      d2net::BottomUpAttention<T>{x.data(), reference.data(), lengths, b, t, d, attention.data(), norms.data()}, 0,
+      d2net::BottomUpAttention<T>{x.data(), x_ref.data(), lengths, b, t, d, attention.data(), norms.data()}, 0,
       nullptr);
   for (int64_t row = 0; row < b * t; ++row) {
     const double got = attention[row];
@@ -63,9 +63,9 @@ TEST(cuda_bottom_up_attention_of_ugly_vectors) {
     }
   }
   for (float magnitude : {1e-45f, 1e-30f, 3e38f}) {  // squares that a float cannot hold
-    const float x[2] = {magnitude, magnitude}, reference[2] = {magnitude, -0.0f}, zero[2] = {0, 0};
-    d2net::cuda::bottom_up_attention(d2net::BottomUpAttention<float>{x, reference, nullptr, 1, 1, 2, &attention, &norm},
-                                     0, nullptr);
+    const float x[2] = {magnitude, magnitude}, x_ref[2] = {magnitude, -0.0f}, zero[2] = {0, 0};
+    d2net::cuda::bottom_up_attention(d2net::BottomUpAttention<float>{x, x_ref, nullptr, 1, 1, 2, &attention, &norm}, 0,
+                                     nullptr);
     CHECK(check::close(double(attention), 0.5 * (1 - std::sqrt(0.5)), 1e-6, 0) && norm > 0);
     d2net::cuda::bottom_up_attention(d2net::BottomUpAttention<float>{x, zero, nullptr, 1, 1, 2, &attention, &norm}, 0,
                                      nullptr);

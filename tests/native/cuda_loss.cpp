@@ -76,8 +76,8 @@ struct Results {
     l.scratch = scratch.data(), l.scratch_bytes = scratch_bytes;
     forward(l);
     const A* w = in.weights.data();
-    l.of_total = w, l.of_discriminative = w + 1, l.of_snippet = w + 2, l.of_video = w + 3;
-    l.of_attention = w + 4, l.of_pooled = l.of_attention + in.b * in.t, l.of_x = l.of_pooled + in.b * in.c;
+    l.grad_total = w, l.grad_discriminative = w + 1, l.grad_snippet = w + 2, l.grad_video = w + 3;
+    l.grad_attention = w + 4, l.grad_pooled = l.grad_attention + in.b * in.t, l.grad_x = l.grad_pooled + in.b * in.c;
     l.grad_tcam = grad_tcam.data();
     l.grad_embeddings = with.separate != 0 ? grad_embeddings.data() : nullptr;
     backward(l);

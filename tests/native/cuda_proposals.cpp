@@ -40,10 +40,10 @@ struct Batch {
 
 template <typename T>
 Result on_cuda(const Batch<T>& s) {
-  const int64_t sequences = s.batch * s.width;
-  std::vector<int32_t> starts(sequences * s.snippets), ends(starts.size());
+  const int64_t columns = s.batch * s.width;
+  std::vector<int32_t> starts(columns * s.snippets), ends(starts.size());
   std::vector<T> scores(starts.size());
-  std::vector<int64_t> offsets(sequences + 2, -1);
+  std::vector<int64_t> offsets(columns + 2, -1);
   const int64_t bytes = d2net::cuda::find_proposals_scratch_bytes<T>(s.batch, s.snippets, s.width, 0, nullptr);
   std::vector<double> scratch((bytes + 7) / 8, -1);
   d2net::cuda::find_proposals(s.x.data(), s.batch, s.snippets, s.width, s.snippets * s.width, s.width, int64_t(1),
@@ -51,9 +51,9 @@ Result on_cuda(const Batch<T>& s) {
                               s.min_length, s.inflation, s.mean_of_sides, s.min_contrast, s.nms_iou, starts.data(),
                               ends.data(), scores.data(), offsets.data(), scratch.data(), 0, nullptr);
   Result result;
-  result.wrong = offsets[sequences + 1];
+  result.wrong = offsets[columns + 1];
   if (result.wrong) return result;
-  const int64_t count = offsets[sequences];
+  const int64_t count = offsets[columns];
   result.places.resize(4 * count);
   std::vector<T> sorted(count);
   d2net::cuda::copy_proposals(starts.data(), ends.data(), scores.data(), offsets.data(), s.batch, s.snippets, s.width,
@@ -81,7 +81,7 @@ Result on_cpu(const Batch<T>& s) {
   return result;
 }
 
-// 12 sequences on the 32 blocks (8 where they do not fit into shared memory) of the imitated device.
+// 12 columns on the 32 blocks (8 where they do not fit into shared memory) of the imitated device.
 template <typename T>
 Batch<T> wander(unsigned seed) {
   Batch<T> s{3, 150, 4, check::uniform<T>(3 * 150 * 4, seed, -0.2, 0.2), {}, {150, 33, 0}, {}};

@@ -19,15 +19,15 @@ void equals_the_cpu(int64_t b, int64_t t, int64_t offset) {
     const std::vector<T> grad(b, T(2));
     d2net::SnippetPdmi<T> x{0.6, 0.4, 0, 1e-5, 0, a, s, given, b, t, loss.data(), valid.get(), weights.data()};
     d2net::cuda::snippet_pdmi(x, 0, nullptr);
-    x.loss = e_loss.data(), x.valid = e_valid.get(), x.weights = e_weights.data();
+    x.loss = e_loss.data(), x.valid = e_valid.get(), x.side_grad = e_weights.data();
     d2net::cpu::snippet_pdmi(x, 1);
     for (int64_t i = 0; i < b; ++i) {
       CHECK(valid[i] == e_valid[i]);
       CHECK(std::isnan(loss[i]) ? std::isnan(e_loss[i]) : check::close(loss[i], e_loss[i], 1e-4, 1e-4));
     }
-    x.grad = grad.data(), x.gradient = gradient.data();
+    x.grad_loss = grad.data(), x.grad_attention = gradient.data();
     d2net::cuda::snippet_pdmi_backward(x, 0, nullptr);
-    x.gradient = e_gradient.data();
+    x.grad_attention = e_gradient.data();
     d2net::cpu::snippet_pdmi_backward(x, 1);
     for (int64_t k = 0; k < b * t; ++k) {
       CHECK(std::isnan(gradient[k]) ? std::isnan(e_gradient[k]) : gradient[k] == e_gradient[k]);

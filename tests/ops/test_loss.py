@@ -390,4 +390,4 @@ def test_settings_and_members_stand_in_the_order_of_the_header():
     assert found[1:5] == ["b", "t", "c", "d"]
     assert found[5:13] == list(LossInputs._fields)
     assert found[13:25] == [{"x_ref": "new_x_ref"}.get(name, name) for name in LossResult._fields]
-    assert found[26 : 26 + SMOOTH] == [f"of_{name}" for name in LossResult._fields[:SMOOTH]]
+    assert found[26 : 26 + SMOOTH] == [f"grad_{name}" for name in LossResult._fields[:SMOOTH]]

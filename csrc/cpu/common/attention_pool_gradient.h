@@ -1,4 +1,4 @@
-// The backward of attention_pool row by row, for the loss, which has more to do with each.
+// The backward of attention_pool, row by row, so that the loss can do more with each row.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,8 @@
 
 namespace d2net::cpu {
 
-// What one side of one recording hands to the gradients: with `mean`, pooled = scale * (weighted sum), and the quotient
-// rule takes shift = pooled . grad off every x . grad.
+// One side of one recording in the backward. With `mean`, pooled = scale * (weighted sum), and the quotient rule
+// subtracts shift = pooled . grad from every x . grad.
 template <typename T>
 struct PoolSide {
   const T* grad;
@@ -19,16 +19,15 @@ struct PoolSide {
 template <typename T>
 class AttentionPoolGradient {
  public:
-  // Of inputs, results and gradients that come in; x.x null: gradients of attention are not wanted.
+  // x: inputs, results and the gradients of results; x.x null: gradients of attention are not computed.
   explicit AttentionPoolGradient(const AttentionPool<T>& x);
 
-  // Writes the gradient of x(t), `row` counting through all recordings, unless `to` is null; returns that of its
-  // attention.
-  T row(int64_t row, T* to) const;
+  // Writes grad_x (d) of one row of (b t), unless it is null, and returns the gradient with respect to its attention.
+  T row(int64_t row, T* grad_x) const;
 
  private:
   const AttentionPool<T> x_;
-  const T over_, background_over_;
+  const T threshold_, background_threshold_;
   std::vector<PoolSide<T>> fg_, bg_;
 };
 

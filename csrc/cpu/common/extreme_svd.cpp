@@ -21,21 +21,21 @@ inline int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 template <int group>
 [[gnu::always_inline]] inline void magnitudes(const double* x, int64_t n, double* largest, bool* finite) {
   constexpr int kWide = group == 1 ? kLanes : group;
-  double most[kWide] = {}, broken[kWide] = {};
+  double most[kWide] = {}, nan_or_0[kWide] = {};
   for (int64_t i = 0; i < n * group; i += kWide) {
 #pragma omp simd
     for (int l = 0; l < kWide; ++l) {
       most[l] = std::max(most[l], std::fabs(x[i + l]));
-      broken[l] += x[i + l] - x[i + l];
+      nan_or_0[l] += x[i + l] - x[i + l];
     }
   }
   for (int g = 0; g < group; ++g) {
     largest[g] = most[g];
     for (int l = g + group; l < kWide; l += group) {
       largest[g] = std::max(largest[g], most[l]);
-      broken[g] += broken[l];
+      nan_or_0[g] += nan_or_0[l];
     }
-    finite[g] = broken[g] == 0;
+    finite[g] = nan_or_0[g] == 0;
   }
 }
 D2NET_SIMD void magnitudes_of_one(const double* x, int64_t n, double* largest, bool* finite) {

@@ -1,5 +1,5 @@
-// Orders of floats and integers by radix sort: linear, stable, and several times faster than a comparing sort that
-// looks its keys up through indices.
+// Sorts indices by float or integer keys: a radix sort, linear, stable, and several times faster than a comparison sort
+// that reads its keys through indices.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@
 
 namespace d2net::cpu {
 
-// Unsigned integers in the order of the floats. -0.0 and 0.0 share one; the place of NaN is not defined.
+// Unsigned integers in the order of the floats. -0.0 and 0.0 have the same key; the order of NaN is not defined.
 inline uint32_t ordered_key(float x) {
   x += 0.0f;  // -0.0 becomes 0.0
   uint32_t bits;
@@ -35,17 +35,17 @@ class Order {
   // The indices 0 … n - 1 by rising key(i), which is uint32_t or uint64_t; equal keys by index. Valid until the next
   // call.
   template <typename Key>
-  const LargeVector<uint32_t>& by(int64_t n, Key key) {
+  const HugeVector<uint32_t>& by(int64_t n, Key key) {
     if (n > std::numeric_limits<uint32_t>::max()) {
       throw std::length_error("cannot sort " + std::to_string(n) + " items, 4294967295 at most");
     }
-    // One word an item, the upper 32 bits of its key above its index, so that a pass reads and writes memory in order.
+    // A word holds the upper 32 bits of an item's key above its index, so that a pass reads and writes memory in order.
     constexpr int kLower = std::is_same_v<decltype(key(int64_t(0))), uint64_t> ? 32 : 0;
     words_.resize(n);
     for (int64_t i = 0; i < n; ++i) words_[i] = uint64_t(uint32_t(key(i) >> kLower)) << 32 | uint64_t(i);
     sort_words();
     if constexpr (kLower > 0) {
-      // Few doubles agree in their upper half: what those runs cost does not matter.
+      // Few doubles agree in their upper half, so sorting those runs costs little.
       for (auto first = words_.begin(); first != words_.end();) {
         auto last = first + 1;
         while (last != words_.end() && *last >> 32 == *first >> 32) ++last;
@@ -77,7 +77,7 @@ class Order {
     spare_.resize(n);
     for (int byte = 0; byte < 4; ++byte) {
       const int shift = 32 + 8 * byte;
-      if (count[byte][words_[0] >> shift & 255] == n) continue;  // all alike
+      if (count[byte][words_[0] >> shift & 255] == n) continue;  // all equal
       uint32_t sum = 0;
       for (uint32_t& c : count[byte]) {
         const uint32_t here = c;
@@ -90,8 +90,8 @@ class Order {
   }
 
   static constexpr std::size_t kFewWords = 300;
-  LargeVector<uint64_t> words_, spare_;
-  LargeVector<uint32_t> order_;
+  HugeVector<uint64_t> words_, spare_;
+  HugeVector<uint32_t> order_;
 };
 
 }  // namespace d2net::cpu

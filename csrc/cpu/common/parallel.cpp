@@ -17,10 +17,10 @@
 namespace d2net::cpu::detail {
 namespace {
 
-// Returns after a while, on x86 some 50 us, or earlier once `ready` is true. Not by sched_yield,
-// with which the second thread hardly took part in work of a fraction of a millisecond.
+// Spins until `ready` is true, but not for long: about 50 us on x86. With sched_yield instead, the second thread got
+// hardly any part of work that takes a fraction of a millisecond.
 template <typename Ready>
-void look_out(Ready&& ready) {
+void spin(Ready&& ready) {
   for (int i = 0; i < 2000 && !ready(); ++i) {
 #if defined(__x86_64__) || defined(_M_X64)
     _mm_pause();
@@ -57,8 +57,8 @@ struct Job {
   }
 
   void wait() {
-    // The last chunk is usually about to end: look a little before sleeping.
-    look_out([&] { return finished.load() == chunks; });
+    // The last chunk usually ends soon: spin before sleeping.
+    spin([&] { return finished.load() == chunks; });
     std::unique_lock<std::mutex> lock(mutex);
     done.wait(lock, [&] { return finished.load() == chunks; });
   }
@@ -73,14 +73,14 @@ class Pool {
     try {
       for (; workers_ < helpers; ++workers_) std::thread([this] { serve(); }).detach();
     } catch (const std::exception&) {
-      // No more threads to be had: those that exist, and the caller, do the work.
+      // The system gives no more threads: the existing ones and the caller do the work.
     }
     job_ = job;
-    seats_ = helpers;
+    wanted_ = helpers;
     posted_.fetch_add(1);
     const int asleep = std::min(asleep_, helpers);
     lock.unlock();
-    // Waking costs the caller microseconds, and a worker that is not wanted as much as one that is.
+    // Waking a worker costs the caller microseconds, so no more are woken than are wanted.
     for (int i = 0; i < asleep; ++i) wake_.notify_one();
     return true;
   }
@@ -88,23 +88,23 @@ class Pool {
   void retract() {
     std::lock_guard<std::mutex> lock(mutex_);
     job_.reset();
-    seats_ = 0;
+    wanted_ = 0;
   }
 
  private:
   void serve() {
     int64_t seen = 0;  // jobs that were posted when this worker took its last
     for (;;) {
-      // Operators come one after another: look a little for the next job before sleeping, for waking up takes longer
-      // than the work of many.
-      look_out([&] { return posted_.load() != seen; });
+      // Operators are called one after another: spin for the next job before sleeping, as waking up takes longer than
+      // many jobs.
+      spin([&] { return posted_.load() != seen; });
       std::shared_ptr<Job> job;
       {
         std::unique_lock<std::mutex> lock(mutex_);
         ++asleep_;
-        wake_.wait(lock, [&] { return job_ && seats_ > 0; });
+        wake_.wait(lock, [&] { return job_ && wanted_ > 0; });
         --asleep_;
-        --seats_;
+        --wanted_;
         job = job_;
         seen = posted_.load();
       }
@@ -116,7 +116,7 @@ class Pool {
   std::condition_variable wake_;
   std::shared_ptr<Job> job_;
   std::atomic<int64_t> posted_{0};  // jobs so far
-  int seats_ = 0;
+  int wanted_ = 0;
   int asleep_ = 0;
   int workers_ = 0;
 };
@@ -149,7 +149,7 @@ void run_chunks(int64_t chunks, int threads, void (*body)(void*, int64_t), void*
   job->chunks = chunks;
   const int helpers = int(std::min<int64_t>(threads, chunks)) - 1;
   Pool& mine = the_pool();
-  // A busy pool (another Python thread, or a body that calls parallel_for) is not waited for: the caller does it all.
+  // If the pool is busy (another Python thread, or a body that calls parallel_for), the caller does all the work.
   const bool offered = helpers > 0 && mine.offer(job, helpers);
   job->work();
   if (offered) {

@@ -16,9 +16,9 @@ void run_chunks(int64_t chunks, int threads, void (*body)(void* context, int64_t
 }  // namespace detail
 
 // Calls body(begin, end) for disjoint ranges that cover [0, n), on up to `threads` threads. No range is shorter than
-// `grain` unless n is, so that work too small to share stays on the caller. Which thread takes which range is not
-// fixed: a result must not depend on how [0, n) was cut. The first exception of a body is rethrown here; the ranges
-// not yet started are then skipped.
+// `grain` unless n is, so that small work stays on the caller's thread. Ranges and the threads that take them are not
+// fixed: a result must not depend on them. The first exception of a body is rethrown here; the ranges not yet started
+// are then skipped.
 template <typename Body>
 void parallel_for(int64_t n, int64_t grain, int threads, Body&& body) {
   if (n <= 0) return;

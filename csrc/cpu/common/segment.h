@@ -20,16 +20,16 @@ inline Segment<T> segment_at(const T* segments, int64_t i) {
   return {segments[2 * i], segments[2 * i + 1]};
 }
 
-// Negative where the segments are apart.
+// The length of the intersection; negative where the segments are apart.
 template <typename T>
 inline T overlap(Segment<T> a, Segment<T> b) {
   return std::min(a.end, b.end) - std::max(a.start, b.start);
 }
 
-// Only where `shared`, their overlap, is positive, so that the union is too.
+// intersection > 0, so that the union is too.
 template <typename T>
-inline T iou(T length_a, T length_b, T shared) {
-  return shared / (length_a + length_b - shared);
+inline T iou(T length_a, T length_b, T intersection) {
+  return intersection / (length_a + length_b - intersection);
 }
 
 // Index of the first row that is not finite or whose score is NaN; n where there is none.

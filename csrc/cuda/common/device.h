@@ -240,34 +240,34 @@ class Stream {
   }
 #endif
 
-  friend class Beside;
+  friend class SideStream;
   const char* name_;
   int device_;
   [[maybe_unused]] void* stream_;
 };
 
-// A second stream, whose work may run beside that of the first one: it waits for what the first has had to do so far,
-// and join() makes the first wait for it. Every thread has one for a device, kept for good: to make one takes long.
-class Beside {
+// A second stream for work that may overlap with the first one's. It begins after what was enqueued on the first so
+// far; join() makes the first wait for it. Every thread keeps one per device, because creating one takes long.
+class SideStream {
  public:
-  explicit Beside(const Stream& first) : first_(first), second_(first) {
+  explicit SideStream(const Stream& main) : main_(main), side_(main) {
 #ifndef D2NET_SIMT  // there the kernels run in the order of their launches
     thread_local std::map<int, Kept> kept;
-    const auto [place, is_new] = kept.try_emplace(first.device_);
+    const auto [place, is_new] = kept.try_emplace(main.device_);
     kept_ = &place->second;
-    if (is_new) make();
-    first.check(cudaEventRecord(kept_->begun, first.raw()), "a second stream");
-    first.check(cudaStreamWaitEvent(kept_->stream, kept_->begun, 0), "a second stream");
-    second_.stream_ = kept_->stream;
+    if (is_new) create();
+    main.check(cudaEventRecord(kept_->begun, main.raw()), "a second stream");
+    main.check(cudaStreamWaitEvent(kept_->stream, kept_->begun, 0), "a second stream");
+    side_.stream_ = kept_->stream;
 #endif
   }
 
-  const Stream& second() const { return second_; }
+  const Stream& stream() const { return side_; }
 
   void join() const {
 #ifndef D2NET_SIMT
-    first_.check(cudaEventRecord(kept_->ended, kept_->stream), "a second stream");
-    first_.check(cudaStreamWaitEvent(first_.raw(), kept_->ended, 0), "a second stream");
+    main_.check(cudaEventRecord(kept_->ended, kept_->stream), "a second stream");
+    main_.check(cudaStreamWaitEvent(main_.raw(), kept_->ended, 0), "a second stream");
 #endif
   }
 
@@ -278,20 +278,20 @@ class Beside {
     cudaEvent_t begun, ended;
   };
 
-  // Also while a graph is captured, of which this is no part.
-  void make() {
+  // Works while a graph is captured, too; creating the stream is no part of the graph.
+  void create() {
     cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-    first_.check(cudaThreadExchangeStreamCaptureMode(&mode), "a second stream");
-    first_.check(cudaStreamCreateWithFlags(&kept_->stream, cudaStreamNonBlocking), "a second stream");
-    first_.check(cudaEventCreateWithFlags(&kept_->begun, cudaEventDisableTiming), "a second stream");
-    first_.check(cudaEventCreateWithFlags(&kept_->ended, cudaEventDisableTiming), "a second stream");
-    first_.check(cudaThreadExchangeStreamCaptureMode(&mode), "a second stream");
+    main_.check(cudaThreadExchangeStreamCaptureMode(&mode), "a second stream");
+    main_.check(cudaStreamCreateWithFlags(&kept_->stream, cudaStreamNonBlocking), "a second stream");
+    main_.check(cudaEventCreateWithFlags(&kept_->begun, cudaEventDisableTiming), "a second stream");
+    main_.check(cudaEventCreateWithFlags(&kept_->ended, cudaEventDisableTiming), "a second stream");
+    main_.check(cudaThreadExchangeStreamCaptureMode(&mode), "a second stream");
   }
 
   Kept* kept_ = nullptr;
 #endif
-  const Stream& first_;
-  Stream second_;
+  const Stream& main_;
+  Stream side_;
 };
 
 }  // namespace d2net::cuda

@@ -1,18 +1,17 @@
-// Singular values of one small matrix by one block, with one-sided Jacobi: plane rotations turn the columns of A until
-// they are orthogonal; their norms are the singular values and the columns, divided by them, the left vectors. The
-// right ones follow as v = A^T u / sigma, so that no rotation is stored.
+// Singular values of one small matrix by one block, with one-sided Jacobi: plane rotations make the columns of A
+// orthogonal. Their norms are then the singular values, and the columns divided by them the left vectors. The right
+// vectors are v = A^T u / sigma, so that no rotation is stored.
 //
 // Columns are paired like the players of a round-robin tournament: every pair meets once a sweep, and the pairs of one
-// round touch different columns. A pair belongs to a few lanes, which hold short columns in registers for the round. Up
-// to 16 columns are the work of one warp, whose rounds need no barrier of the block. Everything is in double, the order
-// of all operations is fixed, and the number of sweeps is limited, so nothing waits for the host and nothing can go on
-// for ever.
+// round have different columns. A few lanes rotate a pair; they hold short columns in registers for the round. Up to 16
+// columns are rotated by one warp, whose rounds need no barrier of the block. Everything is in double, the order of all
+// operations is fixed, and the number of sweeps is limited, so that every launch ends without the host.
 //
-// From 17 columns or rows on, A = Q R is factored first and the columns of R^T are turned (Drmac and Veselic, SIAM J.
+// From 17 columns or rows on, A = Q R is factored first and the columns of R^T are rotated (Drmac and Veselic, SIAM J.
 // Matrix Anal. Appl. 2008). That costs about as much as one sweep and saves some: a few as a rule, more than half of
 // them where singular values spread over many decades. And a tall matrix becomes square.
 //
-// One matrix is one chain of dependent operations, so what counts is their latency: loads go together, sums take three
+// One matrix is one chain of dependent operations, so latency decides: loads are issued together, sums take three
 // shuffles, and square roots and quotients start from the approximations of the hardware.
 #pragma once
 
@@ -26,7 +25,7 @@ namespace d2net::cuda {
 
 constexpr int kGroup = 8;         // lanes for a column, or for a pair of columns
 constexpr int kBatch = 4;         // elements of a column that a lane loads together
-constexpr int kWarpColumns = 16;  // most columns and rows that one warp turns
+constexpr int kWarpColumns = 16;  // most columns and rows that one warp rotates
 constexpr int kSweeps = 40;       // 5 to 10 are usual
 
 // Columns begin at odd multiples of eight doubles, so that those of neighbouring groups lie in different banks.
@@ -45,8 +44,8 @@ inline __host__ __device__ bool factored_first(int64_t length, int64_t columns) 
 
 // ---- numbers
 
-// Of normal x, to about 20 bits. What is tested without a GPU has no more.
-__device__ __forceinline__ double rough_inverse(double x) {
+// For normal x, to about 20 bits, in tests without a GPU too.
+__device__ __forceinline__ double approx_reciprocal(double x) {
 #ifdef D2NET_SIMT
   return __longlong_as_double(__double_as_longlong(1 / x) & ~0xffffffffll);
 #else
@@ -55,7 +54,7 @@ __device__ __forceinline__ double rough_inverse(double x) {
   return y;
 #endif
 }
-__device__ __forceinline__ double rough_inverse_root(double x) {
+__device__ __forceinline__ double approx_rsqrt(double x) {
 #ifdef D2NET_SIMT
   return __longlong_as_double(__double_as_longlong(1 / sqrt(x)) & ~0xffffffffll);
 #else
@@ -66,12 +65,12 @@ __device__ __forceinline__ double rough_inverse_root(double x) {
 }
 
 // The same to an error of about one in the last place: an error e becomes e^3.
-__device__ __forceinline__ double fast_inverse(double x) {
-  const double y = rough_inverse(x), e = fma(-x, y, 1.0);
+__device__ __forceinline__ double fast_reciprocal(double x) {
+  const double y = approx_reciprocal(x), e = fma(-x, y, 1.0);
   return fma(y, fma(e, e, e), y);
 }
-__device__ __forceinline__ double fast_inverse_root(double x) {
-  const double y = rough_inverse_root(x), e = fma(-x * y, y, 1.0);
+__device__ __forceinline__ double fast_rsqrt(double x) {
+  const double y = approx_rsqrt(x), e = fma(-x * y, y, 1.0);
   return fma(y * e, fma(e, 0.375, 0.5), y);
 }
 
@@ -142,7 +141,7 @@ __device__ __forceinline__ void group_sums(int64_t n, int64_t length, Term term,
 // A Householder reflector H = I - tau v v^T is kept in the column that it maps to (beta, 0, ..., 0): v from the
 // diagonal on (v_0 is not 1: no element needs scaling).
 
-// What a lane knows of the part of a column below row k: the sum of its squares from row k + 2 on, and row k + 1.
+// One lane's part of a column below row k: the sum of its squares from row k + 2 on, and row k + 1.
 struct Below {
   double squares, top;
 };
@@ -178,13 +177,13 @@ __device__ __forceinline__ Below reflect(const double* v, double tau, double* x,
 }
 
 // Makes the reflector of row k from column x, by the lane that has that row; `squares`: of the rows below. They are
-// taken for zeros when the sum is negligible: a reflector made of denormal numbers would not be orthogonal.
+// treated as zeros where the sum is negligible: a reflector made of denormal numbers would not be orthogonal.
 __device__ __forceinline__ void make_reflector(double* x, int k, double top, double squares, double* tau,
                                                double* beta) {
-  const double total = top * top + squares, length = total * fast_inverse_root(total);
+  const double total = top * top + squares, length = total * fast_rsqrt(total);
   const bool none = !(squares > kNegligible);
   x[k] = none ? 0.0 : top > 0 ? top + length : top - length;
-  *tau = none ? 0.0 : fast_inverse(fma(length, fabs(top), total));  // 2 / v^T v
+  *tau = none ? 0.0 : fast_reciprocal(fma(length, fabs(top), total));  // 2 / v^T v
   *beta = none ? top : top > 0 ? -length : length;
 }
 
@@ -252,8 +251,8 @@ __device__ __forceinline__ Rotation rotation(double xx, double yy, double xy) {
   // beside it.
   const double scale = max(xx, yy) > 1e-100 ? 1 : 0x1p500, h = scale * (yy - xx), r = scale * (2 * xy);
   // Twice the angle has the cosine |h| / sqrt(h^2 + r^2) and the sine r / sqrt(h^2 + r^2).
-  const double inverse = rough_inverse_root(h * h + r * r), squared = fma(0.5 * fabs(h), inverse, 0.5);
-  const double inverse_c = rough_inverse_root(squared), sine = 0.5 * (h < 0 ? -r : r) * inverse;
+  const double inverse = approx_rsqrt(h * h + r * r), squared = fma(0.5 * fabs(h), inverse, 0.5);
+  const double inverse_c = approx_rsqrt(squared), sine = 0.5 * (h < 0 ? -r : r) * inverse;
   const double c = squared * inverse_c, s = sine * inverse_c;
   const double e = fma(-s, s, fma(-c, c, 1.0)), correction = fma(e, 0.375, 0.5);
   return {fma(c * e, correction, c), fma(s * e, correction, s)};
@@ -262,22 +261,22 @@ __device__ __forceinline__ Rotation rotation(double xx, double yy, double xy) {
 // orthogonalize() with so many lanes for a pair, which load so many elements of a column together. whole: these are all
 // of them, and stay in registers. one_warp: called by one warp only.
 template <int lanes, int elements, bool whole, bool one_warp>
-__device__ __forceinline__ void turn_columns(double* a, int length, int count, int stride, double tolerance,
-                                             double noise) {
+__device__ __forceinline__ void rotate_columns(double* a, int length, int count, int stride, double tolerance,
+                                               double noise) {
   constexpr int kStep = lanes * elements;
   const int lane = threadIdx.x % lanes, pair = threadIdx.x / lanes;
-  const int players = count + count % 2, seats = players - 1;  // one has no partner if the number is odd
+  const int players = count + count % 2, rounds = players - 1;  // one has no partner if the number is odd
   const bool real = pair < players / 2 && (pair > 0 || count % 2 == 0);
   const int here = real ? length - lane : 0;  // the lane's elements are 0, lanes, 2 lanes, ... < here, from its first
   const bool busy = one_warp || int(threadIdx.x) / 32 * 32 < players / 2 * lanes;  // others only wait
   // A sweep whose cosines and angles were all below `enough` leaves only cosines of the order of its square, times
   // their number, and of its product with the error of the angles: both below tolerance, so that none is needed to see.
   const double enough = min(sqrt(tolerance / (4 * count)), 1e5 * tolerance);
-  // The last player stays, the others move on around the table; after `seats` rounds they are where they began.
-  int p = pair == 0 ? seats : pair, q = pair == 0 ? 0 : seats - pair;
+  // Round-robin: the last player stays, the others move on by one place; after `rounds` rounds they are back.
+  int p = pair == 0 ? rounds : pair, q = pair == 0 ? 0 : rounds - pair;
   for (int sweep = 0; sweep < kSweeps; ++sweep) {
     bool again = false;
-    for (int round = 0; round < seats; ++round) {
+    for (int round = 0; round < rounds; ++round) {
       if (busy) {
         double *to_x = a + (real ? p * stride : 0) + lane, *to_y = a + (real ? q * stride : 0) + lane;
         double x[elements], y[elements];
@@ -306,11 +305,12 @@ __device__ __forceinline__ void turn_columns(double* a, int length, int count, i
         const Rotation by = rotation(xx, yy, xy);
         // The cosine, squared. (A product too small for a double is 0, and then of columns too short to matter.)
         const double square = xy * xy, squares = xx * yy;
-        const bool turns = max(xx, yy) > noise && min(xx, yy) > kNegligible && square > tolerance * tolerance * squares;
-        again = again || (turns && (square > enough * enough * squares || fabs(by.s) > enough));
+        const bool rotates =
+            max(xx, yy) > noise && min(xx, yy) > kNegligible && square > tolerance * tolerance * squares;
+        again = again || (rotates && (square > enough * enough * squares || fabs(by.s) > enough));
         // Without a branch where it takes longer than what it saves.
-        if (whole || __any_sync(kAllLanes, turns)) {
-          const double c = turns ? by.c : 1, s = turns ? by.s : 0;
+        if (whole || __any_sync(kAllLanes, rotates)) {
+          const double c = rotates ? by.c : 1, s = rotates ? by.s : 0;
 #pragma unroll 1
           for (int first = 0; first < (whole ? kStep : length); first += kStep) {
             if (!whole) load(first);
@@ -324,8 +324,8 @@ __device__ __forceinline__ void turn_columns(double* a, int length, int count, i
           }
         }
       }
-      if (pair > 0) p = p + 1 == seats ? 0 : p + 1;
-      q = q + 1 == seats ? 0 : q + 1;
+      if (pair > 0) p = p + 1 == rounds ? 0 : p + 1;
+      q = q + 1 == rounds ? 0 : q + 1;
       if (one_warp) {
         __syncwarp();
       } else {
@@ -344,11 +344,11 @@ __device__ __forceinline__ void orthogonalize(double* a, int length, int count, 
                                               double rank_tol) {
   const double noise = rank_tol * rank_tol / count;
   if (max(length, count) <= kWarpColumns) {
-    if (threadIdx.x < 32) turn_columns<4, kWarpColumns / 4, true, true>(a, length, count, stride, tolerance, noise);
+    if (threadIdx.x < 32) rotate_columns<4, kWarpColumns / 4, true, true>(a, length, count, stride, tolerance, noise);
   } else if (length <= kBatch * kGroup) {
-    turn_columns<kGroup, kBatch, true, false>(a, length, count, stride, tolerance, noise);
+    rotate_columns<kGroup, kBatch, true, false>(a, length, count, stride, tolerance, noise);
   } else {
-    turn_columns<kGroup, kBatch, false, false>(a, length, count, stride, tolerance, noise);
+    rotate_columns<kGroup, kBatch, false, false>(a, length, count, stride, tolerance, noise);
   }
   __syncthreads();
 }

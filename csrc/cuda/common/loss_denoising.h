@@ -1,4 +1,4 @@
-// Eq. 8 to 10: attention against x_ref, scores against labels.
+// Eq. 8 to 10: attention compared with the angles to x_ref, scores compared with labels.
 #pragma once
 
 #include "cuda/common/loss_task.h"
@@ -6,18 +6,18 @@
 
 namespace d2net::cuda {
 
-// The factors of U_2, p (c, b) and y (b, c), and log(sigma_1 / sigma_r), by one block. memory: as JointLayout says.
+// L_DV: the factors of U_2, p (c, b) and y (b, c), and log(sigma_1 / sigma_r), by one block. memory: see JointLayout.
 template <typename X, typename A = accumulator_t<X>>
-__device__ __forceinline__ void agree(const LossTask<X>& x, double tolerance, double* memory, A* p, A* y) {
+__device__ __forceinline__ void video_term(const LossTask<X>& x, double tolerance, double* memory, A* p, A* y) {
   const int64_t b = x.b, c = x.c;
-  // One half of the warps makes P_2, the other Y_2, so that neither waits for what the other loads.
+  // Half of the warps compute P_2, half Y_2: neither waits for what the other loads.
   const int half = blockDim.x / 64 * 32, lane = threadIdx.x % kGroup;
   if (int(threadIdx.x) < half) {
     for (int64_t base = 0; base < b; base += half / kGroup) {  // the lanes of a warp stay together
       const int64_t i = base + threadIdx.x / kGroup, classes = i < b ? c : 0;
       const A* row = x.pooled + i * c;
-      const Peaks<A> peaks = row_peaks<kGroup>(row, classes, A(x.with.probability_floor), A(x.with.peak_share));
-      for (int64_t k = lane; k < classes; k += kGroup) p[k * b + i] = peaks.value(row[k]);
+      const KeptScores<A> scores = kept_scores<kGroup>(row, classes, A(x.with.probability_floor), A(x.with.peak_share));
+      for (int64_t k = lane; k < classes; k += kGroup) p[k * b + i] = scores.value(row[k]);
     }
   } else {
     const bool per_class = x.with.video_per_class != 0;
@@ -41,18 +41,18 @@ __device__ __forceinline__ void agree(const LossTask<X>& x, double tolerance, do
                          unwanted, memory);
 }
 
-// shares: all that it needs is in shared memory, P_2 and Y_2 behind the rest. Else it is in scratch memory.
-template <typename X, bool shares>
-__global__ void __launch_bounds__(512, 1) agree_kernel(const LossTask<X> x, double tolerance, unsigned enders) {
+// in_shared: all of its memory is shared memory, P_2 and Y_2 behind the rest. Otherwise it is scratch memory.
+template <typename X, bool in_shared>
+__global__ void __launch_bounds__(512, 1) video_kernel(const LossTask<X> x, double tolerance, unsigned final_blocks) {
   D2NET_DYNAMIC_SHARED(double, shared);
-  auto* p = shares ? reinterpret_cast<accumulator_t<X>*>(shared + JointLayout(x.c, x.b).total) : x.s.p;
-  agree(x, tolerance, shares ? shared : x.s.joint, p, shares ? p + x.b * x.c : x.s.y);
-  add_up(x, enders);
+  auto* p = in_shared ? reinterpret_cast<accumulator_t<X>*>(shared + JointLayout(x.c, x.b).total) : x.s.p;
+  video_term(x, tolerance, in_shared ? shared : x.s.joint, p, in_shared ? p + x.b * x.c : x.s.y);
+  total_loss(x, final_blocks);
 }
 
 // The maximum over a recording's own classes at one snippet, and its class; 0 and -1 without one. By a whole warp.
 template <typename A>
-__device__ __forceinline__ A own_attention(const A* row, const A* labels, int64_t c, int32_t* peak) {
+__device__ __forceinline__ A maximum_over_own_classes(const A* row, const A* labels, int64_t c, int32_t* argmax) {
   using Key = typename math::Ordered<A>::Key;
   Key best = math::ordered_key(A(0)) - 1;
   int32_t found = -1;
@@ -69,56 +69,58 @@ __device__ __forceinline__ A own_attention(const A* row, const A* labels, int64_
     found = other > best || (other == best && at < found) ? at : found;
     best = other > best ? other : best;
   }
-  *peak = found;
+  *argmax = found;
   return found < 0 ? A(0) : math::ordered_value<A>(best);
 }
 
-// Eq. 9 of a recording from its sums, by one thread.
+// Eq. 9 of a recording by one thread, from the numbers of pseudo-foreground and pseudo-background snippets and the sums
+// of their attention.
 template <typename X, typename A = accumulator_t<X>>
-__device__ __forceinline__ void condition(const LossTask<X>& x, int64_t i, double n_f, double f_sum, double n_b,
-                                          double b_sum) {
-  x.w.comparable[i] = n_f > 0 && n_b > 0;
-  if (!x.w.comparable[i]) {
-    x.w.snippets[i] = x.w.to_attention[2 * i] = x.w.to_attention[2 * i + 1] = 0;
+__device__ __forceinline__ void snippet_term(const LossTask<X>& x, int64_t i, double n_fg, double sum_fg, double n_bg,
+                                             double sum_bg) {
+  x.w.snippet_valid[i] = n_fg > 0 && n_bg > 0;
+  if (!x.w.snippet_valid[i]) {
+    x.w.snippet_loss[i] = x.w.side_grad[2 * i] = x.w.side_grad[2 * i + 1] = 0;
     return;
   }
   const bool per_class = x.with.snippet_per_class != 0;
-  const double f = 1 / (per_class ? n_f : n_f + n_b), g = 1 / (per_class ? n_b : n_f + n_b);
+  const double by_fg = 1 / (per_class ? n_fg : n_fg + n_bg), by_bg = 1 / (per_class ? n_bg : n_fg + n_bg);
   // Rows: lambda and 1 - lambda; columns: pseudo-foreground and pseudo-background.
-  const Condition2x2 u = floored_condition_2x2(f_sum * f, b_sum * g, (n_f - f_sum) * f, (n_b - b_sum) * g,
-                                               x.with.entry_floor, x.with.rank_tol);
-  x.w.snippets[i] = A(log1p(u.excess));
-  x.w.to_attention[2 * i] = A((u.da - u.dc) * f);
-  x.w.to_attention[2 * i + 1] = A((u.db - u.dd) * g);
+  const Condition2x2 u = clamped_condition_2x2(sum_fg * by_fg, sum_bg * by_bg, (n_fg - sum_fg) * by_fg,
+                                               (n_bg - sum_bg) * by_bg, x.with.entry_floor, x.with.rank_tol);
+  x.w.snippet_loss[i] = A(log1p(u.excess));
+  x.w.side_grad[2 * i] = A((u.da - u.dc) * by_fg);
+  x.w.side_grad[2 * i + 1] = A((u.db - u.dd) * by_bg);
 }
 
 // A block has 32 snippets of one recording. The last launch.
 template <typename X, int N, typename A = accumulator_t<X>>
-__global__ void __launch_bounds__(kLossThreads, 2) score_kernel(const LossTask<X> x, unsigned enders) {
+__global__ void __launch_bounds__(kLossThreads, 2) score_kernel(const LossTask<X> x, unsigned final_blocks) {
   const int64_t recording = blockIdx.x / x.groups, group = blockIdx.x % x.groups;
   const int64_t t = x.t, d = x.d, c = x.c;
   const int64_t first = group * kScoreBlockRows + threadIdx.x / 32 * kScoreRows;
   const int rows = int(max(min(x.counted[recording] - first, int64_t(kScoreRows)), int64_t(0)));
   const int lane = threadIdx.x % 32;
   const int64_t row = recording * t + first + lane;
-  A attention = x.with.snippet != 0 && lane < rows ? x.attention[row] : A(0);  // on its way meanwhile
+  A attention = x.with.snippet != 0 && lane < rows ? x.attention[row] : A(0);  // loads meanwhile
   const Angle<A> mine = angles_of<N>(x.embeddings + (recording * t + first) * d, x.latest_x_ref(), rows, d);
   const A score = A(0.5) * (1 - mine.cosine);
   if (lane < kScoreRows && first + lane < t) x.scores[row] = score;
   if (x.with.snippet != 0) {
     const bool fg = lane < rows && score > A(x.with.fg_threshold), bg = lane < rows && score < A(x.with.bg_threshold);
     if (x.with.own_classes != 0) {
-      int32_t peak = fg || bg ? x.w.peak[row] : -1;
+      int32_t argmax = fg || bg ? x.w.peak[row] : -1;
       for (unsigned left = __ballot_sync(kAllLanes, fg); left != 0; left &= left - 1) {
         const int of = __ffs(int(left)) - 1;
         int32_t found;
-        const A own = own_attention(x.tcam + (recording * t + first + of) * c, x.labels + recording * c, c, &found);
+        const A own =
+            maximum_over_own_classes(x.tcam + (recording * t + first + of) * c, x.labels + recording * c, c, &found);
         if (lane == of) {
           attention = own;
-          peak = found;
+          argmax = found;
         }
       }
-      if (fg || bg) x.w.seen_peak[row] = peak;
+      if (fg || bg) x.w.own_argmax[row] = argmax;
     }
     double sums[4] = {fg ? 1.0 : 0.0, fg ? double(attention) : 0.0, bg ? 1.0 : 0.0, bg ? double(attention) : 0.0};
     block_reduce(sums, Sum{});
@@ -134,9 +136,9 @@ __global__ void __launch_bounds__(kLossThreads, 2) score_kernel(const LossTask<X
       for (int64_t g = threadIdx.x; g < x.groups; g += kLossThreads) sums[k] += of_recording[4 * g + k];
     }
     block_reduce(sums, Sum{});
-    if (threadIdx.x == 0) condition(x, recording, sums[0], sums[1], sums[2], sums[3]);
+    if (threadIdx.x == 0) snippet_term(x, recording, sums[0], sums[1], sums[2], sums[3]);
   }
-  add_up(x, enders);
+  total_loss(x, final_blocks);
 }
 
 }  // namespace d2net::cuda

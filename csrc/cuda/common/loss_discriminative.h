@@ -6,107 +6,108 @@
 
 namespace d2net::cuda {
 
-// Keys and numbers of recordings as one number each, in the order of cycles: the key, NaN last, then the number.
-__device__ __forceinline__ unsigned long long place_of(const float* keys, int64_t i) {
+// A recording's key and index as one number, by which cycles are ordered: by the key, NaN last, then by the index.
+__device__ __forceinline__ unsigned long long cycle_key(const float* keys, int64_t i) {
   const unsigned key = unsigned(math::ordered_key(keys[i])) ^ 0x80000000u;
   return (unsigned long long)(key) << 32 | unsigned(i);
 }
 
-// Draws the partners of recording i: warp `kind` those of that kind. Ends with a barrier.
+// Draws the partners of recording i: warp p those of pair p. Ends with a barrier.
 template <typename X>
 __device__ __forceinline__ void draw_partners(const LossTask<X>& x, int64_t i) {
   const int64_t b = x.b;
-  const int kind = threadIdx.x / 32;
-  if (kind < 3) {
-    const float* keys = x.keys + kind * b;
-    const bool* takes_part = x.valid + (kind == 1 ? 0 : b);  // in the cycle; of w_fb all do
-    const unsigned long long mine = place_of(keys, i), none = ~0ull;
+  const int pair = threadIdx.x / 32;
+  if (pair < kPairs) {
+    const float* keys = x.keys + pair * b;
+    const bool* valid_other = x.valid + (Pairs::other_is_foreground(pair) ? 0 : b);
+    const unsigned long long mine = cycle_key(keys, i), none = ~0ull;
     unsigned long long next = none, first = none;  // the first of all comes after the last
     for (int64_t j = threadIdx.x % 32; j < b; j += 32) {
-      if (kind > 0 && !takes_part[j]) continue;
-      const unsigned long long place = place_of(keys, j);
-      first = min(first, place);
-      if (place > mine) next = min(next, place);
+      if (pair != kFb && !valid_other[j]) continue;
+      const unsigned long long key = cycle_key(keys, j);
+      first = min(first, key);
+      if (key > mine) next = min(next, key);
     }
     next = warp_reduce(next, Min{});
     first = warp_reduce(first, Min{});
-    const bool has_one = kind == 0 || takes_part[i];
+    const bool has_partner = pair == kFb || valid_other[i];
     if (threadIdx.x % 32 == 0) {
-      x.w.partner[kind * b + i] = has_one ? int64_t(unsigned(next == none ? first : next)) : -1;
+      x.w.partner[pair * b + i] = has_partner ? int64_t(unsigned(next == none ? first : next)) : -1;
     }
   }
   __syncthreads();
 }
 
-// The weights of recording i by all threads: w_fb, w_fg and w_bg of Eq. 3, and their derivatives by the cosines.
+// w_fb, w_fg and w_bg of recording i (Eq. 3), and their derivatives with respect to the cosines, by all threads.
 template <typename X, typename A = accumulator_t<X>>
-__device__ __forceinline__ void separate(const LossTask<X>& x, int64_t i, double (&weight)[3], double (&slope)[3]) {
+__device__ __forceinline__ void separation_weights(const LossTask<X>& x, int64_t i, double (&weight)[kPairs],
+                                                   double (&slope)[kPairs]) {
   const int64_t b = x.b, d = x.d;
   if (x.keys != nullptr) draw_partners(x, i);
-  Pair pair[3];
-  double sums[11] = {};  // the squares of x_fg and x_bg; and for each pair u v, and the squares of u and of v
+  Pair pair[kPairs];
+  double sums[2 + 3 * kPairs] = {};  // the squares of x_fg and x_bg; for each pair u . v and the squares of u and of v
 #pragma unroll
-  for (int kind = 0; kind < 3; ++kind) pair[kind] = x.pairs.of(kind, i);
+  for (int p = 0; p < kPairs; ++p) pair[p] = x.pairs.of(p, i);
   for (int64_t k = threadIdx.x; k < d; k += kLossThreads) {
     const double fg = double(x.x_fg()[i * d + k]), bg = double(x.x_bg()[i * d + k]);
     sums[0] += fg * fg;
     sums[1] += bg * bg;
 #pragma unroll
-    for (int kind = 0; kind < 3; ++kind) {
-      if (pair[kind].x < 0) continue;  // the same for all threads
-      const double u = double(x.x[pair[kind].x * d + k]), v = double(x.x[pair[kind].other * d + k]);
-      sums[2 + 3 * kind] += u * v;
-      sums[3 + 3 * kind] += u * u;
-      sums[4 + 3 * kind] += v * v;
+    for (int p = 0; p < kPairs; ++p) {
+      if (pair[p].x < 0) continue;  // the same for all threads
+      const double u = double(x.x[pair[p].x * d + k]), v = double(x.x[pair[p].other * d + k]);
+      sums[2 + 3 * p] += u * v;
+      sums[3 + 3 * p] += u * u;
+      sums[4 + 3 * p] += v * v;
     }
   }
   block_reduce(sums, Sum{});
 #pragma unroll
-  for (int kind = 0; kind < 3; ++kind) {
-    double w = 0;
-    if (pair[kind].x >= 0) {
-      w = sums[2 + 3 * kind] * inverse_norm(sums[3 + 3 * kind]) * inverse_norm(sums[4 + 3 * kind]);
-      weight[kind] = kind > 0 ? x.with.gamma * (1 - w) : w < 0 ? 0 : w;
-      slope[kind] = kind > 0 ? -x.with.gamma : w < 0 ? 0 : 1;
+  for (int p = 0; p < kPairs; ++p) {
+    double cosine = 0;
+    if (pair[p].x >= 0) {
+      cosine = sums[2 + 3 * p] * inverse_norm(sums[3 + 3 * p]) * inverse_norm(sums[4 + 3 * p]);
+      weight[p] = p != kFb ? x.with.gamma * (1 - cosine) : cosine < 0 ? 0 : cosine;
+      slope[p] = p != kFb ? -x.with.gamma : cosine < 0 ? 0 : 1;
     }
-    if (threadIdx.x == 0) x.w.saved[(kCosine + kind) * b + i] = A(w);
+    if (threadIdx.x == 0) x.w.saved[(kCosine + p) * b + i] = A(cosine);
   }
   if (threadIdx.x == 0) {
-    x.w.saved[kInverseNorm * b + i] = A(inverse_norm(sums[0]));
-    x.w.saved[(kInverseNorm + 1) * b + i] = A(inverse_norm(sums[1]));
+    x.w.saved[kInverseNormFg * b + i] = A(inverse_norm(sums[0]));
+    x.w.saved[kInverseNormBg * b + i] = A(inverse_norm(sums[1]));
   }
 }
 
 // Eq. 4 of recording i, by all threads.
 template <typename X, typename A = accumulator_t<X>>
-__device__ __forceinline__ void classify(const LossTask<X>& x, int64_t i) {
+__device__ __forceinline__ void discriminative_term(const LossTask<X>& x, int64_t i) {
   const int64_t b = x.b, c = x.c;
-  double weight[3] = {}, slope[3] = {};
-  if (x.with.separate != 0) separate(x, i, weight, slope);
-  const A of_positive = A(weight[1] + weight[0]), of_negative = A(weight[2] + weight[0]);
+  double weight[kPairs] = {}, slope[kPairs] = {};
+  if (x.with.separate != 0) separation_weights(x, i, weight, slope);
+  const A positive_weight = A(weight[kFg] + weight[kFb]), negative_weight = A(weight[kBg] + weight[kFb]);
   const double scale = x.with.mean_over_classes != 0 ? 1.0 / c : 1.0;
-  double sums[3] = {};  // of the loss, and of its slopes by the weights of positive and of negative classes
+  double sums[3] = {};  // the loss, its gradients with respect to the weights of positive and of negative classes
   for (int64_t k = i * c + threadIdx.x; k < (i + 1) * c; k += kLossThreads) {
     A gradient = 0;
     if (x.counted[i] > 0) {
       const bool positive = x.labels[k] > A(0);
-      const Focal<A> term = focal(x.pooled[k], positive, positive ? of_positive : of_negative, A(x.with.beta),
+      const Focal<A> term = focal(x.pooled[k], positive, positive ? positive_weight : negative_weight, A(x.with.beta),
                                   A(x.with.probability_floor));
-      const double by = x.with.balanced != 0 && positive ? scale * c : scale;
-      sums[0] += by * term.loss;
-      sums[1] += positive ? by * term.to_weight : 0;
-      sums[2] += positive ? 0 : by * term.to_weight;
-      gradient = A(by * term.to_score);
+      const double class_weight = x.with.balanced != 0 && positive ? scale * c : scale;
+      sums[0] += class_weight * term.loss;
+      sums[1] += positive ? class_weight * term.grad_weight : 0;
+      sums[2] += positive ? 0 : class_weight * term.grad_weight;
+      gradient = A(class_weight * term.grad_score);
     }
-    x.w.to_pooled[k] = gradient;
+    x.w.grad_terms[k] = gradient;
   }
   block_reduce(sums, Sum{});
   if (threadIdx.x > 0) return;
   x.w.terms[i] = A(sums[0]);
   if (x.with.separate == 0) return;
-  x.w.saved[(kToCosine + 0) * b + i] = A(slope[0] * (sums[1] + sums[2]));
-  x.w.saved[(kToCosine + 1) * b + i] = A(slope[1] * sums[1]);
-  x.w.saved[(kToCosine + 2) * b + i] = A(slope[2] * sums[2]);
+  x.w.saved[(kGradCosine + kFb) * b + i] = A(slope[kFb] * (sums[1] + sums[2]));
+  x.w.saved[(kGradCosine + kFg) * b + i] = A(slope[kFg] * sums[1]);
+  x.w.saved[(kGradCosine + kBg) * b + i] = A(slope[kBg] * sums[2]);
 }
 
 // Element k of x_ref, by one thread.
@@ -127,17 +128,18 @@ __device__ __forceinline__ void update_x_ref(const LossTask<X>& x, int64_t k) {
   x.new_x_ref[k] = count > 0 ? A(x.with.momentum * x.x_ref[k] + (1 - x.with.momentum) / count * sum) : x.x_ref[k];
 }
 
-// `compared` blocks have a recording each, the others 256 elements of x_ref. enders: 0 where another launch follows.
+// `term_blocks` blocks have a recording each, the others 256 elements of x_ref. final_blocks: 0 where another launch
+// follows.
 template <typename X>
 __global__ void __launch_bounds__(kLossThreads, 1)
-    compare_kernel(const LossTask<X> x, unsigned compared, unsigned enders) {
-  if (blockIdx.x < compared) {
-    classify(x, blockIdx.x);
+    discriminative_kernel(const LossTask<X> x, unsigned term_blocks, unsigned final_blocks) {
+  if (blockIdx.x < term_blocks) {
+    discriminative_term(x, blockIdx.x);
   } else {
-    const int64_t k = int64_t(blockIdx.x - compared) * kLossThreads + threadIdx.x;
+    const int64_t k = int64_t(blockIdx.x - term_blocks) * kLossThreads + threadIdx.x;
     if (x.with.update != 0 && k < x.d) update_x_ref(x, k);
   }
-  if (enders > 0) add_up(x, enders);
+  if (final_blocks > 0) total_loss(x, final_blocks);
 }
 
 }  // namespace d2net::cuda

@@ -7,7 +7,7 @@
 #include "cuda/common/joint.h"
 #include "cuda/common/pool_over_time.h"
 #include "loss.h"
-#include "math/peaks.h"
+#include "math/kept_scores.h"
 
 namespace d2net::cuda {
 
@@ -17,13 +17,15 @@ constexpr int64_t kSharedJoint = 32 * 1024;  // bytes that a block has on every 
 template <typename A>
 struct LossScratch {
   A* partial;         // see PoolOverTime
-  double* sums;       // (b, groups, 4): what Eq. 9 adds up, of 32 snippets
-  int64_t* lowest;    // (b)
-  unsigned* arrived;  // blocks: of each tile of PoolOverTime, of each recording, of all
+  double* sums;       // (b, groups, 4): the sums of Eq. 9 over 32 snippets
+  int64_t* lowest;    // (b): the snippet of the lowest attention
+  unsigned* arrived;  // counters of blocks: of each tile of PoolOverTime, of each recording, of all
   int64_t n_arrived;
   A *p, *y;  // (c, b), (b, c): the factors of U_2
   double* joint;
-  A *grad_pooled, *grad_x, *terms, *of_snippets;  // (b, c), (2, b, d), (b, 2, 2) of PoolGradient, (b, 2)
+  // Totals of gradients (b, c), (2, b, d); terms (b, 2, 2) of PoolGradient; with respect to the attention of any
+  // pseudo-foreground and of any pseudo-background snippet (b, 2).
+  A *grad_pooled, *grad_x, *terms, *grad_sides;
 
   LossScratch(Pieces& pieces, int64_t b, int64_t t, int64_t c, int64_t d) {
     n_arrived = pool_counters(b, d) + b + 1;
@@ -39,18 +41,18 @@ struct LossScratch {
     pieces.take(grad_pooled, b * c);
     pieces.take(grad_x, 2 * b * d);
     pieces.take(terms, 4 * b);
-    pieces.take(of_snippets, 2 * b);
+    pieces.take(grad_sides, 2 * b);
   }
 };
 
-// What every kernel gets.
+// The argument of every kernel.
 template <typename X>
 struct LossTask : Loss<X> {
   using A = accumulator_t<X>;
   LossWorkspace<X> w;
   LossScratch<A> s;
   Pairs pairs;
-  int64_t groups;  // of a recording's snippets, of kScoreBlockRows
+  int64_t groups;  // of kScoreBlockRows snippets, of a recording
   bool has_video;
 
   explicit LossTask(const Loss<X>& x) : LossTask(x, Pieces(x.scratch, x.scratch_bytes)) {}
@@ -74,10 +76,10 @@ __device__ __forceinline__ double or_zero(const T* x) {
   return x == nullptr ? 0 : double(*x);
 }
 
-// A term of weight 0 is off, whatever it is: NaN * 0 would be NaN.
+// A term of weight 0 is off, even if it is NaN: NaN * 0 would be NaN.
 __device__ __forceinline__ double weighted(double weight, double x) { return weight == 0 ? 0 : weight * x; }
 
-// How many of flags[0 ... n) are above 0, of all threads. Flag: of recordings that count, bool or int64_t.
+// How many of flags[0 ... n) are above 0, for all threads. Flag: bool, or int64_t above 0 for recordings that count.
 template <typename Flag>
 __device__ __forceinline__ double block_count(const Flag* flags, int64_t n) {
   int64_t count = 0;
@@ -85,34 +87,36 @@ __device__ __forceinline__ double block_count(const Flag* flags, int64_t n) {
   return double(block_reduce(count, Sum{}));
 }
 
-// By `lanes` neighbouring lanes of a warp. All lanes of the warp must call; those without a row with c = 0.
+// The scores of one recording, by `lanes` neighbouring lanes of a warp. All lanes of the warp must call; those without
+// a row with c = 0.
 template <int lanes, typename A>
-__device__ __forceinline__ Peaks<A> row_peaks(const A* row, int64_t c, A floor, A share) {
-  Peaks<A> peaks(floor, share);
-  if (share < A(0)) return peaks;
-  for (int64_t k = threadIdx.x % lanes; k < c; k += lanes) peaks.compare(row[k]);
+__device__ __forceinline__ KeptScores<A> kept_scores(const A* row, int64_t c, A eps, A fraction) {
+  KeptScores<A> scores(eps, fraction);
+  if (fraction < A(0)) return scores;
+  for (int64_t k = threadIdx.x % lanes; k < c; k += lanes) scores.compare(row[k]);
 #pragma unroll
   for (int step = lanes / 2; step > 0; step /= 2) {
-    peaks.best = max(peaks.best, __shfl_xor_sync(kAllLanes, peaks.best, step));
+    scores.largest = max(scores.largest, __shfl_xor_sync(kAllLanes, scores.largest, step));
   }
-  for (int64_t k = threadIdx.x % lanes; k < c; k += lanes) peaks.add(row[k]);
-  peaks.sum = group_sum<lanes>(peaks.sum);
-  return peaks;
+  for (int64_t k = threadIdx.x % lanes; k < c; k += lanes) scores.add(row[k]);
+  scores.sum = group_sum<lanes>(scores.sum);
+  return scores;
 }
 
-// By each of the `enders`, the blocks that nothing but each other comes after, when it is done.
+// Eq. 1. Called by each of the `final_blocks`, the blocks after which no other computes a term; the last one adds up.
 template <typename X>
-__device__ __forceinline__ void add_up(const LossTask<X>& x, unsigned enders) {
+__device__ __forceinline__ void total_loss(const LossTask<X>& x, unsigned final_blocks) {
   using A = accumulator_t<X>;
-  if (!is_last_block(x.arrived_of_all(), enders)) return;
+  if (!is_last_block(x.arrived_of_all(), final_blocks)) return;
   const double video = x.has_video ? double(*x.video) : 0;
   double sums[4] = {};  // of the terms of Eq. 4 and 9, and how many there are
   for (int64_t i = threadIdx.x; i < x.b; i += blockDim.x) {
-    const bool counts = x.with.classify != 0 && x.counted[i] > 0, compares = x.with.snippet != 0 && x.w.comparable[i];
+    const bool counts = x.with.classify != 0 && x.counted[i] > 0;
+    const bool has_snippet = x.with.snippet != 0 && x.w.snippet_valid[i];
     sums[0] += counts ? double(x.w.terms[i]) : 0.0;
     sums[1] += counts ? 1.0 : 0.0;
-    sums[2] += compares ? double(x.w.snippets[i]) : 0.0;
-    sums[3] += compares ? 1.0 : 0.0;
+    sums[2] += has_snippet ? double(x.w.snippet_loss[i]) : 0.0;
+    sums[3] += has_snippet ? 1.0 : 0.0;
   }
   block_reduce(sums, Sum{});
   if (threadIdx.x > 0) return;

@@ -1,12 +1,12 @@
-// Nearest smaller numbers: a tree of minima in memory that a block shares.
+// Nearest smaller numbers of a column: a tree of minima, which all threads of a block read.
 #pragma once
 
 #include "cuda/common/device.h"
 
 namespace d2net::cuda {
 
-// Minima of neighbouring pairs of numbers (the leaves), of those in turn, and so on up to one. A sequence of n snippets
-// has the leaves 0, its levels, 0: what is searched for is there.
+// Minima of neighbouring pairs of numbers (the leaves), of those in turn, and so on up to one. A column of n snippets
+// has the leaves 0, its levels, 0, so that every search finds one.
 struct MinTree {
   int32_t* nodes;
   int32_t leaves;

@@ -5,8 +5,8 @@
 
 namespace d2net::cuda {
 
-// Far more than the rounding of an IoU in float: what comes before the test of the IoU is looser by it, so that the IoU
-// alone decides.
+// Far more than the rounding of an IoU in float. Tests that come before that of the IoU are looser by it, so that the
+// IoU alone decides.
 constexpr double kSlack = 1e-5;
 
 template <typename T>
@@ -16,12 +16,12 @@ __device__ __forceinline__ bool can_collide(Segment<T> s, T threshold) {
 
 template <typename T>
 __device__ __forceinline__ bool collide(Segment<T> a, Segment<T> b, T threshold) {
-  const T shared = overlap(a, b);
-  // "not below", because inf / inf, which only a threshold of 0 lets come here, counts as reaching 0.
-  return shared > 0 && !(shared / (a.length() + b.length() - shared) < threshold);
+  const T intersection = overlap(a, b);
+  // !(iou < threshold) and not iou >= threshold: inf / inf, which only a threshold of 0 lets through, counts as 0.
+  return intersection > 0 && !(intersection / (a.length() + b.length() - intersection) < threshold);
 }
 
-// Unsigned integers in the order of the floats. -0.0 and 0.0 share one; the place of NaN is not defined.
+// Unsigned integers in the order of the floats. -0.0 and 0.0 have the same key; the order of NaN is not defined.
 __device__ __forceinline__ uint32_t ordered_bits(float x) {
   const uint32_t bits = __float_as_uint(x + 0.0f);
   return bits >> 31 ? ~bits : bits | 0x80000000u;

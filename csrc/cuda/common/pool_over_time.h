@@ -1,10 +1,10 @@
-// Embeddings over time: their sums, and the gradients of these, for attention_pool and for the loss, which does more
-// with a gradient of attention than to write it.
+// Weighted sums of embeddings over time, and their backward, for attention_pool and for the loss, which uses the
+// gradient with respect to attention further.
 //
-// Backward: rows of x that are on a side are read once, all rows of its gradient written once; the two gradients that
-// come in stay in registers for the 20 snippets of a block. 380 blocks of 256 threads (half precision: 128) for 10
-// recordings of 750 snippets of 1024 numbers, all of which an H100 holds at once. Several rows are on their way to a
-// thread. What is not selected is replaced by 0, without a branch (and not multiplied by 0, for it may be NaN).
+// Backward: rows of x that are on a side are read once, all rows of its gradient written once; grad_fg and grad_bg stay
+// in registers for the 20 snippets of a block. 380 blocks of 256 threads (half precision: 128) for 10 recordings of 750
+// snippets of 1024 numbers: an H100 runs all of them at once. A thread loads several rows at once. What is not selected
+// is replaced by 0, without a branch (and not multiplied by 0, for it may be NaN).
 #pragma once
 
 #include <algorithm>
@@ -18,8 +18,8 @@
 namespace d2net::cuda {
 
 constexpr int kBackwardThreads = 256, kBackwardRows = 20, kRowsAtOnce = 4;
-static_assert(kBackwardRows <= 32, "one lane weighs one snippet");
-static_assert(kBackwardRows % kRowsAtOnce == 0, "rows are taken in full rounds");
+static_assert(kBackwardRows <= 32, "a lane has the weights of one snippet");
+static_assert(kBackwardRows % kRowsAtOnce == 0, "a round has kRowsAtOnce rows");
 
 // x (b, t, d), attention (b, t) -> x_fg, x_bg (b, d); see attention_pool.h.
 template <typename T>
@@ -29,14 +29,14 @@ struct PoolOverTime {
   const A* attention;
   const int64_t* lengths;
   int64_t b, t, d;
-  A over, background_over;
+  A threshold, background_threshold;
   bool mean;
   A* partial;         // (b, chunks, 2, d) of scratch, chunks = ceil(t / kPoolChunk)
-  unsigned* arrived;  // pool_counters(b, d) of them, 0 at first
+  unsigned* arrived;  // pool_counters(b, d) counters, 0 before the launch
   A *x_fg, *x_bg;
   bool *valid_fg, *valid_bg;
-  double* weights = nullptr;  // (2, b): sums of the weights; null: not wanted
-  int64_t* lowest = nullptr;  // (b): the snippet of the least attention; null: not wanted
+  double* weights = nullptr;  // (2, b): sums of the weights; null: not computed
+  int64_t* lowest = nullptr;  // (b): the snippet of the lowest attention; null: not computed
 };
 
 inline int64_t pool_counters(int64_t b, int64_t d) { return b * (d / 32 + 1); }  // a tile has 32 columns at least
@@ -45,7 +45,7 @@ inline int64_t pool_counters(int64_t b, int64_t d) { return b * (d / 32 + 1); } 
 template <typename T>
 void pool_over_time(const Stream& on, const PoolOverTime<T>& pool);
 
-// The weights of one snippet on both sides. NaN: not on that side, for no selected weight is NaN.
+// The weights of one snippet on both sides; NaN where it is not on that side, as no selected weight is NaN.
 template <typename A>
 struct Weights {
   A fg, bg;
@@ -57,17 +57,17 @@ __device__ __forceinline__ bool selected(A weight) {
 }
 
 template <typename A>
-__device__ __forceinline__ Weights<A> weigh(A lambda, A over, A background_over) {
+__device__ __forceinline__ Weights<A> weights_of(A lambda, A threshold, A background_threshold) {
   const A background = 1 - lambda;
-  return {lambda > over ? lambda : A(NAN), background > background_over ? background : A(NAN)};
+  return {lambda > threshold ? lambda : A(NAN), background > background_threshold ? background : A(NAN)};
 }
 
-// Every lane weighs one snippet: `lane` of those from `first` on, up to `last` (exclusive).
+// The weights of snippet first + lane, of those before `last`, in every lane.
 template <typename A>
-__device__ __forceinline__ Weights<A> weigh_mine(const A* attention, int64_t first, int64_t last, A over,
-                                                 A background_over) {
+__device__ __forceinline__ Weights<A> weights_of_lane(const A* attention, int64_t first, int64_t last, A threshold,
+                                                      A background_threshold) {
   const int64_t mine = first + threadIdx.x % 32;
-  return weigh(mine < last ? attention[mine] : A(NAN), over, background_over);
+  return weights_of(mine < last ? attention[mine] : A(NAN), threshold, background_threshold);
 }
 
 template <typename A>
@@ -75,7 +75,7 @@ __device__ __forceinline__ Weights<A> of_lane(const Weights<A>& mine, int lane) 
   return {__shfl_sync(kAllLanes, mine.fg, lane), __shfl_sync(kAllLanes, mine.bg, lane)};
 }
 
-// The gradients that reach one thread's columns, times the scale.
+// The gradient of one thread's columns, times the scale.
 template <int N, typename A>
 __device__ __forceinline__ Pack<A, N> scaled(const A* grad, A scale) {
   Pack<A, N> values = load<N>(grad);
@@ -87,18 +87,18 @@ __device__ __forceinline__ Pack<A, N> scaled(const A* grad, A scale) {
 template <typename T>
 struct PoolGradient {
   using A = accumulator_t<T>;
-  const T* x;  // null: the gradient of attention is not wanted
+  const T* x;  // null: the gradient with respect to attention is not computed
   const A* attention;
   const int64_t* lengths;
-  const A* terms;  // (b, 2, 2): scale and shift of each side, of means; null: of sums
+  const A* terms;  // (b, 2, 2): scale and shift of each side, for means; null for sums
   const A *grad_fg, *grad_bg;
   int64_t b, t, d;
-  A over, background_over;
-  T* grad_x;  // null: not wanted
+  A threshold, background_threshold;
+  T* grad_x;  // null: not computed
 };
 
-// A block takes 20 snippets of one recording (blockIdx.x) and all columns, tile by tile, and hands the gradients of
-// their attention to use(recording, first, rows, gradient), called by all threads: thread i has that of first + i.
+// A block takes 20 snippets of one recording (blockIdx.x) and all columns, tile by tile. At the end all threads call
+// use(recording, first, rows, gradient): thread i with the gradient with respect to the attention of snippet first + i.
 template <typename T, int N, typename Use, typename A = accumulator_t<T>>
 __global__ void __launch_bounds__(kBackwardThreads, 2)
     pool_gradient_kernel(const PoolGradient<T> g, int64_t groups, const Use use) {
@@ -109,7 +109,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
   const int rows = int(min(t - first, int64_t(kBackwardRows)));
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t last = min(first + rows, math::clamped_length(g.lengths, recording, t));
-  const Weights<A> mine = weigh_mine(g.attention + recording * t, first, last, g.over, g.background_over);
+  const Weights<A> mine =
+      weights_of_lane(g.attention + recording * t, first, last, g.threshold, g.background_threshold);
   const A* term = g.terms + 4 * recording;
   const A scale_fg = g.terms == nullptr ? A(1) : term[0], scale_bg = g.terms == nullptr ? A(1) : term[2];
   if (lane < kBackwardRows) dots[lane][warp] = 0;
@@ -152,13 +153,13 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
     }
   }
   __syncthreads();
-  A of_attention = 0;
-  if (int(threadIdx.x) < rows) {  // whose `mine` is that of the same row
-    for (unsigned other = 0; other < blockDim.x / 32; ++other) of_attention += dots[threadIdx.x][other];
-    if (g.terms != nullptr && selected(mine.fg)) of_attention -= term[1];
-    if (g.terms != nullptr && selected(mine.bg)) of_attention += term[3];
+  A grad_attention = 0;
+  if (int(threadIdx.x) < rows) {  // `mine` is of the same row
+    for (unsigned other = 0; other < blockDim.x / 32; ++other) grad_attention += dots[threadIdx.x][other];
+    if (g.terms != nullptr && selected(mine.fg)) grad_attention -= term[1];
+    if (g.terms != nullptr && selected(mine.bg)) grad_attention += term[3];
   }
-  use(recording, first, rows, of_attention);
+  use(recording, first, rows, grad_attention);
 }
 
 template <typename T, typename Use>

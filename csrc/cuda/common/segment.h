@@ -17,7 +17,7 @@ __device__ __forceinline__ Segment<T> segment_at(const T* segments, int64_t i) {
   return {segments[2 * i], segments[2 * i + 1]};
 }
 
-// Negative where the segments are apart.
+// The length of the intersection; negative where the segments are apart.
 template <typename T>
 __device__ __forceinline__ T overlap(Segment<T> a, Segment<T> b) {
   return min(a.end, b.end) - max(a.start, b.start);
@@ -28,7 +28,7 @@ __device__ __forceinline__ bool is_finite(T x) {
   return x - x == 0;
 }
 
-// Rows that NMS refuses.
+// Whether NMS refuses the row.
 template <typename T>
 __device__ __forceinline__ bool is_bad(Segment<T> s, T score) {
   return !is_finite(s.start) || !is_finite(s.end) || score != score;
