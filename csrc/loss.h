@@ -84,7 +84,7 @@ class Pieces {
 // The workspace. How large it must be: workspace_bytes() of d2net/ops/loss.py.
 template <typename X, typename A = accumulator_t<X>>
 struct LossWorkspace {
-  int32_t *peak, *last;  // (b, t), (b, c) of topk_pool.h, with kth (b, c)
+  int32_t *argmax, *last;  // (b, t), (b, c) of topk_pool.h, with kth (b, c)
   A* kth;
   int64_t* partner;               // (3, b), as drawn
   A *terms, *grad_terms, *saved;  // (b), (b, c), (kPairsSaved, b): Eq. 4, d terms / d p, and see math/pairs.h
@@ -98,7 +98,7 @@ struct LossWorkspace {
   explicit LossWorkspace(const Loss<X>& x) {
     Pieces pieces(x.workspace, x.workspace_bytes);
     const int64_t b = x.b, c = x.c, own = x.with.own_classes != 0 ? b * x.t : 0;
-    pieces.take(peak, b * x.t);
+    pieces.take(argmax, b * x.t);
     pieces.take(last, b * c);
     pieces.take(kth, b * c);
     pieces.take(partner, 3 * b);

@@ -107,7 +107,7 @@ void maximum_over_own_classes(const Loss<X>& x, const LossWorkspace<X>& w, int t
   parallel_for(x.b * x.t, 1 + 16384 / (x.c + 1), threads, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       w.own_attention[row] = x.attention[row];
-      w.own_argmax[row] = w.peak[row];
+      w.own_argmax[row] = w.argmax[row];
       const int64_t i = row / x.t;
       if (row % x.t >= x.counted[i] || !(x.scores[row] > threshold)) continue;
       w.own_attention[row] = 0;
@@ -198,7 +198,7 @@ void loss(const Loss<X>& x, int threads) {
   *x.video = 0;
   count_recordings(x);
   const int64_t divisor = int64_t(with.topk_divisor);
-  tcam_pool(TopkPool<X>{x.tcam, x.counted, b, t, c, divisor, x.attention, w.peak, x.pooled, w.kth, w.last}, threads);
+  tcam_pool(TopkPool<X>{x.tcam, x.counted, b, t, c, divisor, x.attention, w.argmax, x.pooled, w.kth, w.last}, threads);
   if (with.embed != 0) {
     attention_pool(pool_of(x), threads);
   }
@@ -270,9 +270,9 @@ void loss_backward(const Loss<X>& x, int threads) {
   if (grad_embeddings != nullptr) prefer_huge_pages(grad_embeddings, b * t * d * int64_t(sizeof(X)));
 
   TopkPool<X> topk{x.tcam,      x.counted, b,        t,     c,     int64_t(with.topk_divisor),
-                   x.attention, w.peak,    x.pooled, w.kth, w.last};
-  topk.of_attention = grad_attention.data();
-  topk.of_pooled = grad_pooled.data();
+                   x.attention, w.argmax,  x.pooled, w.kth, w.last};
+  topk.grad_attention = grad_attention.data();
+  topk.grad_pooled = grad_pooled.data();
   topk.grad_x = x.grad_tcam;
   const auto snippet_gradient = [&](int64_t row) {  // of L_DS, with respect to the row's attention
     const X* grad = &grad_sides[2 * (row / t)];

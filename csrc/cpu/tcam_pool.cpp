@@ -17,7 +17,7 @@ constexpr int kRows = 16;
 
 // Maximum of each row of classes, and the lowest class that has it, of up to kRows rows.
 template <typename T>
-[[gnu::always_inline]] inline void maxima(const T* tcam, int rows, int64_t c, T* attention, int32_t* peak) {
+[[gnu::always_inline]] inline void maxima(const T* tcam, int rows, int64_t c, T* attention, int32_t* argmax) {
   using Key = typename Ordered<T>::Key;
   Key best[kRows], found[kRows];
   for (int l = 0; l < kRows; ++l) {
@@ -34,20 +34,20 @@ template <typename T>
   }
   for (int l = 0; l < rows; ++l) {
     attention[l] = c > 0 ? tcam[l * c + found[l]] : T(0);
-    peak[l] = int32_t(found[l]);
+    argmax[l] = int32_t(found[l]);
   }
 }
 template <typename T>
-[[gnu::always_inline]] inline void all_maxima(const T* tcam, int64_t rows, int64_t c, T* attention, int32_t* peak) {
+[[gnu::always_inline]] inline void all_maxima(const T* tcam, int64_t rows, int64_t c, T* attention, int32_t* argmax) {
   int64_t row = 0;
-  for (; row + kRows <= rows; row += kRows) maxima(tcam + row * c, kRows, c, attention + row, peak + row);
-  maxima(tcam + row * c, int(rows - row), c, attention + row, peak + row);
+  for (; row + kRows <= rows; row += kRows) maxima(tcam + row * c, kRows, c, attention + row, argmax + row);
+  maxima(tcam + row * c, int(rows - row), c, attention + row, argmax + row);
 }
-D2NET_SIMD void class_max(const float* tcam, int64_t rows, int64_t c, float* attention, int32_t* peak) {
-  all_maxima(tcam, rows, c, attention, peak);
+D2NET_SIMD void class_max(const float* tcam, int64_t rows, int64_t c, float* attention, int32_t* argmax) {
+  all_maxima(tcam, rows, c, attention, argmax);
 }
-D2NET_SIMD void class_max(const double* tcam, int64_t rows, int64_t c, double* attention, int32_t* peak) {
-  all_maxima(tcam, rows, c, attention, peak);
+D2NET_SIMD void class_max(const double* tcam, int64_t rows, int64_t c, double* attention, int32_t* argmax) {
+  all_maxima(tcam, rows, c, attention, argmax);
 }
 
 }  // namespace
@@ -60,10 +60,10 @@ void tcam_pool(const TopkPool<T>& x, int threads) {
     while (begin < end) {
       const int64_t recording = begin / t, from = begin % t, to = std::min(t, from + end - begin);
       const int64_t valid = std::clamp(math::clamped_length(x.lengths, recording, t), from, to);
-      class_max(x.x + begin * c, valid - from, c, x.attention + begin, x.peak + begin);
+      class_max(x.x + begin * c, valid - from, c, x.attention + begin, x.argmax + begin);
       const int64_t past = recording * t + valid;
       std::fill_n(x.attention + past, to - valid, T(0));
-      std::fill_n(x.peak + past, to - valid, -1);
+      std::fill_n(x.argmax + past, to - valid, -1);
       begin += to - from;
     }
   });

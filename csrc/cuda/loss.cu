@@ -72,7 +72,7 @@ void loss(const Loss<X>& arguments, int device, void* stream) {
   const Tcam<A> tcam{{x.tcam},    x.labels,     c, with.min_snippets, with.skip_unlabelled != 0, x.counted,
                      x.s.arrived, x.s.n_arrived};
   const int64_t divisor = int64_t(with.topk_divisor);
-  const TopkPool<A> pool{x.tcam, x.lengths, b, t, c, divisor, x.attention, x.w.peak, x.pooled, x.w.kth, x.w.last};
+  const TopkPool<A> pool{x.tcam, x.lengths, b, t, c, divisor, x.attention, x.w.argmax, x.pooled, x.w.kth, x.w.last};
   pool_columns(on, tcam, pool);
   const bool score = with.score != 0,
              discriminative = with.classify != 0 || with.update != 0 || !(score || x.has_video);

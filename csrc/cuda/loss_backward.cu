@@ -147,7 +147,7 @@ struct WriteGradTcam {
       const A grad_attention = inside && x.grad_attention != nullptr ? x.grad_attention[row] : A(0);
       grad_max[threadIdx.x] = gradient + grad_attention + (own ? A(0) : grad_snippet);
       grad_own_max[threadIdx.x] = grad_snippet;
-      argmax[threadIdx.x] = inside ? x.w.peak[row] : -1;
+      argmax[threadIdx.x] = inside ? x.w.argmax[row] : -1;
       own_argmax[threadIdx.x] = own && (is_fg || is_bg) ? x.w.own_argmax[row] : -1;
     }
     __syncthreads();

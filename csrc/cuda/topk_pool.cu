@@ -2,7 +2,7 @@
 // the (b, t, c) activations they were pooled from.
 //
 // Bytes: activations within the lengths are read once, gradients are written once, padding included. Attention's
-// gradient and peak, one number a row, and what a column has come from the caches.
+// gradient and argmax, one number a row, and what a column has come from the caches.
 //
 // Layout: a thread takes one pack of neighbouring classes, of 16 bytes or of 4 numbers in half precision.
 #include <cstdint>
@@ -37,23 +37,23 @@ __global__ void __launch_bounds__(kGradientThreads) topk_pool_backward_kernel(co
   }
 
   A gradient[N] = {};
-  if (g.of_pooled != nullptr) {
-    const Pack<T, N> x = load<N>(g.x + i), of_pooled = load<N>(g.of_pooled + column);
+  if (g.grad_pooled != nullptr) {
+    const Pack<T, N> x = load<N>(g.x + i), grad_pooled = load<N>(g.grad_pooled + column);
     const Pack<A, N> kth = load<N>(g.kth + column);
     const Pack<int32_t, N> last = load<N>(g.last + column);
     const A k = A(math::topk_count(length, g.divisor));
 #pragma unroll
     for (int l = 0; l < N; ++l) {
       const bool taken = math::among_topk(to_float(x.at[l]), step, math::ordered_key(kth.at[l]), last.at[l]);
-      gradient[l] = taken ? to_float(of_pooled.at[l]) / k : A(0);
+      gradient[l] = taken ? to_float(grad_pooled.at[l]) / k : A(0);
     }
   }
-  if (g.of_attention != nullptr) {
-    const int32_t peak = g.peak[row];
-    const A of_attention = to_float(g.of_attention[row]);
+  if (g.grad_attention != nullptr) {
+    const int32_t argmax = g.argmax[row];
+    const A grad_attention = to_float(g.grad_attention[row]);
 #pragma unroll
     for (int l = 0; l < N; ++l) {
-      if (first + l == peak) gradient[l] += of_attention;
+      if (first + l == argmax) gradient[l] += grad_attention;
     }
   }
   Pack<T, N> out;
@@ -82,7 +82,7 @@ void topk_pool_backward(const TopkPool<T>& g, int device, void* stream) {
     on.launch(kernel, (packs + kGradientThreads - 1) / kGradientThreads, kGradientThreads, 0, g, packs);
   };
   const bool whole = reinterpret_cast<std::uintptr_t>(g.last) % alignof(Pack<int32_t, N>) == 0;
-  if (whole && fits_packs(g.c, g.grad_x, g.of_pooled, g.x) && fits_packs(g.c, g.kth)) {
+  if (whole && fits_packs(g.c, g.grad_x, g.grad_pooled, g.x) && fits_packs(g.c, g.kth)) {
     launch(topk_pool_backward_kernel<N, T>, g.b * g.t * g.c / N);
   } else {
     launch(topk_pool_backward_kernel<1, T>, g.b * g.t * g.c);

@@ -25,12 +25,12 @@ void check_equals_the_cpu(int64_t b, int64_t t, int64_t c, int64_t offset = 0) {
   const auto grad_attention = check::uniform<T>(b * t, 4), grad_pooled = check::uniform<T>(b * c, 5);
 
   std::vector<T> attention[2], pooled[2], kth[2], grad[2];
-  std::vector<int32_t> peak[2], last[2];
+  std::vector<int32_t> argmax[2], last[2];
   for (int cuda : {0, 1}) {
     grad[cuda].resize(n, T(-1));
     for (auto* x : {pooled, kth}) x[cuda].resize(b * c);
     attention[cuda].resize(b * t);
-    peak[cuda].resize(b * t);
+    argmax[cuda].resize(b * t);
     last[cuda].resize(b * c);
     const d2net::TopkPool<T> x{tcam.data() + offset,
                                lengths.data(),
@@ -39,7 +39,7 @@ void check_equals_the_cpu(int64_t b, int64_t t, int64_t c, int64_t offset = 0) {
                                c,
                                divisor,
                                attention[cuda].data(),
-                               peak[cuda].data(),
+                               argmax[cuda].data(),
                                pooled[cuda].data(),
                                kth[cuda].data(),
                                last[cuda].data(),
@@ -57,7 +57,7 @@ void check_equals_the_cpu(int64_t b, int64_t t, int64_t c, int64_t offset = 0) {
   const double relative = sizeof(T) == 4 ? 0 : 1e-13;  // the order of sums may differ for double
   CHECK(same(attention[1], attention[0], 0) && same(kth[1], kth[0], 0));
   CHECK(same(pooled[1], pooled[0], sizeof(T) == 4 ? 1e-7 : relative) && same(grad[1], grad[0], relative));
-  CHECK(peak[1] == peak[0] && last[1] == last[0]);
+  CHECK(argmax[1] == argmax[0] && last[1] == last[0]);
 }
 
 }  // namespace
@@ -71,16 +71,16 @@ TEST(cuda_tcam_pool_equals_the_cpu) {
   check_equals_the_cpu<double>(1, 8200, 1);  // more than registers hold
 }
 
-TEST(cuda_a_peak_that_is_no_class_gets_no_gradient) {
+TEST(cuda_an_argmax_that_is_no_class_gets_no_gradient) {
   constexpr int32_t kLargest = std::numeric_limits<int32_t>::max(), kLowest = std::numeric_limits<int32_t>::min();
   for (int64_t c : {3, 4}) {
-    std::vector<int32_t> peak = {0, -1, int32_t(c), 2, kLargest, kLowest, 1 << 20, -(1 << 20)}, last(c, kLargest);
-    const int64_t t = int64_t(peak.size());
+    std::vector<int32_t> argmax = {0, -1, int32_t(c), 2, kLargest, kLowest, 1 << 20, -(1 << 20)}, last(c, kLargest);
+    const int64_t t = int64_t(argmax.size());
     const std::vector<float> tcam(t * c, 0.5f), ones(t, 1.0f);
     std::vector<float> grad(t * c, -1.0f), kth(c, 0.5f);
     d2net::cuda::topk_pool_backward(
-        d2net::TopkPool<float>{tcam.data(), nullptr, 1, t, c, 8, nullptr, peak.data(), nullptr, kth.data(), last.data(),
-                               ones.data(), nullptr, grad.data()},
+        d2net::TopkPool<float>{tcam.data(), nullptr, 1, t, c, 8, nullptr, argmax.data(), nullptr, kth.data(),
+                               last.data(), ones.data(), nullptr, grad.data()},
         0, nullptr);
     for (int64_t i = 0; i < t * c; ++i) CHECK(grad[i] == (i == 0 || i == 3 * c + 2 ? 1.0f : 0.0f));
   }
@@ -88,10 +88,10 @@ TEST(cuda_a_peak_that_is_no_class_gets_no_gradient) {
 
 TEST(cuda_tcam_without_classes) {
   std::vector<float> attention(4, 1.0f);
-  std::vector<int32_t> peak(4, 0);
-  d2net::TopkPool<float> pool{nullptr, nullptr, 2, 2, 0, 8, attention.data(), peak.data(), nullptr, nullptr, nullptr};
+  std::vector<int32_t> argmax(4, 0);
+  d2net::TopkPool<float> pool{nullptr, nullptr, 2, 2, 0, 8, attention.data(), argmax.data(), nullptr, nullptr, nullptr};
   d2net::cuda::tcam_pool(pool, 0, nullptr);
-  for (int i = 0; i < 4; ++i) CHECK(attention[i] == 0 && peak[i] == -1);
-  pool.of_attention = attention.data();
+  for (int i = 0; i < 4; ++i) CHECK(attention[i] == 0 && argmax[i] == -1);
+  pool.grad_attention = attention.data();
   d2net::cuda::topk_pool_backward(pool, 0, nullptr);
 }

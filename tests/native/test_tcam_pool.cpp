@@ -14,7 +14,7 @@ void check_both_directions(int64_t c) {
   const auto grad_attention = check::uniform<T>(b * t, 4), grad_pooled = check::uniform<T>(b * c, 5);
   for (int threads : check::kThreads) {
     std::vector<T> attention(b * t), pooled(b * c), kth(b * c), grad(b * t * c);
-    std::vector<int32_t> peak(b * t), last(b * c);
+    std::vector<int32_t> argmax(b * t), last(b * c);
     const d2net::TopkPool<T> x{tcam.data(),
                                lengths.data(),
                                b,
@@ -22,7 +22,7 @@ void check_both_directions(int64_t c) {
                                c,
                                divisor,
                                attention.data(),
-                               peak.data(),
+                               argmax.data(),
                                pooled.data(),
                                kth.data(),
                                last.data(),
@@ -31,7 +31,7 @@ void check_both_directions(int64_t c) {
                                grad.data()};
     d2net::cpu::tcam_pool(x, threads);
     d2net::cpu::topk_pool_backward(x, threads);
-    std::vector<T> expected_pooled(b * c), again(b * c), of_pooled(b * t * c);
+    std::vector<T> expected_pooled(b * c), again(b * c), grad_pooled(b * t * c);
     std::vector<int32_t> until(b * c);
     const d2net::TopkPool<T> alone{tcam.data(),
                                    lengths.data(),
@@ -46,7 +46,7 @@ void check_both_directions(int64_t c) {
                                    until.data(),
                                    nullptr,
                                    grad_pooled.data(),
-                                   of_pooled.data()};
+                                   grad_pooled.data()};
     d2net::cpu::topk_pool(alone, 1);
     d2net::cpu::topk_pool_backward(alone, 1);
     CHECK(pooled == expected_pooled);
@@ -55,10 +55,10 @@ void check_both_directions(int64_t c) {
       int64_t best = 0;
       for (int64_t j = 1; j < c; ++j) best = tcam[row * c + j] > tcam[row * c + best] ? j : best;
       CHECK(attention[row] == (valid ? tcam[row * c + best] : 0));
-      CHECK(peak[row] == (valid ? best : -1));
+      CHECK(argmax[row] == (valid ? best : -1));
       for (int64_t j = 0; j < c; ++j) {
         const int64_t i = row * c + j;
-        CHECK(grad[i] == (valid ? of_pooled[i] + (j == best ? grad_attention[row] : 0) : 0));
+        CHECK(grad[i] == (valid ? grad_pooled[i] + (j == best ? grad_attention[row] : 0) : 0));
       }
     }
   }
@@ -81,34 +81,34 @@ TEST(tcam_pool_takes_the_lowest_of_equal_classes) {
   tcam[7 * c + 5] = tcam[7 * c + 3] = nan;
   tcam[9 * c] = -0.0f;
   for (int64_t j = 1; j < c; ++j) tcam[9 * c + j] = 0.0f;
-  std::vector<int32_t> peak(t), last(c);
+  std::vector<int32_t> argmax(t), last(c);
   const std::vector<float> ones(t, 1.0f);
   for (int threads : check::kThreads) {
     const d2net::TopkPool<float> pool{
-        tcam.data(), nullptr,       1,          t,           c,           8,       attention.data(),
-        peak.data(), pooled.data(), kth.data(), last.data(), ones.data(), nullptr, grad.data()};
+        tcam.data(),   nullptr,       1,          t,           c,           8,       attention.data(),
+        argmax.data(), pooled.data(), kth.data(), last.data(), ones.data(), nullptr, grad.data()};
     d2net::cpu::tcam_pool(pool, threads);
     d2net::cpu::topk_pool_backward(pool, threads);
     for (int64_t row = 0; row < t; ++row) {
       const int64_t wanted = row == 4 ? 2 : row == 7 ? 3 : 0;
-      CHECK(peak[row] == wanted);
+      CHECK(argmax[row] == wanted);
       for (int64_t j = 0; j < c; ++j) CHECK(grad[row * c + j] == (j == wanted ? 1.0f : 0.0f));
     }
     CHECK(std::isnan(attention[7]) && attention[4] == 0.75f && attention[9] == 0);
   }
 }
 
-TEST(a_peak_that_is_no_class_gets_no_gradient) {
+TEST(an_argmax_that_is_no_class_gets_no_gradient) {
   const int64_t t = 8, c = 3;
   constexpr int32_t kLargest = std::numeric_limits<int32_t>::max(), kLowest = std::numeric_limits<int32_t>::min();
-  std::vector<int32_t> peak = {0, -1, 3, 2, kLargest, kLowest, 1 << 20, -(1 << 20)}, last = {kLargest, kLowest, 0};
+  std::vector<int32_t> argmax = {0, -1, 3, 2, kLargest, kLowest, 1 << 20, -(1 << 20)}, last = {kLargest, kLowest, 0};
   const std::vector<float> tcam(t * c, 0.5f), ones(t, 1.0f);
   std::vector<float> kth(c, 0.5f);
   for (int threads : check::kThreads) {
     std::vector<float> grad(t * c, -1.0f);
     d2net::cpu::topk_pool_backward(
-        d2net::TopkPool<float>{tcam.data(), nullptr, 1, t, c, 8, nullptr, peak.data(), nullptr, kth.data(), last.data(),
-                               ones.data(), nullptr, grad.data()},
+        d2net::TopkPool<float>{tcam.data(), nullptr, 1, t, c, 8, nullptr, argmax.data(), nullptr, kth.data(),
+                               last.data(), ones.data(), nullptr, grad.data()},
         threads);
     for (int64_t i = 0; i < t * c; ++i) CHECK(grad[i] == (i == 0 || i == 3 * c + 2 ? 1.0f : 0.0f));
   }
@@ -116,12 +116,12 @@ TEST(a_peak_that_is_no_class_gets_no_gradient) {
 
 TEST(tcam_without_classes_or_recordings) {
   std::vector<float> attention(4, 1.0f);
-  std::vector<int32_t> peak(4, 0);
-  d2net::TopkPool<float> pool{nullptr, nullptr, 2, 2, 0, 8, attention.data(), peak.data(), nullptr, nullptr, nullptr};
+  std::vector<int32_t> argmax(4, 0);
+  d2net::TopkPool<float> pool{nullptr, nullptr, 2, 2, 0, 8, attention.data(), argmax.data(), nullptr, nullptr, nullptr};
   d2net::cpu::tcam_pool(pool, 2);
-  for (int i = 0; i < 4; ++i) CHECK(attention[i] == 0 && peak[i] == -1);
+  for (int i = 0; i < 4; ++i) CHECK(attention[i] == 0 && argmax[i] == -1);
   const float ones[4] = {1, 1, 1, 1};
-  pool.of_attention = ones;
+  pool.grad_attention = ones;
   d2net::cpu::topk_pool_backward(pool, 2);
   d2net::cpu::tcam_pool(d2net::TopkPool<float>{}, 2);
 }

@@ -25,9 +25,9 @@ void pooled_gradient_rows(const double* x, int64_t first, int64_t rows, int64_t 
 }  // namespace detail
 
 // Writes g.grad_x within the lengths, in stretches of a few rows, which count through all recordings. Calls
-// before(row, rows) for each of them, after which g.of_attention is read, then(row, rows) when it is written and still
-// in the nearest cache, and padding(row, rows) for what lies past a length and is not written. row_cost: what the three
-// take, in numbers of a row of grad_x.
+// before(row, rows) for each of them, after which g.grad_attention is read, then(row, rows) when it is written and
+// still in the nearest cache, and padding(row, rows) for what lies past a length and is not written. row_cost: what the
+// three take, in numbers of a row of grad_x.
 template <typename T, typename Before, typename Then, typename Padding>
 void pooled_gradient(const TopkPool<T>& g, int64_t row_cost, int threads, Before before, Then then, Padding padding) {
   using Key = typename math::Ordered<T>::Key;
@@ -45,7 +45,7 @@ void pooled_gradient(const TopkPool<T>& g, int64_t row_cost, int threads, Before
       const int64_t length = math::clamped_length(g.lengths, recording, t), k = math::topk_count(length, g.divisor);
       for (int64_t i = 0; i < group * c; ++i) {
         const int64_t column = recording * c + i % c;
-        share[i] = g.of_pooled != nullptr ? g.of_pooled[column] / k : T(0);
+        share[i] = g.grad_pooled != nullptr ? g.grad_pooled[column] / k : T(0);
         kth[i] = math::ordered_key(g.kth[column]);
         last[i] = std::max(g.last[column], -1) - int32_t(i / c);
       }
@@ -55,10 +55,10 @@ void pooled_gradient(const TopkPool<T>& g, int64_t row_cost, int threads, Before
         before(row, rows);
         detail::pooled_gradient_rows(g.x + row * c, first, rows, c, group, share.data(), kth.data(), last.data(),
                                      grad_x + row * c);
-        if (g.of_attention != nullptr && c > 0) {
+        if (g.grad_attention != nullptr && c > 0) {
           for (int64_t i = row; i < row + rows; ++i) {
-            const int64_t peak = g.peak[i];
-            if (peak >= 0 && peak < c) grad_x[i * c + peak] += g.of_attention[i];
+            const int64_t argmax = g.argmax[i];
+            if (argmax >= 0 && argmax < c) grad_x[i * c + argmax] += g.grad_attention[i];
           }
         }
         then(row, rows);

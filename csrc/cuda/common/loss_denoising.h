@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kLossThreads, 2) score_kernel(const LossTask<X
   if (x.with.snippet != 0) {
     const bool fg = lane < rows && score > A(x.with.fg_threshold), bg = lane < rows && score < A(x.with.bg_threshold);
     if (x.with.own_classes != 0) {
-      int32_t argmax = fg || bg ? x.w.peak[row] : -1;
+      int32_t argmax = fg || bg ? x.w.argmax[row] : -1;
       for (unsigned left = __ballot_sync(kAllLanes, fg); left != 0; left &= left - 1) {
         const int of = __ffs(int(left)) - 1;
         int32_t found;

@@ -69,7 +69,7 @@ struct PoolLayout {
   int lanes;                // of one row, a power of two
 };
 
-// attention and peak of rows [begin, end) of a recording, by all threads of the block.
+// attention and argmax of rows [begin, end) of a recording, by all threads of the block.
 template <int N, typename Input, typename T = typename Input::Number>
 __device__ __forceinline__ void class_maxima(const Input& input, const TopkPool<T>& pool, int lanes, int64_t recording,
                                              int64_t length, int64_t begin, int64_t end) {
@@ -101,7 +101,7 @@ __device__ __forceinline__ void class_maxima(const Input& input, const TopkPool<
     }
     if (lane == 0 && row < end) {
       pool.attention[recording * pool.t + row] = from_float<T>(found < 0 ? 0 : Keys<T>::value(best));
-      pool.peak[recording * pool.t + row] = found;
+      pool.argmax[recording * pool.t + row] = found;
     }
   }
 }
