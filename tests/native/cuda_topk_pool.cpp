@@ -13,9 +13,8 @@ void check_equals_the_cpu(const std::vector<T>& x, const std::vector<int64_t>& l
   const auto grad = check::uniform<T>(b * c, 7);
   std::vector<T> pooled(b * c), kth(b * c), grad_x(b * t * c, T(-1)), expected(b * c), value(b * c), wanted(b * t * c);
   std::vector<int32_t> last(b * c), until(b * c);
-  d2net::TopkPool<T> pool{x.data(),     lengths.data(), b,          t,           c,       divisor, nullptr,
-                          nullptr,      pooled.data(),  kth.data(), last.data(), nullptr, nullptr, grad.data(),
-                          grad_x.data()};
+  d2net::TopkPool<T> pool{x.data(), lengths.data(), b,          t,           c,       divisor,     nullptr,
+                          nullptr,  pooled.data(),  kth.data(), last.data(), nullptr, grad.data(), grad_x.data()};
   d2net::cuda::topk_pool(pool, 0, nullptr);
   d2net::cuda::topk_pool_backward(pool, 0, nullptr);
   pool.pooled = expected.data(), pool.kth = value.data(), pool.last = until.data(), pool.grad_x = wanted.data();

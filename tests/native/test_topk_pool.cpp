@@ -32,9 +32,9 @@ void check_all(const std::vector<T>& x, const std::vector<int64_t>& lengths, int
   for (int threads : check::kThreads) {
     std::vector<T> pooled(b * c), kth(b * c), grad_x(b * t * c, T(-1));
     std::vector<int32_t> last(b * c);
-    const d2net::TopkPool<T> pool{x.data(),     lengths.data(), b,          t,           c,       divisor, nullptr,
-                                  nullptr,      pooled.data(),  kth.data(), last.data(), nullptr, nullptr, grad.data(),
-                                  grad_x.data()};
+    const d2net::TopkPool<T> pool{
+        x.data(), lengths.data(), b,          t,           c,       divisor,     nullptr,
+        nullptr,  pooled.data(),  kth.data(), last.data(), nullptr, grad.data(), grad_x.data()};
     d2net::cpu::topk_pool(pool, threads);
     d2net::cpu::topk_pool_backward(pool, threads);
     for (int64_t i = 0; i < b * c; ++i) {
