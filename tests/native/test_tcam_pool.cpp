@@ -31,7 +31,7 @@ void check_both_directions(int64_t c) {
                                grad.data()};
     d2net::cpu::tcam_pool(x, threads);
     d2net::cpu::topk_pool_backward(x, threads);
-    std::vector<T> expected_pooled(b * c), again(b * c), grad_pooled(b * t * c);
+    std::vector<T> expected_pooled(b * c), again(b * c), grad_alone(b * t * c);
     std::vector<int32_t> until(b * c);
     const d2net::TopkPool<T> alone{tcam.data(),
                                    lengths.data(),
@@ -46,7 +46,7 @@ void check_both_directions(int64_t c) {
                                    until.data(),
                                    nullptr,
                                    grad_pooled.data(),
-                                   grad_pooled.data()};
+                                   grad_alone.data()};
     d2net::cpu::topk_pool(alone, 1);
     d2net::cpu::topk_pool_backward(alone, 1);
     CHECK(pooled == expected_pooled);
@@ -58,7 +58,7 @@ void check_both_directions(int64_t c) {
       CHECK(argmax[row] == (valid ? best : -1));
       for (int64_t j = 0; j < c; ++j) {
         const int64_t i = row * c + j;
-        CHECK(grad[i] == (valid ? grad_pooled[i] + (j == best ? grad_attention[row] : 0) : 0));
+        CHECK(grad[i] == (valid ? grad_alone[i] + (j == best ? grad_attention[row] : 0) : 0));
       }
     }
   }
