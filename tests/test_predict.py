@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import d2net
 from d2net.checkpoint import load_checkpoint, save_checkpoint
-from d2net.cli import app
+from d2net.cli import app, main
 from d2net.detections import read_detections
 from d2net.errors import InputError
 from d2net.features import kinetics400
@@ -185,7 +185,7 @@ def test_inputs_that_cannot_be_used(run, tmp_path):
     features = run.parent / "features"
     for inputs, message in (
         ([tmp_path / "nothing.csv"], "nothing.csv"),
-        ([tmp_path / "empty"], "holds none of"),
+        ([tmp_path / "empty"], "is empty"),
         ([features / "r0.npy", features], "both recording 'r0'"),
         ([features / "r0.npy", tmp_path / "r0.csv"], "both recording 'r0'"),
     ):
@@ -220,3 +220,44 @@ def test_a_real_video(shared, tmp_path):
     code, said = invoke("predict", "kinetics400", shared / "data/video/v_GGSY1Qvo990.mp4", "--out", tmp_path / "out")
     assert code == 0, said
     assert max(detections_of(tmp_path / "out"), key=lambda d: d[4])[1] == "clean and jerk"
+
+
+def test_two_streams_in_two_folders(run, tmp_path):
+    """As docs/own-data.md has them: rgb/ and flow/ in place of the files."""
+    rng = np.random.default_rng(0)
+    for stream in ("rgb", "flow"):
+        (tmp_path / "two" / stream).mkdir(parents=True)
+        for i in range(4):
+            np.save(tmp_path / "two" / stream / f"r{i}.npy", rng.normal(size=(30, 6)).astype(np.float32))
+    (tmp_path / "two" / "features.json").write_text('{"seconds_per_snippet": 0.5}')
+    (tmp_path / "two" / "labels.csv").write_text("recording,labels\nr0,run\nr1,jump\nr2,run\nr3,jump\n")
+    settings = ("--set", "training.iterations=5", "--set", "training.batch_size=2")
+    assert invoke("train", "--data", tmp_path / "two", "--out", tmp_path / "run", *settings)[0] == 0
+    code, said = invoke("predict", tmp_path / "run", tmp_path / "two", "--out", tmp_path / "out")
+    assert code == 0 and "in 4 recordings" in said
+    code, said = invoke("predict", tmp_path / "run", tmp_path / "two" / "rgb", "--out", tmp_path / "out")
+    assert code == 2 and "is 6 wide" in said and "with both streams" in said
+    write_signal(tmp_path / "new.csv", 7)
+    code, said = invoke("predict", tmp_path / "run", tmp_path / "new.csv", "--out", tmp_path / "out")
+    assert code == 2 and "nothing says how they were made" in said
+
+
+def test_what_is_no_input_of_this_model(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "v.mp4").write_bytes(b"video")
+    for place, message in (
+        (tmp_path / "empty", "is empty; give videos"),
+        (tmp_path / "v.mp4", "is a video by its name, and"),
+        (tmp_path / "none.csv", "give a file or a folder"),
+    ):
+        code, said = invoke("predict", run, place, "--out", tmp_path / "out")
+        assert code == 2 and message in said, said
+        assert not (tmp_path / "out" / "features").exists()
+
+
+def test_completion_of_the_shell(monkeypatch, capsys):
+    monkeypatch.setenv("_D2NET_COMPLETE", "source_bash")
+    monkeypatch.setattr("sys.argv", ["d2net"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0 and "complete -o default -F _d2net_completion d2net" in capsys.readouterr().out

@@ -37,7 +37,6 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 study = typer.Typer(no_args_is_help=True, help="Repeat the paper's experiments about the method itself.")

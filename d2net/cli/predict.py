@@ -161,11 +161,12 @@ def _method(predictor: Predictor, weights: Path | None, flow_weights: Path | Non
 
     if predictor.name == KINETICS400:
         return video_method(KINETICS400, weights=weights, batch=batch, device=device)
-    if predictor.model.extraction is None:
+    if (predictor.model.extraction or {}).get("extractor") is None:
         raise InputError(
             f"{predictor.name} was trained on features of which nothing says how they were made; make such of these "
             "inputs and give the .npy, or train on the folder that d2net features writes"
         )
+    assert predictor.model.extraction is not None
     return method_like(
         predictor.model.extraction, weights=weights, flow_weights=flow_weights, batch=batch, device=device
     )

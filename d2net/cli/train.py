@@ -128,7 +128,12 @@ def train(
     said = {name: value for name, value in said.items() if value not in (None, False)}
     record = RunRecord(command_of(context), absolute(data), said, evaluating)
     with notes():
-        checkpoint = trainer.run(resume=resume)
+        try:
+            checkpoint = trainer.run(resume=resume)
+        except KeyboardInterrupt:
+            if trainer.saved:
+                record.write(out)
+            raise
         record = record.write(out)
     if not trainer.trained:
         say(f"nothing left to train, as {checkpoint} is at iteration {trainer.iteration}: raise training.iterations")

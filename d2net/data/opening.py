@@ -91,7 +91,7 @@ class Opening:
             segments=entry.segments,
             seconds_per_snippet=seconds,
             source=source,
-            read=arrays[0].read if len(arrays) == 1 else partial(_joined, arrays, snippets),
+            read=arrays[0].read if len(arrays) == 1 else partial(joined, arrays, snippets),
             duration=entry.duration,
             first_snippet=first,
             snippets=snippets,
@@ -260,7 +260,7 @@ def _cause(r: Recording, widths: tuple[int, ...]) -> str:
     return "stride or fps are probably not those of these features (--stride, --fps)"
 
 
-def _joined(arrays: tuple[FeatureArray, ...], snippets: int) -> np.ndarray:
+def joined(arrays: tuple[FeatureArray, ...], snippets: int) -> np.ndarray:
     """(T, sum of the widths) float32."""
     parts = [a.read() for a in arrays]
     common = min(snippets, *map(len, parts))  # a file that was changed has fewer: Recording.features says so

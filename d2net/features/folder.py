@@ -149,7 +149,7 @@ def write_features(
         done = f"{len(result.written)} of {len(todo)} recordings are done"
         raise KeyboardInterrupt(f"{done}; the same command goes on with the others") from None
     finally:
-        if todo:
+        if todo and (recordings or (out / NAME).exists()):  # nothing is left where nothing could be made
             _save(out, about, recordings)
     return result
 

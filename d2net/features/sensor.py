@@ -187,5 +187,5 @@ def _check_rate(path: Path, rate: float, columns: Columns) -> None:
     if not _LEAST <= rate <= _MOST:
         raise InputError(
             f"{path}: {rate:.4g} rows a second, by column '{columns.time}' in {columns.unit}, cannot be; give "
-            "--time-unit s, ms, us or ns, or the rows a second as --rate"
+            "d2net features --time-unit s, ms, us or ns, or --rate, the rows a second; or mend the times of this file"
         )

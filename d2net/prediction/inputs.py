@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from d2net.data.containers import SUFFIXES, open_file
+from d2net.data.containers import SUFFIXES, FeatureArray, open_file
 from d2net.data.dataset import Dataset, Recording
+from d2net.data.locate import STREAMS, FeatureFolder
+from d2net.data.opening import joined
 from d2net.data.times import Times, UnknownTime
 from d2net.errors import InputError
 from d2net.features import Method, Written, find_recordings, write_features
 from d2net.features.folder import NAME
+from d2net.features.sensor import SUFFIXES as TABLES
+from d2net.features.video import SUFFIXES as VIDEOS
 from d2net.prediction.predictor import Predictor
-from d2net.reading import read_json, typed
+from d2net.reading import missing, read_json, typed
 from d2net.words import counted, quoted
 
 # Other features under one of these would be other numbers.
@@ -71,27 +76,33 @@ def open_inputs(
     raw = []
     for place in inputs:
         if place.suffix.lower() in SUFFIXES and not place.is_dir():
-            _add_features(predictor, [place], place.parent, times, recordings, sources, notes)
+            found = {place.stem: tuple(open_file(place).values())}
+            _add_features(predictor, found, place.parent, times, recordings, sources, notes)
+        elif place.is_dir() and (names := _feature_names(place)):
+            folder = FeatureFolder(place, names)
+            found = {name: folder.open(name) for name in names}
+            _add_features(predictor, found, place, times, recordings, sources, notes)
         elif (place / NAME).is_file():
-            files = sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not files:
-                raise InputError(f"{place}: holds {NAME} and no features; give a folder that d2net features wrote")
-            _add_features(predictor, files, place, times, recordings, sources, notes)
-        elif place.is_dir() and not any(place.glob("*.npy")):
-            raw.append(place)
-        elif place.is_dir():
-            files = sorted(place.glob("*.npy"))
-            _add_features(predictor, files, place, times, recordings, sources, notes)
+            raise InputError(f"{place}: holds {NAME} and no features; give a folder that d2net features wrote")
+        elif place.is_dir() and not any(place.iterdir()):
+            raise InputError(f"{place}: is empty; give videos, sensors' CSV files or features")
         else:
             raw.append(place)
     result = Written()
     if raw:
+        for place in raw:
+            if not place.exists():
+                raise InputError(f"{place}: {missing(place)}; give a file or a folder")
         how = method()
+        for place in raw:
+            if place.suffix.lower() in (VIDEOS | TABLES) - how.suffixes and place.is_file():
+                other, own = ("video", "sensors' CSV files") if how.suffixes == TABLES else ("table", "videos")
+                raise InputError(f"{place}: is a {other} by its name, and {predictor.name} looks at {own}")
         paths, ignored = find_recordings(raw, how.suffixes)
         if ignored:
             notes.append(f"{counted(ignored, 'other file')} in the folders left out, by the names")
         result = write_features(paths, how, store, progress=progress, tell=tell)
-        made = [store / f"{name}.npy" for name in paths if name not in result.failed]
+        made = {n: tuple(open_file(store / f"{n}.npy").values()) for n in paths if n not in result.failed}
         if made:
             _add_features(predictor, made, store, times, recordings, sources, notes)
     if not recordings:
@@ -101,16 +112,23 @@ def open_inputs(
     return Inputs(dataset, sources, result.failed, tuple(dict.fromkeys(notes)))
 
 
+def _feature_names(folder: Path) -> list[str]:
+    """Of the recordings whose features lie in a folder: in it, or in its folders ``rgb`` and ``flow``."""
+    streams = [folder / stream for stream in STREAMS if (folder / stream).is_dir()]
+    files = [p for place in streams or [folder] for p in place.iterdir() if p.suffix.lower() in SUFFIXES]
+    return sorted({p.stem for p in files})
+
+
 def _add_features(
     predictor: Predictor,
-    files: Sequence[Path],
+    found: Mapping[str, tuple[FeatureArray, ...]],
     folder: Path,
     given: Times,
     recordings: dict[str, Recording],
     sources: dict[str, Path],
     notes: list[str],
 ) -> None:
-    """The files as recordings; ``folder`` may have a features.json of them."""
+    """Features by name, an array or one of each stream, as recordings; ``folder`` may have a features.json of them."""
     about = read_json(folder / NAME) if (folder / NAME).is_file() else {}
     known = typed(about.pop("recordings", None) or {}, dict, f'{folder / NAME}: "recordings"')
     notes += _compared(predictor, about, folder / NAME)
@@ -119,38 +137,35 @@ def _add_features(
         seconds, first = times.resolve()
     except UnknownTime as error:
         raise InputError(
-            f"{files[0]}: nothing says when a snippet is; give --seconds-per-snippet, or the folder of d2net features"
+            f"{next(iter(found.values()))[0].source}: nothing says when a snippet is; give --seconds-per-snippet, or "
+            "the folder of d2net features"
         ) from error
     width = sum(predictor.model.stream_widths)
-    for path in files:
-        of = typed(known.get(path.stem) or {}, dict, f"{folder / NAME}: {quoted(path.stem)}")
-        arrays = open_file(path)
-        if len(arrays) != 1:
-            raise InputError(f"{path}: holds {counted(len(arrays), 'array')}; give a file with one array (T, {width})")
-        (array,) = arrays.values()
-        if array.width != width:
+    for name, arrays in found.items():
+        of = typed(known.get(name) or {}, dict, f"{folder / NAME}: {quoted(name)}")
+        source = arrays[0].source
+        if (there := sum(a.width for a in arrays)) != width:
             raise InputError(
-                f"{path}: is {array.width} wide, and {predictor.name} looks at {width} numbers a snippet; give "
-                "features of the same extractor"
+                f"{source}: is {there} wide, and {predictor.name} looks at {width} numbers a snippet; give features of "
+                "the same extractor" + (", with both streams" if 2 * there == width else "")
             )
-        if path.stem in recordings:
-            raise InputError(
-                f"{recordings[path.stem].source} and {path} are both recording {quoted(path.stem)}; rename one"
-            )
-        recordings[path.stem] = Recording(
-            name=path.stem,
+        if name in recordings:
+            raise InputError(f"{recordings[name].source} and {source} are both recording {quoted(name)}; rename one")
+        snippets = min(a.snippets for a in arrays)
+        recordings[name] = Recording(
+            name=name,
             subset="",
             labels=(),
             segments=(),
             seconds_per_snippet=seconds,
-            source=str(path),
-            read=array.read,
+            source=source,
+            read=arrays[0].read if len(arrays) == 1 else partial(joined, arrays, snippets),
             duration=of.get("duration"),
             first_snippet=first,
-            snippets=array.snippets,
+            snippets=snippets,
         )
         if isinstance(of.get("source"), str):
-            sources[path.stem] = folder / of["source"]
+            sources[name] = folder / of["source"]
 
 
 def _compared(predictor: Predictor, about: Mapping[str, Any], where: Path) -> list[str]:
@@ -162,7 +177,7 @@ def _compared(predictor: Predictor, about: Mapping[str, Any], where: Path) -> li
     trained = predictor.model.extraction
     if not trained:
         return []
-    if not about:
+    if "extractor" not in about:
         return [f"{where.parent}: nothing says how the features were made; taken to be as those of the training"]
     for key in _MAKES:
         if key in trained and trained[key] != about.get(key):
