@@ -23,10 +23,10 @@ struct MaskedLeakyRelu {
 D2NET_DECLARE(masked_leaky_relu, MaskedLeakyRelu)
 D2NET_DECLARE(masked_leaky_relu_backward, MaskedLeakyRelu)
 
-// Memory as rows of neighbours that one length cuts: (t, d) of a recording, or (t) of one of its features.
+// Memory as rows that end at one length each: (t, d) of a recording, or (t) of one of its features.
 struct MaskedRows {
-  int64_t size, of_recording;  // numbers of a row, rows of a recording
-  int64_t step;                // numbers of a row that one snippet has
+  int64_t size, of_recording;  // elements of a row, rows of a recording
+  int64_t step;                // elements of a row that belong to one snippet
 
   template <typename T>
   explicit MaskedRows(const MaskedLeakyRelu<T>& x)

@@ -1,4 +1,4 @@
-// Mean of the k largest values over time and, for tcam_pool, the maximum over classes; their gradient.
+// Mean of the k largest values over time and, for tcam_pool, the maximum over classes; and their backward.
 #pragma once
 
 #include "operator.h"
@@ -14,14 +14,14 @@ struct TopkPool {
   int64_t b, t, c, divisor;
 
   T* attention;     // (b, t), the maximum over classes (NaN is larger than every number); 0 past a length
-  int32_t* argmax;  // (b, t), the lowest class that has it; -1 past a length and without classes
+  int32_t* argmax;  // (b, t), the lowest class of that value; -1 past a length and without classes
   T* pooled;        // (b, c), mean of the k = max(1, ceil(length / divisor)) largest of a column; 0 for length 0
   // (b, c), for the backward: value and time index of the k-th entry when the column is ordered by falling value (NaN
   // first, -0 equal to +0) and equals by rising time; (0, -1) for length 0.
   accumulator_t<T>* kth;
   int32_t* last;
 
-  // Backward: gradients of attention and pooled, null for 0; their sum with respect to x.
+  // Backward: gradients with respect to attention and pooled, null for 0, and to x.
   const T *grad_attention = nullptr, *grad_pooled = nullptr;
   T* grad_x = nullptr;  // (b, t, c), 0 past a length
 };

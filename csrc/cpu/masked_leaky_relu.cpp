@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "common/parallel.h"
-#include "common/simd.h"
+#include "cpu/common/parallel.h"
+#include "cpu/common/simd.h"
 #include "math/topk.h"
 
 namespace d2net::cpu {

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <limits>
 
-#include "common/parallel.h"
-#include "common/simd.h"
+#include "cpu/common/parallel.h"
+#include "cpu/common/simd.h"
 #include "math/topk.h"
 #include "topk_pool.h"
 
@@ -12,10 +12,10 @@ namespace {
 
 using math::Ordered;
 
-// Rows whose maxima are taken at once: few classes make short vectors, and time steps there are enough of.
+// Rows whose maxima are computed at once, in the lanes of vectors: there may be few classes, but there are many rows.
 constexpr int kRows = 16;
 
-// Maximum of each row of classes, and the lowest class that has it, of up to kRows rows.
+// Maximum of each of up to kRows rows of classes, and the lowest class of that value.
 template <typename T>
 [[gnu::always_inline]] inline void maxima(const T* tcam, int rows, int64_t c, T* attention, int32_t* argmax) {
   using Key = typename Ordered<T>::Key;
@@ -56,7 +56,7 @@ template <typename T>
 void tcam_pool(const TopkPool<T>& x, int threads) {
   const int64_t t = x.t, c = x.c;
   const int64_t grain = 1 + 16384 / (c + 1);                               // about 10 us of work
-  parallel_for(x.b * t, grain, threads, [&](int64_t begin, int64_t end) {  // rows count through all recordings
+  parallel_for(x.b * t, grain, threads, [&](int64_t begin, int64_t end) {  // rows of (b t)
     while (begin < end) {
       const int64_t recording = begin / t, from = begin % t, to = std::min(t, from + end - begin);
       const int64_t valid = std::clamp(math::clamped_length(x.lengths, recording, t), from, to);

@@ -1,7 +1,7 @@
 // Selection without sorting. A tile of up to 16 neighbouring columns, of one recording or of several, is copied to
-// integer keys in the numbers' order (math/ordered_float.h), and all its columns search at once for the key of their
-// k-th largest entry by bisection: one pass counts, in every lane, the keys at or above a pivot. Long columns first ask
-// a sample where to look, and time steps without a candidate are dropped on the way, so a column is read about ten
+// integer keys in the order of the numbers (math/ordered_float.h). Bisection finds the key of the k-th largest entry of
+// all its columns at once: one pass counts, in every lane, the keys at or above a pivot. For long columns a sample
+// gives the first pivots, and time steps without a candidate are dropped on the way, so that a column is read about ten
 // times whatever its length.
 #include "topk_pool.h"
 

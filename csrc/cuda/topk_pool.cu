@@ -1,8 +1,8 @@
-// The forward is in pool_columns.h. The backward of topk_pool and tcam_pool brings the gradients of their results to
-// the (b, t, c) activations they were pooled from.
+// The forward is in pool_columns.h. The backward of topk_pool and tcam_pool computes the gradient with respect to the
+// (b, t, c) activations.
 //
-// Bytes: activations within the lengths are read once, gradients are written once, padding included. Attention's
-// gradient and argmax, one number a row, and what a column has come from the caches.
+// Bytes: activations within the lengths are read once, gradients are written once, padding included. grad_attention and
+// argmax, one number a row each, and grad_pooled, kth and last, one a column each, come from the caches.
 //
 // Layout: a thread takes one pack of neighbouring classes, of 16 bytes or of 4 numbers in half precision.
 #include <cstdint>
@@ -23,12 +23,12 @@ __global__ void __launch_bounds__(kGradientThreads) topk_pool_backward_kernel(co
   using A = accumulator_t<T>;
   const int64_t index = int64_t(blockIdx.x) * kGradientThreads + threadIdx.x;
   if (index >= packs) return;
-  const int64_t of_row = g.c / N;
-  // Dividing 64 bits takes several times as long.
+  const int64_t row_packs = g.c / N;
+  // 64-bit divisions take several times as long.
   const bool small = packs <= 0xffffffffLL;
-  const int64_t row = small ? unsigned(index) / unsigned(of_row) : index / of_row;
+  const int64_t row = small ? unsigned(index) / unsigned(row_packs) : index / row_packs;
   const int64_t recording = small ? unsigned(row) / unsigned(g.t) : row / g.t;
-  const int32_t step = int32_t(row - recording * g.t), first = int32_t(index - row * of_row) * N;
+  const int32_t step = int32_t(row - recording * g.t), first = int32_t(index - row * row_packs) * N;
   const int64_t i = index * N, column = recording * g.c + first;
   const int64_t length = math::clamped_length(g.lengths, recording, g.t);
   if (step >= length) {

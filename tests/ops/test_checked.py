@@ -190,7 +190,7 @@ MEANING = {
     "counted": lambda x: (x > 0).long(),
     "partner": lambda x: torch.where((x >= 0) & (x < every.B), x, -1),
     "source": lambda x: torch.where((x >= 0) & (x < every.B), x, -1),
-    "peak": lambda x: torch.where((x >= 0) & (x < every.C), x, -1),
+    "argmax": lambda x: torch.where((x >= 0) & (x < every.C), x, -1),
     "last": lambda x: x.clamp(-1, every.T - 1),
     "groups": lambda x: x.unique(return_inverse=True)[1],
 }

@@ -1,5 +1,5 @@
-// The backward that topk_pool, tcam_pool and the loss share: gradients of the results, brought to the (b, t, c)
-// activations they were pooled from.
+// The backward of topk_pool, tcam_pool and the loss: from gradients with respect to their results to that with respect
+// to the (b, t, c) activations.
 #pragma once
 
 #include <algorithm>
@@ -14,30 +14,30 @@ namespace d2net::cpu {
 
 namespace detail {
 
-// out = share where x is among the k largest, for rows [first, first + rows) of one recording, c entries each;
-// x and out begin at the first of them. share, kth and last are given for `group` rows, one after the other,
+// out = grad_taken where x is among the k largest, for rows [first, first + rows) of one recording, c entries each;
+// x and out begin at the first of them. grad_taken, kth and last are given for `group` rows, one after the other,
 // with last counted from the row itself.
-void pooled_gradient_rows(const float* x, int64_t first, int64_t rows, int64_t c, int64_t group, const float* share,
-                          const int32_t* kth, const int32_t* last, float* out);
-void pooled_gradient_rows(const double* x, int64_t first, int64_t rows, int64_t c, int64_t group, const double* share,
-                          const int64_t* kth, const int32_t* last, double* out);
+void pooled_gradient_rows(const float* x, int64_t first, int64_t rows, int64_t c, int64_t group,
+                          const float* grad_taken, const int32_t* kth, const int32_t* last, float* out);
+void pooled_gradient_rows(const double* x, int64_t first, int64_t rows, int64_t c, int64_t group,
+                          const double* grad_taken, const int64_t* kth, const int32_t* last, double* out);
 
 }  // namespace detail
 
-// Writes g.grad_x within the lengths, in stretches of a few rows, which count through all recordings. Calls
-// before(row, rows) for each of them, after which g.grad_attention is read, then(row, rows) when it is written and
-// still in the nearest cache, and padding(row, rows) for what lies past a length and is not written. row_cost: what the
-// three take, in numbers of a row of grad_x.
+// Writes g.grad_x within the lengths, a few rows of (b t) at a time. Calls before(row, rows), after which
+// g.grad_attention of these rows is read; then(row, rows), when they are written and still in the L1 cache; and
+// padding(row, rows) for rows past a length, which are not written. row_cost: the cost of the three for a row, in
+// elements of grad_x.
 template <typename T, typename Before, typename Then, typename Padding>
 void pooled_gradient(const TopkPool<T>& g, int64_t row_cost, int threads, Before before, Then then, Padding padding) {
   using Key = typename math::Ordered<T>::Key;
   T* const grad_x = g.grad_x;
   const int64_t t = g.t, c = g.c;
   const int64_t grain = 1 + 32768 / (c + row_cost + 1);  // about 10 us of work
-  const int64_t group = 1 + 128 / (c + 1);  // rows of few classes are too short for vectors: take several together
+  const int64_t group = 1 + 128 / (c + 1);               // rows of few classes are too short for vectors
   const int64_t block = group * (1 + 32 / group);
   parallel_for(g.b * t, grain, threads, [&](int64_t begin, int64_t end) {
-    std::vector<T> share(group * c);
+    std::vector<T> grad_taken(group * c);
     std::vector<Key> kth(group * c);
     std::vector<int32_t> last(group * c);
     while (begin < end) {
@@ -45,7 +45,7 @@ void pooled_gradient(const TopkPool<T>& g, int64_t row_cost, int threads, Before
       const int64_t length = math::clamped_length(g.lengths, recording, t), k = math::topk_count(length, g.divisor);
       for (int64_t i = 0; i < group * c; ++i) {
         const int64_t column = recording * c + i % c;
-        share[i] = g.grad_pooled != nullptr ? g.grad_pooled[column] / k : T(0);
+        grad_taken[i] = g.grad_pooled != nullptr ? g.grad_pooled[column] / k : T(0);
         kth[i] = math::ordered_key(g.kth[column]);
         last[i] = std::max(g.last[column], -1) - int32_t(i / c);
       }
@@ -53,7 +53,7 @@ void pooled_gradient(const TopkPool<T>& g, int64_t row_cost, int threads, Before
       for (int64_t first = from; first < valid; first += block) {
         const int64_t rows = std::min(block, valid - first), row = recording * t + first;
         before(row, rows);
-        detail::pooled_gradient_rows(g.x + row * c, first, rows, c, group, share.data(), kth.data(), last.data(),
+        detail::pooled_gradient_rows(g.x + row * c, first, rows, c, group, grad_taken.data(), kth.data(), last.data(),
                                      grad_x + row * c);
         if (g.grad_attention != nullptr && c > 0) {
           for (int64_t i = row; i < row + rows; ++i) {

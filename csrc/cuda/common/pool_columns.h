@@ -1,15 +1,15 @@
 // The forward kernel of topk_pool, tcam_pool and the loss: top-k mean of every column and, for the last two, the
 // maximum of every row, in one launch.
 //
-// Bytes: activations (b, t, c) are read once for the columns and, where row maxima are wanted, once for the rows, the
-// second time from the L2 cache as a rule. Written: 2 b t and 3 b c numbers. It is the latency that counts, of about
-// 15 rounds of a search.
+// Bytes: activations (b, t, c) are read once for the columns and, for row maxima, once for the rows, the second time
+// mostly from the L2 cache. Written: 2 b t and 3 b c numbers. The time is mostly the latency of the search, of about 15
+// rounds.
 //
-// Layout: a column has a warp to itself up to 1024 rows (float64: 512), so no round waits at a barrier, and as many as
-// it takes beyond. Its keys stay in registers. A block has up to 8 neighbouring classes of one recording (32 bytes: a
-// sector), as few as it takes to occupy the chip: neighbouring lanes load neighbouring classes, and shared memory turns
-// what they loaded so that a warp gets its column. What registers cannot hold (t above 16384, float64 8192) is read
-// again in every round. Row maxima are for blocks of their own, which are done before the search is.
+// Layout: a column of up to 1024 rows (float64: 512) has one warp, so that no round waits at a barrier; a longer one
+// has several. Its keys stay in registers. A block has up to 8 neighbouring classes of one recording (32 bytes: a
+// sector), fewer if the chip is not occupied: neighbouring lanes load neighbouring classes, and shared memory
+// transposes what they loaded, so that a warp gets its column. What registers cannot hold (t above 16384, float64 8192)
+// is read again in every round. Row maxima have blocks of their own, which end before the search does.
 #pragma once
 
 #include <algorithm>
@@ -25,8 +25,8 @@
 
 namespace d2net::cuda {
 
-// Ordered keys of activations. Those of half precision go without the bits that are always the same, which the search
-// need not look at.
+// Ordered keys of activations. Those of half precision are without the bits that are the same in all of them, which the
+// search need not look at.
 template <typename T>
 struct Keys {
   using Value = accumulator_t<T>;
@@ -41,13 +41,13 @@ struct Keys {
   }
 };
 
-// Activations and the lengths of their recordings, for kernels that find the lengths in another way too.
+// Activations and the lengths of their recordings; the loss finds the lengths in another way.
 template <typename T>
 struct Plain {
   using Number = T;
   const T* __restrict__ x;
 
-  // Of a recording; asked once by all threads of a block. The last argument: whether it is the recording's first block.
+  // Of a recording; all threads of a block call it once. The last argument: whether it is the recording's first block.
   __device__ __forceinline__ int64_t length(const int64_t* lengths, int64_t recording, int64_t t, bool) const {
     return math::clamped_length(lengths, recording, t);
   }
@@ -57,19 +57,19 @@ template <bool kOneWarp>
 constexpr int kPoolThreads = kOneWarp ? 256 : 512;  // of a block, at most
 template <typename T>
 constexpr int kKept = 128 / sizeof(typename Keys<T>::Key);  // entries of its column that a thread keeps
-constexpr int kRowBatch = 8;    // of them, which are left out together where a column is short
-constexpr int kRowsOfLane = 2;  // in a block of rows: one after another
+constexpr int kRowBatch = 8;                                // of them, which are skipped together in a short column
+constexpr int kRowsOfLane = 2;                              // in a block of rows, one after another
 
 struct PoolLayout {
-  int width, warps;         // columns of a block and warps of a column, powers of two
-  unsigned columns_blocks;  // b times `tiles`; blocks of rows follow
-  unsigned tiles, shares;   // blocks of a recording that take its columns, and its rows
-  int64_t rows;             // of a share
-  bool packs;               // rows: several classes a load
-  int lanes;                // of one row, a power of two
+  int width, warps;            // columns of a block and warps of a column, powers of two
+  unsigned columns_blocks;     // b times `tiles`; blocks of rows follow
+  unsigned tiles, row_blocks;  // blocks of a recording for its columns, and for its rows
+  int64_t rows;                // of a block of rows
+  bool packs;                  // rows: several classes a load
+  int lanes;                   // of one row, a power of two
 };
 
-// attention and argmax of rows [begin, end) of a recording, by all threads of the block.
+// attention and argmax of rows [begin, end) of a recording, by all threads of a block.
 template <int N, typename Input, typename T = typename Input::Number>
 __device__ __forceinline__ void class_maxima(const Input& input, const TopkPool<T>& pool, int lanes, int64_t recording,
                                              int64_t length, int64_t begin, int64_t end) {
@@ -107,16 +107,16 @@ __device__ __forceinline__ void class_maxima(const Input& input, const TopkPool<
 }
 
 // A block has a column for every `layout.warps` warps: tile blockIdx.x % tiles of recording blockIdx.x / tiles. Where
-// row maxima are wanted, the last blocks have `layout.rows` rows of a recording each.
+// row maxima are computed, the last blocks have `layout.rows` rows of a recording each.
 template <bool kOneWarp, typename Input, typename T = typename Input::Number>
 __global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
     pool_columns_kernel(const Input input, const TopkPool<T> pool, const PoolLayout layout) {
   using Key = typename Keys<T>::Key;
   constexpr int R = kKept<T>;
   if (blockIdx.x >= layout.columns_blocks) {
-    const unsigned block = blockIdx.x - layout.columns_blocks, recording = block / layout.shares;
+    const unsigned block = blockIdx.x - layout.columns_blocks, recording = block / layout.row_blocks;
     const int64_t length = input.length(pool.lengths, recording, pool.t, false);
-    const int64_t begin = block % layout.shares * layout.rows, end = min(begin + layout.rows, pool.t);
+    const int64_t begin = block % layout.row_blocks * layout.rows, end = min(begin + layout.rows, pool.t);
     if (layout.packs) {
       class_maxima<kPackOf<T>>(input, pool, layout.lanes, recording, length, begin, end);
     } else {
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
     return;
   }
 
-  // Loads begin before the length is known, of the last row and column rather than of none: so none of them waits.
+  // Loads are issued before the length is known; beyond the last row or column they load the last one.
   const unsigned recording = blockIdx.x / layout.tiles, tile = blockIdx.x % layout.tiles;
   const unsigned t = unsigned(pool.t), c = unsigned(pool.c), step = 32 * layout.warps;
   const int64_t origin = recording * pool.t * c, first_column = int64_t(tile) * layout.width;
@@ -142,10 +142,10 @@ __global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
   }
   const unsigned length = unsigned(input.length(pool.lengths, recording, pool.t, tile == 0));
   if (c == 0) return;
-  const int k_of_all = int(math::topk_count(length, pool.divisor));
+  const int topk = int(math::topk_count(length, pool.divisor));
 
-  D2NET_SHARED(Key, turned, [kRowBatch * kPoolThreads<kOneWarp> / 4 * 5]);
-  const unsigned pitch = layout.width < 4 ? layout.width : layout.width + 1;  // few conflicts of banks
+  D2NET_SHARED(Key, transposed, [kRowBatch * kPoolThreads<kOneWarp> / 4 * 5]);
+  const unsigned pitch = layout.width < 4 ? layout.width : layout.width + 1;  // few bank conflicts
   const unsigned own = threadIdx.x / step, own_first = threadIdx.x % step;
   Key kept[R];  // of rows first + i * step of column `own`; kNone past the length
 #pragma unroll
@@ -161,10 +161,10 @@ __global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
     if (layout.width == 1) continue;
     __syncthreads();
 #pragma unroll
-    for (int i = 0; i < kRowBatch; ++i) turned[(i * step + first) * pitch + at] = kept[batch + i];
+    for (int i = 0; i < kRowBatch; ++i) transposed[(i * step + first) * pitch + at] = kept[batch + i];
     __syncthreads();
 #pragma unroll
-    for (int i = 0; i < kRowBatch; ++i) kept[batch + i] = turned[(i * step + own_first) * pitch + own];
+    for (int i = 0; i < kRowBatch; ++i) kept[batch + i] = transposed[(i * step + own_first) * pitch + own];
   }
   at = own, first = own_first;
   const int64_t column = first_column + at, out = recording * c + column;
@@ -198,22 +198,22 @@ __global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
   };
 
   Columns<kOneWarp> columns{layout.warps};
-  Key ends[2] = {math::kLargest<Key>, math::kLargest<Key>};  // smallest key, and turned (~) the largest
+  Key ends[2] = {math::kLargest<Key>, math::kLargest<Key>};  // the smallest key, and ~ of the largest
   each([&](Key key) {
     ends[0] = key != Keys<T>::kNone && key < ends[0] ? key : ends[0];
     ends[1] = ~key < ends[1] ? ~key : ends[1];
   });
   columns.reduce(ends, math::kLargest<Key>, Min());
 
-  const int k = present ? k_of_all : 0;
+  const int k = present ? topk : 0;
   const Key kth = kth_largest(columns, k, ends[0], Key(~ends[1]), present ? int(length) : 0, each);
 
-  // A bit for each equal of the k-th: the compiler would keep R row numbers in registers.
+  // A bit for each key equal to the k-th: the compiler would keep R row numbers in registers.
   unsigned equals = 0;
 #pragma unroll
   for (int i = 0; i < R; ++i) equals |= unsigned(kept[i] == kth) << i;
   double sum[1] = {0};
-  int count[2] = {0, __popc(equals)};  // of entries above the k-th, and of its equals
+  int count[2] = {0, __popc(equals)};  // of keys above the k-th, and of those equal to it
   each([&](Key key) {
     if (key > kth) sum[0] += Keys<T>::value(key);
     count_if_reached(count[0], key, Key(kth + 1));
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
   columns.reduce(sum, 0.0, Sum());
   columns.reduce(count, 0, Sum());
 
-  // The first of the equals in time are taken: the largest once rows are turned (~).
+  // Among equal keys the first rows are taken, which are the largest of ~row.
   const int ties = k - count[0];
   const int last = ~kth_largest(columns, ties, -int(length), -1, present ? count[1] : 0, [&](auto f) {
     for (unsigned left = equals; left != 0; left &= left - 1) f(~int(first + (__ffs(int(left)) - 1) * step));
@@ -248,7 +248,7 @@ void pool_columns(const Stream& on, const Input& input, const TopkPool<T>& pool)
   int warps = 1, width = kPoolThreads<true> / 32;
   while (warps < kMostWarps && int64_t(32) * kKept<T> * warps < pool.t) warps *= 2;
   while (width > 1 && (width * warps > kMostWarps || width / 2 >= pool.c)) width /= 2;
-  // Fewer columns a block waste bandwidth, but idle multiprocessors waste more.
+  // Fewer columns a block waste bandwidth, but idle multiprocessors are worse.
   const auto tiles = [&](int of) { return pool.c > 0 ? (pool.c + of - 1) / of : 1; };
   while (width > 1 && 2 * pool.b * tiles(width) <= on.multiprocessors()) width /= 2;
 
@@ -257,12 +257,12 @@ void pool_columns(const Stream& on, const Input& input, const TopkPool<T>& pool)
   int lanes = 1;
   while (lanes < 32 && lanes < loads) lanes *= 2;
   const int64_t rows = threads / lanes * kRowsOfLane;
-  const int64_t shares = pool.attention == nullptr ? 0 : (pool.t + rows - 1) / rows;
+  const int64_t row_blocks = pool.attention == nullptr ? 0 : (pool.t + rows - 1) / rows;
   const int64_t columns_blocks = pool.b * tiles(width);
-  on.launch(
-      warps == 1 ? pool_columns_kernel<true, Input> : pool_columns_kernel<false, Input>,
-      columns_blocks + pool.b * shares, threads, 0, input, pool,
-      PoolLayout{width, warps, unsigned(columns_blocks), unsigned(tiles(width)), unsigned(shares), rows, packs, lanes});
+  on.launch(warps == 1 ? pool_columns_kernel<true, Input> : pool_columns_kernel<false, Input>,
+            columns_blocks + pool.b * row_blocks, threads, 0, input, pool,
+            PoolLayout{width, warps, unsigned(columns_blocks), unsigned(tiles(width)), unsigned(row_blocks), rows,
+                       packs, lanes});
 }
 
 }  // namespace d2net::cuda
