@@ -260,7 +260,7 @@ def test_min_contrast():
     [
         ({"max_classes": 0}, "max_classes is 0; it must be at least 1"),
         ({"attention_peak": 0.0}, "attention_peak is 0.0; it must be above 0"),
-        ({"class_threshold": 1.5}, "class_threshold is 1.5; it must be at least 0 and below 1, a share"),
+        ({"class_threshold": 1.5}, "class_threshold is 1.5; it must be at least 0 and below 1, a fraction"),
     ],
 )
 def test_settings_that_cannot_work(change, message):
