@@ -561,7 +561,7 @@ def spoil(data: Path, what: str) -> None:
         ("unused", "1 feature files belong to no recording: 'video_99.npy'"),
         ("class", "1 classes occur in validation and not in test: 'Dive'"),
         ("listed", "1 classes are listed and occur in no recording: 'Never'"),
-        ("late", "1 segments end after their recording: one of 'video_1' at 47 s"),
+        ("late", "1 segment past the end of the recording: one of 'video_1' ends at 47 s"),
         ("unlabelled", "1 of the recordings of validation have no label: 'video_1'"),
     ],
 )

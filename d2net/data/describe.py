@@ -16,7 +16,7 @@ from d2net.data.labels import label_problems
 from d2net.data.opening import Opening, duration_problems
 from d2net.data.times import Times, UnknownTime
 from d2net.errors import InputError
-from d2net.words import listed
+from d2net.words import counted, listed
 
 _SHOWN = 25  # classes in a line
 _PROBLEMS = 5  # sentences of one kind
@@ -168,14 +168,24 @@ def _annotations(catalog: Catalog, recordings: Sequence[Recording]) -> list[str]
             "--set loss.skip_unlabelled=true where they are background alone"
         )
     problems += everywhere([r for r in recordings if r.subset == train])
-    late = []
+    late, reached = [], []
     for r in recordings:
         # Without a duration the features say how long it is, to about a window.
         end = r.duration or r.first_snippet + (r.snippets or 0) * r.seconds_per_snippet + _SLACK
         late += [(r.name, last, end) for _, last, _ in r.segments if last > end + _SLACK]
+        reached += [max(last for _, last, _ in r.segments) / end] if r.segments else []
     if late:
         name, last, end = max(late, key=lambda each: each[1] - each[2])
-        problems.append(f"{len(late)} segments end after their recording: one of '{name}' at {last:g} s of {end:.4g} s")
+        problems.append(
+            f"{counted(len(late), 'segment')} past the end of the recording: one of '{name}' ends at {last:g} s of "
+            f"{end:.4g} s"
+        )
+    if reached and max(reached) < 0.02:
+        seconds = max(r.seconds_per_snippet for r in recordings if r.segments)
+        problems.append(
+            f"all segments lie in the first {100 * max(reached):.2g} % of their recordings: a snippet is probably not "
+            f"{seconds:g} s long (milliseconds taken for seconds?)"
+        )
     return problems
 
 
