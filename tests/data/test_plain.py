@@ -425,4 +425,4 @@ def test_a_folder_of_ones_own_is_never_replaced(tmp_path):
 @pytest.mark.parametrize(("seconds", "said"), [(0.5, False), (500.0, True)])
 def test_a_snippet_in_milliseconds_is_said(tmp_path, seconds, said):
     problems = inspect(find_dataset(write(tmp_path)), times=Times(seconds_per_snippet=seconds)).problems
-    assert any(p.startswith("all segments lie in the first 0.06 % of their recordings") for p in problems) == said
+    assert any(p.startswith("all segments lie in the first 0.05 % of their recordings") for p in problems) == said
