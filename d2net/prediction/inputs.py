@@ -176,7 +176,12 @@ def _compared(predictor: Predictor, about: Mapping[str, Any], where: Path) -> li
     """
     trained = predictor.model.extraction
     if not trained:
-        return []
+        if "extractor" not in about:
+            return []
+        kind = quoted(about["extractor"])
+        return [
+            f"{where}: made by extractor {kind}; {predictor.name} does not say of its own, so see that they are alike"
+        ]
     if "extractor" not in about:
         return [f"{where.parent}: nothing says how the features were made; taken to be as those of the training"]
     for key in _MAKES:
