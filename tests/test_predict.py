@@ -16,9 +16,11 @@ from typer.testing import CliRunner
 import d2net
 from d2net.checkpoint import load_checkpoint, save_checkpoint
 from d2net.cli import app, main
+from d2net.data.times import Times
 from d2net.detections import read_detections
 from d2net.errors import InputError
 from d2net.features import kinetics400
+from d2net.prediction import Kinetics400, Predictor, open_inputs
 
 CLASSES = ("jump", "run")
 
@@ -253,6 +255,28 @@ def test_what_is_no_input_of_this_model(run, tmp_path):
         code, said = invoke("predict", run, place, "--out", tmp_path / "out")
         assert code == 2 and message in said, said
         assert not (tmp_path / "out" / "features").exists()
+
+
+def test_signals_beside_features_are_counted(run, tmp_path):
+    array = np.load(run.parent / "features" / "r0.npy")
+    np.save(tmp_path / "r0.npy", array)
+    write_signal(tmp_path / "r1.csv", 7)
+    (tmp_path / "labels.csv").write_text("recording,labels\nr0,run\n")
+    code, said = invoke("predict", run, tmp_path, "--out", tmp_path / "out")
+    assert code == 0 and "only the features in it are looked at, and 1 video or table left out" in said
+
+
+def test_two_streams_of_one_file_in_any_order(tmp_path):
+    rng = np.random.default_rng(0)
+    flow, rgb = rng.normal(size=(30, 2)), np.abs(rng.normal(size=(30, 3))) + 9
+    np.savez(tmp_path / "a.npz", flow=flow, rgb=rgb)
+    model = Kinetics400()
+    model.stream_widths, model.extraction = (3, 2), None
+    times = Times(seconds_per_snippet=1.0)
+    found = open_inputs(
+        Predictor(model, "m"), [tmp_path / "a.npz"], method=lambda: None, store=tmp_path / "s", times=times
+    )
+    np.testing.assert_allclose(found.dataset.features(0), np.concatenate([rgb, flow], 1), rtol=1e-6)
 
 
 def test_completion_of_the_shell(monkeypatch, capsys):

@@ -21,7 +21,7 @@ from d2net.reading import missing, read_json, typed
 from d2net.words import quoted
 
 NAME = "features.json"
-_ANNOTATIONS = ("labels.csv", "segments.csv", "detections.csv")  # beside recordings, and none themselves
+ANNOTATIONS = ("labels.csv", "segments.csv", "detections.csv")  # beside recordings, and none themselves
 _SAVED_EVERY = 5.0  # seconds
 
 
@@ -62,7 +62,7 @@ def find_recordings(inputs: Iterable[Path], suffixes: frozenset[str]) -> tuple[d
         paths = [place]
         if place.is_dir():
             everything = _files_in(place)
-            paths = [p for p in everything if p.suffix.lower() in suffixes and p.name not in _ANNOTATIONS]
+            paths = [p for p in everything if p.suffix.lower() in suffixes and p.name not in ANNOTATIONS]
             ignored += len(everything) - len(paths)
             if not paths:
                 raise InputError(

@@ -15,7 +15,7 @@ from d2net.data.opening import joined
 from d2net.data.times import Times, UnknownTime
 from d2net.errors import InputError
 from d2net.features import Method, Written, find_recordings, write_features
-from d2net.features.folder import NAME
+from d2net.features.folder import ANNOTATIONS, NAME
 from d2net.features.sensor import SUFFIXES as TABLES
 from d2net.features.video import SUFFIXES as VIDEOS
 from d2net.prediction.predictor import Predictor
@@ -76,9 +76,14 @@ def open_inputs(
     raw = []
     for place in inputs:
         if place.suffix.lower() in SUFFIXES and not place.is_dir():
-            found = {place.stem: tuple(open_file(place).values())}
+            arrays = open_file(place)
+            found = {place.stem: tuple(arrays[s] for s in STREAMS if s in arrays) or tuple(arrays.values())}
             _add_features(predictor, found, place.parent, times, recordings, sources, notes)
         elif place.is_dir() and (names := _feature_names(place)):
+            others = [p for p in place.iterdir() if p.suffix.lower() in VIDEOS | TABLES and p.name not in ANNOTATIONS]
+            if others:
+                left = counted(len(others), "video or table", "videos or tables")
+                notes.append(f"{place}: only the features in it are looked at, and {left} left out")
             folder = FeatureFolder(place, names)
             found = {name: folder.open(name) for name in names}
             _add_features(predictor, found, place, times, recordings, sources, notes)
