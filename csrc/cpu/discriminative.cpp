@@ -1,6 +1,7 @@
 #include "cpu/discriminative.h"
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "cpu/common/parallel.h"
@@ -39,15 +40,17 @@ void different_partners(const float* keys, const bool* valid, int64_t b, int64_t
   std::vector<math::Ordered<float>::Key> key(b);
   for (int pair = 0; pair < kPairs; ++pair) {
     const bool* valid_other = valid + (Pairs::other_is_foreground(pair) ? 0 : b);
-    order.clear();
-    for (int64_t i = 0; i < b; ++i) {
-      key[i] = math::ordered_key(keys[pair * b + i]);
-      if (pair == kFb || valid_other[i]) order.push_back(i);
-    }
+    for (int64_t i = 0; i < b; ++i) key[i] = math::ordered_key(keys[pair * b + i]);
+    std::iota(order.begin(), order.end(), 0);
     std::sort(order.begin(), order.end(),
               [&](int64_t i, int64_t j) { return key[i] < key[j] || (key[i] == key[j] && i < j); });
-    std::fill(partner + pair * b, partner + (pair + 1) * b, int64_t(-1));
-    for (size_t k = 0; k < order.size(); ++k) partner[pair * b + order[k]] = order[(k + 1) % order.size()];
+    // Backwards, twice around: the second time the first ones follow the last.
+    int64_t next = -1;
+    for (int64_t k = 2 * b - 1; k >= 0; --k) {
+      const int64_t i = order[k % b];
+      partner[pair * b + i] = next;
+      if (valid_other[i]) next = i;
+    }
   }
 }
 

@@ -75,7 +75,7 @@ class LossInputs(NamedTuple):
         labels: (B, C), above 0 where a recording has the class.
         x_ref: (D,), for ``update`` and ``score``.
         keys: (3, B) float32 random numbers, one row for each of w_fb, w_fg and w_bg of Eq. 3. They give the recordings
-            that have the embedding an order; each is paired with the next one, the last with the first.
+            an order; each is paired with the next one that has the other embedding, the first coming after the last.
         partner: (3, B) int64, the recording that x~ comes from in w_fb, w_fg and w_bg. The weight is 0 where the index
             is not one of 0 ... B - 1.
         source: (B,) int64, the recording that x_fg of w_fb comes from. None: the recording itself; then the weight is 0
@@ -206,16 +206,18 @@ def counted_lengths(tcam: Tensor, lengths: Tensor | None, labels: Tensor, settin
 def different_partners(keys: Tensor, valid: Tensor) -> Tensor:
     """(3, B) int64: every recording's partner for w_fb, w_fg and w_bg of Eq. 3.
 
-    In the order of ``keys`` each is paired with the next, the last with the first: for w_fb among all recordings, for
-    w_fg among those with an x_fg, for w_bg among those with an x_bg. A recording outside is its own partner.
+    In the order of ``keys``, the first coming after the last, it is the next recording that has the other embedding:
+    an x_bg for w_fb and w_bg, an x_fg for w_fg. Where only the recording itself has one, it is its own partner; where
+    none has, the partner is -1.
     """
-    takes_part = torch.stack((torch.ones_like(valid[FG]), valid[FG], valid[BG]))
-    place = torch.arange(keys.shape[1], device=keys.device)
+    b = keys.shape[1]
     order = keys.argsort(dim=1, stable=True)
-    order = order.gather(1, (~takes_part).gather(1, order).byte().argsort(dim=1, stable=True))
-    count = takes_part.sum(1, keepdim=True)
-    following = torch.where(place < count, (place + 1) % count.clamp(min=1), place)
-    return torch.empty_like(order).scatter_(1, order, order.gather(1, following))
+    # The places of those that have it, twice around, and of each place the least that is not before it.
+    places = torch.where(valid[OTHER].gather(1, order).repeat(1, 2), torch.arange(2 * b, device=keys.device), 2 * b)
+    at_or_after = places.flip(1).cummin(1).values.flip(1) if b else places
+    following = at_or_after[:, 1 : b + 1]
+    next_one = torch.where(following < 2 * b, order.gather(1, following % max(b, 1)), -1)
+    return torch.empty_like(order).scatter_(1, order, next_one)
 
 
 def separation_weights(x: Tensor, valid: Tensor, partner: Tensor, source: Tensor | None, gamma: float) -> Tensor:

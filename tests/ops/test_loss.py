@@ -187,19 +187,33 @@ PATTERNS = [[1, 1, 1, 1, 1], [1, 0, 1, 1, 0], [0, 0, 1, 0, 1], [0, 0, 0, 1, 0], 
 
 @pytest.mark.parametrize("fg", PATTERNS)
 @pytest.mark.parametrize("bg", PATTERNS)
-def test_partners_form_a_cycle_through_those_that_have_the_embedding(fg, bg):
+def test_a_partner_is_found_whenever_another_recording_has_the_embedding(fg, bg):
     valid, seen = torch.tensor([fg, bg]).bool(), set()
     for seed in range(8):
         keys = torch.rand(3, 5, generator=torch.Generator().manual_seed(seed))
         partner = different_partners(keys, valid)
-        for row, takes_part in enumerate((torch.ones(5).bool(), *valid)):
-            members = takes_part.nonzero()[:, 0].tolist()
-            assert all(partner[row][i] == i for i in range(5) if i not in members)
-            order = sorted(members, key=lambda i: keys[row, i])
+        for row, has in enumerate((bg, fg, bg)):
+            order = sorted(range(5), key=lambda i: keys[row, i])
             for place, i in enumerate(order):
-                assert partner[row][i] == order[(place + 1) % len(order)]
+                following = [j for j in order[place + 1 :] + order[: place + 1] if has[j]]
+                assert partner[row][i] == (following[0] if following else -1)
         seen.add(tuple(partner.flatten().tolist()))
-    assert len(seen) > 1
+    assert len(seen) > 1 or (sum(fg) < 2 and sum(bg) < 2)
+
+
+def test_no_weight_is_lost_while_another_recording_has_the_embedding(device):
+    """Of three recordings with an x_fg only one has an x_bg: the other two are both compared with it (w_fb)."""
+    tcam = torch.full((3, 8, 1), 0.9, dtype=torch.float64)
+    tcam[0, :4] = 0.1
+    settings = LossSettings(classify=True, separate=True, embed=True, gamma=0.0)
+    for seed in range(6):
+        keys = torch.rand(3, 3, generator=torch.Generator().manual_seed(seed))
+        x = LossInputs(tcam, torch.ones(3, 8, 4, dtype=torch.float64), None, torch.ones(3, 1), keys=keys)
+        found = d2net_loss(to(x, device), settings).discriminative.item()
+        # Recording 0 has nobody to be compared with; of the others the weight of the positive class is 1 - p + 1.
+        p = [0.9, 0.9, 0.9]
+        weight = [0.0, 1.0, 1.0]
+        assert found == pytest.approx(sum(-math.log(q) * (1 - q + w) ** 2 for q, w in zip(p, weight, strict=True)) / 3)
 
 
 @pytest.mark.parametrize("b", [2, 7, 40, 300])

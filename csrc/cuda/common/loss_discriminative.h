@@ -6,8 +6,8 @@
 
 namespace d2net::cuda {
 
-// A recording's key and index as one number, by which cycles are ordered: by the key, NaN last, then by the index.
-__device__ __forceinline__ unsigned long long cycle_key(const float* keys, int64_t i) {
+// A recording's key and index as one number, by which recordings are ordered: by the key, NaN last, then by the index.
+__device__ __forceinline__ unsigned long long order_key(const float* keys, int64_t i) {
   const unsigned key = unsigned(math::ordered_key(keys[i])) ^ 0x80000000u;
   return (unsigned long long)(key) << 32 | unsigned(i);
 }
@@ -20,20 +20,18 @@ __device__ __forceinline__ void draw_partners(const LossTask<X>& x, int64_t i) {
   if (pair < kPairs) {
     const float* keys = x.keys + pair * b;
     const bool* valid_other = x.valid + (Pairs::other_is_foreground(pair) ? 0 : b);
-    const unsigned long long mine = cycle_key(keys, i), none = ~0ull;
+    const unsigned long long mine = order_key(keys, i), none = ~0ull;
     unsigned long long next = none, first = none;  // the first of all comes after the last
     for (int64_t j = threadIdx.x % 32; j < b; j += 32) {
-      if (pair != kFb && !valid_other[j]) continue;
-      const unsigned long long key = cycle_key(keys, j);
+      if (!valid_other[j]) continue;
+      const unsigned long long key = order_key(keys, j);
       first = min(first, key);
       if (key > mine) next = min(next, key);
     }
     next = warp_reduce(next, Min{});
     first = warp_reduce(first, Min{});
-    const bool has_partner = pair == kFb || valid_other[i];
-    if (threadIdx.x % 32 == 0) {
-      x.w.partner[pair * b + i] = has_partner ? int64_t(unsigned(next == none ? first : next)) : -1;
-    }
+    if (next == none) next = first;
+    if (threadIdx.x % 32 == 0) x.w.partner[pair * b + i] = next == none ? -1 : int64_t(unsigned(next));
   }
   __syncthreads();
 }
