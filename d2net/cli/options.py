@@ -27,7 +27,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="SPEC",
-        help="watch, simulated, simulated:ANNOTATIONS.json, or the path of a dataset in a supported layout.",
+        help="watch, watch:hard, simulated, simulated:ANNOTATIONS.json, or the path of a dataset in a known layout.",
     ),
 ]
 TrustPickle = Annotated[
@@ -137,7 +137,7 @@ class DataOptions:
         """What the dataset holds; its features are not looked at."""
         from d2net.data import find_dataset
 
-        if spec == "watch" or spec.partition(":")[0] == "simulated":
+        if spec.partition(":")[0] in ("watch", "simulated"):
             self.refuse(spec)
         return find_dataset(spec, trust_pickle=self.trust_pickle)
 
@@ -194,7 +194,7 @@ def absolute(spec: str) -> str:
     kind, colon, rest = spec.partition(":")
     if kind == "simulated":
         return f"{kind}{colon}{Path(rest).absolute() if rest else ''}"
-    return spec if spec == "watch" else str(Path(spec).absolute())
+    return spec if kind == "watch" else str(Path(spec).absolute())
 
 
 def options_of(said: Mapping[str, Any], where: Path, trust_pickle: bool) -> DataOptions:

@@ -141,8 +141,8 @@ def _paths(reads: Iterable[str | Path]) -> Iterator[Path]:
     """The paths among what is read; of a dataset that d2net makes, its annotations."""
     for each in reads:
         kind, _, rest = str(each).partition(":")
-        if isinstance(each, str) and (each == "watch" or kind == "simulated"):
-            if rest:
+        if isinstance(each, str) and kind in ("watch", "simulated"):
+            if rest and kind == "simulated":
                 yield Path(rest)
         else:
             yield Path(each)

@@ -32,7 +32,7 @@ from d2net.errors import InputError
 from d2net.words import NAME, escaped
 
 if TYPE_CHECKING:
-    from d2net.studies.ablation import Progress, Row
+    from d2net.studies.ablation import Ablation, Progress, Row
 
 
 @data_options
@@ -60,8 +60,8 @@ def ablation(
         list[str] | None,
         typer.Option(
             metavar='"NAME: KEY=VALUE …"',
-            help="A row of your own, settings as of --set, which takes watch.tilt, watch.tempo and "
-            "watch.train_recordings here too. Many times.",
+            help="A row of your own, settings as of --set, which takes watch.difficulty, watch.tilt, "
+            "watch.tempo and watch.train_recordings here too. Many times.",
         ),
     ] = None,
     settings: Settings = None,
@@ -117,17 +117,19 @@ def ablation(
         variants.append(COMPLEMENTS[complement])
     variants += map(parse_variant, variant or [])
     making = tuple(s for s in settings or [] if s.startswith("watch."))  # of the data, not of the recipe
-    variants = [replace(v, settings=(*making, *v.settings)) for v in variants]
     where = choose_device(device)
     names = {}
     dataset = None
+    if data == "watch:hard":
+        data, making = "watch", ("watch.difficulty=hard", *making)
+    variants = [replace(v, settings=(*making, *v.settings)) for v in variants]
     if data == "watch":  # the study makes its own
         options.refuse(data)
         recipe = recipe or "watch"
     else:
         catalog = options.find(data)
         recipe = choose_recipe(recipe, data, catalog)
-    values = load_recipe(recipe).override([s for s in settings or [] if s not in making])
+    values = load_recipe(recipe).override([s for s in settings or [] if not s.startswith("watch.")])
     if data != "watch":
         names["train"] = choose_subsets(catalog, subset, 0, "--subset")
         names["test"] = choose_subsets(catalog, eval_subset, 1, "--eval-subset")
@@ -154,41 +156,30 @@ def ablation(
         written.append(out / REPORT_NAME)
     except NotInstalledError as error:
         why = str(error)
-    _print_ablation(experiment.dataset.name, experiment.over, rows)
+    _print_ablation(experiment, rows)
     say(f"wrote {', '.join(map(str, written))}")
     if why:
         say(f"note: {why}", err=True)
 
 
-def _print_ablation(name: str, over: str, rows: list[Row]) -> None:
-    from d2net.studies.ablation import gain, measures, plus_minus
+def _print_ablation(study: Ablation, rows: list[Row]) -> None:
+    from d2net.studies.ablation import tables_of
 
-    columns = measures(rows)
-    # Table 3 ends at IoU 0.5; ActivityNet's IoUs begin there.
-    to_half = [c for c in columns if c not in ("average", "f1") and float(c) <= 0.5]
-    shown = [*to_half, "f1"] if len(to_half) > 1 else columns
-    compare = "0.5" in columns and len(rows) > 1
-    table = Table("variant", title=f"Ablation on {escaped(name, NAME)}; {over}; percent", title_justify="left")
-    for column in shown:
-        header = {"f1": "F1@0.5", "average": "average"}.get(column, f"mAP@{column}")
-        table.add_column(header, justify="right", no_wrap=True)
-    if compare:
-        table.add_column(f"mAP@0.5 - {escaped(rows[0].variant.name, NAME)}'s", justify="right")
-    for row in rows:
-        cells = [plus_minus(row.summary(c)) for c in shown]
-        if compare:
-            cells.append("" if row is rows[0] else plus_minus(gain(row, rows[0], "0.5"), "+"))
-        table.add_row(escaped(row.variant.label, NAME), *cells)
     console = make_console()
-    console.width = max(console.width, 140)
-    console.print(table)
+    console.width = max(console.width, 150)
+    for printed in tables_of(study, rows):
+        table = Table(title=escaped(printed.title, 2 * NAME), title_justify="left")
+        for column in printed.header:
+            table.add_column(escaped(column, NAME), justify="left" if column in ("variant", "TCAM") else "right")
+        for cells in printed.cells:
+            table.add_row(*(escaped(cell, NAME) for cell in cells))
+        console.print(table)
+        for note in printed.notes:
+            say(escaped(note, 4 * NAME))
     # What the numbers are of: of each variant's last training, where there is more to say than how many.
-    say(f"protocol {rows[0].results[0]['protocol']}")
-    for row in rows:
-        for line in row.results[-1].get("said", [])[: 1 if row is not rows[0] else None]:
+    for row in rows[::2]:
+        for line in row.results[-1]["raw"]["said"][: 1 if row is not rows[0] else None]:
             say(f"{row.variant.name}: {line}")
-    if len(rows[0].results) > 1:
-        say("mean ± sample deviation over the trainings; the last column over differences of paired trainings")
 
 
 @contextmanager

@@ -67,8 +67,8 @@ def find_dataset(spec: str | Path, *, trust_pickle: bool = False, annotations: P
     """The catalog of a dataset of any layout; no features are read.
 
     Args:
-        spec: ``"watch"`` (embedded), ``"simulated"``, ``"simulated:ANNOTATIONS.json"``, or the path of a folder,
-            annotations JSON, CSV of labels, W-TALC feature file or W-TALC folder of annotations.
+        spec: ``"watch"`` and ``"watch:hard"`` (embedded), ``"simulated"``, ``"simulated:ANNOTATIONS.json"``, or the
+            path of a folder, annotations JSON, CSV of labels, W-TALC feature file or W-TALC folder of annotations.
         trust_pickle: Allow the pickles of the W-TALC layout.
         annotations: Annotations that do not lie where the layout has them: a JSON, or W-TALC's folder.
 
@@ -76,10 +76,10 @@ def find_dataset(spec: str | Path, *, trust_pickle: bool = False, annotations: P
         InputError: unknown layout, missing or broken annotations.
     """
     kind, _, timeline = str(spec).partition(":")
-    if spec == "watch":
+    if kind == "watch":
         from d2net.data.watch import load_watch  # windows are computed on loading: only for those who want it
 
-        return Catalog.of(load_watch())
+        return Catalog.of(load_watch(difficulty=timeline or "easy"))
     if kind == "simulated":
         return Catalog.of(simulate(Path(timeline) if timeline else annotations))
 

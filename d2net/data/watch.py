@@ -7,6 +7,10 @@ a right one). Five exercises are actions. Two play the background and are never 
 swing of the relaxed arm) and TRAP (trapezius extension). That choice, and the test subjects, were fixed before
 anything was trained.
 
+These recordings are easy: every network tells their background from their actions. Those of difficulty ``hard``
+(:data:`JOININGS`) are made of the same signals: their background resembles the actions, stretches are short and fade
+into each other, and most recordings have one label. What tells methods apart shows there (docs/studies.md).
+
 Seven training people wear a watch and move in only so many ways, so every training recording is turned by a small
 random rotation of the sensor's axes, as if the watch sat a little differently, and played faster or slower, as if by a
 person of another tempo. Test recordings are left as they were measured.
@@ -27,9 +31,9 @@ import numpy as np
 from d2net.data.dataset import Dataset, Recording
 from d2net.data.statistics import WIDTH, window_statistics
 from d2net.errors import InputError
+from d2net.words import quoted
 
 SHA256 = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537"
-BACKGROUND = ("PEN", "TRAP")
 TRAIN_SUBJECTS, TEST_SUBJECTS = (1, 2, 3, 4, 5, 6, 7), (8, 9, 10)
 
 RATE = 50  # samples a second
@@ -41,8 +45,34 @@ MIRROR = np.array([-1, 1, 1, 1, -1, -1])
 # Both chosen by cross-validation over the training subjects (docs/demo.md)
 TILT = 15.0  # degrees
 TEMPO = 0.2  # of the logarithm of the factor: two thirds of the recordings are played 0.82 to 1.22 times as fast
-STRETCH = (6 * RATE, 20 * RATE)  # shortest and longest stretch, in samples
 STREAM_WIDTH = 4 * WIDTH  # three axes and their magnitude
+
+
+@dataclass(frozen=True)
+class Joining:
+    """How stretches of exercises become an untrimmed recording.
+
+    Attributes:
+        background: Exercises that are never labelled.
+        action: Samples of the shortest and of the longest stretch of an action.
+        rest: The same of a stretch of background.
+        labels: Number of classes of a recording; one of these, at random.
+        repeats: Fewest and most stretches of each class of a recording.
+        fade: Samples over which one stretch fades into the next; the middle is the boundary.
+    """
+
+    background: tuple[str, ...]
+    action: tuple[int, int]
+    rest: tuple[int, int]
+    labels: tuple[int, ...]
+    repeats: tuple[int, int]
+    fade: int
+
+
+JOININGS = {
+    "easy": Joining(("PEN", "TRAP"), (6 * RATE, 20 * RATE), (6 * RATE, 20 * RATE), (1, 2), (1, 3), 0),
+    "hard": Joining(("ABD", "ER"), (2 * RATE, 6 * RATE), (3 * RATE, 8 * RATE), (1, 1, 1, 1, 2), (2, 4), RATE // 2),
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +86,7 @@ class _Source:
 def load_watch(
     *,
     seed: int = 0,
+    difficulty: str = "easy",
     train_recordings: int = 1000,
     test_recordings: int = 40,
     tilt: float = TILT,
@@ -78,6 +109,7 @@ def load_watch(
 
     Args:
         seed: Seed of the joining.
+        difficulty: ``easy`` or ``hard``, see :data:`JOININGS`; the text above is of ``easy``.
         train_recordings: Number of recordings of subset ``train``; at least 1.
         test_recordings: Number of recordings of subset ``test``; may be 0.
         tilt: Standard deviation in degrees of the random angles by which each training recording is turned about
@@ -97,6 +129,9 @@ def load_watch(
             f"tilt={tilt}, tempo={tempo}; give seed >= 0, at least 1 training recording, at least 0 test recordings, "
             "a tilt >= 0 and a tempo of 0 to 1"
         )
+    if difficulty not in JOININGS:
+        raise InputError(f"watch: unknown difficulty {quoted(difficulty)}; give {' or '.join(JOININGS)}")
+    joining = JOININGS[difficulty]
     if not set(train_subjects) or not set(test_subjects) or set(train_subjects) & set(test_subjects):
         raise InputError(
             f"watch: training subjects {tuple(train_subjects)} and test subjects {tuple(test_subjects)}; "
@@ -113,7 +148,7 @@ def load_watch(
     ):
         for index in range(count):
             subject = subjects[index % len(subjects)]
-            signal, segments = _join(source, subject, np.random.default_rng([seed, number, index]))
+            signal, segments = _join(source, joining, subject, np.random.default_rng([seed, number, index]))
             if subset == "train":
                 rotation = rotation_matrix(np.radians(tilt) * np.random.default_rng([seed, 2, index]).normal(size=3))
                 signal = np.concatenate([signal[:, :3] @ rotation.T, signal[:, 3:] @ rotation.T], axis=1)
@@ -144,8 +179,8 @@ def load_watch(
             )
         )
     return Dataset(
-        name="watch",
-        classes=tuple(e for e in source.exercises if e not in BACKGROUND),
+        name="watch" if difficulty == "easy" else f"watch ({difficulty})",
+        classes=tuple(e for e in source.exercises if e not in joining.background),
         stream_widths=(STREAM_WIDTH, STREAM_WIDTH),
         recordings=tuple(recordings),
     )
@@ -206,24 +241,34 @@ def _read(path: Path) -> _Source:
 
 
 def _join(
-    source: _Source, subject: int, rng: np.random.Generator
+    source: _Source, joining: Joining, subject: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, tuple[tuple[float, float, str], ...]]:
     """One untrimmed recording: its (n, 6) signal and its (start s, end s, class) segments."""
     side = int(rng.integers(2))
-    actions = [e for e in source.exercises if e not in BACKGROUND]
-    chosen = rng.choice(actions, size=rng.integers(1, 3), replace=False)
-    order = rng.permutation(np.repeat(chosen, rng.integers(1, 4, size=len(chosen))))
+    actions = [e for e in source.exercises if e not in joining.background]
+    chosen = rng.choice(actions, size=joining.labels[rng.integers(len(joining.labels))], replace=False)
+    fewest, most = joining.repeats
+    order = rng.permutation(np.repeat(chosen, rng.integers(fewest, most + 1, size=len(chosen))))
     # background, action, background, ..., background
-    stretches = [name for action in order for name in (rng.choice(BACKGROUND), action)] + [rng.choice(BACKGROUND)]
+    stretches = [name for action in order for name in (rng.choice(joining.background), action)]
+    stretches.append(rng.choice(joining.background))
     pieces: list[np.ndarray] = []
     segments = []
-    begin = 0
+    fade, samples = joining.fade, 0
+    rising = (np.arange(fade)[:, None] + 0.5) / max(fade, 1)
     for exercise in map(str, stretches):
+        is_action = exercise not in joining.background
         signal = source.signals[exercise, subject, side]
-        length = min(int(rng.integers(*STRETCH, endpoint=True)), len(signal))
+        length = min(int(rng.integers(*(joining.action if is_action else joining.rest), endpoint=True)), len(signal))
         offset = int(rng.integers(len(signal) - length, endpoint=True))
-        pieces.append(signal[offset : offset + length])
-        if exercise not in BACKGROUND:
-            segments.append((begin / RATE, (begin + length) / RATE, exercise))
-        begin += length
+        piece = signal[offset : offset + length]
+        begin = samples - fade / 2  # a boundary is in the middle of its fade
+        if fade and pieces:
+            before = pieces.pop()
+            pieces += [before[:-fade], before[-fade:] * (1 - rising) + piece[:fade] * rising]
+            piece = piece[fade:]
+        pieces.append(piece)
+        samples += len(piece)
+        if is_action:  # background follows
+            segments.append((begin / RATE, (samples - fade / 2) / RATE, exercise))
     return np.concatenate(pieces), tuple(segments)

@@ -22,18 +22,22 @@ out, and why, is in :class:`Coverage`. docs/evaluation.md has a table of missing
 """
 
 from d2net.evaluation.errors import VERDICTS, ErrorAnalysis, Verdict, analyse_errors, error_level
+from d2net.evaluation.frames import is_action, snippet_auc
 from d2net.evaluation.judge import ACTIVITYNET_TIOU, THUMOS14_TIOU, evaluate
 from d2net.evaluation.names import UnknownVideos
+from d2net.evaluation.operating import FALSE_POSITIVES, OperatingPoints, operating_points
 from d2net.evaluation.prepare import Protocol
 from d2net.evaluation.result import Coverage, Evaluation, Reason
 
 __all__ = [
     "ACTIVITYNET_TIOU",
+    "FALSE_POSITIVES",
     "THUMOS14_TIOU",
     "VERDICTS",
     "Coverage",
     "ErrorAnalysis",
     "Evaluation",
+    "OperatingPoints",
     "Protocol",
     "Reason",
     "UnknownVideos",
@@ -41,4 +45,7 @@ __all__ = [
     "analyse_errors",
     "error_level",
     "evaluate",
+    "is_action",
+    "operating_points",
+    "snippet_auc",
 ]

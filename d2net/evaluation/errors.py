@@ -100,7 +100,7 @@ def analyse_errors(
         raise InputError(f"tiou is {tiou}; errors are told apart at one IoU from {MIN_TIOU} to 1: give such a number")
     judged = prepare(detections, annotations, protocol, unknown_videos)
     hits, taken = judged.hits(judged.pairs(tiou), tiou)
-    verdict = _verdicts(judged, hits, tiou)
+    verdict = verdicts_of(judged, hits, tiou)
     positives = judged.positives()
 
     def mean_ap(keep: np.ndarray, ground_truths: np.ndarray) -> float:
@@ -135,7 +135,7 @@ def analyse_errors(
     )
 
 
-def _verdicts(judged: Judged, hits: np.ndarray, tiou: float) -> np.ndarray:
+def verdicts_of(judged: Judged, hits: np.ndarray, tiou: float) -> np.ndarray:
     """(N,) indices into ``VERDICTS``, in the order of ``judged``."""
     det, gt, iou = overlaps(judged.video, judged.start, judged.end, judged.gt_video, judged.gt_start, judged.gt_end)
     own = judged.label[det] == judged.gt_label[gt]

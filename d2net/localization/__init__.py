@@ -4,6 +4,6 @@
 """
 
 from d2net.localization.localizer import Localizer
-from d2net.localization.network import classes_of, localize, predict, to_detections
+from d2net.localization.network import classes_of, localize, of_dataset, predict, propose, to_detections
 
-__all__ = ["Localizer", "classes_of", "localize", "predict", "to_detections"]
+__all__ = ["Localizer", "classes_of", "localize", "of_dataset", "predict", "propose", "to_detections"]

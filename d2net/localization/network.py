@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from d2net.data.dataset import Dataset
+from d2net.data.dataset import Dataset, Recording
 from d2net.detections import Detections
 from d2net.errors import InputError
 from d2net.localization.localizer import Localizer
@@ -116,21 +116,34 @@ def localize(
     localizer = Localizer(recipe)
     found = []
     for index, recording in enumerate(dataset.recordings):
-        tcam, attention = predict(model, dataset.features(index))
-        try:
-            proposals = localizer(tcam, attention)
-        except InputError as error:
-            raise InputError(f"{recording.source}: '{recording.name}': {error}") from error
-        found.append(proposals._replace(recording=torch.full_like(proposals.recording, index)))
+        found.append(propose(localizer, recording, *predict(model, dataset.features(index))))
         if progress is not None:
             progress(index + 1, len(dataset))
+    return of_dataset(found, dataset, classes_of(model, dataset))
+
+
+def propose(localizer: Localizer, recording: Recording, tcam: Tensor, attention: Tensor | None) -> Proposals:
+    """Proposals of one recording, in snippets, from what :func:`predict` gives.
+
+    Raises:
+        InputError: activations that are NaN or Inf.
+    """
+    try:
+        return localizer(tcam, attention)
+    except InputError as error:
+        raise InputError(f"{recording.source}: '{recording.name}': {error}") from error
+
+
+def of_dataset(found: Sequence[Proposals], dataset: Dataset, classes: Sequence[str]) -> Detections:
+    """The proposals of each recording of a dataset, in its order, as detections in seconds."""
     if not found:
         none = torch.empty(0, dtype=torch.int64)
         found = [Proposals(none, none, none, none, torch.empty(0))]
+    numbered = [p._replace(recording=torch.full_like(p.recording, i)) for i, p in enumerate(found)]
     return to_detections(
-        Proposals(*(torch.cat(column) for column in zip(*found, strict=True))),
+        Proposals(*(torch.cat(column) for column in zip(*numbered, strict=True))),
         videos=[r.name for r in dataset.recordings],
-        classes=classes_of(model, dataset),
+        classes=classes,
         seconds_per_snippet=[r.seconds_per_snippet for r in dataset.recordings],
         first_snippet=[r.first_snippet for r in dataset.recordings],
         durations=[r.duration for r in dataset.recordings],

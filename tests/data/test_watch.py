@@ -14,7 +14,7 @@ import pytest
 
 from d2net.data.dataset import Dataset
 from d2net.data.statistics import window_statistics
-from d2net.data.watch import BACKGROUND, load_watch, played_faster, rotation_matrix
+from d2net.data.watch import JOININGS, load_watch, played_faster, rotation_matrix
 from d2net.errors import InputError
 
 
@@ -40,7 +40,7 @@ def subject(name: str) -> str:
 
 def test_sizes_and_classes(watch: Dataset) -> None:
     assert watch.classes == ("ABD", "FEL", "IR", "ER", "ROW")
-    assert not set(watch.classes) & set(BACKGROUND)
+    assert not set(watch.classes) & set(JOININGS["easy"].background)
     assert watch.stream_widths == (48, 48)
     assert len(watch.subset("train")) == 120
     assert len(watch.subset("test")) == 40

@@ -10,23 +10,23 @@ from d2net.studies.ablation.outputs import write_tables
 from d2net.studies.ablation.page import write_page
 from d2net.studies.ablation.plan import COMPLEMENTS, LOSSES, Run, Variant, choose_losses, parse_variant
 from d2net.studies.ablation.run import Ablation, Progress
-from d2net.studies.ablation.table import Row, gain, make_rows, measures, plus_minus
+from d2net.studies.ablation.table import Row, make_rows
+from d2net.studies.ablation.tables import Printed, tables_of
 
 __all__ = [
     "COMPLEMENTS",
     "LOSSES",
     "Ablation",
+    "Printed",
     "Progress",
     "Row",
     "Run",
     "Variant",
     "choose_losses",
     "draw",
-    "gain",
     "make_rows",
-    "measures",
     "parse_variant",
-    "plus_minus",
+    "tables_of",
     "write_page",
     "write_tables",
 ]

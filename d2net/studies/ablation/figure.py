@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from d2net.report.names import fit
 from d2net.studies.ablation.table import Row, measures, plus_minus
 
-COLOUR = "#2f6db5"
+COLOURS = {"raw": "#8a6d3b", "refined": "#2f6db5"}
 
 
 def draw(rows: Sequence[Row], name: str, over: str) -> Figure:
@@ -20,10 +20,10 @@ def draw(rows: Sequence[Row], name: str, over: str) -> Figure:
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for ax, measure in zip(panels, shown, strict=True):
         for y, row in enumerate(rows):
-            mean, deviation = row.summary(measure)
-            ax.barh(y, mean, height=0.62, color=(COLOUR, 0.3), zorder=2)
+            mean, deviation = row.summary(measure) or (0.0, None)
+            ax.barh(y, mean, height=0.62, color=(COLOURS[row.tcam], 0.3), zorder=2)
             if deviation is not None:
-                ax.errorbar(mean, y, xerr=deviation, color=COLOUR, lw=1.2, capsize=2.5, zorder=3)
+                ax.errorbar(mean, y, xerr=deviation, color=COLOURS[row.tcam], lw=1.2, capsize=2.5, zorder=3)
                 values = row.values(measure)
                 ax.plot(values, [y] * len(values), "o", ms=2.6, color="#222222", alpha=0.55, mew=0, zorder=4)
             # Outside the axes, where no bar or line crosses it.
@@ -36,7 +36,7 @@ def draw(rows: Sequence[Row], name: str, over: str) -> Figure:
         ax.grid(axis="x", color="#e4e4e4", lw=0.5)
         ax.set_axisbelow(True)
         ax.spines[["top", "right", "left"]].set_visible(False)
-    labels = [fit(row.variant.label, 2.2, 8, lines=2) for row in rows]
+    labels = [fit(f"{row.variant.label}, {row.tcam}", 2.2, 8, lines=2) for row in rows]
     panels[0].set_yticks(range(len(rows)), labels, fontsize=8)
     panels[0].invert_yaxis()
     for text in panels[0].get_yticklabels():

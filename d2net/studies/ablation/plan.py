@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from d2net.data.watch import TEMPO, TILT
+from d2net.data.watch import JOININGS, TEMPO, TILT
 from d2net.errors import InputError
 from d2net.recipes import LossRecipe, Recipe
 from d2net.words import did_you_mean, is_number
@@ -23,8 +23,8 @@ class Variant:
     Attributes:
         name: For options and folders.
         label: For the table and the figure.
-        settings: ``section.key=value`` over the study's recipe, and ``watch.tilt``, ``watch.tempo`` and
-            ``watch.train_recordings``.
+        settings: ``section.key=value`` over the study's recipe, and ``watch.difficulty``, ``watch.tilt``,
+            ``watch.tempo`` and ``watch.train_recordings``.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Run:
 
     variant: Variant
     recipe: Recipe
-    making: tuple[tuple[str, float], ...]
+    making: tuple[tuple[str, float | str], ...]
     seed: int
     held_out: tuple[int, ...]
 
@@ -114,9 +114,9 @@ def parse_variant(text: str) -> Variant:
     return Variant(name, name, tuple(settings.split()))
 
 
-def resolve(recipe: Recipe, variant: Variant, *, watch: bool) -> tuple[Recipe, tuple[tuple[str, float], ...]]:
+def resolve(recipe: Recipe, variant: Variant, *, watch: bool) -> tuple[Recipe, tuple[tuple[str, float | str], ...]]:
     """The variant's recipe, and its changes to the making of ``watch``."""
-    making: dict[str, float] = {}
+    making: dict[str, float | str] = {}
     for setting in variant.settings:
         if not setting.startswith("watch."):
             continue
@@ -124,13 +124,18 @@ def resolve(recipe: Recipe, variant: Variant, *, watch: bool) -> tuple[Recipe, t
         if not watch:
             raise InputError(f"variant '{variant.name}': {setting} is only for --data watch")
         try:
+            if key == "difficulty":
+                if text not in JOININGS:
+                    raise InputError(f"variant '{variant.name}': {setting}: give {' or '.join(JOININGS)}")
+                making[key] = text
+                continue
             if not is_number(text):
                 raise ValueError(text)
             making[key] = {"tilt": float, "tempo": float, "train_recordings": int}[key](text)
         except KeyError:
             raise InputError(
-                f"variant '{variant.name}': unknown setting watch.{key}; there are watch.tilt, watch.tempo, "
-                "watch.train_recordings"
+                f"variant '{variant.name}': unknown setting watch.{key}; there are watch.difficulty, watch.tilt, "
+                "watch.tempo, watch.train_recordings"
             ) from None
         except ValueError:
             raise InputError(f"variant '{variant.name}': {setting} is not a number") from None
@@ -139,7 +144,7 @@ def resolve(recipe: Recipe, variant: Variant, *, watch: bool) -> tuple[Recipe, t
     except InputError as error:
         raise InputError(f"variant '{variant.name}': {error}") from error
     # Default values, written out or not, are the same experiment.
-    usual = {"tilt": TILT, "tempo": TEMPO, "train_recordings": RECORDINGS}
+    usual = {"difficulty": "easy", "tilt": TILT, "tempo": TEMPO, "train_recordings": RECORDINGS}
     return changed, tuple(sorted((k, v) for k, v in making.items() if v != usual[k]))
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from d2net.evaluation import FALSE_POSITIVES
 from d2net.files import write_whole
 from d2net.reading import load_json, number, typed
+from d2net.recipes import Recipe
+from d2net.studies.ablation.judging import LEVELS
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -19,14 +22,22 @@ def read_table(path: Path) -> dict[str, Any]:
     return typed(load_json(path), dict, f"{path}: not a file of this study: its content")
 
 
-def numbers(result: dict[str, Any], levels: Sequence[str]) -> dict[str, Any]:
-    """The entries of a result file that the tables need, checked."""
+def measures_of(result: Any, recipe: Recipe) -> dict[str, Any]:
+    """The entries of a result file about one TCAM that the tables need, checked."""
+    result = typed(result, dict, '"raw" or "refined"')
     maps = typed(result.get("map"), dict, '"map"')
     lines = typed(result.get("said", []), list, '"said"')
+    levels = [f"{t:g}" for t in sorted({*recipe.evaluation.tiou, *LEVELS})]
     return {
         "protocol": typed(result.get("protocol"), str, '"protocol"'),
+        "detections": int(number(result.get("detections"), '"detections"')),
         "map": {level: number(maps.get(level), f'"map" at IoU {level}') for level in levels},
-        **{key: number(result.get(key), f'"{key}"') for key in ("average", "f1")},
+        **{key: number(result.get(key), f'"{key}"') for key in ("average", "f1", "best_f1")},
+        "auc": None if result.get("auc") is None else number(result["auc"], '"auc"'),
+        "false_positives": {
+            recall: None if counts is None else {k: int(number(counts.get(k), f'"{k}"')) for k in FALSE_POSITIVES}
+            for recall, counts in typed(result.get("false_positives"), dict, '"false_positives"').items()
+        },
         "said": [typed(line, str, 'a line of "said"') for line in lines],
     }
 

@@ -12,12 +12,11 @@ from d2net.checkpoint import CHECKPOINT_NAME, load_model
 from d2net.data.dataset import Dataset
 from d2net.data.watch import TRAIN_SUBJECTS, load_watch
 from d2net.errors import D2NetError, InputError
-from d2net.evaluation import evaluate
 from d2net.files import LOCK_NAME, inside, locked, one_component
-from d2net.localization import localize
 from d2net.recipes import Recipe
+from d2net.studies.ablation.judging import TCAMS, judge
 from d2net.studies.ablation.plan import Run, Variant, resolve
-from d2net.studies.ablation.results import difference, numbers, read_table, write_json
+from d2net.studies.ablation.results import difference, measures_of, read_table, write_json
 from d2net.training import Trainer
 
 STUDY_NAME, RESULT_NAME = "study.json", "result.json"
@@ -161,16 +160,7 @@ class Ablation:
             if trainer.interrupted:  # too late to stop this run, in time to stop before the next
                 raise KeyboardInterrupt
         # The run's own settings: the checkpoint may be of a run that differs in localization or evaluation.
-        detections = localize(load_model(checkpoint, self.device), test, run.recipe.localization)
-        settings = run.recipe.evaluation
-        result = {**self._identity(run), "detections": len(detections)}
-        try:
-            found = evaluate(detections, test.annotations(), protocol=settings.protocol, tiou=settings.tiou)
-            result |= {**found.to_json(), "said": found.coverage.lines()}
-        except InputError as error:  # all detections are where the protocol does not look: all are wrong
-            nothing = {f"{t:g}": 0.0 for t in settings.tiou}
-            result |= {"protocol": settings.protocol, "map": nothing, "average": 0.0, "f1": 0.0, "per_class": {}}
-            result["said"] = [f"every number is 0: {error}"]
+        result = {**self._identity(run), **judge(load_model(checkpoint, self.device), test, run.recipe)}
         write_json(folder / RESULT_NAME, result)
         return result
 
@@ -204,8 +194,10 @@ class Ablation:
                 f"{path}: variant '{run.variant.name}' was trained with other settings ({different}); rename the "
                 "variant, choose another --out, or remove that folder"
             )
+        if not all(tcam in result for tcam in TCAMS):  # judged by a d2net that measured less: judged again
+            return None
         try:
-            return result | numbers(result, [f"{t:g}" for t in run.recipe.evaluation.tiou])
+            return result | {tcam: measures_of(result[tcam], run.recipe) for tcam in TCAMS}
         except InputError as error:
             raise InputError(f"{path}: {error}; remove it, and what it holds is computed again") from None
 
@@ -263,7 +255,7 @@ class Ablation:
 
 
 @lru_cache(maxsize=2)  # of 130 MB each; a study runs all variants before it leaves out the next people
-def _watch(held_out: tuple[int, ...], making: tuple[tuple[str, float], ...]) -> Dataset:
+def _watch(held_out: tuple[int, ...], making: tuple[tuple[str, float | str], ...]) -> Dataset:
     values: dict[str, Any] = dict(making)
     if not held_out:
         return load_watch(**values)
