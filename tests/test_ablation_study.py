@@ -21,8 +21,8 @@ from d2net.cli import app
 from d2net.data import Dataset, simulate
 from d2net.data.watch import TRAIN_SUBJECTS
 from d2net.errors import D2NetError, InputError
-from d2net.evaluation import evaluate
-from d2net.localization import localize
+from d2net.evaluation import FALSE_POSITIVES, evaluate, is_action, operating_points, snippet_auc
+from d2net.localization import localize, predict
 from d2net.losses import FocalLoss, SnippetDenoising, VideoDenoising
 from d2net.recipes import load_recipe
 from d2net.studies.ablation import (
@@ -32,11 +32,12 @@ from d2net.studies.ablation import (
     Variant,
     choose_losses,
     draw,
-    gain,
     make_rows,
     parse_variant,
+    tables_of,
     write_tables,
 )
+from d2net.studies.ablation.table import Difference, difference, equal_recall
 from d2net.training import Trainer
 
 SMALL = [
@@ -104,38 +105,113 @@ def test_a_result_is_that_of_the_training(tmp_path: Path, data: Dataset) -> None
     found = localize(load_model(checkpoint), test)
     expected = evaluate(found, test.annotations(), tiou=recipe.evaluation.tiou).to_json()
     assert {k: results[2][k] for k in expected} == expected and results[2]["detections"] == len(found)
+    assert results[2]["refined"]["map"] == expected["map"]
+    raw = localize(load_model(checkpoint), test, replace(recipe.localization, attention=False))
+    assert results[2]["raw"]["map"] == evaluate(raw, test.annotations()).to_json()["map"]
+    assert results[2]["raw"]["map"] != results[2]["refined"]["map"]
+    points = operating_points(raw, test.annotations())
+    assert results[2]["raw"]["best_f1"] == points.f1 >= results[2]["raw"]["f1"]
+    # AUC of lambda, of all snippets together.
+    tcams = [predict(load_model(checkpoint), test.features(i))[0].numpy() for i in range(len(test))]
+    action = [is_action(r, len(x)) for r, x in zip(test.recordings, tcams, strict=True)]
+    auc = snippet_auc(np.concatenate([x.max(1) for x in tcams]), np.concatenate(action))
+    assert results[2]["raw"]["auc"] == pytest.approx(auc)
     assert results[2]["dataset"] == data.name and results[2]["settings"]["loss"]["classification"] == "focal"
+
+
+def made_up(name: str, seed: int, x: float, people: tuple[int, ...] = ()) -> dict:
+    """A result whose refined TCAM is worth ``x``, and the raw one half of it."""
+
+    def of(x: float) -> dict:
+        kinds = dict.fromkeys(FALSE_POSITIVES, 2)
+        counts = {"map": {"0.1": 2.0 * x, "0.5": x}, "average": x, "f1": x / 2, "best_f1": x, "auc": 90.0}
+        return {**counts, "protocol": "activitynet", "said": [], "false_positives": {"0.1": kinds, "0.2": None}}
+
+    return {
+        "variant": name,
+        "seed": seed,
+        "held_out_subjects": list(people),
+        "raw": of(x / 2),
+        "refined": of(x),
+    }
 
 
 def test_tables(tmp_path: Path, data: Dataset) -> None:
     experiment = study(tmp_path, data)
     results = [
-        {"variant": name, "seed": seed, "map": {"0.1": 2.0 * x, "0.5": x}, "average": x, "f1": x / 2}
+        made_up(name, seed, x)
         for seed, values in enumerate(((10.0, 20.0), (14.0, 20.0)))
         for name, x in zip(("focal", "d2net"), values, strict=True)
     ]
     rows = make_rows(experiment, results)
-    assert rows[0].summary("0.5") == (12.0, pytest.approx(np.std([10, 14], ddof=1)))
-    assert rows[1].summary("f1") == (10.0, 0.0)
-    assert gain(rows[1], rows[0], "0.5") == (8.0, pytest.approx(np.std([10, 6], ddof=1)))
+    assert [(r.variant.name, r.tcam) for r in rows] == [
+        *(("focal", "raw"), ("focal", "refined")),
+        *(("d2net", "raw"), ("d2net", "refined")),
+    ]
+    assert rows[1].summary("0.5") == (12.0, pytest.approx(np.std([10, 14], ddof=1)))
+    assert rows[0].summary("0.5") == (6.0, pytest.approx(np.std([5, 7], ddof=1)))
+    assert rows[3].summary("f1") == (10.0, 0.0)
+    assert difference(rows[3], rows[1], "0.5") == Difference(8.0, None)
     written = write_tables(experiment, rows)
     with open(tmp_path / "ablation.csv", newline="") as file:
-        first, second = csv.DictReader(file)
-    assert (first["variant"], float(first["map@0.5_mean"]), first["runs"]) == ("focal", 12.0, "2")
-    assert "simulated" in first["dataset"] and float(second["f1_deviation"]) == 0
+        lines = list(csv.DictReader(file))
+    assert [(x["variant"], x["tcam"], float(x["map@0.5_mean"]), x["runs"]) for x in lines] == [
+        *(("focal", "raw", 6.0, "2"), ("focal", "refined", 12.0, "2")),
+        *(("d2net", "raw", 10.0, "2"), ("d2net", "refined", 20.0, "2")),
+    ]
+    assert "simulated" in lines[0]["dataset"] and float(lines[3]["f1_deviation"]) == 0
     table = json.loads((tmp_path / "ablation.json").read_text())
-    assert "simulated" in table["dataset"] and table["variants"][1]["gain_over_first_map@0.5"][0] == 8.0
+    assert "simulated" in table["dataset"]
+    above = {"mean": 8.0, "interval": None, "settled": False}
+    assert table["variants"][1]["refined"]["above_first"]["map@0.5"] == above
+    assert table["variants"][0]["refined"]["above_first"] == {}
     assert len(table["variants"][0]["runs"]) == 2
     assert written[2].read_bytes().startswith(b"\x89PNG")
+    first, second = tables_of(experiment, rows)
+    assert first.cells[3][-2:] == ("+8.0 not settled", "+4.0 not settled") and "fewer than 5" in " ".join(first.notes)
+    assert second.title.endswith("recall 10 %") and second.cells[0][2:] == (*(5 * ("2.0",)), "10.0", "2 of 2")
     one = make_rows(experiment, results[:2])
-    assert one[0].summary("0.5") == (10.0, None)
+    assert one[1].summary("0.5") == (10.0, None)
     write_tables(experiment, one)
+
+
+def test_an_interval_is_over_seeds_and_people(tmp_path: Path, data: Dataset) -> None:
+    """What differs between people alone is as uncertain as two people are, however many seeds there are."""
+    gains = {1: 1.0, 2: 9.0}
+    results = [
+        made_up(name, seed, 50.0 + gain, (person,))
+        for seed in range(6)
+        for person, gain in gains.items()
+        for name, gain in (("focal", 0.0), ("d2net", gain))
+    ]
+    rows = make_rows(study(tmp_path, data), results)
+    found = difference(rows[3], rows[1], "0.5")
+    assert found is not None and found.interval == pytest.approx((1.0, 9.0)) and found.mean == pytest.approx(5.0)
+    assert found.settled and str(found) == "+5.0 [+1.0, +9.0]"
+    assert difference(rows[3], rows[1], "0.5") == found  # the same table gives the same interval
+    against = difference(rows[1], rows[3], "0.5")
+    assert against is not None and against.interval == pytest.approx((-9.0, -1.0))
+    assert not Difference(5.0, (-0.1, 9.0)).settled
+
+
+def test_equal_recall_is_one_that_half_of_every_row_reaches(tmp_path: Path, data: Dataset) -> None:
+    results = [made_up(name, seed, 10.0) for seed in range(2) for name in ("focal", "d2net")]
+    rows = make_rows(study(tmp_path, data), results)
+    assert equal_recall(rows) == "0.1"
+    for result in results[:2]:  # of two runs each one reaches 20 %
+        for tcam in ("raw", "refined"):
+            result[tcam]["false_positives"]["0.2"] = dict.fromkeys(FALSE_POSITIVES, 8)
+    assert equal_recall(rows) == "0.2" and rows[0].false_positives("0.2") == (dict.fromkeys(FALSE_POSITIVES, 8), 1)
+    for result in results:
+        result["raw"]["false_positives"] = {"0.1": None, "0.2": None}
+    assert equal_recall(rows) is None
 
 
 def drawn(labels: list[str], values: list[float], name: str, over: str) -> list[Text]:
     """The texts of the figure of variants that were each trained once for every value."""
-    results = tuple({"map": {"0.5": v}, "average": v, "f1": v / 2} for v in values)
-    figure = draw([Row(Variant(f"v{i}", label), results) for i, label in enumerate(labels)], name, over)
+    results = tuple({"refined": {"map": {"0.5": v}, "average": v, "f1": v / 2}} for v in values)
+    rows = [Row(Variant(f"v{i}", label), "refined", results) for i, label in enumerate(labels)]
+    figure = draw(rows, name, over)
     figure.draw_without_rendering()
     numbers = [t for ax in figure.axes for t in ax.get_xticklabels()]  # also of ticks beyond the axis, not drawn
     texts = [t for t in figure.findobj(Text) if t.get_text() and t.get_visible() and t not in numbers]
@@ -286,6 +362,13 @@ def test_command(tmp_path: Path) -> None:
     assert all(label in whole for label in ("L_CE", "L1 in L_D", "DMI in L_D", "D2-Net + UM"))
     again = run(*command, "--device", "cpu")
     assert again.stderr == "" and title in again.stdout
+    # A result of a d2net that measured less is judged again, without training again.
+    result = tmp_path / "s" / "focal" / "seed-0" / "result.json"
+    before = json.loads(result.read_text())
+    result.write_text(json.dumps({k: v for k, v in before.items() if k not in ("raw", "refined")}))
+    weights = (result.parent / CHECKPOINT_NAME).read_bytes()
+    run(*command, "--device", "cpu")
+    assert json.loads(result.read_text()) == before and (result.parent / CHECKPOINT_NAME).read_bytes() == weights
 
 
 def test_errors_are_one_line(tmp_path: Path) -> None:
@@ -355,9 +438,11 @@ def test_cross_validation_leaves_out_training_people_only(tmp_path: Path) -> Non
     for text in ("x", "1_0", "\u0661"):
         with pytest.raises(InputError, match="watch.tilt=.* is not a number"):
             study(tmp_path, None, [Variant("a", "a", (f"watch.tilt={text}",))])
+    with pytest.raises(InputError, match="watch.difficulty=harder: give easy or hard"):
+        study(tmp_path, None, [Variant("a", "a", ("watch.difficulty=harder",))])
     # The usual value, said or not, is the same experiment.
     unsaid = "watch.train_recordings=12"
-    variants = [Variant("a", "a", ("watch.tilt=15.0", unsaid)), Variant("b", "b", (unsaid,))]
+    variants = [Variant("a", "a", ("watch.tilt=15.0", "watch.difficulty=easy", unsaid)), Variant("b", "b", (unsaid,))]
     assert study(tmp_path / "said", None, variants, seeds=1).duplicates() == [("b", "a")]
 
 
@@ -437,7 +522,7 @@ def test_a_training_that_finds_nothing_where_the_protocol_looks_does_not_end_the
     def nothing(*_, **__):
         raise InputError("no detection is left to judge")
 
-    monkeypatch.setattr("d2net.studies.ablation.run.evaluate", nothing)
+    monkeypatch.setattr("d2net.studies.ablation.judging.evaluate", nothing)
     recipe = load_recipe("watch").override(["training.batch_size=4", "training.iterations=2"])
     study = Ablation(tmp_path / "out", recipe, choose_losses("focal"), seeds=1, data=simulate(stream_widths=(8, 8)))
     (result,) = study.execute()

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from d2net.data import open_dataset
+from d2net.data import watch as watch_module
 from d2net.data.dataset import Dataset
 from d2net.data.statistics import window_statistics
-from d2net.data.watch import JOININGS, load_watch, played_faster, rotation_matrix
+from d2net.data.watch import JOININGS, Joining, load_watch, played_faster, rotation_matrix
 from d2net.errors import InputError
 
 
@@ -218,3 +220,42 @@ def test_missing_package_or_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_numbers_out_of_range(bad: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_watch(**bad)
+
+
+def test_hard_recordings_are_of_the_same_people_and_signals() -> None:
+    sizes = dict(train_recordings=60, test_recordings=20)
+    hard, easy = load_watch(difficulty="hard", **sizes), load_watch(**sizes)
+    joining = JOININGS["hard"]
+    assert hard.name == "watch (hard)" and easy.name == "watch"
+    assert set(hard.classes) == {"PEN", "FEL", "IR", "TRAP", "ROW"} and not set(hard.classes) & set(joining.background)
+    assert [r.name for r in hard.recordings] == [r.name for r in easy.recordings]
+    two = np.mean([len(r.labels) > 1 for r in hard.recordings])
+    assert 0.05 < two < 0.4
+    for r in hard.subset("test").recordings:  # played at their own tempo
+        ends = [0.0, *(t for start, end, _ in r.segments for t in (start, end)), r.duration]
+        lengths = np.diff(ends)
+        fade = joining.fade / 50
+        assert (lengths[1::2] >= 2 - fade - 1e-9).all() and (lengths[1::2] <= 6 + 1e-9).all()
+        assert (lengths[0::2] >= 3 - fade - 1e-9).all() and (lengths[0::2] <= 8 + 1e-9).all()
+
+
+def test_a_fade_goes_from_one_stretch_to_the_next() -> None:
+    """Of constant signals the joint is a straight line, and the boundary is in its middle."""
+    signals = {(e, 1, side): np.full((2000, 6), float(i)) for i, e in enumerate("xyz") for side in (0, 1)}
+    source = watch_module._Source(("x", "y", "z"), signals)
+    joining = Joining(("x",), (150, 150), (200, 200), (1,), (2, 2), 40)
+    made, segments = watch_module._join(source, joining, 1, np.random.default_rng(0))
+    level = made.max()  # of the action, above the background's 0
+    assert len(made) == 3 * 200 + 2 * 150 - 4 * 40 and len(segments) == 2
+    for start, end, _ in segments:
+        for boundary in (start, end):
+            middle = round(boundary * 50)
+            assert made[middle - 1 : middle + 1, 0].mean() == pytest.approx(level / 2)
+            assert abs(np.diff(made[middle - 19 : middle + 19, 0])).max() == pytest.approx(level / 40)
+        assert (made[round(start * 50) + 20 : round(end * 50) - 20] == level).all()
+
+
+def test_hard_recordings_by_the_name_of_the_data() -> None:
+    assert open_dataset("watch:hard", subsets=["test"]).name == "watch (hard)"
+    with pytest.raises(InputError, match="unknown difficulty 'hrd'; give easy or hard"):
+        open_dataset("watch:hrd")

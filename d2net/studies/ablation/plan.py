@@ -123,12 +123,12 @@ def resolve(recipe: Recipe, variant: Variant, *, watch: bool) -> tuple[Recipe, t
         key, _, text = setting.removeprefix("watch.").partition("=")
         if not watch:
             raise InputError(f"variant '{variant.name}': {setting} is only for --data watch")
+        if key == "difficulty":
+            if text not in JOININGS:
+                raise InputError(f"variant '{variant.name}': {setting}: give {' or '.join(JOININGS)}")
+            making[key] = text
+            continue
         try:
-            if key == "difficulty":
-                if text not in JOININGS:
-                    raise InputError(f"variant '{variant.name}': {setting}: give {' or '.join(JOININGS)}")
-                making[key] = text
-                continue
             if not is_number(text):
                 raise ValueError(text)
             making[key] = {"tilt": float, "tempo": float, "train_recordings": int}[key](text)

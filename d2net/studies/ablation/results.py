@@ -23,12 +23,13 @@ def read_table(path: Path) -> dict[str, Any]:
 
 
 def measures_of(result: Any, recipe: Recipe) -> dict[str, Any]:
-    """The entries of a result file about one TCAM that the tables need, checked."""
+    """What a result file says of one TCAM, with the entries that the tables need checked."""
     result = typed(result, dict, '"raw" or "refined"')
     maps = typed(result.get("map"), dict, '"map"')
     lines = typed(result.get("said", []), list, '"said"')
     levels = [f"{t:g}" for t in sorted({*recipe.evaluation.tiou, *LEVELS})]
     return {
+        **result,
         "protocol": typed(result.get("protocol"), str, '"protocol"'),
         "detections": int(number(result.get("detections"), '"detections"')),
         "map": {level: number(maps.get(level), f'"map" at IoU {level}') for level in levels},

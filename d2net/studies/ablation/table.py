@@ -79,7 +79,7 @@ def make_rows(study: Ablation, results: Sequence[dict[str, Any]]) -> list[Row]:
 
 def measures(rows: Sequence[Row]) -> list[str]:
     """The measures of every run: mAP at its IoUs, their average, F1 as retained and at the best threshold, AUC."""
-    return [*rows[0].results[0]["raw"]["map"], "average", "f1", "best_f1", "auc"]
+    return [*rows[0].results[0][rows[0].tcam]["map"], "average", "f1", "best_f1", "auc"]
 
 
 def shown_levels(rows: Sequence[Row]) -> list[str]:

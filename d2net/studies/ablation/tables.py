@@ -49,7 +49,7 @@ def tables_of(study: Ablation, rows: Sequence[Row]) -> list[Printed]:
         unsettled |= any(d is not None and not d.settled for d in found)
         cells.append((row.variant.label, row.tcam, *(plus_minus(row.summary(c)) for c in columns), *map(_said, found)))
     notes = [
-        f"protocol {rows[0].results[0]['raw']['protocol']}; {study.over}",
+        f"protocol {rows[0].results[0]['raw']['protocol']}",
         "raw: T; refined: lambda' T. AUC: how well lambda (raw) or lambda' (refined) tells action snippets from others",
         f"F1@{F1_TIOU:g}: of all detections as given; best F1: at the score threshold where it is largest",
     ]
@@ -62,7 +62,7 @@ def tables_of(study: Ablation, rows: Sequence[Row]) -> list[Printed]:
     if unsettled:
         notes.append("not settled: 0 lies within the interval, or there is none")
     return [
-        Printed(f"Ablation on {study.dataset.name}; percent", tuple(header), tuple(cells), tuple(notes)),
+        Printed(f"Ablation on {study.dataset.name}; {study.over}; percent", tuple(header), tuple(cells), tuple(notes)),
         *_false_positives(study, rows),
     ]
 
