@@ -5,15 +5,18 @@ The quotes are the paper's words, as its text has them; a test looks them up the
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import fields
 
 import pytest
 import torch
 
+from d2net import equations, losses, ops
 from d2net.data import simulate
 from d2net.losses import D2NetLoss
 from d2net.model import D2Net
+from d2net.ops.loss_ref import LossSettings
 from d2net.recipes import differences, load_recipe
 from d2net.recipes.recipe import SECTIONS
 from d2net.report.paper_tables import load_table
@@ -272,3 +275,69 @@ def test_release_values(place):
     assert differing <= set(RELEASED)
     paper = {setting: value(BOTH[place], setting) for setting in RELEASED}
     assert differing == {setting for setting in RELEASED if paper[setting] != expected[setting]}
+
+
+# (function or class, its argument, the setting that has the same default)
+DEFAULTS = [
+    (equations.class_scores, "divisor", "loss.topk_divisor"),
+    (equations.foreground_and_background, "tau", "loss.threshold"),
+    (equations.separation_weights, "gamma", "loss.gamma"),
+    (equations.discriminative_loss, "beta", "loss.beta"),
+    (equations.pdmi_loss, "rank_tol", "loss.snippet_rank_tol"),
+    (equations.update_x_ref, "momentum", "loss.momentum"),
+    (equations.total_loss, "alpha", "loss.alpha_snippet"),
+    (equations.total_loss, "alpha", "loss.alpha_video"),
+    (equations.total_loss, "beta", "loss.beta"),
+    (equations.total_loss, "gamma", "loss.gamma"),
+    (equations.total_loss, "tau", "loss.threshold"),
+    (equations.localize, "inflation", "localization.inflation"),
+    (equations.localize, "nms_iou", "localization.nms_iou"),
+    (equations.localize, "score_floor", "localization.score_floor"),
+    *(
+        (losses.DiscriminativeLoss, name, f"loss.{name}")
+        for name in inspect.signature(losses.DiscriminativeLoss).parameters
+    ),
+    *(
+        (made, name, f"loss.snippet_{name}")
+        for made in (losses.SnippetDenoising, losses.SnippetDMI)
+        for name in inspect.signature(made).parameters
+    ),
+    (losses.VideoDenoising, "topk_divisor", "loss.topk_divisor"),
+    (losses.VideoDenoising, "probability_floor", "loss.probability_floor"),
+    (losses.VideoDenoising, "peak_share", "loss.video_peak_share"),
+    (losses.VideoDenoising, "normalization", "loss.video_normalization"),
+    (losses.UncertaintyModeling, "magnitude", "loss.um_magnitude"),
+    (losses.UncertaintyModeling, "margin", "loss.um_margin"),
+    (losses.FocalLoss, "beta", "loss.beta"),
+    (ops.topk_pool, "divisor", "loss.topk_divisor"),
+    (ops.tcam_pool, "divisor", "loss.topk_divisor"),
+    (ops.attention_pool, "threshold", "loss.threshold"),
+    (ops.attention_pool, "background_threshold", "loss.background_threshold"),
+    (ops.attention_pool, "reduction", "loss.embedding_pooling"),
+    (ops.log_condition_number, "rank_tol", "loss.snippet_rank_tol"),
+    (ops.joint_log_condition_number, "rank_tol", "loss.snippet_rank_tol"),
+    (ops.snippet_pdmi, "fg_threshold", "loss.snippet_fg_threshold"),
+    (ops.snippet_pdmi, "bg_threshold", "loss.snippet_bg_threshold"),
+    (ops.snippet_pdmi, "normalization", "loss.snippet_normalization"),
+    (ops.snippet_pdmi, "entry_floor", "loss.snippet_entry_floor"),
+    (ops.snippet_pdmi, "rank_tol", "loss.snippet_rank_tol"),
+    *((LossSettings, name, f"loss.{name}") for name in ("topk_divisor", "min_snippets", "skip_unlabelled", "momentum")),
+    *((LossSettings, name, f"loss.{name}") for name in ("beta", "gamma", "threshold", "background_threshold")),
+    (LossSettings, "probability_floor", "loss.probability_floor"),
+    *((LossSettings, name, f"loss.snippet_{name}") for name in ("fg_threshold", "bg_threshold", "own_classes")),
+    *((LossSettings, name, f"loss.snippet_{name}") for name in ("entry_floor", "rank_tol")),
+    *(
+        (ops.extract_proposals, name, f"localization.{name}")
+        for name in ("min_length", "inflation", "outer", "nms_iou")
+    ),
+]
+
+
+@pytest.mark.parametrize(("function", "argument", "setting"), DEFAULTS)
+def test_a_default_that_is_written_twice_is_the_papers(function, argument, setting):
+    default = inspect.signature(function).parameters[argument].default
+    assert default == value("thumos14-paper", setting)
+
+
+def test_the_thresholds_of_the_equations():
+    assert equations.THRESHOLDS == pytest.approx(value("thumos14-paper", "localization.thresholds"))
