@@ -67,7 +67,7 @@ def snippet_loss(foreground, of_foreground, of_background, normalization):
 
 
 def minimum(foreground):
-    """(lambda_f, lambda_b) where L_DS with Y_1 / z is smallest, lambda_f above lambda_b: in closed form, see the page."""
+    """(lambda_f, lambda_b), the first above the second, where L_DS with Y_1 / z is smallest: the page's closed form."""
     few, many = sorted((foreground / SNIPPETS, 1 - foreground / SNIPPETS))
     moved = 1 - math.sqrt((few**2 + many**2) / (2 * many**2))
     return (1.0, moved) if foreground <= SNIPPETS / 2 else (1 - moved, 0.0)
