@@ -245,7 +245,7 @@ def total_loss(
 # --- Sec. 3.3, inference ----------------------------------------------------------------------------------------------
 
 
-THRESHOLDS = [0.025 * i for i in range(1, 21)]  # Sec. 4.1
+THRESHOLDS = [0.025 * i for i in range(1, 21)]  # Sec. 4
 
 
 def localize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -100,6 +100,8 @@ def features(
             raise InputError(f"{path}: is a {'video' if tables else 'table'} by its name; {way}")
     paths, ignored = package.find_recordings(inputs, TABLES if tables else VIDEOS)
     claim_folder(context, out, NAME, *(f"{name}.npy" for name in paths), reads=inputs)
+    given = {"fps": fps, "window": window}
+    sampling: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if tables:
         sensors = [[name.strip() for name in sensor.split(",")] for sensor in columns or ()]
         method = package.sensor_method(
@@ -108,9 +110,8 @@ def features(
             time_column=time_column,
             time_unit=time_unit,
             rate=rate,
-            fps=50.0 if fps is None else fps,
-            window=50 if window is None else window,
             stride=stride,
+            **sampling,
         )
         _say_columns(method)
     else:
@@ -119,9 +120,8 @@ def features(
             weights=weights,
             flow=flow,
             flow_weights=flow_weights,
-            fps=25.0 if fps is None else fps,
-            window=16 if window is None else window,
             stride=stride,
+            **sampling,
             batch=batch,
             device=choose_device(device),
             precision=precision,

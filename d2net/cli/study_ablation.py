@@ -71,7 +71,7 @@ def ablation(
     ] = False,
     folds: Annotated[
         int | None,
-        typer.Option(metavar="N", help="With --cross-validate: groups of people to leave out; default 7, one each."),
+        typer.Option(metavar="N", help="With --cross-validate: groups of people to leave out; default: each alone."),
     ] = None,
     subset: Annotated[
         str | None, typer.Option(metavar="NAME", help="Subset to train on; default: the one named as training data.")
@@ -96,6 +96,7 @@ def ablation(
       d2net study ablation --data features/ --recipe thumos14-paper --out runs/ablation-thumos14
     """
     from d2net.data.describe import describe
+    from d2net.data.watch import TRAIN_SUBJECTS
     from d2net.recipes import load_recipe
     from d2net.report.page import NotInstalledError
     from d2net.studies.ablation import (
@@ -139,7 +140,7 @@ def ablation(
     elif subset or eval_subset:
         raise InputError("--data watch has its subsets train and test; leave --subset and --eval-subset out")
     if cross_validate:
-        folds = 7 if folds is None else folds
+        folds = len(TRAIN_SUBJECTS) if folds is None else folds
     elif folds is not None:
         raise InputError("--folds is for --cross-validate; give that too")
     experiment = Ablation(out, values, variants, seeds=seeds, data=dataset, folds=folds, device=where, **names)

@@ -113,7 +113,9 @@ class TrainingRecipe(Section):
     ema_decay: BelowOne = setting(
         0.0, "the result is an exponential moving average of the weights, without the initial ones; 0: the last"
     )
-    max_snippets: Count = setting(750, "longer recordings are cropped at random to this many snippets")
+    max_snippets: Count = setting(
+        750, "longer recordings are cropped at random to this many snippets (the paper names no number)"
+    )
     denoising_start: Annotated[int, Range(0, LARGEST_COUNT)] = setting(
         0, "L_D is on from this iteration on, counted from 0 ..."
     )

@@ -70,7 +70,8 @@ class Ablation:
         if data is not None and folds is not None:
             raise InputError(f"--cross-validate leaves out the people of 'watch'; '{data.name}' has none, leave it out")
         if folds is not None and not 2 <= folds <= len(TRAIN_SUBJECTS):
-            raise InputError(f"--folds {folds}: the {len(TRAIN_SUBJECTS)} training subjects make 2 to 7 groups")
+            people = len(TRAIN_SUBJECTS)
+            raise InputError(f"--folds {folds}: the {people} training subjects make 2 to {people} groups")
         self.out, self.recipe, self.variants, self.device = Path(out), recipe, list(variants), device
         self.data, self.train, self.test, self.folds = data, train, test, folds
         settings = {v.name: resolve(recipe, v, watch=data is None) for v in variants}
