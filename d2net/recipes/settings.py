@@ -20,6 +20,7 @@ Eps = Annotated[float, Range(1e-7, below=0.5)]  # smaller ones would make 1 - ep
 BelowOne = Annotated[float, Range(0, below=1)]
 Deviation = Annotated[float, Range(above=0, at_most=10)]
 Overlap = Annotated[float, Range(above=0, at_most=1)]
+AboveChance = Annotated[float, Range(above=0.5, at_most=1)]
 
 
 class Section:
@@ -118,6 +119,9 @@ class TrainingRecipe(Section):
         0, "L_D is on from this iteration on, counted from 0 ..."
     )
     denoising_every: Count = setting(1, "... whenever the iteration is a multiple of this")
+    denoising_agreement: AboveChance | None = setting(
+        None, "... and once lambda' and lambda agree this well: a running AUC, 0.5 is chance; null: not asked"
+    )
 
 
 @dataclass(frozen=True)
