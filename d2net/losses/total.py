@@ -13,9 +13,10 @@ from d2net.fields import LARGEST_COUNT, Range
 from d2net.losses._common import setting, take_batch
 from d2net.losses.comparison import SnippetBCE, SnippetDMI, SnippetL1, VideoBCE, VideoDMI, VideoL1
 from d2net.losses.complementary import UncertaintyModeling
-from d2net.losses.denoising import SnippetDenoising, SnippetTerm, VideoDenoising, VideoTerm
+from d2net.losses.denoising import SnippetDenoising, SnippetTerm
 from d2net.losses.discriminative import DiscriminativeLoss
 from d2net.losses.pairing import Pairs
+from d2net.losses.video_denoising import VideoDenoising, VideoTerm
 from d2net.ops.loss import d2net_loss, has_video_kernel
 from d2net.ops.loss_ref import LossInputs, LossSettings
 from d2net.ops.precision import at_least_float32, kept_in_float32
