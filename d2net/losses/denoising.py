@@ -132,6 +132,14 @@ class SnippetJoint(SnippetTerm):
         normalization: "joint" divides Y_1 by z = n_f + n_b; "per_class" each of its columns by its own count.
         entry_floor: smaller entries of U_1 are raised to it.
         rank_tol: singular values of U_1 up to this count as zero.
+        oriented: recordings with det U_1 <= 0 do not count.
+
+    Why ``oriented``: a condition number is the same for a matrix with its columns swapped, so where lambda is smaller
+    on a recording's pseudo-foreground than on its pseudo-background (det U_1 < 0), L_DS sharpens just that. There
+    lambda' contradicts lambda as a whole, and as it has its orientation from lambda, through x_ref, such pseudo-labels
+    are more likely wrong than the attention is noisy: they give no reason either to push lambda across det U_1 = 0,
+    where L_DS has a pole. So the recording gets neither loss nor gradient from L_DS until L_Dis and x_ref have put its
+    pseudo-labels right.
     """
 
     def __init__(
@@ -143,19 +151,28 @@ class SnippetJoint(SnippetTerm):
         normalization: Normalization = "joint",
         entry_floor: float = 0.0,
         rank_tol: float = RANK_TOL,
+        oriented: bool = False,
     ) -> None:
         super().__init__(fg_threshold=fg_threshold, bg_threshold=bg_threshold, own_classes=own_classes)
         self.normalization: Normalization = setting(self, Normalization, normalization=normalization)
         self.entry_floor: float = setting(self, Fraction, entry_floor=entry_floor)
         self.rank_tol: float = setting(self, Weight, rank_tol=rank_tol)
+        self.oriented: bool = setting(self, bool, oriented=oriented)
 
     def joint(self, attention: Tensor, scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """U_1 (B, 2, 2), 0 where not valid; and valid (B,) bool: there are pseudo-foreground and pseudo-background."""
+        """U_1 (B, 2, 2), 0 where not valid; and valid (B,) bool: whether the recording counts.
+
+        It does if it has pseudo-foreground and pseudo-background, and with ``oriented`` det U_1 is above 0 or NaN.
+        """
         selected = self.pseudo_labels(scores, lengths)
         count = selected.sum(1)
         valid = (count > 0).all(1)
         size = count if self.normalization == "per_class" else count.sum(1, keepdim=True)
         activation = torch.where(selected, attention[:, :, None], 0).sum(1)  # (B, 2)
+        if self.oriented:
+            foreground, background = activation.detach().unbind(1)
+            # det U_1 up to a positive factor, before entries are raised
+            valid = valid & ~(foreground * count[:, 1] - background * count[:, 0] <= 0)
         u = torch.stack((activation, count - activation), 1) / size.clamp(min=1)[:, None]
         if self.entry_floor > 0:
             u = u.clamp(min=self.entry_floor)
@@ -171,17 +188,17 @@ class SnippetDenoising(SnippetJoint):
     def settings(self) -> dict[str, Any]:
         return {
             **super().settings(),
-            "snippet": True,
+            "snippet": not self.oriented,  # which the operator does not know
             "snippet_per_class": self.normalization == "per_class",
             "entry_floor": self.entry_floor,
             "rank_tol": self.rank_tol,
         }
 
     def of(self, batch: LossInputs, result: LossResult) -> Tensor:
-        return result.snippet
+        return super().of(batch, result) if self.oriented else result.snippet
 
     def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return snippet_pdmi(
+        loss, valid = snippet_pdmi(
             attention,
             scores,
             lengths,
@@ -191,6 +208,7 @@ class SnippetDenoising(SnippetJoint):
             entry_floor=self.entry_floor,
             rank_tol=self.rank_tol,
         )
+        return loss, self.joint(attention.detach(), scores, lengths)[1] if self.oriented else valid
 
 
 class DenoisingLoss(nn.Module):

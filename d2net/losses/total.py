@@ -221,6 +221,7 @@ def _denoising(recipe: LossRecipe) -> tuple[SnippetTerm, VideoTerm]:
         "normalization": recipe.snippet_normalization,
         "entry_floor": recipe.snippet_entry_floor,
         "rank_tol": recipe.snippet_rank_tol,
+        "oriented": recipe.snippet_oriented,
     }
     video_joint: dict[str, Any] = {
         **scores,

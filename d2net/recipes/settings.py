@@ -92,6 +92,7 @@ class LossRecipe(Section):
     snippet_normalization: Literal["joint", "per_class"] = setting("joint", "Y_1 / z, or each column by its own count")
     snippet_entry_floor: Fraction = setting(0.0, "entries of U_1 are clamped from below")
     snippet_rank_tol: Weight = setting(1e-5, "singular values of U_1 up to this are zero")
+    snippet_oriented: bool = setting(False, "recordings with det U_1 <= 0, which L_DS would sharpen, do not count")
 
     # L_DV (Eq. 10)
     video_peak_share: BelowOne | None = setting(None, "p where above this share of its maximum, then of sum 1; null: p")

@@ -71,6 +71,7 @@ RECIPES = {
     "paper": PAPER,
     "release": RELEASE,
     "um": replace(PAPER, um_weight=0.1),
+    "oriented": replace(PAPER, snippet_oriented=True),
     **{kind: replace(PAPER, denoising=kind) for kind in ("dmi", "l1", "bce")},
     **{kind: replace(PAPER, classification=kind) for kind in ("focal", "cross_entropy")},
 }

@@ -81,6 +81,9 @@ VARIANTS = {
     "cross-entropy, bce": LossRecipe(classification="cross_entropy", denoising="bce"),
     "dmi": LossRecipe(denoising="dmi"),
     "um": LossRecipe(um_weight=1.0),
+    "oriented": LossRecipe(snippet_oriented=True),
+    "release, oriented": replace(load_recipe("thumos14-release").loss, snippet_oriented=True),
+    "dmi, oriented": LossRecipe(denoising="dmi", snippet_oriented=True),
 }
 
 
