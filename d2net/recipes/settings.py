@@ -15,6 +15,7 @@ def setting(default: Any, meaning: str) -> Any:
 
 
 Width = Annotated[int, Range(1, 65_536)]
+QueueSize = Annotated[int, Range(0, 65_536)]
 KernelSize = Annotated[int, Range(1, 1_023, odd=True)]  # odd, so that time stays aligned
 Eps = Annotated[float, Range(1e-7, below=0.5)]  # smaller ones would make 1 - eps equal to 1 in float32
 BelowOne = Annotated[float, Range(0, below=1)]
@@ -97,6 +98,7 @@ class LossRecipe(Section):
     # L_DV (Eq. 10)
     video_peak_share: BelowOne | None = setting(None, "p where above this share of its maximum, then of sum 1; null: p")
     video_normalization: Literal["joint", "per_class"] = setting("joint", "Y_2 / n, or each class by its own count")
+    video_queue: QueueSize = setting(0, "U_2 is of the batch and so many recordings before it; 0: of the batch")
 
     # Uncertainty modelling (Lee et al., AAAI 2021) beside the paper's terms
     um_weight: Weight = setting(0.0, "weight of um_magnitude * magnitude term + background entropy; 0: none")

@@ -137,6 +137,8 @@ class TrainingState:
                 raise InputError(f"optimizer.{key} is none of an optimizer after {saved.iteration} steps")
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.sampler.restore(saved.group("sampler"))
+        if self.loss.queue is not None:
+            self.loss.queue.load_state_dict(saved.group("video_queue"))
         if self.agreement is not None:
             self.agreement.restore(saved.group("denoising"))
         self._rng = saved.group("rng")
@@ -161,6 +163,8 @@ class TrainingState:
         if self.result is not self.model:
             groups["weights"] = {key: t for key, t in self.model.state_dict().items() if key != "x_ref"}
             groups["average"] = {"size": self._average_size}
+        if self.loss.queue is not None:
+            groups["video_queue"] = self.loss.queue.state_dict()
         if self.agreement is not None:
             groups["denoising"] = self.agreement.tensors()
         return groups

@@ -72,6 +72,7 @@ RECIPES = {
     "release": RELEASE,
     "um": replace(PAPER, um_weight=0.1),
     "oriented": replace(PAPER, snippet_oriented=True),
+    "queue": replace(PAPER, video_queue=5),
     **{kind: replace(PAPER, denoising=kind) for kind in ("dmi", "l1", "bce")},
     **{kind: replace(PAPER, classification=kind) for kind in ("focal", "cross_entropy")},
 }

@@ -83,6 +83,9 @@ VARIANTS = {
     "um": LossRecipe(um_weight=1.0),
     "oriented": LossRecipe(snippet_oriented=True),
     "release, oriented": replace(load_recipe("thumos14-release").loss, snippet_oriented=True),
+    "queue": LossRecipe(video_queue=7),
+    "release, queue": replace(load_recipe("thumos14-release").loss, video_queue=20),
+    "dmi, queue": LossRecipe(denoising="dmi", video_queue=20),
     "dmi, oriented": LossRecipe(denoising="dmi", snippet_oriented=True),
 }
 
