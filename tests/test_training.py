@@ -108,11 +108,14 @@ def test_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path) -> None:
     assert load_checkpoint(parts).iteration == 27
 
 
-@pytest.mark.parametrize("setting", ["loss.video_queue=9", "loss.snippet_oriented=true"])
+@pytest.mark.parametrize(
+    "setting", ["loss.video_queue=9", "loss.snippet_oriented=true", "loss.um_margin_unit=embedding"]
+)
 @pytest.mark.parametrize("resident", [False, True])
 def test_variants_of_the_loss_resume_to_the_bit(tmp_path: Path, setting: str, resident: bool) -> None:
     def train(out: str, iterations: int, resume: bool = False) -> Path:
-        settings = ["loss.alpha_snippet=0.2", "loss.alpha_video=0.1", "loss.background_threshold=0.2", setting]
+        settings = ["loss.alpha_snippet=0.2", "loss.alpha_video=0.1", "loss.um_weight=0.1", "loss.um_margin=2"]
+        settings += ["loss.background_threshold=0.2", setting]
         recipe = make_recipe(iterations).override(settings)
         trainer = Trainer(make_dataset(), recipe, out=tmp_path / out, tensorboard=False, resident=resident)
         return trainer.run(resume=resume)

@@ -99,7 +99,9 @@ class D2NetLoss(nn.Module):
         self.queue: VideoQueue | None = None
         if recipe.video_queue and recipe.alpha_video != 0 and isinstance(self.video, VideoJoint):
             self.queue = VideoQueue(recipe.video_queue, self.num_classes)
-        self.uncertainty = UncertaintyModeling(magnitude=recipe.um_magnitude, margin=recipe.um_margin)
+        self.uncertainty = UncertaintyModeling(
+            magnitude=recipe.um_magnitude, margin=recipe.um_margin, margin_unit=recipe.um_margin_unit
+        )
         off_on = (False, True)
         self._settings = {(train, denoise): self._settings_of(train, denoise) for train in off_on for denoise in off_on}
         self.register_buffer("reference", at_least_float32(torch.zeros(embedding_dim)))

@@ -104,6 +104,9 @@ class LossRecipe(Section):
     um_weight: Weight = setting(0.0, "weight of um_magnitude * magnitude term + background entropy; 0: none")
     um_magnitude: Weight = setting(5e-4, "weight of the magnitude term within it")
     um_margin: Weight = setting(100.0, "the magnitude that foreground embeddings should reach")
+    um_margin_unit: Literal["absolute", "embedding"] = setting(
+        "absolute", "embedding: margin and norms in units of the mean ||x(t)|| of the batch"
+    )
 
 
 @dataclass(frozen=True)

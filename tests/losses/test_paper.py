@@ -83,6 +83,7 @@ VARIANTS = {
     "um": LossRecipe(um_weight=1.0),
     "oriented": LossRecipe(snippet_oriented=True),
     "release, oriented": replace(load_recipe("thumos14-release").loss, snippet_oriented=True),
+    "um, in units": LossRecipe(um_weight=1.0, um_margin=2.0, um_margin_unit="embedding"),
     "queue": LossRecipe(video_queue=7),
     "release, queue": replace(load_recipe("thumos14-release").loss, video_queue=20),
     "dmi, queue": LossRecipe(denoising="dmi", video_queue=20),
