@@ -62,7 +62,9 @@ class Checkpoint:
         tensors: On the CPU, by dotted name: ``model.*`` (the result, with x_ref), ``optimizer.*``, ``sampler.*``,
             ``rng.*``, and ``recordings.digests``, hashes of what it was trained on (:mod:`d2net.training.resume`).
             Where the result is an average of the weights also ``weights.*``, the weights that training continues from
-            (x_ref is the same), and ``average.size``, the divisor of the average.
+            (x_ref is the same), and ``average.size``, the divisor of the average. With ``training.denoising_agreement``
+            also ``denoising.agreement`` and ``denoising.began`` (:class:`d2net.training.agreement.Agreement`),
+            with ``loss.video_queue`` also ``video_queue.*`` (:class:`d2net.losses.video_queue.VideoQueue`).
         threads: The number of CPU threads that it was trained in, which decides the last bits; 0: trained on a GPU, or
             not known.
         precision: Of the network in training; None: not known.

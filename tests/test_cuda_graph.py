@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,7 +53,18 @@ def no_wait() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def make_trainer(out: Path, iterations: int, **options: object) -> Trainer:
+# What is computed beside the one native call of the loss.
+VARIANTS = [
+    "loss.snippet_oriented=true",
+    "loss.video_queue=40",
+    "loss.um_weight=0.1",
+    "loss.um_margin=2",
+    "loss.um_margin_unit=embedding",
+    "training.denoising_agreement=0.6",
+]
+
+
+def make_trainer(out: Path, iterations: int, settings: Sequence[str] = (), **options: object) -> Trainer:
     generator = np.random.default_rng(0)
     recordings = []
     for i in range(9):
@@ -69,6 +80,7 @@ def make_trainer(out: Path, iterations: int, **options: object) -> Trainer:
             "training.denoising_every=2",
             "training.ema_decay=0.9",
             f"training.iterations={iterations}",
+            *settings,
         ]
     )
     return Trainer(dataset, recipe, out=out, device="cuda", tensorboard=False, **options)
@@ -83,8 +95,9 @@ def test_the_loss_waits_for_nothing(recipe):
         forward_backward(loss, inputs)
 
 
-def test_a_training_step_waits_for_nothing(tmp_path):
-    trainer = make_trainer(tmp_path, 10)
+@pytest.mark.parametrize("settings", [[], VARIANTS], ids=["paper", "variants"])
+def test_a_training_step_waits_for_nothing(tmp_path, settings):
+    trainer = make_trainer(tmp_path, 10, settings)
     for step in range(3):
         rows = trainer.resident.rows(trainer.sampler.windows(trainer.resident.lengths))
         if step == 2:

@@ -108,6 +108,26 @@ def test_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path) -> None:
     assert load_checkpoint(parts).iteration == 27
 
 
+@pytest.mark.parametrize(
+    "setting", ["loss.video_queue=9", "loss.snippet_oriented=true", "loss.um_margin_unit=embedding"]
+)
+@pytest.mark.parametrize("resident", [False, True])
+def test_variants_of_the_loss_resume_to_the_bit(tmp_path: Path, setting: str, resident: bool) -> None:
+    def train(out: str, iterations: int, resume: bool = False) -> Path:
+        settings = ["loss.alpha_snippet=0.2", "loss.alpha_video=0.1", "loss.um_weight=0.1", "loss.um_margin=2"]
+        settings += ["loss.background_threshold=0.2", setting]
+        recipe = make_recipe(iterations).override(settings)
+        trainer = Trainer(make_dataset(), recipe, out=tmp_path / out, tensorboard=False, resident=resident)
+        return trainer.run(resume=resume)
+
+    whole = train("whole", 17)
+    train("parts", 7)
+    assert_same_checkpoint(whole, train("parts", 17, resume=True))
+    queue = load_checkpoint(whole).group("video_queue")
+    assert queue.keys() == ({"pooled", "labels", "counted"} if "queue" in setting else set())
+    assert all((t > 0).any() for t in queue.values())
+
+
 def test_the_result_is_the_average_of_the_weights(tmp_path: Path) -> None:
     """Of every step's, without the initial ones; it changes nothing else of the training."""
     decay = 0.8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from d2net.ops.checks import (
     check_shape,
 )
 from d2net.ops.precision import at_least_float32
+
+Normalization = Literal["joint", "per_class"]
 
 
 def setting(loss: nn.Module, wanted: Any, **named: object) -> Any:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from d2net.losses._common import setting, take_scores
-from d2net.losses.denoising import RANK_TOL, SnippetJoint, SnippetTerm, VideoJoint, VideoTerm
+from d2net.losses.denoising import RANK_TOL, SnippetJoint, SnippetTerm
 from d2net.losses.discriminative import PROBABILITY_FLOOR, probabilities
+from d2net.losses.video_denoising import VideoJoint, VideoTerm
 from d2net.ops.loss import d2net_loss
 from d2net.ops.loss_ref import LossInputs, LossSettings, mean_of
 from d2net.ops.precision import product

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from d2net.ops.loss_ref import mean_of, unit_vectors
 from d2net.ops.precision import at_least_float32, product
 from d2net.recipes import Count, Weight, Width
 
+MarginUnit = Literal["absolute", "embedding"]
 Temperature = Annotated[float, Range(1e-6)]  # below, float32 does not tell one cosine from the next
 
 
@@ -49,6 +50,9 @@ class UncertaintyModeling(nn.Module):
         margin: the magnitude that f_act should reach (the paper's m).
         act_divisor: one snippet in so many is pseudo-action.
         background_divisor: one snippet in so many is pseudo-background.
+        margin_unit: "absolute", as in the paper; "embedding": in L_um, both norms are divided by the mean of ||x(t)||
+            over the snippets of the batch, without gradient. Then a margin of 2 is twice the mean norm, L_um does not
+            depend on the scale of the embeddings, and the paper's 100 is out of reach.
     """
 
     def __init__(
@@ -58,12 +62,14 @@ class UncertaintyModeling(nn.Module):
         margin: float = 100.0,
         act_divisor: int = 9,
         background_divisor: int = 4,
+        margin_unit: MarginUnit = "absolute",
     ) -> None:
         super().__init__()
         self.magnitude: float = setting(self, Weight, magnitude=magnitude)
         self.margin: float = setting(self, Weight, margin=margin)
         self.act_divisor: int = setting(self, Count, act_divisor=act_divisor)
         self.background_divisor: int = setting(self, Count, background_divisor=background_divisor)
+        self.margin_unit: MarginUnit = setting(self, MarginUnit, margin_unit=margin_unit)
 
     def forward(self, embeddings: Tensor, logits: Tensor, lengths: Tensor | None) -> UncertaintyModelingResult:
         """Means over the recordings of two snippets or more; a single one would be action and background at once.
@@ -98,6 +104,10 @@ class UncertaintyModeling(nn.Module):
             selection = torch.where(act, 1.0, torch.where(background, 0.0, 0.5)).to(embeddings.dtype)
         f = attention_pool(embeddings, selection, lengths, reduction="mean")
         act_norm, background_norm = torch.linalg.vector_norm(at_least_float32(torch.stack((f.x_fg, f.x_bg))), dim=2)
+        if self.margin_unit == "embedding":
+            unit = torch.where(mask, norms, 0).sum() / count.sum().clamp(min=1)
+            unit = unit.clamp(min=torch.finfo(unit.dtype).tiny)  # where all embeddings are 0
+            act_norm, background_norm = act_norm / unit, background_norm / unit
         magnitude = mean_of(((self.margin - act_norm).clamp(min=0) + background_norm).square(), usable)
         mean_logits = torch.where(background[:, :, None], at_least_float32(logits), 0).sum(1) / size[:, None]
         entropy = mean_of(-mean_logits.log_softmax(1).sum(1) / max(logits.shape[2], 1), usable)

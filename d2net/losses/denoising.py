@@ -1,37 +1,33 @@
-"""L_D: compares a recording's snippets with pseudo-labels, and the recordings of a batch with labels (Eq. 7 to 11).
+"""L_D, and its term L_DS, which compares a recording's snippets with pseudo-labels (Eq. 7 to 9, 11).
 
-:class:`SnippetTerm` and :class:`VideoTerm` select what is compared; their subclasses compute the loss. The paper's own
-are here, those that the paper compares with in ``comparison.py``.
+:class:`SnippetTerm` selects what is compared; its subclasses compute the loss. The paper's own are here, those that the
+paper compares with in ``comparison.py``, and L_DV in ``video_denoising.py``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from d2net.errors import InputError
-from d2net.losses._common import check_known, check_labels, present, setting, take_scores
-from d2net.losses.discriminative import PROBABILITY_FLOOR
+from d2net.losses._common import Normalization, check_known, check_labels, setting
+from d2net.losses.video_denoising import VideoDenoising, VideoTerm
 from d2net.ops.checks import as_lengths, as_tensor, as_tensors, check_activations, check_same, check_shape, within
-from d2net.ops.condition_number import joint_log_condition_number
-from d2net.ops.loss import d2net_loss, has_video_kernel
+from d2net.ops.loss import d2net_loss
 from d2net.ops.loss_ref import (
     LossInputs,
     LossResult,
     LossSettings,
     mean_of,
     own_class_attention,
-    video_factors,
 )
 from d2net.ops.precision import at_least_float32
 from d2net.ops.snippet_pdmi import snippet_pdmi
-from d2net.ops.topk_pool import topk_pool
-from d2net.recipes import BelowOne, Count, Eps, Fraction, Weight
+from d2net.recipes import Fraction, Weight
 
-Normalization = Literal["joint", "per_class"]
 RANK_TOL = 1e-5
 
 
@@ -136,6 +132,14 @@ class SnippetJoint(SnippetTerm):
         normalization: "joint" divides Y_1 by z = n_f + n_b; "per_class" each of its columns by its own count.
         entry_floor: smaller entries of U_1 are raised to it.
         rank_tol: singular values of U_1 up to this count as zero.
+        oriented: recordings with det U_1 <= 0 do not count.
+
+    Why ``oriented``: a condition number is the same for a matrix with its columns swapped, so where lambda is smaller
+    on a recording's pseudo-foreground than on its pseudo-background (det U_1 < 0), L_DS sharpens just that. There
+    lambda' contradicts lambda as a whole, and as it has its orientation from lambda, through x_ref, such pseudo-labels
+    are more likely wrong than the attention is noisy: they give no reason either to push lambda across det U_1 = 0,
+    where L_DS has a pole. So the recording gets neither loss nor gradient from L_DS until L_Dis and x_ref have put its
+    pseudo-labels right.
     """
 
     def __init__(
@@ -147,19 +151,28 @@ class SnippetJoint(SnippetTerm):
         normalization: Normalization = "joint",
         entry_floor: float = 0.0,
         rank_tol: float = RANK_TOL,
+        oriented: bool = False,
     ) -> None:
         super().__init__(fg_threshold=fg_threshold, bg_threshold=bg_threshold, own_classes=own_classes)
         self.normalization: Normalization = setting(self, Normalization, normalization=normalization)
         self.entry_floor: float = setting(self, Fraction, entry_floor=entry_floor)
         self.rank_tol: float = setting(self, Weight, rank_tol=rank_tol)
+        self.oriented: bool = setting(self, bool, oriented=oriented)
 
     def joint(self, attention: Tensor, scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """U_1 (B, 2, 2), 0 where not valid; and valid (B,) bool: there are pseudo-foreground and pseudo-background."""
+        """U_1 (B, 2, 2), 0 where not valid; and valid (B,) bool: whether the recording counts.
+
+        It does if it has pseudo-foreground and pseudo-background, and with ``oriented`` det U_1 is above 0 or NaN.
+        """
         selected = self.pseudo_labels(scores, lengths)
         count = selected.sum(1)
         valid = (count > 0).all(1)
         size = count if self.normalization == "per_class" else count.sum(1, keepdim=True)
         activation = torch.where(selected, attention[:, :, None], 0).sum(1)  # (B, 2)
+        if self.oriented:
+            foreground, background = activation.detach().unbind(1)
+            # det U_1 up to a positive factor, before entries are raised
+            valid = valid & ~(foreground * count[:, 1] - background * count[:, 0] <= 0)
         u = torch.stack((activation, count - activation), 1) / size.clamp(min=1)[:, None]
         if self.entry_floor > 0:
             u = u.clamp(min=self.entry_floor)
@@ -175,17 +188,17 @@ class SnippetDenoising(SnippetJoint):
     def settings(self) -> dict[str, Any]:
         return {
             **super().settings(),
-            "snippet": True,
+            "snippet": not self.oriented,  # which the operator does not know
             "snippet_per_class": self.normalization == "per_class",
             "entry_floor": self.entry_floor,
             "rank_tol": self.rank_tol,
         }
 
     def of(self, batch: LossInputs, result: LossResult) -> Tensor:
-        return result.snippet
+        return super().of(batch, result) if self.oriented else result.snippet
 
     def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return snippet_pdmi(
+        loss, valid = snippet_pdmi(
             attention,
             scores,
             lengths,
@@ -195,93 +208,7 @@ class SnippetDenoising(SnippetJoint):
             entry_floor=self.entry_floor,
             rank_tol=self.rank_tol,
         )
-
-
-class VideoTerm(nn.Module, ABC):
-    """Compares the class scores of a batch's recordings with their labels (Sec. 3.2.1).
-
-    Args:
-        topk_divisor: k of the top-k pooling is ceil(length / topk_divisor).
-        probability_floor: scores are clamped to [eps, 1 - eps], eps being this.
-    """
-
-    def __init__(self, *, topk_divisor: int = 8, probability_floor: float = PROBABILITY_FLOOR) -> None:
-        super().__init__()
-        self.topk_divisor: int = setting(self, Count, topk_divisor=topk_divisor)
-        self.probability_floor: float = setting(self, Eps, probability_floor=probability_floor)
-
-    def forward(self, tcam: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor:
-        """Scalar, the loss of the batch.
-
-        Args:
-            tcam: (B, T, C) class activations in [0, 1].
-            lengths: (B,) int64, or None (all T); recordings of length 0 do not count.
-            labels: (B, C) multi-hot.
-
-        Raises:
-            InputError: shapes or devices that do not fit; logits as ``tcam`` or NaN labels (checked on a CPU only).
-        """
-        tcam, lengths, labels = take_scores(type(self).__name__, tcam, lengths, labels)
-        return self.from_pooled(topk_pool(tcam, lengths, divisor=self.topk_divisor), present(tcam, lengths), labels)
-
-    @abstractmethod
-    def from_pooled(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
-        """:meth:`forward` of pooled scores (B, C); a recording counts where ``counted`` (B,) is above 0."""
-
-
-class VideoJoint(VideoTerm):
-    """A video term that depends on the joint distribution U_2 = P_2 Y_2 (Eq. 10).
-
-    Args:
-        topk_divisor: see :class:`VideoTerm`.
-        probability_floor: see there.
-        peak_share: P_2 holds p where p is above this fraction of the recording's largest p, else 0, normalised to sum
-            1. None: P_2 holds p.
-        normalization: "joint" divides Y_2 by the number of recordings; "per_class" each class by its own count.
-    """
-
-    def __init__(
-        self,
-        *,
-        topk_divisor: int = 8,
-        probability_floor: float = PROBABILITY_FLOOR,
-        peak_share: float | None = None,
-        normalization: Normalization = "joint",
-    ) -> None:
-        super().__init__(topk_divisor=topk_divisor, probability_floor=probability_floor)
-        self.peak_share: float | None = setting(self, BelowOne | None, peak_share=peak_share)
-        self.normalization: Normalization = setting(self, Normalization, normalization=normalization)
-
-    def factors(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """P_2 (C, B) and Y_2 (B, C) of Eq. 10."""
-        pooled = at_least_float32(pooled)
-        return video_factors(pooled, labels.detach().to(pooled.dtype), counted, LossSettings(**self.settings()))
-
-    def settings(self) -> dict[str, Any]:
-        """The fields of :class:`~d2net.ops.loss_ref.LossSettings` that this term needs."""
-        return {
-            "topk_divisor": self.topk_divisor,
-            "probability_floor": self.probability_floor,
-            "peak_share": -1.0 if self.peak_share is None else self.peak_share,
-            "video_per_class": self.normalization == "per_class",
-        }
-
-
-class VideoDenoising(VideoJoint):
-    """L_DV: log condition number of the batch's joint distribution (Eq. 7, 10, 11).
-
-    0 for fewer than two linearly independent recordings. Args: see :class:`VideoJoint`.
-    """
-
-    def forward(self, tcam: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor:
-        tcam, lengths, labels = take_scores(type(self).__name__, tcam, lengths, labels)
-        if not has_video_kernel(*labels.shape):
-            return super().forward(tcam, lengths, labels)
-        return d2net_loss(LossInputs(tcam, None, lengths, labels), LossSettings(**self.settings(), video=True)).video
-
-    def from_pooled(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
-        p, y = self.factors(pooled, counted, labels)
-        return joint_log_condition_number(p[None], y[None]).view(())
+        return loss, self.joint(attention.detach(), scores, lengths)[1] if self.oriented else valid
 
 
 class DenoisingLoss(nn.Module):

@@ -13,9 +13,11 @@ from d2net.fields import LARGEST_COUNT, Range
 from d2net.losses._common import setting, take_batch
 from d2net.losses.comparison import SnippetBCE, SnippetDMI, SnippetL1, VideoBCE, VideoDMI, VideoL1
 from d2net.losses.complementary import UncertaintyModeling
-from d2net.losses.denoising import SnippetDenoising, SnippetTerm, VideoDenoising, VideoTerm
+from d2net.losses.denoising import SnippetDenoising, SnippetTerm
 from d2net.losses.discriminative import DiscriminativeLoss
 from d2net.losses.pairing import Pairs
+from d2net.losses.video_denoising import VideoDenoising, VideoJoint, VideoTerm
+from d2net.losses.video_queue import VideoQueue
 from d2net.ops.loss import d2net_loss, has_video_kernel
 from d2net.ops.loss_ref import LossInputs, LossSettings
 from d2net.ops.precision import at_least_float32, kept_in_float32
@@ -64,6 +66,8 @@ class D2NetLoss(nn.Module):
             + 0.1 mean of the batch's x_bg (below Eq. 8). At least float32, also after ``loss.half()``: a sum over time
             exceeds the largest float16. Localization takes x_ref from the network. To share one tensor, set
             ``loss.reference = model.x_ref`` after both were moved to their device.
+        queue: The recordings before the batch, for L_DV (``loss.video_queue``), to which every forward in training mode
+            adds those of the batch; None where the recipe has none.
 
     Raises:
         InputError: a size that is no whole number, a recipe that is no LossRecipe (give the ``loss`` of a whole
@@ -92,7 +96,12 @@ class D2NetLoss(nn.Module):
             balance_classes=recipe.balance_classes,
         )
         self.snippet, self.video = _denoising(recipe)
-        self.uncertainty = UncertaintyModeling(magnitude=recipe.um_magnitude, margin=recipe.um_margin)
+        self.queue: VideoQueue | None = None
+        if recipe.video_queue and recipe.alpha_video != 0 and isinstance(self.video, VideoJoint):
+            self.queue = VideoQueue(recipe.video_queue, self.num_classes)
+        self.uncertainty = UncertaintyModeling(
+            magnitude=recipe.um_magnitude, margin=recipe.um_margin, margin_unit=recipe.um_margin_unit
+        )
         off_on = (False, True)
         self._settings = {(train, denoise): self._settings_of(train, denoise) for train in off_on for denoise in off_on}
         self.register_buffer("reference", at_least_float32(torch.zeros(embedding_dim)))
@@ -177,8 +186,11 @@ class D2NetLoss(nn.Module):
             snippet = self.snippet.of(batch, result)
             total = total + recipe.alpha_snippet * snippet
         if denoise and recipe.alpha_video != 0 and not (settings.video and video_at_once):
-            video = self.video.from_pooled(result.pooled, result.counted, labels)
+            recordings = result.pooled, result.counted, labels
+            video = self.video.from_pooled(*(recordings if self.queue is None else self.queue.after(*recordings)))
             total = total + recipe.alpha_video * video
+        if self.training and self.queue is not None:
+            self.queue.push(result.pooled, result.counted, labels)
         if recipe.um_weight != 0 and logits is not None:
             uncertainty = self.uncertainty(embeddings, logits, result.counted).total
             total = total + recipe.um_weight * uncertainty
@@ -195,7 +207,7 @@ class D2NetLoss(nn.Module):
             settings["lowest_attention"] = recipe.reference_update == "lowest_attention"
         if denoise and recipe.alpha_snippet != 0:
             settings.update(self.snippet.settings(), alpha_snippet=recipe.alpha_snippet)
-        if denoise and recipe.alpha_video != 0 and isinstance(self.video, VideoDenoising):
+        if denoise and recipe.alpha_video != 0 and isinstance(self.video, VideoDenoising) and self.queue is None:
             settings.update(self.video.settings(), video=True, alpha_video=recipe.alpha_video)
         return LossSettings(**settings)
 
@@ -220,6 +232,7 @@ def _denoising(recipe: LossRecipe) -> tuple[SnippetTerm, VideoTerm]:
         "normalization": recipe.snippet_normalization,
         "entry_floor": recipe.snippet_entry_floor,
         "rank_tol": recipe.snippet_rank_tol,
+        "oriented": recipe.snippet_oriented,
     }
     video_joint: dict[str, Any] = {
         **scores,

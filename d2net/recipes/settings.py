@@ -15,11 +15,13 @@ def setting(default: Any, meaning: str) -> Any:
 
 
 Width = Annotated[int, Range(1, 65_536)]
+QueueSize = Annotated[int, Range(0, 65_536)]
 KernelSize = Annotated[int, Range(1, 1_023, odd=True)]  # odd, so that time stays aligned
 Eps = Annotated[float, Range(1e-7, below=0.5)]  # smaller ones would make 1 - eps equal to 1 in float32
 BelowOne = Annotated[float, Range(0, below=1)]
 Deviation = Annotated[float, Range(above=0, at_most=10)]
 Overlap = Annotated[float, Range(above=0, at_most=1)]
+AboveChance = Annotated[float, Range(above=0.5, at_most=1)]
 
 
 class Section:
@@ -91,15 +93,20 @@ class LossRecipe(Section):
     snippet_normalization: Literal["joint", "per_class"] = setting("joint", "Y_1 / z, or each column by its own count")
     snippet_entry_floor: Fraction = setting(0.0, "entries of U_1 are clamped from below")
     snippet_rank_tol: Weight = setting(1e-5, "singular values of U_1 up to this are zero")
+    snippet_oriented: bool = setting(False, "recordings with det U_1 <= 0, which L_DS would sharpen, do not count")
 
     # L_DV (Eq. 10)
     video_peak_share: BelowOne | None = setting(None, "p where above this share of its maximum, then of sum 1; null: p")
     video_normalization: Literal["joint", "per_class"] = setting("joint", "Y_2 / n, or each class by its own count")
+    video_queue: QueueSize = setting(0, "U_2 is of the batch and so many recordings before it; 0: of the batch")
 
     # Uncertainty modelling (Lee et al., AAAI 2021) beside the paper's terms
     um_weight: Weight = setting(0.0, "weight of um_magnitude * magnitude term + background entropy; 0: none")
     um_magnitude: Weight = setting(5e-4, "weight of the magnitude term within it")
     um_margin: Weight = setting(100.0, "the magnitude that foreground embeddings should reach")
+    um_margin_unit: Literal["absolute", "embedding"] = setting(
+        "absolute", "embedding: margin and norms in units of the mean ||x(t)|| of the batch"
+    )
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,9 @@ class TrainingRecipe(Section):
         0, "L_D is on from this iteration on, counted from 0 ..."
     )
     denoising_every: Count = setting(1, "... whenever the iteration is a multiple of this")
+    denoising_agreement: AboveChance | None = setting(
+        None, "... and once lambda' and lambda agree this well: a running AUC, 0.5 is chance; null: not asked"
+    )
 
 
 @dataclass(frozen=True)

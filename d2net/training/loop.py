@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 from d2net.checkpoint import save_checkpoint
@@ -23,7 +24,7 @@ def train(run: Trainer) -> None:
     run.model.train()
     run.loss.train()
     recent = RecentTerms(run.model, run.iteration, run.device)
-    graph = run.step_graph()
+    graph, agreement = run.step_graph(), run.state.agreement
     with (
         Stop() as stop,  # first, so that a signal after the last save is still caught
         run.own_threads(),
@@ -34,6 +35,7 @@ def train(run: Trainer) -> None:
     ):
         while run.iteration < iterations:
             denoise = denoising_is_on(run.recipe.training, run.iteration)
+            denoise = denoise and (agreement is None or agreement.began is not None)
             if run.resident is None:
                 terms_now = run.update(run.sampler.next().to(run.device), denoise)
             else:
@@ -47,9 +49,12 @@ def train(run: Trainer) -> None:
             stopping = asked and not last
             save = stopping or last or _due(run.iteration, run.save_every)
             evaluation = not asked and _due(run.iteration, run.eval_every)
+            # Not wherever a checkpoint or an evaluation is due, which must not decide when L_D begins.
+            if agreement is not None and _due(run.iteration, CHECK_EVERY) and agreement.look(run.iteration):
+                bar.tell(f"iteration {run.iteration}: L_D begins, as lambda' agrees with lambda")
             if save or evaluation or _due(run.iteration, CHECK_EVERY):
                 terms = recent.means(run.iteration, run.recipe.training.learning_rate)
-                log.write(run.iteration, terms)
+                log.write(run.iteration, terms if agreement is None else {**terms, "denoising": agreement.state()})
                 bar.update(run.iteration, terms)
             if save:
                 save_checkpoint(run.path, run.checkpoint())
@@ -60,12 +65,18 @@ def train(run: Trainer) -> None:
                 bar.tell(f"iteration {run.iteration}: {in_words(found)}")
             if stopping:
                 raise KeyboardInterrupt(f"stopped at iteration {run.iteration}; saved {run.path}")
+    if agreement is not None and agreement.began in (None, iterations):
+        warnings.warn(
+            f"L_D was never on: at the last iteration lambda' agrees with lambda to {agreement.running.item():.3f}, "
+            f"training.denoising_agreement is {agreement.needed:g}; lower that, or train longer",
+            stacklevel=4,
+        )
     run.interrupted = stop.requested
     run.trained = run.iteration - began
 
 
 def denoising_is_on(settings: TrainingRecipe, iteration: int) -> bool:
-    """Whether L_D is part of the loss in an iteration.
+    """Whether L_D is part of the loss in an iteration, as far as its number says (``denoising_agreement`` may not).
 
     Args:
         settings: Of the recipe.

@@ -17,6 +17,7 @@ from d2net.errors import InputError
 from d2net.losses import D2NetLoss
 from d2net.model import D2Net
 from d2net.recipes import Recipe
+from d2net.training.agreement import Agreement
 from d2net.training.resume import check_tensors, digests
 
 
@@ -36,6 +37,7 @@ class TrainingState:
         optimizer: Adam.
         sampler: Draws the batches.
         pairing: The random generator of the pairs of Eq. 3, on the device.
+        agreement: Decides when L_D begins; None where the recipe asks for no agreement, or has no L_D.
 
     Raises:
         InputError: settings that do not go together, or unlabelled recordings.
@@ -82,6 +84,9 @@ class TrainingState:
             capturable=on_gpu,
         )
         self.pairing = torch.Generator(device).manual_seed(seed)
+        self.agreement: Agreement | None = None
+        if recipe.training.denoising_agreement is not None and (recipe.loss.alpha_snippet or recipe.loss.alpha_video):
+            self.agreement = Agreement(recipe, device)
         self._digests = digests(dataset)
 
     @torch.no_grad()
@@ -132,6 +137,10 @@ class TrainingState:
                 raise InputError(f"optimizer.{key} is none of an optimizer after {saved.iteration} steps")
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.sampler.restore(saved.group("sampler"))
+        if self.loss.queue is not None:
+            self.loss.queue.load_state_dict(saved.group("video_queue"))
+        if self.agreement is not None:
+            self.agreement.restore(saved.group("denoising"))
         self._rng = saved.group("rng")
         torch.Generator().set_state(self._rng["cpu"])  # raises now, not when training begins
         if self._began_elsewhere(saved):
@@ -154,6 +163,10 @@ class TrainingState:
         if self.result is not self.model:
             groups["weights"] = {key: t for key, t in self.model.state_dict().items() if key != "x_ref"}
             groups["average"] = {"size": self._average_size}
+        if self.loss.queue is not None:
+            groups["video_queue"] = self.loss.queue.state_dict()
+        if self.agreement is not None:
+            groups["denoising"] = self.agreement.tensors()
         return groups
 
     def _needed(self, saved: Checkpoint) -> dict[str, Mapping[str, Tensor]]:

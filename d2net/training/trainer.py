@@ -42,6 +42,7 @@ class Trainer:
     The log (:mod:`d2net.training_log`) has the loss and its terms every 10 iterations, as means over the iterations
     since the previous line. The terms are logged before their weights: total = discriminative + loss.alpha_snippet *
     snippet + loss.alpha_video * video + loss.um_weight * uncertainty. A term is 0 in an iteration in which it is off.
+    With ``training.denoising_agreement`` a line has "denoising" too: the agreement, and when L_D began.
 
     On a CPU, small networks are trained in fewer threads than PyTorch would use; call :meth:`run` within ``with
     d2net.threads.threads(n):`` to set the number.
@@ -203,6 +204,9 @@ class Trainer:
             logits=output.logits if self.loss.recipe.um_weight != 0 else None,
             denoise=denoise,
         )
+        if self.state.agreement is not None:
+            x_ref = self.loss.reference
+            self.state.agreement.add(output.tcam, output.embeddings, batch.lengths, batch.labels, x_ref)
         self.state.optimizer.zero_grad(set_to_none=True)
         with torch.autograd.set_multithreading_enabled(False):  # waking autograd's thread for a GPU takes some 0.2 ms
             loss.total.backward()

@@ -50,6 +50,39 @@ def test_uncertainty_modeling_beside_the_paper(make_batch):
         loss(tcam, embeddings, lengths, labels, partners)
 
 
+class TestMarginInUnitsOfTheEmbedding:
+    def both(self, batch, scale=1.0):
+        tcam, embeddings, *_ = batch
+        embeddings = (scale * embeddings).requires_grad_()
+        loss = UncertaintyModeling(margin=1.5, margin_unit="embedding")
+        result = loss(embeddings, torch.logit(tcam), LENGTHS)
+        return result, torch.autograd.grad(result.magnitude, embeddings)[0]
+
+    def test_it_is_the_paper_s_with_that_margin_divided_by_the_unit(self, make_batch):
+        """The unit has no gradient."""
+        tcam, embeddings, *_ = make_batch()
+        norms = [x[:n].norm(dim=1) for x, n in zip(embeddings, LENGTHS.tolist(), strict=True)]
+        unit = torch.cat(norms).mean().item()
+        absolute = UncertaintyModeling(margin=1.5 * unit)
+        x = embeddings.clone().requires_grad_()
+        expected = absolute(x, torch.logit(tcam), LENGTHS)
+        (gradient,) = torch.autograd.grad(expected.magnitude, x)
+        result, found = self.both(make_batch())
+        torch.testing.assert_close(result.magnitude, expected.magnitude / unit**2)
+        torch.testing.assert_close(found, gradient / unit**2)
+        assert result.entropy == expected.entropy
+
+    @pytest.mark.parametrize("scale", [1e-3, 250.0])
+    def test_the_scale_of_the_embeddings_does_not_matter(self, make_batch, scale):
+        (one, gradient), (other, scaled) = self.both(make_batch()), self.both(make_batch(), scale)
+        torch.testing.assert_close(other.magnitude, one.magnitude)
+        torch.testing.assert_close(scale * scaled, gradient)
+
+    def test_zero_embeddings_are_the_margin_away(self, make_batch):
+        result, gradient = self.both(make_batch(), 0.0)
+        assert result.magnitude == 1.5**2 and not gradient.any()
+
+
 def test_co_activity_similarity(make_batch):
     tcam, embeddings, _, labels = make_batch(c=3)
     labels[0, :2] = 1

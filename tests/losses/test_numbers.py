@@ -71,6 +71,9 @@ RECIPES = {
     "paper": PAPER,
     "release": RELEASE,
     "um": replace(PAPER, um_weight=0.1),
+    "oriented": replace(PAPER, snippet_oriented=True),
+    "queue": replace(PAPER, video_queue=5),
+    "um in units": replace(PAPER, um_weight=0.1, um_margin=2.0, um_margin_unit="embedding"),
     **{kind: replace(PAPER, denoising=kind) for kind in ("dmi", "l1", "bce")},
     **{kind: replace(PAPER, classification=kind) for kind in ("focal", "cross_entropy")},
 }

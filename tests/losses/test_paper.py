@@ -81,6 +81,13 @@ VARIANTS = {
     "cross-entropy, bce": LossRecipe(classification="cross_entropy", denoising="bce"),
     "dmi": LossRecipe(denoising="dmi"),
     "um": LossRecipe(um_weight=1.0),
+    "oriented": LossRecipe(snippet_oriented=True),
+    "release, oriented": replace(load_recipe("thumos14-release").loss, snippet_oriented=True),
+    "um, in units": LossRecipe(um_weight=1.0, um_margin=2.0, um_margin_unit="embedding"),
+    "queue": LossRecipe(video_queue=7),
+    "release, queue": replace(load_recipe("thumos14-release").loss, video_queue=20),
+    "dmi, queue": LossRecipe(denoising="dmi", video_queue=20),
+    "dmi, oriented": LossRecipe(denoising="dmi", snippet_oriented=True),
 }
 
 

@@ -34,8 +34,8 @@ WRONG: dict[str, list[Any]] = {
     **dict.fromkeys(("inner", "outer"), [*NO_COUNT, 10**9]),
     **dict.fromkeys(("threshold", "background_threshold", "fg_threshold", "bg_threshold", "entry_floor"), NO_FRACTION),
     **dict.fromkeys(("beta", "gamma", "margin", "magnitude", "rank_tol"), NO_WEIGHT),
-    **dict.fromkeys(("embedding_pooling", "pairing", "class_reduction", "normalization"), NO_CHOICE),
-    **dict.fromkeys(("threshold_inclusive", "balance_classes", "own_classes"), NO_FLAG),
+    **dict.fromkeys(("embedding_pooling", "pairing", "class_reduction", "normalization", "margin_unit"), NO_CHOICE),
+    **dict.fromkeys(("threshold_inclusive", "balance_classes", "own_classes", "oriented"), NO_FLAG),
     **dict.fromkeys(("num_classes", "embedding_dim"), [x for x in NO_COUNT if type(x) is not int or x]),
     "peak_share": [*(x for x in NO_FRACTION if x is not None), 1],  # nothing is above its own maximum
     "probability_floor": NO_FLOOR,

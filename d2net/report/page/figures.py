@@ -162,7 +162,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Lines]:
                     _add(watched, f"mAP@{level}", entry["iteration"], number)
                 continue
             for key, value in entry.items():
-                if key != "iteration" and (one or key == "total"):
+                if not (key == "iteration" or isinstance(value, dict)) and (one or key == "total"):
                     _add(loss, key if one else run, entry["iteration"], value)
     loss = {name: points for name, points in loss.items() if any(points[1])}  # a term that is off is 0 throughout
     found = [_lines("Loss and its terms, before they are weighed" if one else "Loss of each training", loss)]
