@@ -205,7 +205,7 @@ def test_lengths_by_hand() -> None:
     rows = result.to_json()["rows"]
     assert [row["length"] for row in rows] == [*LENGTHS] and rows[2]["map_n"] == {"0.5": None}
     assert rows[4]["recall"] == {"0.5": 100} and rows[4]["average_recall"] == 100
-    assert result.seconds()[:2] == ["up to 3 s", "3 to 6 s"]
+    assert result.seconds() == ["0-3 s", "3-6 s", "6-12 s", "12-18 s", "over 18 s", ""]
 
 
 def test_bounds_of_lengths() -> None:

@@ -42,9 +42,9 @@ class LengthAnalysis:
     recall: np.ndarray
 
     def seconds(self) -> list[str]:
-        """Of each row which lengths it holds: "up to 3 s"."""
+        """Of each row which lengths it holds: "0-3 s", the upper bound among them."""
         a, b, c, d = (f"{bound:g}" for bound in self.bounds)
-        return [f"up to {a} s", f"{a} to {b} s", f"{b} to {c} s", f"{c} to {d} s", f"over {d} s", ""]
+        return [f"0-{a} s", f"{a}-{b} s", f"{b}-{c} s", f"{c}-{d} s", f"over {d} s", ""]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dump``: a dict of each row, numbers by IoU, None where there is no ground truth."""

@@ -51,8 +51,8 @@ class AverageRecall:
         """All of it in a line to print."""
         numbers = ", ".join(f"AR@{an} {ar:.1f}" for an, ar in self.shown().items())
         return (
-            f"average recall, of any class, IoU {span(self.tiou)}, AR@ detections a recording: {numbers}; "
-            f"AUC {self.auc:.1f}; there are {self.per_recording:.1f} a recording"
+            f"average recall at N detections a recording, of any class, IoU {span(self.tiou)}: {numbers}; "
+            f"AUC {self.auc:.1f} (there are {self.per_recording:.1f} a recording)"
         )
 
     def to_json(self) -> dict[str, Any]:
