@@ -92,8 +92,8 @@ def analyse_lengths(
         protocol: Of the matches. Lengths are in seconds under ``wtalc`` too.
         tiou: Temporal IoUs.
         bounds: Four rising numbers of seconds up to which, and with which, a ground truth is XS, S, M and L. None:
-            DETAD's for THUMOS14 (3, 6, 12, 18) where half of the ground truths or more last at most 18 s, else DETAD's
-            for ActivityNet (30, 60, 120, 180).
+            DETAD's for THUMOS14 (3, 6, 12, 18) where the median length is at most 18 s, else DETAD's for ActivityNet
+            (30, 60, 120, 180).
         unknown_videos: As there.
 
     Raises:
