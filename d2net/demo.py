@@ -126,12 +126,11 @@ def _print_result(
     console: Console, out: Path, result: Evaluation, detections: Detections, hidden: int, why_no_report: str
 ) -> None:
     table = Table(title="Subjects not seen in training, in percent", title_justify="left")
-    for name in [f"mAP@{t:g}" for t in result.tiou] + [*result.averages, "F1@0.5"]:
+    for name in [f"mAP@{t:g}" for t in result.tiou] + ["F1@0.5"]:
         table.add_column(name, justify="right", no_wrap=True)
-    numbers = [*result.map, *result.averages.values(), result.f1]
-    table.add_row(*(f"{n:.1f}" for n in numbers))
+    table.add_row(*(f"{n:.1f}" for n in (*result.map, result.f1)))
     console.print(table)
-    for line in result.coverage.lines():
+    for line in (result.averages_line(), *result.coverage.lines()):
         console.print(line, soft_wrap=True)
     # Without this a row of equal numbers looks like a bug.
     console.print(

@@ -89,8 +89,8 @@ def evaluate(
     recall = average_recall(found, truth, protocol, unknown_videos=unknown)  # type: ignore[arg-type]
     lengths = analyse_lengths(found, truth, protocol, levels, unknown_videos=unknown)  # type: ignore[arg-type]
     make_console().print(evaluation_table(result, title=f"{detections.name}, protocol {protocol}, in percent"))
-    if result.averages:
-        say("average mAP: " + ", ".join(f"{value:.1f} at IoU {name}" for name, value in result.averages.items()))
+    if line := result.averages_line():
+        say(line)
     say(recall.line())
     make_console().print(lengths_table(lengths))
     for line in result.coverage.lines():

@@ -136,6 +136,11 @@ class Evaluation:
         "0.3-0.7" and "0.1-0.7"."""
         return averages(self.tiou, self.map)
 
+    def averages_line(self) -> str:
+        """``averages`` in a line to print; "" where there are none."""
+        numbers = ", ".join(f"{value:.1f} at IoU {name}" for name, value in self.averages.items())
+        return f"average mAP: {numbers}" if numbers else ""
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dump``; ``map`` by IoU, ``{"0.5": 36.0}``."""
         return {
