@@ -85,7 +85,6 @@ def _run(out: Path, seed: int, iterations: int | None, console: Console, command
         "iterations": recipe.training.iterations,
         "seed": seed,
         **result.to_json(),
-        "average_0.1_0.5": _average_to_half(result),
     }
     text = json.dumps(metrics, indent=1) + "\n"
     write_whole(out / "metrics.json", text)
@@ -123,21 +122,15 @@ def _check_replaceable(out: Path, recipe: Recipe, dataset: str) -> None:
         )
 
 
-def _average_to_half(result: Evaluation) -> float:
-    """Mean of mAP at tIoU 0.1 to 0.5, which THUMOS14's tables report besides 0.1 to 0.7."""
-    return float(result.map[[i for i, t in enumerate(result.tiou) if t <= 0.5]].mean())
-
-
 def _print_result(
     console: Console, out: Path, result: Evaluation, detections: Detections, hidden: int, why_no_report: str
 ) -> None:
     table = Table(title="Subjects not seen in training, in percent", title_justify="left")
-    for name in [f"mAP@{t:g}" for t in result.tiou] + ["0.1-0.7", "0.1-0.5", "F1@0.5"]:
+    for name in [f"mAP@{t:g}" for t in result.tiou] + ["F1@0.5"]:
         table.add_column(name, justify="right", no_wrap=True)
-    numbers = [*result.map, result.average, _average_to_half(result), result.f1]
-    table.add_row(*(f"{n:.1f}" for n in numbers))
+    table.add_row(*(f"{n:.1f}" for n in (*result.map, result.f1)))
     console.print(table)
-    for line in result.coverage.lines():
+    for line in (result.averages_line(), *result.coverage.lines()):
         console.print(line, soft_wrap=True)
     # Without this a row of equal numbers looks like a bug.
     console.print(

@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -184,7 +185,24 @@ def test_evaluate_prints_a_table(tmp_path: Path) -> None:
     found, truth = detections_file(tmp_path / "d.json", "Jump"), annotations_file(tmp_path / "gt.json")
     for protocol in ("activitynet", "wtalc"):
         text = run("evaluate", found, "--annotations", truth, "--protocol", protocol, "--tiou", "0.3,0.5").stdout
-        assert text.count("100.0") == 4 and "F1" in text
+        assert text.partition("average recall")[0].count("100.0") == 4 and "F1" in text
+
+
+def test_evaluate_says_averages_recall_and_lengths(tmp_path: Path) -> None:
+    """On the terminal as in --json; averages only where all their levels were asked for."""
+    found, truth = detections_file(tmp_path / "d.json", "Jump"), annotations_file(tmp_path / "gt.json")
+    command = ["evaluate", found, "--annotations", truth, "--json", tmp_path / "n.json"]
+    text = run(*command, "--tiou", "0.1:0.5:0.1").stdout
+    assert "average mAP: 100.0 at IoU 0.1-0.5\n" in text and "AR@1 100.0, AR@5 100.0" in text
+    assert re.search(r"mAP_N@0\.5 .*recall@0\.5", text) and re.search(r"S 3-6 s +│ +1 │ +100\.0 │ +100\.0 │", text)
+    saved = json.loads((tmp_path / "n.json").read_text())
+    assert saved["averages"] == {"0.1-0.5": 100}
+    assert saved["average_recall"]["ar"]["1"] == 100 and len(saved["average_recall"]["tiou"]) == 10
+    rows = {row["length"]: row for row in saved["lengths"]["rows"]}
+    assert rows["S"]["map_n"] == dict.fromkeys(["0.1", "0.2", "0.3", "0.4", "0.5"], 100)
+    assert rows["XL"]["ground_truth"] == 0 and rows["XL"]["average_map_n"] is None
+    text = run(*command, "--tiou", "0.3").stdout
+    assert "average mAP" not in text and "mAP_N@0.3" in text and "mAP_N average" not in text
 
 
 def test_debug_adds_the_traceback(tmp_path: Path) -> None:

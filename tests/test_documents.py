@@ -33,7 +33,7 @@ SCRIPTS = "".join(
     for p in ROOT.glob(glob)
     if p.is_file()
 )
-OTHERS_FLAGS = {"--no-deps"}  # pip's
+OTHERS_FLAGS = {"--no-deps", "--activity-net"}  # of pip and of the released code
 
 everywhere = pytest.mark.parametrize("page", PAGES)
 

@@ -495,6 +495,7 @@ def test_to_json():
         "protocol": "activitynet",
         "map": {"0.5": 100, "0.55": 100},
         "average": 100,
+        "averages": {},
         "f1": 100,
         "per_class": {"a": [100, 100]},
         "coverage": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from d2net.checkpoint import load_checkpoint
 from d2net.cli import app
+from d2net.cli.options import choose_recipe
 from d2net.detections import read_detections
 
 SMALL = ("--set", "training.iterations=2", "--set", "model.embedding_dim=4", "--device", "cpu")
@@ -112,6 +114,14 @@ def test_a_known_dataset_has_its_own_recipe(folder):
     (folder / "labels.csv").write_text("recording,labels\n=a,BaseballPitch\nb,CliffDiving\nc,ThrowDiscus\n")
     text = run("train", "--data", folder, *TIME, "--out", "run", *SMALL)
     assert "note: the recipe is thumos14-paper, by the classes of this data" in text.stderr
+
+
+@pytest.mark.parametrize(("others", "recipe"), [(97, "activitynet12-paper"), (197, "activitynet13")])
+def test_activitynet_is_told_by_the_number_of_its_classes(others, recipe, capsys):
+    """1.3 has the classes of 1.2 and a hundred more."""
+    classes = ("Archery", "Bathing dog", "Cumbia", *(f"class {i}" for i in range(others)))
+    assert choose_recipe(None, "anet", SimpleNamespace(classes=classes)) == recipe
+    assert f"note: the recipe is {recipe}, by the classes of this data" in capsys.readouterr().err
 
 
 def test_a_recipe_of_ones_own(folder):

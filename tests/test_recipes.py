@@ -26,6 +26,13 @@ from d2net.recipes import (
 )
 
 
+def test_activitynet13_is_what_the_paper_says_of_activitynet12():
+    """The paper has no ActivityNet1.3, and the recipe says so."""
+    recipe = load_recipe("activitynet13")
+    assert not differences([load_recipe("activitynet12-paper"), recipe])
+    assert "the paper has no 1.3" in recipe.description
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_round_trip(name):
     recipe = load_recipe(name)

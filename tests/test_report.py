@@ -20,7 +20,7 @@ from d2net.cli import app
 from d2net.data import open_dataset
 from d2net.detections import Detections, write_detections
 from d2net.errors import InputError
-from d2net.evaluation import VERDICTS, analyse_errors
+from d2net.evaluation import VERDICTS, analyse_errors, analyse_lengths, average_recall, averages
 from d2net.recipes import load_recipe
 from d2net.report import TimelineRow, Track
 from d2net.report.facts import RunRecord, read_record, recipe_fact
@@ -233,10 +233,19 @@ def test_of_a_dataset_with_annotations(tmp_path: Path, data: Path) -> None:
     result = write_dataset_report(tmp_path / "r.html", dataset, found, title="t", table="thumos14")
     text = text_of(tmp_path / "r.html")
     assert not isinstance(result, str)
-    for name, numbers in result.per_class.items():
+    for name, numbers in {"mAP": result.map.tolist(), **result.per_class}.items():
+        numbers = [*numbers, *averages(result.tiou, numbers).values()]
         assert f"{name} {' '.join(f'{v:.1f}' for v in numbers)}" in text
+    assert "@0.7 average 0.1-0.5 average 0.3-0.7 average 0.1-0.7 mAP" in text
+    assert average_recall(found, dataset.annotations()).line() in text
+    lengths = analyse_lengths(found, dataset.annotations())
+    assert lengths.ground_truth.tolist() == [0, 4, 0, 0, 0, 4]
+    for i, name in ((1, "S 3-6 s 4"), (5, "all 4")):
+        numbers = [v for of in (lengths.map_n[i], lengths.recall[i]) for v in (*of, of.mean())]
+        assert f"{name} {' '.join(f'{v:.1f}' for v in numbers)}" in text
+    assert f"XS 0-3 s 0{' –' * 16} S" in text
     assert "judged: 4 detections against 4 recordings" in text
-    assert "Table 1 of the paper" in text and "D2-Net weak I3D 65.7 60.2 52.3 43.4 36.0" in text
+    assert "Table 1 of the paper" in text and "D2-Net weak I3D 65.7 60.2 52.3 43.4 36.0 – – –" in text
     assert "the run was evaluated on other data" in text
     errors = analyse_errors(found, dataset.annotations())
     shown = [r["found"][0][4] for r in data_of(tmp_path / "r.html")["recordings"]]

@@ -17,7 +17,7 @@ from d2net.words import is_number
 
 if TYPE_CHECKING:
     from d2net.detections import Annotations
-    from d2net.evaluation import Evaluation
+    from d2net.evaluation import Evaluation, LengthAnalysis
 
 MOST_LEVELS = 10_000  # IoUs of one evaluation
 
@@ -42,7 +42,10 @@ def evaluate(
     ] = "0.1:0.7:0.1",
     compare: Annotated[
         str | None,
-        typer.Option(metavar="thumos14|activitynet12", help="Print the run beside this table of the paper too."),
+        typer.Option(
+            metavar="thumos14|activitynet12|activitynet13",
+            help="Print the run beside the paper's results on this dataset, and later ones, too.",
+        ),
     ] = None,
     features: Annotated[
         str | None,
@@ -56,7 +59,7 @@ def evaluate(
     ] = False,
     trust_pickle: TrustPickle = False,
 ) -> None:
-    """Compare detections with annotations: mAP at each temporal IoU, its average and F1.
+    """Compare detections with annotations: mAP at each temporal IoU, averages, F1, average recall, AP by length.
 
     \b
     Examples:
@@ -66,7 +69,7 @@ def evaluate(
       d2net evaluate detections.json --annotations gt.json --compare thumos14 --features "I3D (Kinetics)"
     """
     from d2net.detections import read_detections, read_features
-    from d2net.evaluation import analyse_errors, error_level
+    from d2net.evaluation import analyse_errors, analyse_lengths, average_recall, error_level
     from d2net.evaluation import evaluate as judge
     from d2net.files import write_whole
 
@@ -83,10 +86,16 @@ def evaluate(
     found = read_detections(detections)
     unknown: Literal["ignore", "error"] = "ignore" if ignore_unknown_videos else "error"
     result = judge(found, truth, protocol=protocol, tiou=levels, unknown_videos=unknown)  # type: ignore[arg-type]
+    recall = average_recall(found, truth, protocol, unknown_videos=unknown)  # type: ignore[arg-type]
+    lengths = analyse_lengths(found, truth, protocol, levels, unknown_videos=unknown)  # type: ignore[arg-type]
     make_console().print(evaluation_table(result, title=f"{detections.name}, protocol {protocol}, in percent"))
+    if line := result.averages_line():
+        say(line)
+    say(recall.line())
+    make_console().print(lengths_table(lengths))
     for line in result.coverage.lines():
         say(line)
-    numbers = result.to_json()
+    numbers = result.to_json() | {"average_recall": recall.to_json(), "lengths": lengths.to_json()}
     if compare:
         covered = set(table.levels) <= set(levels)
         comparison = paper_tables.compare(
@@ -144,6 +153,23 @@ def evaluation_table(result: Evaluation, *, title: str) -> Table:
     for name in (*(f"mAP@{level:g}" for level in result.tiou), "average", "F1@0.5"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_row(*(f"{v:.1f}" for v in (*result.map, result.average, result.f1)))
+    return table
+
+
+def lengths_table(lengths: LengthAnalysis) -> Table:
+    """mAP_N and recall of the ground truths of each length, at the IoU nearest to 0.5 and averaged over all."""
+    from d2net.evaluation import LENGTHS
+
+    column = min(range(len(lengths.tiou)), key=lambda i: (abs(lengths.tiou[i] - 0.5), lengths.tiou[i]))
+    level, many = f"@{lengths.tiou[column]:g}", len(lengths.tiou) > 1
+    table = Table(title="By the length of the ground truth, in percent; mAP_N as DETAD has it", title_justify="left")
+    table.add_column("length", no_wrap=True)
+    for name in ("ground truths", f"mAP_N{level}", f"recall{level}", *["mAP_N average", "recall average"] * many):
+        table.add_column(name, justify="right")
+    rows = zip(LENGTHS, lengths.seconds(), lengths.ground_truth, lengths.map_n, lengths.recall, strict=True)
+    for name, seconds, n, map_n, recall in rows:
+        numbers = [map_n[column], recall[column], *[map_n.mean(), recall.mean()] * many]
+        table.add_row(f"{name} {seconds}".strip(), str(n), *(f"{v:.1f}" if n else "-" for v in numbers))
     return table
 
 

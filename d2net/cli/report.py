@@ -51,7 +51,10 @@ def report(
     ] = None,
     compare: Annotated[
         str | None,
-        typer.Option(metavar="thumos14|activitynet12", help="This table of the paper; default: that of the recipe."),
+        typer.Option(
+            metavar="thumos14|activitynet12|activitynet13",
+            help="The paper's results on this dataset, and later ones; default: that of the recipe.",
+        ),
     ] = None,
     device: Device = "auto",
     threads: Threads = None,

@@ -1,5 +1,6 @@
-"""Mean average precision and F1 of detections, under the two protocols of the field: :func:`evaluate`; and which errors
-keep them low: :func:`analyse_errors`.
+"""Mean average precision and F1 of detections, under the two protocols of the field: :func:`evaluate`; which errors
+keep them low: :func:`analyse_errors`; how well short and long ground truths are found: :func:`analyse_lengths`; and
+average recall at an average number of detections a recording: :func:`average_recall`.
 
 ``activitynet``, after the ActivityNet toolkit (activitynet/ActivityNet, Evaluation/eval_detection.py): time is
 continuous. Detections of a class are taken by falling score; each is matched to the unmatched ground truth of highest
@@ -23,29 +24,48 @@ out, and why, is in :class:`Coverage`. docs/evaluation.md has a table of missing
 
 from d2net.evaluation.errors import VERDICTS, ErrorAnalysis, Verdict, analyse_errors, error_level
 from d2net.evaluation.frames import is_action, snippet_auc
-from d2net.evaluation.judge import ACTIVITYNET_TIOU, THUMOS14_TIOU, evaluate
+from d2net.evaluation.judge import evaluate
+from d2net.evaluation.lengths import (
+    ACTIVITYNET_LENGTHS,
+    LENGTHS,
+    THUMOS14_LENGTHS,
+    LengthAnalysis,
+    analyse_lengths,
+)
+from d2net.evaluation.levels import ACTIVITYNET_TIOU, AVERAGES, THUMOS14_TIOU, averages, span
 from d2net.evaluation.names import UnknownVideos
 from d2net.evaluation.operating import FALSE_POSITIVES, OperatingPoints, operating_points
 from d2net.evaluation.prepare import Protocol
+from d2net.evaluation.recall import AverageRecall, average_recall
 from d2net.evaluation.result import Coverage, Evaluation, Reason
 
 __all__ = [
+    "ACTIVITYNET_LENGTHS",
     "ACTIVITYNET_TIOU",
     "FALSE_POSITIVES",
+    "AVERAGES",
+    "LENGTHS",
+    "THUMOS14_LENGTHS",
     "THUMOS14_TIOU",
     "VERDICTS",
+    "AverageRecall",
     "Coverage",
     "ErrorAnalysis",
     "Evaluation",
     "OperatingPoints",
+    "LengthAnalysis",
     "Protocol",
     "Reason",
     "UnknownVideos",
     "Verdict",
     "analyse_errors",
+    "analyse_lengths",
+    "average_recall",
+    "averages",
     "error_level",
     "evaluate",
     "is_action",
     "operating_points",
     "snippet_auc",
+    "span",
 ]

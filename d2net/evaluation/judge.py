@@ -9,12 +9,10 @@ import numpy as np
 from d2net.detections import Annotations, Detections
 from d2net.errors import InputError
 from d2net.evaluation.average_precision import average_precision
+from d2net.evaluation.levels import THUMOS14_TIOU, check_tiou
 from d2net.evaluation.names import UnknownVideos
 from d2net.evaluation.prepare import Protocol, prepare
 from d2net.evaluation.result import Evaluation
-
-THUMOS14_TIOU = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-ACTIVITYNET_TIOU = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 
 def evaluate(
@@ -54,12 +52,9 @@ def evaluate(
             score that is not finite; a segment that ends before it starts; no detection is left, because all have
             unknown recordings, the label "Ambiguous", or recordings without segments.
     """
-    try:
-        tiou = (float(tiou),) if isinstance(tiou, (int, float, str)) else tuple(float(t) for t in tiou)
-    except (TypeError, ValueError):
-        raise InputError(f"tiou is {tiou!r}; give one IoU threshold or several, as (0.3, 0.5)") from None
-    if not tiou or not all(0 < t <= 1 for t in (*tiou, f1_tiou)):
-        raise InputError(f"IoU thresholds {[*tiou]} and {f1_tiou} for F1: give at least one, each above 0 and up to 1")
+    tiou = check_tiou(tiou)
+    if not 0 < f1_tiou <= 1:
+        raise InputError(f"f1_tiou is {f1_tiou}; give an IoU threshold above 0 and up to 1")
     judged = prepare(detections, annotations, protocol, unknown_videos)
     pairs = judged.pairs(min(*tiou, f1_tiou))
     hits = {t: judged.hits(pairs, t)[0] for t in {*tiou, f1_tiou}}

@@ -33,7 +33,8 @@ class Judged:
         label: (N,) the same of their classes.
         start: (N,) the same of their beginnings.
         end: (N,) the same of their ends.
-        gt_video: (M,) of the ground truths, in the order in which they are offered.
+        gt_order: (M,) index of each ground truth among those given; in the order in which they are offered.
+        gt_video: (M,) of the ground truths, in that order.
         gt_label: (M,) the same of their classes.
         gt_start: (M,) the same of their beginnings.
         gt_end: (M,) the same of their ends.
@@ -47,6 +48,7 @@ class Judged:
     label: np.ndarray
     start: np.ndarray
     end: np.ndarray
+    gt_order: np.ndarray
     gt_video: np.ndarray
     gt_label: np.ndarray
     gt_start: np.ndarray
@@ -168,7 +170,7 @@ def prepare(
         ambiguous_segments=len(annotations.ambiguous),
     )
     return Judged(
-        annotations, protocol, order, video, label, start, end, gt_video, gt_label, gt_start, gt_end, coverage
+        annotations, protocol, order, video, label, start, end, offered, gt_video, gt_label, gt_start, gt_end, coverage
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from d2net.evaluation.levels import averages
 from d2net.words import counted, listed
 
 Reason = Literal["unknown_video", "ambiguous_label", "video_without_segments", "ambiguous_segment"]
@@ -129,12 +130,24 @@ class Evaluation:
     per_class: dict[str, list[float]]
     coverage: Coverage
 
+    @property
+    def averages(self) -> dict[str, float]:
+        """Means of ``map`` as papers print them, where all their levels were evaluated: ``{"0.1-0.5": 51.5}``, and so
+        "0.3-0.7" and "0.1-0.7"."""
+        return averages(self.tiou, self.map)
+
+    def averages_line(self) -> str:
+        """``averages`` in a line to print; "" where there are none."""
+        numbers = ", ".join(f"{value:.1f} at IoU {name}" for name, value in self.averages.items())
+        return f"average mAP: {numbers}" if numbers else ""
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dump``; ``map`` by IoU, ``{"0.5": 36.0}``."""
         return {
             "protocol": self.protocol,
             "map": {f"{t:g}": float(m) for t, m in zip(self.tiou, self.map, strict=True)},
             "average": self.average,
+            "averages": self.averages,
             "f1": self.f1,
             "per_class": self.per_class,
             "coverage": self.coverage.to_json(),

@@ -13,10 +13,14 @@ from d2net.errors import InputError
 from d2net.evaluation import (
     THUMOS14_TIOU,
     VERDICTS,
+    AverageRecall,
     ErrorAnalysis,
     Evaluation,
+    LengthAnalysis,
     Protocol,
     analyse_errors,
+    analyse_lengths,
+    average_recall,
     error_level,
     evaluate,
 )
@@ -55,7 +59,7 @@ def write_dataset_report(
         facts: See there; :mod:`d2net.report.facts` makes them.
         protocol: Of the evaluation.
         tiou: Thresholds of the evaluation.
-        table: Show the paper's rows of this table too (``thumos14``, ``activitynet12``).
+        table: Show the rows of this table too (``thumos14``, ``activitynet12``, ``activitynet13``).
         features: What the network saw, for the run's row there.
         logs: See :func:`d2net.report.page.write_report`.
         videos: See there; :func:`d2net.report.videos.find_videos` finds them.
@@ -69,7 +73,7 @@ def write_dataset_report(
         InputError: as :func:`d2net.report.page.write_report`; an unknown recording or table.
     """
     judged = _judge(dataset, detections, protocol, tuple(tiou))
-    result, errors = (None, None) if isinstance(judged, str) else judged
+    result, errors, recall, lengths = (None,) * 4 if isinstance(judged, str) else judged
     rows = dataset_rows(dataset, detections, tracks, errors)
     if recordings is not None:
         by_name = {row.name: row for row in rows}
@@ -84,6 +88,8 @@ def write_dataset_report(
         evaluation=result,
         why_not_evaluated=judged if isinstance(judged, str) else "",
         errors=errors,
+        recall=recall,
+        lengths=lengths,
         comparison=_compare(table, result, dataset, detections, protocol, features) if table and result else None,
         tables=tables,
         logs=logs,
@@ -137,16 +143,17 @@ def dataset_rows(
 
 def _judge(
     dataset: Dataset, detections: Detections, protocol: Protocol, tiou: tuple[float, ...]
-) -> tuple[Evaluation, ErrorAnalysis | None] | str:
+) -> tuple[Evaluation, ErrorAnalysis | None, AverageRecall, LengthAnalysis] | str:
     annotations = dataset.annotations()
     if len(annotations) == 0:
         return "There is no mAP, as no recording has an annotation to compare detections with."
     level = error_level(tiou)
+    of = detections, annotations, protocol
     try:
-        result = evaluate(detections, annotations, protocol, tiou, unknown_videos="ignore")
-        if level is None:
-            return result, None
-        return result, analyse_errors(detections, annotations, protocol, level, unknown_videos="ignore")
+        result = evaluate(*of, tiou, unknown_videos="ignore")
+        errors = None if level is None else analyse_errors(*of, level, unknown_videos="ignore")
+        recall = average_recall(*of, unknown_videos="ignore")
+        return result, errors, recall, analyse_lengths(*of, tiou, unknown_videos="ignore")
     except InputError as error:  # classes of other names, or nothing where the protocol looks
         return f"There is no mAP, as the detections cannot be compared with the annotations: {error}"
 

@@ -1,8 +1,7 @@
-"""Tables 1 and 2 of the paper, and a run's row beside them."""
+"""Tables 1 and 2 of the paper, results published since, and a run's row beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
@@ -11,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from d2net.errors import InputError
-from d2net.evaluation import Evaluation
+from d2net.evaluation import Evaluation, span
 from d2net.reading import parse_json
 from d2net.words import NAME, did_you_mean, escaped
 
@@ -22,12 +21,14 @@ class Row:
 
     Attributes:
         method: As the paper calls it; the rows marked '+' there have supervision ``strong``.
-        reference: Number in the paper's list of references; None for the paper's own row and for a run.
+        reference: Number in the paper's list of references; None for the paper's own row, a later one and a run.
         supervision: ``weak`` (recording-level labels) or ``strong`` (segments); None for a run, as detections do not
             say it.
         features: What the network saw, or None where the paper does not say.
         map: mAP in percent at each ``tiou`` of the table, None where the paper gives none.
-        average: Mean mAP over the table's ``average_tiou``, or None.
+        average: Mean mAP over the table's ``average_tiou`` as it was published, or None.
+        venue: Where and when a later row was published; None for the paper's rows and a run.
+        source: Where the numbers of a later row were read.
     """
 
     method: str
@@ -36,6 +37,14 @@ class Row:
     features: str | None
     map: tuple[float | None, ...]
     average: float | None = None
+    venue: str | None = None
+    source: str | None = None
+
+    def name(self) -> str:
+        """The method with its reference in the paper; one that is not in the paper has its venue and a dagger."""
+        if self.venue:
+            return f"{self.method} ({self.venue}) †"
+        return self.method + (f" [{self.reference}]" if self.reference else "")
 
 
 @dataclass(frozen=True)
@@ -43,22 +52,38 @@ class PaperTable:
     """A table of results.
 
     Attributes:
-        title: Its number in the paper.
+        title: Its number in the paper; None where the paper has no results on this dataset.
         dataset: What its methods were evaluated on.
         classes: Action classes of that dataset.
         recordings: Recordings of its test set, by the shortest of the published lists: fewer are a part of it.
         tiou: Temporal IoUs of its columns.
-        average_tiou: Those whose mean its last column is; empty where it has no such column.
-        rows: In the paper's order.
+        average_tiou: Those whose mean its last column is.
+        rows: The paper's, in its order; None stands for what it does not print.
+        later: Methods published since, by venue; not in the paper.
     """
 
-    title: str
+    title: str | None
     dataset: str
     classes: int
     recordings: int
     tiou: tuple[float, ...]
     average_tiou: tuple[float, ...]
     rows: tuple[Row, ...]
+    later: tuple[Row, ...]
+
+    def heading(self) -> str:
+        """A line above the table."""
+        of = f"{self.title} of the paper" if self.title else "Not in the paper"
+        return f"{of}: mAP on {self.dataset}, in percent"
+
+    def footnote(self) -> str:
+        """What the dagger of the later rows means, and where their numbers are from."""
+        sources = "; ".join(dict.fromkeys(row.source for row in self.later if row.source))
+        return f"† not in the paper, published since; the numbers are from {sources}"
+
+    def average_name(self) -> str:
+        """Heading of the column of averages."""
+        return f"average {span(self.average_tiou)}"
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -76,13 +101,14 @@ class Comparison:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for ``json.dump``: the paper's rows and the run's, apart."""
+        """Plain values for ``json.dump``: the paper's rows, those published since and the run's, apart."""
         return {
             "table": self.table.title,
             "dataset": self.table.dataset,
             "tiou": list(self.table.tiou),
             "average_tiou": list(self.table.average_tiou),
             "rows": [asdict(row) for row in self.table.rows],
+            "later": [asdict(row) for row in self.table.later],
             "run": {**asdict(self.run), "simulated": self.simulated, "notes": list(self.notes)},
         }
 
@@ -93,7 +119,7 @@ def table_names() -> list[str]:
 
 
 def table_for(recipe: str) -> str | None:
-    """The table of the data that a recipe is for, by its name; None where the paper has none."""
+    """The table of the data that a recipe is for, by its name; None where there is none."""
     return next((name for name in table_names() if recipe.startswith(name)), None)
 
 
@@ -104,14 +130,21 @@ def load_table(name: str) -> PaperTable:
         hint = did_you_mean(name, tables)
         raise InputError(f"unknown table '{name}'{hint}; there are {', '.join(tables)}")
     table = tables[name]
+    levels = len(table["tiou"])
+
+    def row(values: dict[str, Any]) -> Row:
+        numbers = values["map"]  # the paper's Table 1 ends at 0.5
+        return Row(**{**values, "map": (*numbers, *[None] * (levels - len(numbers)))})
+
     return PaperTable(
         title=table["title"],
         dataset=table["dataset"],
         classes=table["classes"],
         recordings=table["recordings"],
         tiou=tuple(table["tiou"]),
-        average_tiou=tuple(table.get("average_tiou", ())),
-        rows=tuple(Row(**{**row, "map": tuple(row["map"])}) for row in table["rows"]),
+        average_tiou=tuple(table["average_tiou"]),
+        rows=tuple(map(row, table["rows"])),
+        later=tuple(map(row, table["later"])),
     )
 
 
@@ -174,31 +207,37 @@ def compare(
         supervision=None,
         features=shown,
         map=tuple(found[t] for t in table.tiou),
-        average=sum(found[t] for t in table.average_tiou) / len(table.average_tiou) if table.average_tiou else None,
+        average=sum(found[t] for t in table.average_tiou) / len(table.average_tiou),
     )
     return Comparison(table, row, simulated, tuple(notes))
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """The paper's rows, a line, and the run's row, for a rich console."""
+    """The paper's rows, those published since and the run's row, with a line between them, for a rich console."""
     table = comparison.table
-    shown = Table(title=f"{table.title} of the paper: mAP on {table.dataset}, in percent", title_justify="left")
-    for name in ("method", "supervision", "features"):
-        shown.add_column(name, overflow="fold")
-    for name in [f"@{t:g}" for t in table.tiou] + ["average"] * bool(table.average_tiou):
-        shown.add_column(name, justify="right", no_wrap=True)
+    shown = Table(
+        title=table.heading(),
+        title_justify="left",
+        caption=Text(table.footnote()),
+        caption_justify="left",
+        padding=0,  # so that all columns fit into 80 letters
+    )
+    for name in ("method", "labels", "features"):  # labels: the supervision
+        shown.add_column(name, overflow="fold", width=len(name) if name == "labels" else None)
+    for t in table.tiou:
+        shown.add_column(f"@{t:g}", justify="right", no_wrap=True)
+    shown.add_column(table.average_name(), justify="right", width=len("average"))
 
     def add(row: Row, style: str | None) -> None:
-        numbers: Sequence[float | None] = row.map + (row.average,) * bool(table.average_tiou)
-        cells = ["-" if n is None else f"{n:.1f}" for n in numbers]
-        method = row.method + (f" [{row.reference}]" if row.reference else "")
-        names = (method, row.supervision or "-", row.features or "-")
+        cells = ["-" if n is None else f"{n:.1f}" for n in (*row.map, row.average)]
+        names = (row.name(), row.supervision or "-", row.features or "-")
         shown.add_row(*(Text(escaped(name, 4 * NAME)) for name in names), *cells)  # Text has no markup
         shown.rows[-1].style = style
 
-    for row in table.rows:
-        add(row, None)
-    shown.add_section()
+    for rows in (table.rows, table.later):
+        for row in rows:
+            add(row, None)
+        shown.add_section()
     add(comparison.run, "bold")
     return shown
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from d2net.evaluation import Evaluation
+from d2net.evaluation import AVERAGES, LENGTHS, AverageRecall, Evaluation, LengthAnalysis, averages
 from d2net.report.paper_tables import Comparison, Row
 
 
@@ -30,42 +31,69 @@ class Table:
     text_columns: int = 1
 
 
-def evaluation_page_table(result: Evaluation) -> Table:
-    """mAP and the AP of each class at each temporal IoU, in percent, and what the numbers are of."""
-    rows = [["mAP", *(f"{v:.1f}" for v in (*result.map, result.average))]]
-    for name, values in result.per_class.items():
-        rows.append([name, *(f"{v:.1f}" for v in (*values, sum(values) / len(values)))])
+def evaluation_page_table(result: Evaluation, recall: AverageRecall | None = None) -> Table:
+    """mAP and the AP of each class at each temporal IoU, in percent, and what the numbers are of.
+
+    Args:
+        result: Of the detections.
+        recall: Of the same.
+    """
+
+    # Their mean is one of the averages that papers print, or a column of its own.
+    of_all = ["average"] if set(result.tiou) not in map(set, AVERAGES.values()) else []
+
+    def cells(name: str, values: Sequence[float]) -> list[str]:
+        means = [math.fsum(values) / len(values) for _ in of_all] + [*averages(result.tiou, values).values()]
+        return [name, *(f"{v:.1f}" for v in (*values, *means))]
+
+    rows = [cells("mAP", result.map.tolist()), *(cells(name, values) for name, values in result.per_class.items())]
+    named = [f"average {name}" for name in result.averages]
     return Table(
         title=f"Average precision, protocol {result.protocol}, in percent",
-        header=["class", *(f"@{t:g}" for t in result.tiou), "average"],
+        header=["class", *(f"@{t:g}" for t in result.tiou), *of_all, *named],
         rows=rows,
         strong=0,
-        notes=[f"F1@0.5 of all detections, whatever their score: {result.f1:.1f}.", *result.coverage.lines()],
+        notes=[
+            f"F1@0.5 of all detections, whatever their score: {result.f1:.1f}.",
+            *([f"{recall.line()}."] if recall else []),
+            *result.coverage.lines(),
+        ],
+    )
+
+
+def lengths_page_table(lengths: LengthAnalysis) -> Table:
+    """mAP_N and recall of the ground truths of each length at each temporal IoU, in percent."""
+    levels = [*(f"@{t:g}" for t in lengths.tiou), "average"]
+    rows = []
+    for i, (name, seconds) in enumerate(zip(LENGTHS, lengths.seconds(), strict=True)):
+        n = int(lengths.ground_truth[i])
+        numbers = [v for of in (lengths.map_n[i], lengths.recall[i]) for v in (*of, of.mean())]
+        rows.append([f"{name} {seconds}".strip(), str(n), *(f"{v:.1f}" if n else "–" for v in numbers)])
+    return Table(
+        title="By the length of the ground truth, in percent",
+        header=["length", "ground truths", *(f"{of}{t}" for of in ("mAP_N ", "recall ") for t in levels)],
+        rows=rows,
+        notes=[
+            "mAP_N (DETAD, Alwassel et al., ECCV 2018) can be compared between lengths, not with mAP: its precision is "
+            "that of a class with the mean number of ground truths."
+        ],
     )
 
 
 def comparison_page_table(comparison: Comparison) -> Table:
-    """The paper's rows, and the run's below them."""
+    """The paper's rows, those published since, which have a dagger, and the run's."""
     table = comparison.table
-    header = ["method", "supervision", "features", *(f"@{t:g}" for t in table.tiou)]
-    averaged = bool(table.average_tiou)
 
     def cells(row: Row) -> list[str]:
-        numbers = [*row.map, *([row.average] if averaged else [])]
-        method = row.method + (f" [{row.reference}]" if row.reference else "")
-        return [
-            method,
-            row.supervision or "–",
-            row.features or "–",
-            *("–" if n is None else f"{n:.1f}" for n in numbers),
-        ]
+        numbers = ("–" if n is None else f"{n:.1f}" for n in (*row.map, row.average))
+        return [row.name(), row.supervision or "–", row.features or "–", *numbers]
 
-    rows = [cells(row) for row in [*table.rows, comparison.run]]
+    rows = [cells(row) for row in [*table.rows, *table.later, comparison.run]]
     return Table(
-        title=f"{table.title} of the paper: mAP on {table.dataset}, in percent",
-        header=[*header, *(["average"] if averaged else [])],
+        title=table.heading(),
+        header=["method", "supervision", "features", *(f"@{t:g}" for t in table.tiou), table.average_name()],
         rows=rows,
         strong=len(rows) - 1,
-        notes=comparison.notes,
+        notes=[table.footnote(), *comparison.notes],
         text_columns=3,
     )

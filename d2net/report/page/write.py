@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from d2net.errors import InputError
-from d2net.evaluation import ErrorAnalysis, Evaluation
+from d2net.evaluation import AverageRecall, ErrorAnalysis, Evaluation, LengthAnalysis
 from d2net.files import write_whole
 from d2net.report.page import colours
 from d2net.report.page.recordings import recordings_json
-from d2net.report.page.table import Table, comparison_page_table, evaluation_page_table
+from d2net.report.page.table import Table, comparison_page_table, evaluation_page_table, lengths_page_table
 from d2net.report.paper_tables import Comparison
 from d2net.report.timeline import MIN_SCORE, TimelineRow
 from d2net.words import counted, escaped
@@ -34,6 +34,8 @@ def write_report(
     evaluation: Evaluation | None = None,
     why_not_evaluated: str = "",
     errors: ErrorAnalysis | None = None,
+    recall: AverageRecall | None = None,
+    lengths: LengthAnalysis | None = None,
     comparison: Comparison | None = None,
     tables: Sequence[Table] = (),
     logs: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
@@ -52,6 +54,8 @@ def write_report(
         evaluation: For the table of mAP.
         why_not_evaluated: A sentence in place of that table where there is none, such as "no annotations".
         errors: For the pictures of errors.
+        recall: For a line below the table of mAP.
+        lengths: For the table of lengths.
         comparison: The run beside the paper's rows.
         tables: Others, after those.
         logs: Entries (:func:`d2net.training_log.read_log`) of each training by its name; "" is the name of an only one.
@@ -86,7 +90,8 @@ def write_report(
         items |= {"shares": figures.shares_item(errors), "gains": figures.gains_item(errors)}
     curves = figures.curves(logs) if logs else []
     items |= {f"curves-{i}": lines.item for i, lines in enumerate(curves)}
-    shown = [evaluation_page_table(evaluation)] if evaluation else []
+    shown = [evaluation_page_table(evaluation, recall)] if evaluation else []
+    shown += [lengths_page_table(lengths)] if lengths else []
     shown += [comparison_page_table(comparison)] if comparison else []
     environment = Environment(loader=PackageLoader("d2net.report.page", ""), autoescape=True, finalize=_visible)
     # In its order: Bokeh's have each object before what refers to it.
