@@ -9,6 +9,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,8 +125,20 @@ def made_up(name: str, seed: int, x: float, people: tuple[int, ...] = ()) -> dic
 
     def of(x: float) -> dict:
         kinds = dict.fromkeys(FALSE_POSITIVES, 2)
-        counts = {"map": {"0.1": 2.0 * x, "0.5": x}, "average": x, "f1": x / 2, "best_f1": x, "auc": 90.0}
-        return {**counts, "protocol": "activitynet", "said": [], "false_positives": {"0.1": kinds, "0.2": None}}
+        counts: dict[str, Any] = {
+            "map": {"0.1": 2.0 * x, "0.5": x},
+            "average": x,
+            "f1": x / 2,
+            "best_f1": x,
+            "auc": 90.0,
+        }
+        return {
+            **counts,
+            "protocol": "activitynet",
+            "said": [],
+            "detections": 7,
+            "false_positives": {"0.1": kinds, "0.2": None},
+        }
 
     return {
         "variant": name,
@@ -166,7 +179,11 @@ def test_tables(tmp_path: Path, data: Dataset) -> None:
     assert table["variants"][1]["refined"]["above_first"]["map@0.5"] == above
     assert table["variants"][0]["refined"]["above_first"] == {}
     assert len(table["variants"][0]["runs"]) == 2
-    assert written[2].read_bytes().startswith(b"\x89PNG")
+    assert written[3].read_bytes().startswith(b"\x89PNG")
+    with open(tmp_path / "ablation-runs.csv", newline="") as file:
+        runs = list(csv.DictReader(file))
+    assert len(runs) == 8 and runs[3]["variant"] == "focal" and runs[3]["tcam"] == "refined"
+    assert (runs[3]["seed"], float(runs[3]["map@0.5"]), runs[3]["detections"]) == ("1", 14.0, "7")
     first, second = tables_of(experiment, rows)
     assert first.cells[3][-2:] == ("+8.0 not settled", "+4.0 not settled") and "fewer than 5" in " ".join(first.notes)
     assert second.title.endswith("recall 10 %") and second.cells[0][2:] == (*(5 * ("2.0",)), "10.0", "2 of 2")

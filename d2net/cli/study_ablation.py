@@ -102,6 +102,7 @@ def ablation(
     from d2net.studies.ablation import (
         COMPLEMENTS,
         LOSSES,
+        TABLES,
         Ablation,
         choose_losses,
         make_rows,
@@ -110,7 +111,7 @@ def ablation(
         write_tables,
     )
 
-    claim_folder(context, out, "study.json", "ablation.csv", "ablation.json", "ablation.png", REPORT_NAME, reads=[data])
+    claim_folder(context, out, "study.json", *TABLES, REPORT_NAME, reads=[data])
     variants = choose_losses(losses) if losses is not None else [] if variant else list(LOSSES.values())
     if complement is not None:
         if complement not in COMPLEMENTS:

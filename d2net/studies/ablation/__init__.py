@@ -6,7 +6,7 @@ Variants that differ in localization and evaluation alone share one training: th
 """
 
 from d2net.studies.ablation.figure import draw
-from d2net.studies.ablation.outputs import write_tables
+from d2net.studies.ablation.outputs import TABLES, write_tables
 from d2net.studies.ablation.page import write_page
 from d2net.studies.ablation.plan import COMPLEMENTS, LOSSES, Run, Variant, choose_losses, parse_variant
 from d2net.studies.ablation.run import Ablation, Progress
@@ -16,6 +16,7 @@ from d2net.studies.ablation.tables import Printed, tables_of
 __all__ = [
     "COMPLEMENTS",
     "LOSSES",
+    "TABLES",
     "Ablation",
     "Printed",
     "Progress",

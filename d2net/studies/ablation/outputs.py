@@ -1,4 +1,4 @@
-"""Writes the results of a study: a CSV, a JSON and the picture."""
+"""Writes the results of a study: the table and every training as CSV, both as JSON, and the picture."""
 
 from __future__ import annotations
 
@@ -18,26 +18,32 @@ from d2net.studies.ablation.results import write_json
 from d2net.studies.ablation.run import Ablation
 from d2net.studies.ablation.table import Row, baseline, difference, measures
 
+TABLES = ("ablation.csv", "ablation-runs.csv", "ablation.json", "ablation.png")
+
 
 def write_tables(study: Ablation, rows: Sequence[Row]) -> list[Path]:
-    """Write ``ablation.csv``, ``ablation.json`` and ``ablation.png``; returns their paths.
+    """Write ``ablation.csv`` (the table), ``ablation-runs.csv`` (a line for each training and TCAM), ``ablation.json``
+    (both, and the differences) and ``ablation.png``; returns their paths.
 
     Raises:
         InputError: a file cannot be written.
     """
     columns = measures(rows)
     names = [f"map@{c}" if c[0].isdigit() else c for c in columns]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["dataset", "variant", "settings", "tcam", "runs", *(f"{n}_{s}" for n in names for s in ("mean", "deviation"))]
-    )
+    header = ["dataset", "variant", "settings", "tcam", "runs"]
+    summary = [[*header, *(f"{n}_{s}" for n in names for s in ("mean", "deviation"))]]
+    each = [["variant", "seed", "held_out_subjects", "tcam", "detections", *names]]
     for row in rows:
+        of = row.variant
         numbers = [x for c in columns for x in row.summary(c) or (None, None)]
-        cells = ["" if x is None else f"{x:.4f}" for x in numbers]
-        writer.writerow(
-            [study.dataset.name, row.variant.name, " ".join(row.variant.settings), row.tcam, len(row.results), *cells]
-        )
+        first = [study.dataset.name, of.name, " ".join(of.settings), row.tcam, str(len(row.results))]
+        summary.append([*first, *map(_cell, numbers)])
+        for result in row.results:
+            found = result[row.tcam]
+            people = " ".join(map(str, result["held_out_subjects"]))
+            values = [found["map"][c] if c in found["map"] else found[c] for c in columns]
+            which = [of.name, str(result["seed"]), people, row.tcam, str(found["detections"])]
+            each.append([*which, *map(_cell, values)])
     table = {
         "dataset": study.dataset.name,
         "over": study.over,
@@ -48,20 +54,35 @@ def write_tables(study: Ablation, rows: Sequence[Row]) -> list[Path]:
                 "label": variant.label,
                 "settings": list(variant.settings),
                 **{row.tcam: _summary(row, rows, columns, names) for row in rows if row.variant is variant},
-                "runs": [
-                    {k: v for k, v in r.items() if k in ("seed", "held_out_subjects", *TCAMS)}
-                    for r in next(row for row in rows if row.variant is variant).results
-                ],
+                "runs": [_run(r) for r in next(row for row in rows if row.variant is variant).results],
             }
             for variant in study.variants
         ],
     }
-    paths = [study.out / f"ablation.{suffix}" for suffix in ("csv", "json", "png")]
+    paths = [study.out / name for name in TABLES]
     with locked(study.out), fonts_for([study.dataset.name, *(row.variant.label for row in rows)]):
-        write_whole(paths[0], text.getvalue())
-        write_json(paths[1], table)
-        save_figure(paths[2], draw(rows, study.dataset.name, study.over), 200)
+        write_whole(paths[0], _csv(summary))
+        write_whole(paths[1], _csv(each))
+        write_json(paths[2], table)
+        save_figure(paths[3], draw(rows, study.dataset.name, study.over), 200)
     return paths
+
+
+def _csv(lines: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
+
+
+def _cell(x: float | None) -> str:
+    return "" if x is None else f"{x:.4f}"
+
+
+def _run(result: dict[str, Any]) -> dict[str, Any]:
+    """One training without what its own result file says at length."""
+    long = ("per_class", "coverage", "said")
+    found: dict[str, Any] = {tcam: {k: v for k, v in result[tcam].items() if k not in long} for tcam in TCAMS}
+    return {"seed": result["seed"], "held_out_subjects": result["held_out_subjects"], **found}
 
 
 def _summary(row: Row, rows: Sequence[Row], columns: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
