@@ -29,7 +29,7 @@ KEPT = 2**29  # bytes of features that a dataset keeps in memory; more are made 
 # What makes real video hard, chosen so that cross-entropy and L_Dis give about what the paper reports (docs/data.md).
 DIFFICULTIES: dict[str, dict[str, Any]] = {
     "easy": {},
-    "hard": {"scene": 1.0, "lookalikes": 2.5, "variation": 1.0, "fade": 1.3},
+    "hard": {"scene": 0.7, "lookalikes": 2.0, "variation": 1.0, "fade": 1.3},
 }
 
 
