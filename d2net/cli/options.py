@@ -13,6 +13,7 @@ import typer
 
 from d2net.cli.terminal import say
 from d2net.errors import InputError
+from d2net.spec import is_made, is_simulated
 from d2net.words import is_number, quoted, reason
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="SPEC",
-        help="watch, watch:hard, simulated, simulated:ANNOTATIONS.json, or the path of a dataset in a known layout.",
+        help="watch, simulated, simulated:ANNOTATIONS.json, or the path of a dataset in a known layout; with settings "
+        "as in watch,difficulty=hard and simulated,width=64,difficulty=hard:ANNOTATIONS.json.",
     ),
 ]
 TrustPickle = Annotated[
@@ -137,7 +139,7 @@ class DataOptions:
         """What the dataset holds; its features are not looked at."""
         from d2net.data import find_dataset
 
-        if spec.partition(":")[0] in ("watch", "simulated"):
+        if is_made(spec):
             self.refuse(spec)
         return find_dataset(spec, trust_pickle=self.trust_pickle)
 
@@ -192,9 +194,9 @@ class DataOptions:
 def absolute(spec: str) -> str:
     """``--data`` as it can be given anywhere: with the whole path, where it is one."""
     kind, colon, rest = spec.partition(":")
-    if kind == "simulated":
+    if is_simulated(spec):
         return f"{kind}{colon}{Path(rest).absolute() if rest else ''}"
-    return spec if kind == "watch" else str(Path(spec).absolute())
+    return spec if is_made(spec) else str(Path(spec).absolute())
 
 
 def options_of(said: Mapping[str, Any], where: Path, trust_pickle: bool) -> DataOptions:
@@ -291,7 +293,7 @@ def choose_recipe(name: str | None, data: str, catalog: Catalog) -> str:
     """The recipe asked for, or the one for this data: ``generic`` where it is one's own, which is said on stderr."""
     if name is not None:
         return name
-    if data.partition(":")[0] in ("watch", "simulated"):
+    if is_made(data):
         return "watch"
     known = [recipe for recipe, classes in _BENCHMARKS.items() if classes <= set(catalog.classes)]
     chosen = known[0] if known else "generic"

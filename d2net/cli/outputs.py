@@ -13,6 +13,7 @@ import typer
 from d2net.cli.terminal import notes, say
 from d2net.errors import InputError
 from d2net.files import LOCK_NAME, check_unlocked, locked
+from d2net.spec import is_made
 
 if TYPE_CHECKING:
     from d2net.detections import Detections
@@ -140,9 +141,8 @@ def _check_place(path: Path, option: str) -> None:
 def _paths(reads: Iterable[str | Path]) -> Iterator[Path]:
     """The paths among what is read; of a dataset that d2net makes, its annotations."""
     for each in reads:
-        kind, _, rest = str(each).partition(":")
-        if isinstance(each, str) and kind in ("watch", "simulated"):
-            if rest and kind == "simulated":
+        if is_made(each):
+            if rest := str(each).partition(":")[2]:
                 yield Path(rest)
         else:
             yield Path(each)

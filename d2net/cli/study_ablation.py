@@ -29,6 +29,7 @@ from d2net.cli.options import (
 from d2net.cli.outputs import REPORT_NAME, claim_folder, command_of
 from d2net.cli.terminal import make_console, notes, say
 from d2net.errors import InputError
+from d2net.spec import is_watch, settings_of
 from d2net.words import NAME, escaped
 
 if TYPE_CHECKING:
@@ -122,17 +123,17 @@ def ablation(
     where = choose_device(device)
     names = {}
     dataset = None
-    if data == "watch:hard":
-        data, making = "watch", ("watch.difficulty=hard", *making)
+    if is_watch(data) and "," in data:
+        making = (*(f"watch.{key}={x}" for key, x in settings_of(data, {"difficulty": "easy"}).items()), *making)
     variants = [replace(v, settings=(*making, *v.settings)) for v in variants]
-    if data == "watch":  # the study makes its own
+    if is_watch(data):  # the study makes its own
         options.refuse(data)
         recipe = recipe or "watch"
     else:
         catalog = options.find(data)
         recipe = choose_recipe(recipe, data, catalog)
     values = load_recipe(recipe).override([s for s in settings or [] if not s.startswith("watch.")])
-    if data != "watch":
+    if not is_watch(data):
         names["train"] = choose_subsets(catalog, subset, 0, "--subset")
         names["test"] = choose_subsets(catalog, eval_subset, 1, "--eval-subset")
         dataset = options.open(catalog, [*names["train"], *names["test"]])

@@ -12,13 +12,14 @@ from d2net.data.cola import list_cola
 from d2net.data.dataset import Dataset
 from d2net.data.locate import JOINT, STREAMS, visible
 from d2net.data.plain import FEATURES, LABEL_COLUMNS, LABELS, is_plain, list_plain, looks_plain
-from d2net.data.simulated import simulate
+from d2net.data.simulated import open_simulated
 from d2net.data.timeline import is_annotations
 from d2net.data.times import Times
 from d2net.data.wtalc import list_wtalc, list_wtalc_annotations
 from d2net.detections import Annotations
 from d2net.errors import InputError
 from d2net.reading import check_ordinary, load_json, missing
+from d2net.spec import is_simulated, is_watch, settings_of
 from d2net.words import listed
 
 
@@ -67,21 +68,21 @@ def find_dataset(spec: str | Path, *, trust_pickle: bool = False, annotations: P
     """The catalog of a dataset of any layout; no features are read.
 
     Args:
-        spec: ``"watch"`` and ``"watch:hard"`` (embedded), ``"simulated"``, ``"simulated:ANNOTATIONS.json"``, or the
-            path of a folder, annotations JSON, CSV of labels, W-TALC feature file or W-TALC folder of annotations.
+        spec: ``"watch"`` (embedded), ``"simulated"``, ``"simulated:ANNOTATIONS.json"``, each with settings as in
+            ``"watch,difficulty=hard"`` (see :func:`d2net.data.simulated.open_simulated`), or the path of a folder,
+            annotations JSON, CSV of labels, W-TALC feature file or W-TALC folder of annotations.
         trust_pickle: Allow the pickles of the W-TALC layout.
         annotations: Annotations that do not lie where the layout has them: a JSON, or W-TALC's folder.
 
     Raises:
         InputError: unknown layout, missing or broken annotations.
     """
-    kind, _, timeline = str(spec).partition(":")
-    if kind == "watch":
+    if is_watch(spec):
         from d2net.data.watch import load_watch  # windows are computed on loading: only for those who want it
 
-        return Catalog.of(load_watch(difficulty=timeline or "easy"))
-    if kind == "simulated":
-        return Catalog.of(simulate(Path(timeline) if timeline else annotations))
+        return Catalog.of(load_watch(difficulty=settings_of(str(spec), {"difficulty": "easy"})["difficulty"]))
+    if is_simulated(spec):
+        return Catalog.of(open_simulated(str(spec), annotations))
 
     path = Path(spec)
     if not path.exists():

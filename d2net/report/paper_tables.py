@@ -1,4 +1,4 @@
-"""Tables 1 and 2 of the paper, results published since, and a run's row beside them."""
+"""Tables 1 to 4 of the paper, results published since, and a run's row beside them."""
 
 from __future__ import annotations
 

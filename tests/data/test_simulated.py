@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from d2net.data import open_dataset, simulate
+from d2net.data.simulated import DIFFICULTIES
 from d2net.errors import InputError
 
 
@@ -103,3 +104,96 @@ def test_real_timeline(shared):
     assert len(dataset.classes) == 20
     assert dataset.subset("train").label_matrix().sum() >= 200
     assert np.isfinite(dataset.features(0)).all()
+
+
+PLAIN = {"action": 6.0, "context": 0.0, "noise": 0.0}  # of a dataset in which nothing else is to be seen
+
+
+def one_video(path: Path, **making: float) -> np.ndarray:
+    """(T, 1024) RGB and flow features of a minute with an action from second 16 to 32, where nothing is noise."""
+    entry = {"subset": "test", "duration": 64, "annotations": [{"segment": [16, 32], "label": "a"}]}
+    data = simulate(write(path / "one.json", {"v": entry}), stream_widths=(512, 512), **{**PLAIN, **making})
+    return data.features(0)
+
+
+def size(features: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(features, axis=1)
+
+
+def test_a_scene_is_all_over_the_rgb_stream(tmp_path):
+    plain, scene = one_video(tmp_path), one_video(tmp_path, scene=2.0)
+    rgb, flow = np.split(scene, 2, axis=1)
+    assert (size(np.split(plain, 2, axis=1)[0])[[0, 5, -1]] == 0).all()
+    # What is negative is cut off: about half of the squared length stays.
+    np.testing.assert_allclose(size(rgb)[[0, 5, -1]], 2 / np.sqrt(2), rtol=0.1)
+    np.testing.assert_array_equal(flow, np.split(plain, 2, axis=1)[1])
+
+
+def test_an_action_fades_half_way_at_its_ends(tmp_path):
+    rgb = size(one_video(tmp_path, fade=6.4)[:, :512])  # over 10 snippets
+    inside = rgb[35:40].mean()
+    assert rgb[18] == 0 and rgb[57] == 0 and inside > 0
+    np.testing.assert_allclose(rgb[[22, 27, 47, 52]] / inside, [0.25, 0.75, 0.75, 0.25], atol=0.06)
+
+
+def test_lookalikes_are_outside_of_actions_and_differ_by_stream(tmp_path):
+    plain, with_them = one_video(tmp_path), one_video(tmp_path, lookalikes=30.0)
+    added = size((with_them - plain)[:, :512]) > 0, size((with_them - plain)[:, 512:]) > 0
+    for stream in added:
+        assert 5 < stream.sum() and not stream[27:48].any()
+    assert (added[0] != added[1]).any()
+    action = with_them[30]
+    at = np.flatnonzero(added[0])[0]
+    shown = [x[:512] / np.linalg.norm(x[:512]) for x in (action, with_them[at])]
+    assert shown[0] @ shown[1] > 0.999  # the very action
+
+
+def test_variation_has_its_standard_deviation(tmp_path):
+    segments = [{"segment": [t, t + 10], "label": "a"} for t in range(10, 10_000, 20)]
+    path = write(tmp_path / "t.json", {"v": {"subset": "test", "duration": 10_020, "annotations": segments}})
+    data = simulate(path, stream_widths=(64, 64), variation=0.6, **PLAIN)
+    rgb, flow = (size(x) for x in np.split(data.features(0), 2, axis=1))
+    inside = np.array([int(s["segment"][0] / 0.64) + 7 for s in segments])  # one snippet of each
+    a, b = np.log(rgb[inside]), np.log(flow[inside])
+    assert 0.5 < a.std() < 0.7 and 0.5 < b.std() < 0.7 and abs(np.corrcoef(a, b)[0, 1]) < 0.2
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_is_kept_is_what_is_made_and_nobody_changes_it(kept, monkeypatch):
+    if not kept:
+        monkeypatch.setattr("d2net.data.simulated.KEPT", 0)
+    data = simulate(stream_widths=(8, 8), **DIFFICULTIES["hard"])
+    first = data.features(0)
+    kind = data.recordings[0].read
+    assert (kind.features is not None) == kept
+    copy = first.copy()
+    first[:] = -1
+    np.testing.assert_array_equal(data.features(0), copy)
+
+
+def test_settings_of_the_command_line(tmp_path):
+    data = open_dataset("simulated,width=8,difficulty=hard,seed=3")
+    assert data.name == "simulated made-up timeline (hard, seed 3)" and data.stream_widths == (8, 8)
+    same = simulate(stream_widths=(8, 8), seed=3, **DIFFICULTIES["hard"])
+    np.testing.assert_array_equal(data.features(1), same.features(1))
+    assert open_dataset("simulated,width=8").name == "simulated made-up timeline"
+    path = write(tmp_path / "a,b=c.json", {"v": {"subset": "test", "duration": 9, "annotations": []}})
+    assert len(open_dataset(f"simulated,width=2:{path}")) == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("simulated,widht=8", "unknown setting 'widht' .did you mean 'width'"),
+        ("simulated,width=0", "width is '0'; give a whole number from 1"),
+        ("simulated,width=1e3", "width is '1e3'"),
+        ("simulated,seed=-1", "seed is '-1'"),
+        ("simulated,width", "width is ''"),
+        ("simulated,difficulty=medium", "difficulty is 'medium'; give easy or hard"),
+    ],
+)
+def test_settings_that_cannot_be(spec, message):
+    with pytest.raises(InputError, match=message):
+        open_dataset(spec)
+    with pytest.raises(InputError, match="variation=-1; give a number of 0 to 1000"):
+        simulate(variation=-1)

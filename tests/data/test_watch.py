@@ -256,6 +256,6 @@ def test_a_fade_goes_from_one_stretch_to_the_next() -> None:
 
 
 def test_hard_recordings_by_the_name_of_the_data() -> None:
-    assert open_dataset("watch:hard", subsets=["test"]).name == "watch (hard)"
+    assert open_dataset("watch,difficulty=hard", subsets=["test"]).name == "watch (hard)"
     with pytest.raises(InputError, match="unknown difficulty 'hrd'; give easy or hard"):
-        open_dataset("watch:hrd")
+        open_dataset("watch,difficulty=hrd")
