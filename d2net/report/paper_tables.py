@@ -142,9 +142,9 @@ def load_table(name: str) -> PaperTable:
         classes=table["classes"],
         recordings=table["recordings"],
         tiou=tuple(table["tiou"]),
-        average_tiou=tuple(table["average_tiou"]),
+        average_tiou=tuple(table.get("average_tiou", ())),
         rows=tuple(map(row, table["rows"])),
-        later=tuple(map(row, table["later"])),
+        later=tuple(map(row, table.get("later", ()))),
     )
 
 
