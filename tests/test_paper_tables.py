@@ -76,7 +76,7 @@ def test_ablations_of_the_paper() -> None:
     assert (losses.title, denoising.title) == ("Table 3", "Table 4")
     assert {r.method: r.map[-1] for r in losses.rows} == {"L_CE": 23.0, "L_F": 26.7, "L_Dis": 32.2, "D2-Net": 36.0}
     assert {r.method: r.map for r in denoising.rows} == {"L1": (32.9,), "BCE": (33.5,), "D2-Net": (36.0,)}
-    assert losses.rows[-1].map == load_table("thumos14").rows[-1].map
+    assert losses.rows[-1].map == load_table("thumos14").rows[-1].map[:5]
     assert [r.map[1] for r in losses.rows] == [47.6, 52.4, 59.7, 60.2]
 
 
