@@ -26,15 +26,15 @@ from d2net.reading import load_json
 from d2net.recipes import load_recipe
 from d2net.report.paper_tables import load_table
 from d2net.studies.ablation import LOSSES, Ablation, Variant, plus_minus
-from d2net.words import listed
+from d2net.words import counted, listed
 
 RECIPES = ("thumos14-paper", "thumos14-release")
 ROWS = ("cross-entropy", "focal", "dis", "d2net", "l1", "bce")
 PAPER_NAMES = {"cross-entropy": "L_CE", "focal": "L_F", "dis": "L_Dis", "d2net": "D2-Net", "l1": "L1", "bce": "BCE"}
 PROTOCOLS = ("activitynet", "wtalc")
 TIOU = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-# Of the published lists: 200 training videos, 213 test videos, of which 210 to 212 have segments.
-EXPECTED = {"train": 200, "test": 213}
+EVERY = 60.0  # seconds between lines of progress within a training
+PUBLISHED = {"train": "200", "test": "210 to 213"}  # videos of the published lists
 
 
 def variants() -> list[Variant]:
@@ -83,7 +83,7 @@ def described(dataset: Dataset, train: str, test: str) -> dict[str, Any]:
             "subset": subset,
             "listed": usable + len(missing),
             "usable": usable,
-            "expected": EXPECTED[kind],
+            "published": PUBLISHED[kind],
             "missing": {x.name: x.why for x in missing},
         }
     return {
@@ -122,8 +122,8 @@ def markdown(report: dict[str, Any]) -> str:
         *["**The features are simulated: nothing here says anything about video.**", ""] * data["simulated"],
         f"{where['device']}, {where['processor']}, torch {where['torch']}, commit {where['commit']}, {where['date']}; "
         f"streams of {' + '.join(map(str, data['stream_widths']))} features; {report['done']} of {report['all']} "
-        f"trainings and judgements done, {report['seeds']} seeds. mAP and F1 in percent, mean ± sample deviation over "
-        "the seeds; rows without a recipe are published ones, and `-` is what is not known of them.",
+        f"trainings and judgements done, {counted(report['seeds'], 'seed')}. mAP and F1 in percent, mean ± sample "
+        "deviation over the seeds; rows without a recipe are published ones, and `-` is what is not known of them.",
         *([f"Settings changed in every recipe: {', '.join(report['settings'])}."] if report["settings"] else []),
         "",
         *_missing(data),
@@ -152,7 +152,7 @@ def _missing(data: dict[str, Any]) -> list[str]:
         names = list(subset["missing"])
         lines.append(
             f"- {kind} ({subset['subset']}): {subset['usable']} of {subset['listed']} listed videos have features; the "
-            f"published list has {subset['expected']}. Missing: {len(names)}{': ' * bool(names)}{', '.join(names)}"
+            f"published lists have {subset['published']}. Missing: {len(names)}{': ' * bool(names)}{', '.join(names)}"
             + "; the segments of missing test videos count as missed"
             * (kind == "test" and bool(names))
         )
@@ -170,7 +170,7 @@ def _table(title: str, name: str, rows: list[dict[str, Any]], levels: tuple[floa
         lines.append(f"| {paper.method}{supervised} | - | - | {' | '.join(cells)} | - |")
     for row in rows:
         values = [[r["map"][f"{t:g}"] for r in row["runs"]] for t in levels] + [[r["f1"] for r in row["runs"]]]
-        method = f"**{PAPER_NAMES[row['loss']]}** ({len(row['runs'])} seeds)"
+        method = f"**{PAPER_NAMES[row['loss']]}** ({counted(len(row['runs']), 'seed')})"
         lines.append(f"| {method} | {row['recipe']} | {row['protocol']} | {' | '.join(map(_mean, values))} |")
     return [*lines, ""]
 
@@ -225,7 +225,7 @@ def work(
     clock = Clock(one.out.parent / f"{one.recipe.name}-seconds.json")
     done_before = [path for run in one.runs if (path := one.out / run.folder / "result.json").exists()]
     results = [load_json(path) for path in done_before]
-    begun = time.monotonic()
+    begun = told = time.monotonic()
 
     def save() -> list[dict[str, Any]]:
         mine = by_row(one.recipe.name, results, clock.seconds)
@@ -237,8 +237,12 @@ def work(
         return mine
 
     def tell(what: str, done: int, all_of_them: int, result: dict[str, Any] | None) -> None:
+        nonlocal told
         if result is None:
             clock.tick(what, done)
+            if time.monotonic() - told > EVERY:
+                told = time.monotonic()
+                print(f"{one.recipe.name}, {what}: {done / all_of_them:.0%}", flush=True)
             return
         clock.finished(what, one.recipe.training.iterations)
         results.append(result)
@@ -265,7 +269,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
-        print(f"interrupted; {error}; the same command goes on", file=sys.stderr)
+        print(f"interrupted; {error or 'the same command goes on from there'}", file=sys.stderr)
         sys.exit(130)
 
 

@@ -90,6 +90,7 @@ PLOT = ("plot", "P/run", "--data", "P/data", *DEVICE, "--out")
         (("localize", "P/run", "--data", "P/link", *DEVICE, "--out"), "P/data/gt.json"),
         (("localize", "P/run", "--data", "P/data/gt.json", *DEVICE, "--out"), "P/link/gt.json"),
         (("localize", "P/run", "--data", "simulated:P/data/gt.json", *DEVICE, "--out"), "P/data/gt.json"),
+        (("localize", "P/run", "--data", "simulated,width=8:P/data/gt.json", *DEVICE, "--out"), "P/data/gt.json"),
         (("localize", "P/m.json", "--data", "P/data", *DEVICE, "--out"), "P/m.json"),
         (("plot", "--detections", "P/found.png", "--data", "P/data", *DEVICE, "--out"), "P/found.png"),
         (("plot", "P/run", "--data", "P/data", "--frames", "P/frames", *DEVICE, "--out"), "P/frames/v1/1.png"),
@@ -134,6 +135,7 @@ def test_detections_in_a_run_within_the_dataset_are_written_again(place: Path) -
     [
         ("train", "--data", "P/data", "--recipe", "watch", "--out", "P/link"),
         ("train", "--data", "simulated:P/o/log.jsonl", "--recipe", "watch", "--out", "P/o"),
+        ("train", "--data", "simulated,width=4:P/o/log.jsonl", "--recipe", "watch", "--out", "P/o"),
         ("study", "ablation", "--data", "simulated:P/o/ablation.json", "--out", "P/o"),
         ("study", "condition-number", "--data", "simulated:P/o/summary.json", "--out", "P/o"),
         ("study", "condition-number", "--data", "P/data", "--out", "P/data"),

@@ -27,7 +27,7 @@ CONTEXT_SNIPPETS = 6
 LOOKALIKE_SNIPPETS = 5.0  # mean length
 LONGEST = 86_400.0  # seconds
 KEPT = 2**29  # bytes of features that a dataset keeps in memory; more are made again whenever they are read
-# What makes real video hard, chosen so that cross-entropy and L_Dis give about what the paper reports (docs/data.md).
+# Hard: tuned until cross-entropy and L_Dis gave about what the paper reports (docs/simulated.md).
 DIFFICULTIES: dict[str, dict[str, Any]] = {
     "easy": {},
     "hard": {"scene": 0.7, "lookalikes": 2.0, "variation": 1.0, "fade": 1.3},

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from d2net.cli.options import absolute
 from d2net.data import open_dataset, simulate
 from d2net.data.simulated import DIFFICULTIES
 from d2net.errors import InputError
@@ -197,3 +198,9 @@ def test_settings_that_cannot_be(spec, message):
         open_dataset(spec)
     with pytest.raises(InputError, match="variation=-1; give a number of 0 to 1000"):
         simulate(variation=-1)
+
+
+def test_a_run_keeps_the_settings_and_the_whole_path(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert absolute("simulated,width=4:gt.json") == f"simulated,width=4:{tmp_path}/gt.json"
+    assert absolute("simulated,seed=2") == "simulated,seed=2"
