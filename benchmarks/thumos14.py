@@ -25,7 +25,8 @@ from d2net.files import write_whole
 from d2net.reading import load_json
 from d2net.recipes import load_recipe
 from d2net.report.paper_tables import load_table
-from d2net.studies.ablation import LOSSES, Ablation, Variant, plus_minus
+from d2net.studies.ablation import LOSSES, Ablation, Variant
+from d2net.studies.ablation.table import plus_minus
 from d2net.words import counted, listed
 
 RECIPES = ("thumos14-paper", "thumos14-release")
@@ -97,7 +98,9 @@ def described(dataset: Dataset, train: str, test: str) -> dict[str, Any]:
 
 def numbers(result: dict[str, Any]) -> dict[str, Any]:
     """What this report takes of a training's result: the one place that knows how a study writes it."""
-    return {key: result[key] for key in ("seed", "map", "average", "f1", "detections", "said")}
+    mine = {key: result[key] for key in ("seed", "map", "average", "f1", "detections", "said")}
+    of_each = ("map", "f1", "best_f1", "auc", "false_positives")
+    return mine | {tcam: {key: result[tcam][key] for key in of_each} for tcam in ("raw", "refined")}
 
 
 def by_row(recipe: str, results: list[dict[str, Any]], seconds: dict[str, float]) -> list[dict[str, Any]]:
@@ -123,7 +126,8 @@ def markdown(report: dict[str, Any]) -> str:
         f"{where['device']}, {where['processor']}, torch {where['torch']}, commit {where['commit']}, {where['date']}; "
         f"streams of {' + '.join(map(str, data['stream_widths']))} features; {report['done']} of {report['all']} "
         f"trainings and judgements done, {counted(report['seeds'], 'seed')}. mAP and F1 in percent, mean ± sample "
-        "deviation over the seeds; rows without a recipe are published ones, and `-` is what is not known of them.",
+        "deviation over the seeds; raw: of the TCAM before lambda' refines it; rows without a recipe are published "
+        "ones, and `-` is what is not known of them.",
         *([f"Settings changed in every recipe: {', '.join(report['settings'])}."] if report["settings"] else []),
         "",
         *_missing(data),
@@ -161,15 +165,21 @@ def _missing(data: dict[str, Any]) -> list[str]:
 
 def _table(title: str, name: str, rows: list[dict[str, Any]], levels: tuple[float, ...]) -> list[str]:
     table = load_table(name)
-    lines = [f"## {title}", "", f"| method | recipe | protocol | {' | '.join(f'@{t:g}' for t in levels)} | F1@0.5 |"]
-    lines.append("|---|---|---|" + "---:|" * (len(levels) + 1))
+    lines = [
+        f"## {title}",
+        "",
+        f"| method | recipe | protocol | {' | '.join(f'@{t:g}' for t in levels)} | F1@0.5 | raw @0.5 | raw F1 |",
+    ]
+    lines.append("|---|---|---|" + "---:|" * (len(levels) + 3))
     for paper in table.rows:
         known = dict(zip(table.tiou, paper.map, strict=True))
         cells = ["-" if known.get(t) is None else f"{known[t]:.1f}" for t in levels]
         supervised = " (segments)" * (paper.supervision == "strong")
-        lines.append(f"| {paper.method}{supervised} | - | - | {' | '.join(cells)} | - |")
+        lines.append(f"| {paper.method}{supervised} | - | - | {' | '.join(cells)} | - | - | - |")
     for row in rows:
-        values = [[r["map"][f"{t:g}"] for r in row["runs"]] for t in levels] + [[r["f1"] for r in row["runs"]]]
+        values = [[r["map"][f"{t:g}"] for r in row["runs"]] for t in levels]
+        values += [[r["f1"] for r in row["runs"]]]
+        values += [[r["raw"]["map"]["0.5"] for r in row["runs"]], [r["raw"]["f1"] for r in row["runs"]]]
         method = f"**{PAPER_NAMES[row['loss']]}** ({counted(len(row['runs']), 'seed')})"
         lines.append(f"| {method} | {row['recipe']} | {row['protocol']} | {' | '.join(map(_mean, values))} |")
     return [*lines, ""]

@@ -54,10 +54,11 @@ def test_tables_are_whole(rehearsal):
     for row in report["rows"]:
         (run,) = row["runs"]
         assert set(run["map"]) == {"0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7"} and run["training_seconds"] > 0
+        assert run["refined"]["map"]["0.5"] == run["map"]["0.5"] and 0 <= run["raw"]["auc"] <= 100
     assert report["recipes"]["thumos14-release"]["training"]["iterations"] == 20
     text = (folder / "out" / "thumos14.md").read_text()
     assert "nothing here says anything about video" in text and "# Simulated THUMOS14" in text
-    assert "| L_Dis | - | - | - | 59.7 | - | - | 32.2 | - | - | - |" in text  # the paper's row of Table 3
+    assert "| L_Dis | - | - | - | 59.7 | - | - | 32.2 | - | - | - | - | - |" in text  # the paper's row of Table 3
     assert text.count("**D2-Net** (1 seed) | thumos14-paper | wtalc |") == 3  # Tables 1, 3, 4
     assert not list((folder / "out").rglob("*.npy")) and not list((folder / "out").rglob("*.safetensors"))
 
