@@ -22,7 +22,8 @@ from d2net.detections import Annotations, read_detections, read_features, write_
 from d2net.errors import D2NetError, InputError
 from d2net.evaluation import evaluate
 from d2net.reading import number
-from d2net.studies.ablation import LOSSES, Ablation, make_rows, measures
+from d2net.studies.ablation import LOSSES, Ablation, make_rows
+from d2net.studies.ablation.table import measures
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 DEEP: list[Any] = []

@@ -34,7 +34,7 @@ from d2net.evaluation.lengths import (
 )
 from d2net.evaluation.levels import ACTIVITYNET_TIOU, AVERAGES, THUMOS14_TIOU, averages, span
 from d2net.evaluation.names import UnknownVideos
-from d2net.evaluation.operating import FALSE_POSITIVES, OperatingPoints, operating_points
+from d2net.evaluation.operating import FALSE_POSITIVES, RECALLS, OperatingPoints, operating_points
 from d2net.evaluation.prepare import Protocol
 from d2net.evaluation.recall import AverageRecall, average_recall
 from d2net.evaluation.result import Coverage, Evaluation, Reason
@@ -45,6 +45,7 @@ __all__ = [
     "FALSE_POSITIVES",
     "AVERAGES",
     "LENGTHS",
+    "RECALLS",
     "THUMOS14_LENGTHS",
     "THUMOS14_TIOU",
     "VERDICTS",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from d2net.evaluation import FALSE_POSITIVES
+from d2net.evaluation import FALSE_POSITIVES, RECALLS
 from d2net.files import write_whole
 from d2net.reading import load_json, number, typed
 from d2net.recipes import Recipe
@@ -27,6 +27,7 @@ def measures_of(result: Any, recipe: Recipe) -> dict[str, Any]:
     result = typed(result, dict, '"raw" or "refined"')
     maps = typed(result.get("map"), dict, '"map"')
     lines = typed(result.get("said", []), list, '"said"')
+    counts = typed(result.get("false_positives"), dict, '"false_positives"')
     levels = [f"{t:g}" for t in sorted({*recipe.evaluation.tiou, *LEVELS})]
     return {
         **result,
@@ -35,12 +36,16 @@ def measures_of(result: Any, recipe: Recipe) -> dict[str, Any]:
         "map": {level: number(maps.get(level), f'"map" at IoU {level}') for level in levels},
         **{key: number(result.get(key), f'"{key}"') for key in ("average", "f1", "best_f1")},
         "auc": None if result.get("auc") is None else number(result["auc"], '"auc"'),
-        "false_positives": {
-            recall: None if counts is None else {k: int(number(counts.get(k), f'"{k}"')) for k in FALSE_POSITIVES}
-            for recall, counts in typed(result.get("false_positives"), dict, '"false_positives"').items()
-        },
+        "false_positives": {r: _kinds(counts.get(r)) for r in map("{:g}".format, RECALLS)},
         "said": [typed(line, str, 'a line of "said"') for line in lines],
     }
+
+
+def _kinds(counts: Any) -> dict[str, float] | None:
+    if counts is None:  # the recall is not reached
+        return None
+    counts = typed(counts, dict, 'a recall of "false_positives"')
+    return {kind: number(counts.get(kind), f'"{kind}"') for kind in FALSE_POSITIVES}
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
