@@ -192,36 +192,76 @@ def test_tables(tmp_path: Path, data: Dataset) -> None:
     write_tables(experiment, one)
 
 
-def test_an_interval_is_over_seeds_and_people(tmp_path: Path, data: Dataset) -> None:
-    """What differs between people alone is as uncertain as two people are, however many seeds there are."""
-    gains = {1: 1.0, 2: 9.0}
+def compared(gains: np.ndarray, tmp_path: Path, data: Dataset) -> Difference | None:
+    """The difference of two variants whose runs, (seeds, people), are so far apart."""
     results = [
         made_up(name, seed, 50.0 + gain, (person,))
-        for seed in range(6)
-        for person, gain in gains.items()
-        for name, gain in (("focal", 0.0), ("d2net", gain))
+        for (seed, person), gained in np.ndenumerate(gains)
+        for name, gain in (("focal", 0.0), ("d2net", float(gained)))
     ]
     rows = make_rows(study(tmp_path, data), results)
     found = difference(rows[3], rows[1], "0.5")
-    assert found is not None and found.interval == pytest.approx((1.0, 9.0)) and found.mean == pytest.approx(5.0)
-    assert found.settled and str(found) == "+5.0 [+1.0, +9.0]"
-    assert difference(rows[3], rows[1], "0.5") == found  # the same table gives the same interval
-    against = difference(rows[1], rows[3], "0.5")
-    assert against is not None and against.interval == pytest.approx((-9.0, -1.0))
+    assert found == difference(rows[3], rows[1], "0.5")  # the same table gives the same interval
+    return found
+
+
+def test_an_interval_is_over_seeds_and_people(tmp_path: Path, data: Dataset) -> None:
+    """What differs between people alone is as uncertain as two people are, however many seeds there are."""
+    found = compared(np.tile([1.0, 9.0], (6, 1)), tmp_path, data)
+    assert found is not None and found.interval is not None and found.mean == pytest.approx(5.0) and not found.settled
+    assert found.interval[0] < -20 and found.interval[1] > 30  # Student's quantile of one degree of freedom
+    many = compared(np.tile([4.0, 5.0, 6.0, 5.0, 4.5, 5.5, 5.0], (6, 1)), tmp_path, data)
+    assert many is not None and many.settled and many.mean == pytest.approx(5.0)
+    assert str(many).startswith("+5.0 [+4.")
+    nothing = compared(np.full((5, 7), 1e-14), tmp_path, data)
+    assert nothing is not None and not nothing.settled
     assert not Difference(5.0, (-0.1, 9.0)).settled
 
 
-def test_equal_recall_is_one_that_half_of_every_row_reaches(tmp_path: Path, data: Dataset) -> None:
+@pytest.mark.parametrize(("seeds", "people", "most"), [(5, 1, 0.1), (5, 7, 0.1), (3, 2, 0.1)])
+def test_nothing_is_rarely_called_settled(seeds: int, people: int, most: float, tmp_path: Path, data: Dataset) -> None:
+    rng = np.random.default_rng(0)
+    called = []
+    for _ in range(150):
+        noise = 0.7 * rng.normal(size=(seeds, 1)) + 0.7 * rng.normal(size=(1, people)) * (people > 1)
+        found = compared(noise + 0.5 * rng.normal(size=(seeds, people)), tmp_path, data)
+        called.append(found is not None and found.settled)
+    assert np.mean(called) <= most
+
+
+def test_false_positives_are_of_all_runs_or_not_shown(tmp_path: Path, data: Dataset) -> None:
     results = [made_up(name, seed, 10.0) for seed in range(2) for name in ("focal", "d2net")]
-    rows = make_rows(study(tmp_path, data), results)
+    experiment = study(tmp_path, data)
+    rows = make_rows(experiment, results)
     assert equal_recall(rows) == "0.1"
-    for result in results[:2]:  # of two runs each one reaches 20 %
+    for result in results[:3]:  # of d2net's two runs one reaches 20 %
         for tcam in ("raw", "refined"):
             result[tcam]["false_positives"]["0.2"] = dict.fromkeys(FALSE_POSITIVES, 8)
-    assert equal_recall(rows) == "0.2" and rows[0].false_positives("0.2") == (dict.fromkeys(FALSE_POSITIVES, 8), 1)
+    assert equal_recall(rows) == "0.2" and rows[0].false_positives("0.2") == (dict.fromkeys(FALSE_POSITIVES, 8), 2)
+    assert rows[2].false_positives("0.2") == ({}, 1)
+    shown = tables_of(experiment, rows)[1]
+    assert shown.cells[0][2:] == (*5 * ("8.0",), "40.0", "2 of 2") and shown.cells[2][2:] == (*6 * ("-",), "1 of 2")
+    assert "would not be comparable" in shown.notes[1]
     for result in results:
         result["raw"]["false_positives"] = {"0.1": None, "0.2": None}
     assert equal_recall(rows) is None
+    (why,) = tables_of(experiment, rows)[1].notes
+    assert "focal does not find a tenth of the actions" in why
+
+
+def test_rows_of_other_levels_and_protocols(tmp_path: Path, data: Dataset) -> None:
+    """Shown is what all rows have; what cannot be compared is not."""
+    results = [made_up(name, seed, 10.0) for seed in range(2) for name in ("focal", "d2net")]
+    for result in results[1::2]:
+        for tcam in ("raw", "refined"):
+            result[tcam]["map"] = {"0.5": 12.0, "0.75": 3.0}
+            result[tcam]["protocol"] = "wtalc"
+    experiment = study(tmp_path, data)
+    rows = make_rows(experiment, results)
+    first = tables_of(experiment, rows)[0]
+    assert first.header[2:6] == ("mAP@0.5", "F1@0.5", "best F1", "AUC")
+    assert first.cells[2][-2:] == ("", "") and "focal: activitynet, d2net: wtalc" in first.notes[0]
+    write_tables(experiment, rows)
 
 
 def drawn(labels: list[str], values: list[float], name: str, over: str) -> list[Text]:
@@ -353,6 +393,8 @@ def test_a_training_that_is_not_finite_names_its_variant(tmp_path: Path, data: D
 def test_same_settings_are_told(tmp_path: Path, data: Dataset) -> None:
     without = RECIPE.override(["loss.alpha_snippet=0", "loss.alpha_video=0"])
     assert study(tmp_path, data, choose_losses("dis,d2net"), recipe=without).duplicates() == [("d2net", "dis")]
+    never = Variant("never", "never", ("training.denoising_start=12",))  # after the last iteration
+    assert study(tmp_path / "b", data, [LOSSES["dis"], never]).duplicates() == [("never", "dis")]
 
 
 def test_parsing() -> None:
@@ -457,6 +499,8 @@ def test_cross_validation_leaves_out_training_people_only(tmp_path: Path) -> Non
             study(tmp_path, None, [Variant("a", "a", (f"watch.tilt={text}",))])
     with pytest.raises(InputError, match="watch.difficulty=harder: give easy or hard"):
         study(tmp_path, None, [Variant("a", "a", ("watch.difficulty=harder",))])
+    with pytest.raises(InputError, match="different watch.difficulty have other recordings and classes"):
+        study(tmp_path, None, [Variant("a", "a", ("watch.difficulty=hard",)), Variant("b", "b")])
     # The usual value, said or not, is the same experiment.
     unsaid = "watch.train_recordings=12"
     variants = [Variant("a", "a", ("watch.tilt=15.0", "watch.difficulty=easy", unsaid)), Variant("b", "b", (unsaid,))]

@@ -194,6 +194,12 @@ def test_that_it_never_began_is_said(tmp_path: Path) -> None:
     assert all(line["snippet"] == 0 for line in read_log(tmp_path))
 
 
+def test_a_start_after_the_end_is_said(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, 5, "training.denoising_start=5")
+    with pytest.warns(UserWarning, match="L_D was never on: it begins after iteration 5, of a training of 5; lower"):
+        trainer.run()
+
+
 def test_it_begins_no_earlier_than_its_start(whole: tuple[Path, list[bool]], tmp_path: Path) -> None:
     first = began(whole[0])
     assert first is not None

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from d2net.data.dataset import Recording
 from d2net.detections import Annotations, Detections
+from d2net.errors import InputError
 from d2net.evaluation import FALSE_POSITIVES, evaluate, is_action, operating_points, snippet_auc
 
 
@@ -61,6 +62,12 @@ def test_best_f1_takes_all_of_one_score() -> None:
     assert evaluate(detections(rows), TRUTH).f1 == pytest.approx(100 * 4 / 7)
 
 
+@pytest.mark.parametrize("tiou", [0.05, 0, -1, 2, float("nan")])
+def test_an_iou_without_kinds(tiou: float) -> None:
+    with pytest.raises(InputError, match="kinds of false positives are told apart at one IoU from 0.1 to 1"):
+        operating_points(detections([]), TRUTH, tiou=tiou)
+
+
 def test_without_detections() -> None:
     found = operating_points(detections([]), TRUTH)
     assert (found.f1, found.f1_score, set(found.false_positives.values())) == (0.0, None, {None})
@@ -96,6 +103,9 @@ def test_auc_is_the_share_of_pairs_in_order() -> None:
     a, b = score[action == 1], score[action == 0]
     expected = ((a[:, None] > b).sum() + 0.5 * (a[:, None] == b).sum()) / (len(a) * len(b))
     assert snippet_auc(score, action) == pytest.approx(100 * expected)
+    for bad in (np.append(score[1:], np.nan), score[1:]):
+        with pytest.raises(InputError, match="no NaN"):
+            snippet_auc(bad, action)
     assert snippet_auc(score, np.ones(80)) is None and snippet_auc(score, np.zeros(80)) is None
 
 

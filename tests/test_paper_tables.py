@@ -110,6 +110,21 @@ def test_every_number_is_the_papers(name: str, shared: Path) -> None:
         assert row.reference is None or f"[{row.reference}]" in label
 
 
+@pytest.mark.parametrize("name", table_names())
+def test_every_table_takes_a_run(name: str) -> None:
+    table = load_table(name)
+    found = compare(
+        table, evaluation(table.levels), run="mine", features="I3D", data=table.dataset, classes=table.classes
+    )
+    assert (found.run.average is None) == (not table.average_tiou)
+    assert len(comparison_table(found).columns) == 3 + len(table.tiou) + bool(table.average_tiou)
+    assert (
+        len(comparison_page_table(found).header)
+        == len(comparison_page_table(found).rows[0])
+        == len(comparison_table(found).columns)
+    )
+
+
 LATER = {
     "thumos14": ["CO2-Net", "ASM-Loc", "DELU", "P-MIL", "DDG-Net"],
     "activitynet12": ["CO2-Net", "DELU", "P-MIL", "DDG-Net"],

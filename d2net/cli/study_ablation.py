@@ -176,7 +176,10 @@ def _print_ablation(study: Ablation, rows: list[Row]) -> None:
             table.add_column(escaped(column, NAME), justify="left" if column in ("variant", "TCAM") else "right")
         for cells in printed.cells:
             table.add_row(*(escaped(cell, NAME) for cell in cells))
-        console.print(table)
+        if printed.cells:
+            console.print(table)
+        else:
+            say(escaped(printed.title, 2 * NAME))
         for note in printed.notes:
             say(escaped(note, 4 * NAME))
     # What the numbers are of: of each variant's last training, where there is more to say than how many.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from d2net.data.dataset import Recording
+from d2net.errors import InputError
 
 
 def is_action(recording: Recording, snippets: int) -> np.ndarray:
@@ -31,9 +32,18 @@ def snippet_auc(score: np.ndarray, action: np.ndarray) -> float | None:
         score: (N,) of all snippets together.
         action: (N,) of :func:`is_action`; snippets of -1 do not count.
 
+    Raises:
+        InputError: arrays of different lengths, or a score that is NaN.
+
     Returns:
         None where there is no snippet of an action, or none of background.
     """
+    score, action = np.asarray(score), np.asarray(action)
+    if score.ndim != 1 or score.shape != action.shape or np.isnan(score).any():
+        raise InputError(
+            f"snippet_auc: scores of shape {score.shape} and actions of shape {action.shape}; give one "
+            "of each a snippet, and no NaN"
+        )
     score, positive = score[action >= 0], action[action >= 0] == 1
     n, m = int(positive.sum()), int((~positive).sum())
     if not n or not m:

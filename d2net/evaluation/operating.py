@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from d2net.detections import Annotations, Detections
-from d2net.evaluation.errors import VERDICTS, verdicts_of
+from d2net.errors import InputError
+from d2net.evaluation.errors import MIN_TIOU, VERDICTS, verdicts_of
 from d2net.evaluation.matching import overlaps
 from d2net.evaluation.names import UnknownVideos
 from d2net.evaluation.prepare import Judged, Protocol, prepare
@@ -55,7 +56,7 @@ def operating_points(
     that holds:
 
     ===============  ==================================================================================================
-    double           its IoU with a segment of its class, which another one took, is ``tiou`` or more
+    double           the segment with which its IoU is highest is of its class, was taken, and reaches ``tiou``
     other class      the segment with which its IoU is highest, and at least 0.1, is of another class
     fragment         nine tenths of it lie within a segment of its class
     boundary         its IoU with a segment of its class is 0.1 or more, or half of it lies within one
@@ -65,6 +66,8 @@ def operating_points(
 
     Args and Raises: as :func:`d2net.evaluation.evaluate`, but for one ``tiou``, which is at least 0.1.
     """
+    if not MIN_TIOU <= tiou <= 1:
+        raise InputError(f"tiou is {tiou}; kinds of false positives are told apart at one IoU from {MIN_TIOU} to 1")
     judged = prepare(detections, annotations, protocol, unknown_videos)
     hits, _ = judged.hits(judged.pairs(tiou), tiou)
     kind = _kinds(judged, hits, tiou)

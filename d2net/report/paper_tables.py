@@ -57,7 +57,7 @@ class PaperTable:
         classes: Action classes of that dataset.
         recordings: Recordings of its test set, by the shortest of the published lists: fewer are a part of it.
         tiou: Temporal IoUs of its columns.
-        average_tiou: Those whose mean its last column is.
+        average_tiou: Those whose mean its last column is; empty: it has none.
         rows: The paper's, in its order; None stands for what it does not print.
         later: Methods published since, by venue; not in the paper.
     """
@@ -81,8 +81,12 @@ class PaperTable:
         sources = "; ".join(dict.fromkeys(row.source for row in self.later if row.source))
         return f"† not in the paper, published since; the numbers are from {sources}"
 
+    def numbers(self, row: Row) -> tuple[float | None, ...]:
+        """What a row has in the columns of this table: mAP by IoU, and the average where the table has one."""
+        return (*row.map, row.average) if self.average_tiou else row.map
+
     def average_name(self) -> str:
-        """Heading of the column of averages."""
+        """Heading of the column of averages, where there is one."""
         return f"average {span(self.average_tiou)}"
 
     @property
@@ -207,7 +211,7 @@ def compare(
         supervision=None,
         features=shown,
         map=tuple(found[t] for t in table.tiou),
-        average=sum(found[t] for t in table.average_tiou) / len(table.average_tiou),
+        average=sum(found[t] for t in table.average_tiou) / len(table.average_tiou) if table.average_tiou else None,
     )
     return Comparison(table, row, simulated, tuple(notes))
 
@@ -218,7 +222,7 @@ def comparison_table(comparison: Comparison) -> Table:
     shown = Table(
         title=table.heading(),
         title_justify="left",
-        caption=Text(table.footnote()),
+        caption=Text(table.footnote()) if table.later else None,
         caption_justify="left",
         padding=0,  # so that all columns fit into 80 letters
     )
@@ -226,10 +230,11 @@ def comparison_table(comparison: Comparison) -> Table:
         shown.add_column(name, overflow="fold", width=len(name) if name == "labels" else None)
     for t in table.tiou:
         shown.add_column(f"@{t:g}", justify="right", no_wrap=True)
-    shown.add_column(table.average_name(), justify="right", width=len("average"))
+    if table.average_tiou:
+        shown.add_column(table.average_name(), justify="right", width=len("average"))
 
     def add(row: Row, style: str | None) -> None:
-        cells = ["-" if n is None else f"{n:.1f}" for n in (*row.map, row.average)]
+        cells = ["-" if n is None else f"{n:.1f}" for n in table.numbers(row)]
         names = (row.name(), row.supervision or "-", row.features or "-")
         shown.add_row(*(Text(escaped(name, 4 * NAME)) for name in names), *cells)  # Text has no markup
         shown.rows[-1].style = style

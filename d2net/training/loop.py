@@ -65,7 +65,14 @@ def train(run: Trainer) -> None:
                 bar.tell(f"iteration {run.iteration}: {in_words(found)}")
             if stopping:
                 raise KeyboardInterrupt(f"stopped at iteration {run.iteration}; saved {run.path}")
-    if agreement is not None and agreement.began in (None, iterations):
+    settings, loss = run.recipe.training, run.recipe.loss
+    if (loss.alpha_snippet or loss.alpha_video) and not any(denoising_is_on(settings, i) for i in range(iterations)):
+        warnings.warn(
+            f"L_D was never on: it begins after iteration {settings.denoising_start}, of a training of {iterations}; "
+            "lower training.denoising_start, or train longer",
+            stacklevel=4,
+        )
+    elif agreement is not None and agreement.began in (None, iterations):
         warnings.warn(
             f"L_D was never on: at the last iteration lambda' agrees with lambda to {agreement.running.item():.3f}, "
             f"training.denoising_agreement is {agreement.needed:g}; lower that, or train longer",

@@ -85,13 +85,19 @@ def comparison_page_table(comparison: Comparison) -> Table:
     table = comparison.table
 
     def cells(row: Row) -> list[str]:
-        numbers = ("–" if n is None else f"{n:.1f}" for n in (*row.map, row.average))
+        numbers = ("–" if n is None else f"{n:.1f}" for n in table.numbers(row))
         return [row.name(), row.supervision or "–", row.features or "–", *numbers]
 
     rows = [cells(row) for row in [*table.rows, *table.later, comparison.run]]
     return Table(
         title=table.heading(),
-        header=["method", "supervision", "features", *(f"@{t:g}" for t in table.tiou), table.average_name()],
+        header=[
+            "method",
+            "supervision",
+            "features",
+            *(f"@{t:g}" for t in table.tiou),
+            *([table.average_name()] if table.average_tiou else []),
+        ],
         rows=rows,
         strong=len(rows) - 1,
         notes=[table.footnote(), *comparison.notes],

@@ -32,7 +32,7 @@ def write_tables(study: Ablation, rows: Sequence[Row]) -> list[Path]:
     names = [f"map@{c}" if c[0].isdigit() else c for c in columns]
     header = ["dataset", "variant", "settings", "tcam", "runs"]
     summary = [[*header, *(f"{n}_{s}" for n in names for s in ("mean", "deviation"))]]
-    each = [["variant", "seed", "held_out_subjects", "tcam", "detections", *names]]
+    each = [["dataset", "variant", "seed", "held_out_subjects", "tcam", "detections", *names]]
     for row in rows:
         of = row.variant
         numbers = [x for c in columns for x in row.summary(c) or (None, None)]
@@ -42,7 +42,7 @@ def write_tables(study: Ablation, rows: Sequence[Row]) -> list[Path]:
             found = result[row.tcam]
             people = " ".join(map(str, result["held_out_subjects"]))
             values = [found["map"][c] if c in found["map"] else found[c] for c in columns]
-            which = [of.name, str(result["seed"]), people, row.tcam, str(found["detections"])]
+            which = [study.dataset.name, of.name, str(result["seed"]), people, row.tcam, str(found["detections"])]
             each.append([*which, *map(_cell, values)])
     table = {
         "dataset": study.dataset.name,

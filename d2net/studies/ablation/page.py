@@ -20,7 +20,9 @@ def write_page(study: Ablation, rows: Sequence[Row], path: Path, command: str = 
     Raises:
         InputError: as :func:`d2net.report.page.write_report`; a log that cannot be read.
     """
-    tables = [Table(t.title, t.header, t.cells, notes=t.notes, text_columns=2) for t in tables_of(study, rows)]
+    tables = [
+        Table(t.title, t.header, t.cells, notes=t.notes, text_columns=2) for t in tables_of(study, rows) if t.cells
+    ]
     said = [f"{row.variant.name}: {line}" for row in rows[::2] for line in row.results[-1]["raw"]["said"][:1]]
     tables[0] = replace(tables[0], notes=[*tables[0].notes, *said])
     logs = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 from d2net.data.watch import JOININGS, TEMPO, TILT
 from d2net.errors import InputError
-from d2net.recipes import LossRecipe, Recipe
+from d2net.recipes import Recipe
 from d2net.words import did_you_mean, is_number
 
 NO_DENOISING = ("loss.alpha_snippet=0", "loss.alpha_video=0")
@@ -76,13 +76,13 @@ class Run:
 
     def acting(self) -> Run:
         """The experiment in canonical form: without the settings that have no effect in it."""
-        return replace(self, recipe=replace(self.recipe, loss=_acting(self.recipe.loss)))
+        return replace(self, recipe=_acting(self.recipe))
 
     def trained_like(self, other: Run) -> bool:
         """Whether both trainings result in the same network."""
-        mine, its = self.recipe, other.recipe
+        mine, its = _acting(self.recipe), _acting(other.recipe)
         return (self.seed, self.held_out, self.making) == (other.seed, other.held_out, other.making) and (
-            (mine.model, _acting(mine.loss), mine.training) == (its.model, _acting(its.loss), its.training)
+            (mine.model, mine.loss, mine.training) == (its.model, its.loss, its.training)
         )
 
     def __str__(self) -> str:
@@ -148,6 +148,10 @@ def resolve(recipe: Recipe, variant: Variant, *, watch: bool) -> tuple[Recipe, t
     return changed, tuple(sorted((k, v) for k, v in making.items() if v != usual[k]))
 
 
-def _acting(loss: LossRecipe) -> LossRecipe:
-    """The settings that have an effect: if the weights of L_D are 0, the kind of L_D has none."""
-    return replace(loss, denoising="pdmi") if loss.alpha_snippet == loss.alpha_video == 0 else loss
+def _acting(recipe: Recipe) -> Recipe:
+    """The settings that have an effect: without L_D, by its weights or because it never begins, its own have none."""
+    loss, training = recipe.loss, recipe.training
+    if loss.alpha_snippet == loss.alpha_video == 0 or training.denoising_start >= training.iterations:
+        loss = replace(loss, denoising="pdmi", alpha_snippet=0.0, alpha_video=0.0)
+        training = replace(training, denoising_start=0, denoising_every=1, denoising_agreement=None)
+    return replace(recipe, loss=loss, training=training)

@@ -75,6 +75,12 @@ class Ablation:
         self.out, self.recipe, self.variants, self.device = Path(out), recipe, list(variants), device
         self.data, self.train, self.test, self.folds = data, train, test, folds
         settings = {v.name: resolve(recipe, v, watch=data is None) for v in variants}
+        difficulties = {dict(making).get("difficulty", "easy") for _, making in settings.values()}
+        if len(difficulties) > 1:
+            raise InputError(
+                "variants of different watch.difficulty have other recordings and classes, and cannot be compared; set "
+                "it for all with --set, in a study of its own"
+            )
         # Seeds outermost: a study that is stopped early has about as many runs of every variant.
         self.runs = [
             Run(v, *settings[v.name], seed, held_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from d2net.evaluation import FALSE_POSITIVES
+from d2net.evaluation import FALSE_POSITIVES, RECALLS
 from d2net.studies.ablation.judging import LEVELS, TCAMS, Tcam
 from d2net.studies.ablation.plan import Variant
 from d2net.studies.ablation.run import Ablation
 
 RESAMPLES = 10_000
-ENOUGH = 5  # trainings, below which there is no interval: it would be far too narrow
+ENOUGH = 5  # trainings, below which there is no interval
+NORMAL = 1.960  # 97.5 % quantiles: of the normal distribution, and of Student's t for 1, 2, ... degrees of freedom
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,14 @@ class Row:
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
     def false_positives(self, recall: str) -> tuple[dict[str, float], int]:
-        """Mean number of each kind beside this recall, over the runs that reach it, and how many do."""
-        counts = [c for r in self.results if (c := r[self.tcam]["false_positives"].get(recall)) is not None]
-        return {k: statistics.fmean(c[k] for c in counts) for k in FALSE_POSITIVES} if counts else {}, len(counts)
+        """Mean number of each kind beside this recall, over all runs, and how many reach it.
+
+        Empty where a run does not reach it: a mean over the better runs alone would compare them with all of others.
+        """
+        counts = [r[self.tcam]["false_positives"].get(recall) for r in self.results]
+        reached = [c for c in counts if c is not None]
+        whole = len(reached) == len(counts)
+        return {k: statistics.fmean(c[k] for c in reached) for k in FALSE_POSITIVES} if whole else {}, len(reached)
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,8 @@ class Difference:
 
     Attributes:
         mean: In points.
-        interval: 95 %, by bootstrap over seeds and groups of people, both drawn anew; None for fewer than five
-            trainings.
+        interval: 95 %, by bootstrap over seeds and groups of people, both drawn anew (see :func:`difference`); None
+            for fewer than five trainings.
     """
 
     mean: float
@@ -78,13 +86,18 @@ def make_rows(study: Ablation, results: Sequence[dict[str, Any]]) -> list[Row]:
 
 
 def measures(rows: Sequence[Row]) -> list[str]:
-    """The measures of every run: mAP at its IoUs, their average, F1 as retained and at the best threshold, AUC."""
-    return [*rows[0].results[0][rows[0].tcam]["map"], "average", "f1", "best_f1", "auc"]
+    """What all rows have: mAP at the IoUs of all, F1 as retained and at the best threshold, AUC; the average of the
+    recipe's IoUs where these are the same in all."""
+    levels = [set(row.results[0][row.tcam]["map"]) for row in rows]
+    common = [t for t in rows[0].results[0][rows[0].tcam]["map"] if all(t in of for of in levels)]
+    average = ["average"] * all(of == levels[0] for of in levels)
+    return [*common, *average, "f1", "best_f1", "auc"]
 
 
 def shown_levels(rows: Sequence[Row]) -> list[str]:
     """The IoUs whose mAP tables show."""
-    return [f"{t:g}" for t in LEVELS if f"{t:g}" in rows[0].results[0]["raw"]["map"]]
+    common = measures(rows)
+    return [f"{t:g}" for t in LEVELS if f"{t:g}" in common]
 
 
 def baseline(row: Row, rows: Sequence[Row]) -> Row:
@@ -93,29 +106,41 @@ def baseline(row: Row, rows: Sequence[Row]) -> Row:
 
 
 def difference(row: Row, first: Row, measure: str) -> Difference | None:
-    """By how much ``row`` is above ``first`` in a measure; None where it has no value."""
+    """By how much ``row`` is above ``first`` in a measure; None where one lacks a value or had another protocol.
+
+    The interval is the bootstrap's, widened to what few draws deserve: n means of normal numbers vary by a factor of
+    sqrt(n / (n - 1)) more than their bootstrap says, and 95 % of them lie within Student's quantile for n - 1 instead
+    of the normal one. n is the lesser of the numbers of seeds and of groups, where there are more than one.
+    """
+    protocols = {r[x.tcam]["protocol"] for x in (row, first) for r in x.results}
     a, b = row.values(measure), first.values(measure)
-    if not a or len(a) != len(b):
+    if len(protocols) > 1 or not len(a) == len(b) == len(row.results) or not a:
         return None
     seeds = sorted({r["seed"] for r in row.results})
     groups = sorted({tuple(r["held_out_subjects"]) for r in row.results})
     table = np.empty((len(seeds), len(groups)))
     for r, x, y in zip(row.results, a, b, strict=True):
-        table[seeds.index(r["seed"]), groups.index(tuple(r["held_out_subjects"]))] = x - y
+        table[seeds.index(r["seed"]), groups.index(tuple(r["held_out_subjects"]))] = round(x - y, 9)
     mean = float(table.mean())
     if table.size < ENOUGH:
         return Difference(mean, None)
     rng = np.random.default_rng(0)  # the same table gives the same interval
     chosen = [rng.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n for n in table.shape]
-    means = np.einsum("ns,sg,ng->n", chosen[0], table, chosen[1])
-    low, high = np.percentile(means, (2.5, 97.5))
-    return Difference(mean, (float(low), float(high)))
+    low, high = np.percentile(np.einsum("ns,sg,ng->n", chosen[0], table, chosen[1]), (2.5, 97.5))
+    n = min(size for size in table.shape if size > 1)
+    wider = math.sqrt(n / (n - 1)) * student(n - 1) / NORMAL
+    return Difference(mean, (mean - wider * (mean - float(low)), mean + wider * (float(high) - mean)))
+
+
+def student(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t distribution, from 30 degrees of freedom on to 0.01."""
+    return STUDENT[degrees - 1] if degrees <= len(STUDENT) else NORMAL + 2.5 / degrees
 
 
 def equal_recall(rows: Sequence[Row]) -> str | None:
-    """The largest recall that at least half of the runs of every row reach; None where there is none."""
-    recalls = list(rows[0].results[0]["raw"]["false_positives"])
-    reached = [r for r in recalls if all(2 * row.false_positives(r)[1] >= len(row.results) for row in rows)]
+    """The largest recall that all runs of the first variant reach, raw and refined; None where there is none."""
+    first = [row for row in rows if row.variant is rows[0].variant]
+    reached = [r for r in map("{:g}".format, RECALLS) if all(row.false_positives(r)[0] for row in first)]
     return reached[-1] if reached else None
 
 

@@ -48,17 +48,18 @@ def tables_of(study: Ablation, rows: Sequence[Row]) -> list[Printed]:
         found = [None if row is beside else difference(row, beside, c) for c in compared]
         unsettled |= any(d is not None and not d.settled for d in found)
         cells.append((row.variant.label, row.tcam, *(plus_minus(row.summary(c)) for c in columns), *map(_said, found)))
+    protocols = {row.variant.name: row.results[0]["raw"]["protocol"] for row in rows}
+    by_row = [f"{variant}: {protocol}" for variant, protocol in protocols.items()]
     notes = [
-        f"protocol {rows[0].results[0]['raw']['protocol']}",
+        f"protocol {' and '.join(dict.fromkeys(protocols.values()))}"
+        + f" ({', '.join(by_row)})" * (len(set(protocols.values())) > 1),
         "raw: T; refined: lambda' T. AUC: how well lambda (raw) or lambda' (refined) tells action snippets from others",
         f"F1@{F1_TIOU:g}: of all detections as given; best F1: at the score threshold where it is largest",
     ]
     if several:
         notes.append("mean ± sample deviation over the trainings")
     if compared:
-        enough = len(rows[0].results) >= ENOUGH
-        interval = "with a 95 % bootstrap interval over seeds and groups of people"
-        notes.append(f"differences: of paired trainings, {interval if enough else f'fewer than {ENOUGH}: no interval'}")
+        notes.append(f"differences: of paired trainings, {_interval(rows)}")
     if unsettled:
         notes.append("not settled: 0 lies within the interval, or there is none")
     return [
@@ -71,6 +72,17 @@ def name(measure: str) -> str:
     return NAMES.get(measure, f"mAP@{measure}")
 
 
+def _interval(rows: Sequence[Row]) -> str:
+    results = rows[0].results
+    if len(results) < ENOUGH:
+        return f"fewer than {ENOUGH}: no interval"
+    seeds = len({r["seed"] for r in results})
+    groups = len({tuple(r["held_out_subjects"]) for r in results})
+    of = ["seeds"] * (seeds > 1) + ["groups of people"] * (groups > 1)
+    alone = "" if seeds > 1 else "; of one seed alone: another would differ by more"
+    return f"with a 95 % bootstrap interval over {' and '.join(of)}{alone}"
+
+
 def _said(found: Difference | None) -> str:
     if found is None:
         return ""
@@ -79,23 +91,28 @@ def _said(found: Difference | None) -> str:
 
 def _false_positives(study: Ablation, rows: Sequence[Row]) -> list[Printed]:
     recall = equal_recall(rows)
+    title = f"False positives on {study.dataset.name}"
+    first = rows[0].variant.name
     if recall is None:
-        return []
+        why = f"not shown: a training of {first} does not find a tenth of the actions at IoU {F1_TIOU:g}"
+        return [Printed(f"{title} at equal recall", ("variant",), (), (why,))]
     cells = []
     for row in rows:
         counts, runs = row.false_positives(recall)
-        numbers = [counts.get(kind) for kind in FALSE_POSITIVES]
-        total = sum(x for x in numbers if x is not None)
-        shown = [*(f"{x:.1f}" for x in numbers if x is not None), f"{total:.1f}"]
+        numbers = [*counts.values(), *([sum(counts.values())] if counts else [])]
+        shown = [f"{x:.1f}" for x in numbers] or ["-"] * (len(FALSE_POSITIVES) + 1)
         cells.append((row.variant.label, row.tcam, *shown, f"{runs} of {len(row.results)}"))
+    notes = [
+        f"mean number among the best detections that find {100 * float(recall):g} % of the actions at IoU {F1_TIOU:g}, "
+        f"the largest tenth that all trainings of {first} reach; runs: how many of a row reach it"
+    ]
+    if any(not row.false_positives(recall)[0] for row in rows):
+        notes.append("-: not all of them do, and a mean over those that do would not be comparable")
     return [
         Printed(
-            f"False positives on {study.dataset.name} at recall {100 * float(recall):g} %",
+            f"{title} at recall {100 * float(recall):g} %",
             ("variant", "TCAM", *(kind.replace("_", " ") for kind in FALSE_POSITIVES), "all", "runs"),
             tuple(cells),
-            (
-                f"mean number among the best detections that find {100 * float(recall):g} % of the actions at IoU "
-                f"{F1_TIOU:g}, the largest tenth that half of every row's runs reach; runs: how many reach it",
-            ),
+            tuple(notes),
         )
     ]
