@@ -38,8 +38,8 @@ struct Loss {
   const A* labels;         // (b, c), above 0 where a recording has the class
   const A* x_ref;          // (d)
   // Whose embedding is x~ of w_fb, w_fg and w_bg in Eq. 3: that of the next recording that has one, in the order of
-  // `keys` (3, b), the first after the last; without keys that of `partner` (3, b), none where it is not in [0, b). source (b):
-  // whose x_fg stands in w_fb; null: the recording's own, and nothing is paired with itself.
+  // `keys` (3, b), the first after the last; without keys that of `partner` (3, b), none where it is not in [0, b).
+  // source (b): whose x_fg stands in w_fb; null: the recording's own, and nothing is paired with itself.
   const float* keys;
   const int64_t *partner, *source;
 

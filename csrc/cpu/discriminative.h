@@ -8,8 +8,8 @@
 
 namespace d2net::cpu {
 
-// partner (3, b): for w_fb, w_fg and w_bg of Eq. 3 the next recording, in the order of keys (3, b), NaN last, around the
-// end, that has the embedding which x~ is (`valid`). A recording may find itself, which is no pair, or none: -1.
+// partner (3, b): for w_fb, w_fg and w_bg of Eq. 3 the next recording, in the order of keys (3, b), NaN last, around
+// the end, that has the embedding which x~ is (`valid`). A recording may find itself, which is no pair, or none: -1.
 void different_partners(const float* keys, const bool* valid, int64_t b, int64_t* partner);
 
 // pooled, labels (b, c), counted (b), x (2, b, d) -> terms (b): Eq. 4 of each recording with counted[i] > 0, 0 for
