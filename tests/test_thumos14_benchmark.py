@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import d2net
 from d2net.data import convert
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "thumos14.sh"
@@ -22,7 +23,8 @@ def call(folder: Path, *options: str) -> subprocess.CompletedProcess:
         **os.environ,
         "PYTHON": sys.executable,
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), *sys.path]),
+        # The d2net of these tests, which may be installed: the repository itself need not have a built module.
+        "PYTHONPATH": os.pathsep.join([str(Path(d2net.__file__).parents[1]), *sys.path]),
     }
     return subprocess.run(["bash", *map(str, words)], capture_output=True, text=True, env=environment, timeout=500)
 
