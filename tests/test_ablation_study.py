@@ -36,6 +36,7 @@ from d2net.studies.ablation import (
     make_rows,
     parse_variant,
     tables_of,
+    write_page,
     write_tables,
 )
 from d2net.studies.ablation.table import Difference, difference, equal_recall
@@ -247,6 +248,10 @@ def test_false_positives_are_of_all_runs_or_not_shown(tmp_path: Path, data: Data
     assert equal_recall(rows) is None
     (why,) = tables_of(experiment, rows)[1].notes
     assert "focal does not find a tenth of the actions" in why
+    pytest.importorskip("bokeh", reason="pages are drawn by Bokeh: pip install 'd2net[report]'")
+    write_page(experiment, rows, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "at equal recall: not shown: a training of focal does not find" in page
 
 
 def test_rows_of_other_levels_and_protocols(tmp_path: Path, data: Dataset) -> None:

@@ -43,8 +43,9 @@ def evaluate(
     compare: Annotated[
         str | None,
         typer.Option(
-            metavar="thumos14|activitynet12|activitynet13",
-            help="Print the run beside the paper's results on this dataset, and later ones, too.",
+            metavar="TABLE",
+            help="Print the run beside published results: thumos14, activitynet12, activitynet13 (Tables 1 and 2, and "
+            "later methods), thumos14-losses, thumos14-denoising (Tables 3 and 4).",
         ),
     ] = None,
     features: Annotated[

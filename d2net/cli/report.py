@@ -52,8 +52,8 @@ def report(
     compare: Annotated[
         str | None,
         typer.Option(
-            metavar="thumos14|activitynet12|activitynet13",
-            help="The paper's results on this dataset, and later ones; default: that of the recipe.",
+            metavar="TABLE",
+            help="Published results beside the run, as of evaluate --compare; default: those for the recipe.",
         ),
     ] = None,
     device: Device = "auto",

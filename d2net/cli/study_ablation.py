@@ -183,9 +183,9 @@ def _print_ablation(study: Ablation, rows: list[Row]) -> None:
         for note in printed.notes:
             say(escaped(note, 4 * NAME))
     # What the numbers are of: of each variant's last training, where there is more to say than how many.
-    for row in rows[::2]:
+    for row in (r for r in rows if r.tcam == "raw"):
         for line in row.results[-1]["raw"]["said"][: 1 if row is not rows[0] else None]:
-            say(f"{row.variant.name}: {line}")
+            say(f"{row.variant.name}, raw: {line}")
 
 
 @contextmanager

@@ -20,23 +20,24 @@ def write_page(study: Ablation, rows: Sequence[Row], path: Path, command: str = 
     Raises:
         InputError: as :func:`d2net.report.page.write_report`; a log that cannot be read.
     """
-    tables = [
-        Table(t.title, t.header, t.cells, notes=t.notes, text_columns=2) for t in tables_of(study, rows) if t.cells
-    ]
-    said = [f"{row.variant.name}: {line}" for row in rows[::2] for line in row.results[-1]["raw"]["said"][:1]]
+    printed = tables_of(study, rows)
+    tables = [Table(t.title, t.header, t.cells, notes=t.notes, text_columns=2) for t in printed if t.cells]
+    raw = [row for row in rows if row.tcam == "raw"]  # one row a variant
+    said = [f"{t.title}: {note}" for t in printed if not t.cells for note in t.notes]
+    said += [f"{row.variant.name}, raw: {line}" for row in raw for line in row.results[-1]["raw"]["said"][:1]]
     tables[0] = replace(tables[0], notes=[*tables[0].notes, *said])
     logs = {}
     for run in reversed(study.runs):  # of each variant, the log of its first training
         log = study.out / run.folder / LOG_NAME
         if log.exists():
             logs[run.variant.name] = read_log(log)
-    variants = [f"{row.variant.name}: {' '.join(row.variant.settings) or 'the recipe as it is'}" for row in rows[::2]]
+    variants = [f"{row.variant.name}: {' '.join(row.variant.settings) or 'the recipe as it is'}" for row in raw]
     write_report(
         path,
         [],
         title=f"Ablation on {study.dataset.name}",
         tables=tables,
-        logs={row.variant.name: logs[row.variant.name] for row in rows[::2] if row.variant.name in logs},
+        logs={row.variant.name: logs[row.variant.name] for row in raw if row.variant.name in logs},
         facts=[
             recipe_fact(study.recipe),
             ("variants", "\n".join(variants)),
