@@ -46,11 +46,8 @@ class TemporalConv(nn.Conv1d):
     In memory the weights are (width out, k, width in), the order in which products of matrices read them.
     """
 
-    def __init__(self, width_in: int, width_out: int, kernel_size: int, std: float | None) -> None:
+    def __init__(self, width_in: int, width_out: int, kernel_size: int) -> None:
         super().__init__(width_in, width_out, kernel_size)
-        if std is not None:
-            nn.init.normal_(self.weight, std=std)
-            nn.init.zeros_(self.bias)  # type: ignore[arg-type]
         self.weight.data = self.weight.data.mT.contiguous().mT
 
 
@@ -59,10 +56,15 @@ class Stream(nn.Module):
 
     def __init__(self, width: int, embedding_dim: int, num_classes: int, recipe: ModelRecipe) -> None:
         super().__init__()
-        k, std = recipe.kernel_size, recipe.weight_std
-        self.first = TemporalConv(width, embedding_dim, k, std)
-        self.second = TemporalConv(embedding_dim, embedding_dim, k, std)
-        self.classifier = TemporalConv(embedding_dim, num_classes, recipe.classifier_kernel_size or k, std)
+        k = recipe.kernel_size
+        self.first = TemporalConv(width, embedding_dim, k)
+        self.second = TemporalConv(embedding_dim, embedding_dim, k)
+        self.classifier = TemporalConv(embedding_dim, num_classes, recipe.classifier_kernel_size or k)
+        if recipe.weight_std is not None:
+            for layer in (self.first, self.second, self.classifier):
+                drawn = torch.empty(layer.weight.shape, dtype=layer.weight.dtype)  # in the order of its dimensions
+                layer.weight.data.copy_(nn.init.normal_(drawn, std=recipe.weight_std))
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def weights(self) -> StreamWeights:
         layers = (self.first, self.second, self.classifier)
@@ -154,9 +156,7 @@ class D2Net(nn.Module):
         """
         return cls(num_classes, stream_widths, recipe)
 
-    def forward(
-        self, features: Tensor, lengths: Tensor | None = None, offsets: Tensor | None = None
-    ) -> D2NetOutput:
+    def forward(self, features: Tensor, lengths: Tensor | None = None, offsets: Tensor | None = None) -> D2NetOutput:
         """Run the streams.
 
         Args:
@@ -164,7 +164,7 @@ class D2Net(nn.Module):
                 What lies past a length never matters. B and T may be 0, and so are the results' then.
             lengths: (B,) int64 snippets of each recording, or None (all T; with offsets: up to the next recording).
             offsets: (B+1,) int64, for recordings one after another: features are (N, width), recording b begins at row
-                offsets[b], and the results are (N, ...) too, 0 in rows of no recording. None: features are (B, T, width).
+                offsets[b], and the results are (N, ...) too, 0 in rows of no recording. None: as above.
 
         Raises:
             InputError: wrong shape, type or device.
@@ -190,8 +190,9 @@ class D2Net(nn.Module):
 
     @property
     def reach(self) -> int:
-        """Rows on either side that a row of a result depends on in one layer: as many gap rows keep recordings apart."""
-        return reach_of([self.stream_a.first.kernel_size[0], self.stream_a.classifier.kernel_size[0]], self.settings.dilation)
+        """Rows on either side that a layer computes a row from: as many gap rows keep recordings apart."""
+        layers = (self.stream_a.first, self.stream_a.classifier)
+        return reach_of([layer.kernel_size[0] for layer in layers], self.settings.dilation)
 
     def rows(self, least: int) -> int:
         """The next number of packed rows, from ``least`` on, of which the convolutions are products of matrices."""
@@ -202,8 +203,8 @@ class D2Net(nn.Module):
         """Run the streams on packed rows, with gaps between the recordings that the caller has put there.
 
         Args:
-            parts: (N, width) features of each stream, in the type to compute in, 0 in gaps. The first :attr:`reach` rows
-                are a gap, as many follow every recording, and N is one of :meth:`rows`.
+            parts: (N, width) features of each stream, in the type to compute in, 0 in gaps. The first :attr:`reach`
+                rows are a gap, as many follow every recording, and N is one of :meth:`rows`.
             mask: (N,) bool, False in gaps.
 
         Returns:
@@ -223,7 +224,7 @@ class D2Net(nn.Module):
         seed = None
         if self.training and self.settings.dropout > 0:
             seed = torch.randint(2**62, (1,), device=mask.device)  # on the device: a CUDA graph draws anew
-        weights = self.stream_a.weights() if self.stream_b is None else (*self.stream_a.weights(), *self.stream_b.weights())
+        weights = [x for stream in (self.stream_a, self.stream_b) if stream is not None for x in stream.weights()]
         with torch.autocast(device, enabled=False):
             return D2NetOutput(*network(NetworkInputs(mask, x_a, x_b, seed), weights, self.settings))
 

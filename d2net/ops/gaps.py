@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from d2net.ops.checks import as_lengths, within
+from d2net.ops.checks import as_lengths, as_tensor, check_lengths, within
+from d2net.ops.packed import as_offsets, packed_extents
 
 
 class Layout(Protocol):
@@ -61,19 +62,24 @@ class Packed:
     """
 
     def __init__(self, features: Tensor, lengths: Tensor | None, offsets: Tensor, layout: Layout) -> None:
-        offsets, lengths = as_offsets("D2Net", offsets, lengths, features)
-        n, b, reach, device = len(features), len(lengths), layout.reach, features.device
+        offsets, n = as_offsets("D2Net", offsets, None, features)
+        if lengths is not None:
+            lengths = as_tensor("D2Net", "lengths", lengths, features)
+            check_lengths("D2Net", lengths, offsets[:-1])
+        begins, lengths = packed_extents(offsets, lengths, n, n)
+        b, reach, device = len(begins), layout.reach, features.device
         shifts = reach * torch.arange(1, b + 1, device=device)
         rows = torch.arange(layout.rows(n + (b + 1) * reach), device=device)
-        begins = offsets[:-1]
         self.mask, recording, at = _place(rows, begins + shifts, lengths)
-        self.source = torch.where(self.mask, at + begins[recording], 0).clamp(max=max(n - 1, 0)) if b else rows[:0]
+        self.source = torch.where(self.mask, at + begins[recording], 0) if b else rows
         inside, recording, at = _place(torch.arange(n, device=device), begins, lengths)
         # Row 0 is a gap.
-        self.target = torch.where(inside, at + (begins + shifts)[recording], 0)
+        self.target = torch.where(inside, at + (begins + shifts)[recording], 0) if b else torch.zeros_like(at)
 
     def insert(self, x: Tensor) -> Tensor:
         """(N, ...) -> with gaps, which are 0."""
+        if len(x) == 0:
+            return x.new_zeros(len(self.mask), *x.shape[1:])
         return torch.where(self.mask[:, None], x[self.source], 0)
 
     def remove(self, rows: Tensor) -> Tensor:
@@ -83,6 +89,8 @@ class Packed:
 
 def _place(rows: Tensor, begins: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of every row: whether it belongs to a recording, to which, and the place in it."""
+    if len(begins) == 0:
+        return torch.zeros_like(rows, dtype=torch.bool), rows, rows
     recording = torch.searchsorted(begins, rows, right=True) - 1
     inside = recording >= 0
     recording = recording.clamp(min=0)
