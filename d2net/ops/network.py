@@ -91,7 +91,8 @@ def _check(mask: Tensor, x_a: Tensor, x_b: Tensor | None, seed: Tensor | None, *
     sizes = [len(w) for w in weights if w is not None and w.ndim == 3]
     if x_b is not None and sizes[:3] != sizes[3:]:
         raise InputError(f"{where}: the layers of the streams are {sizes[:3]} and {sizes[3:]} wide; they must match")
-    if rest[13] and {sizes[0], sizes[1]} != {x.shape[1] for x in (x_a, x_b) if x is not None}:
+    widths = [x.shape[1] for x in (x_a, x_b) if x is not None]
+    if rest[13] and any(width != size for width in widths for size in sizes[:2]):
         raise InputError(f"{where}: residual layers need features as wide as the layers, found {x_a.shape[1]}")
     reach = reach_of([w.shape[2] for w in weights if w is not None and w.ndim == 3], dilation)
     if reach and can_look_at(mask) and (mask[:reach].any() or mask[-reach:].any()):
