@@ -174,11 +174,11 @@ def _forward(
     last = last if len(last) else embeddings[None]
     previous: Tensor | None = None  # the first stream's part of the embeddings
     for s, (x, of) in enumerate(zip(streams.x, streams.of, strict=True)):
-        first = streams.layer(settings, s, drops, mask, 1 / len(streams.x))
+        shape = streams.layer(settings, s, drops, mask, 1 / len(streams.x))
         y = convolution(x, streams.weight(of.first), settings.dilation)
         residual = x if settings.residual else None
-        members = of.first_bias.to(streams.sums), y, residual, None, hidden[s], None, None, None, signs[0, s], None
-        native("stream_layer", x, (*first, *members, *none))
+        of_first = of.first_bias.to(streams.sums), y, residual, None, hidden[s], None, None, None, signs[0, s], None
+        native("stream_layer", x, (*shape, *of_first, *none))
 
         y = convolution(hidden[s], streams.weight(of.second), settings.dilation)
         residual = hidden[s] if settings.residual else None
@@ -187,8 +187,8 @@ def _forward(
             activated, dropped = y if two or settings.dropout_embeddings else embeddings, last[s]
         mean = embeddings if previous is not None else None
         bits = signs[1, s], kept[s] if drops else None
-        members = of.second_bias.to(streams.sums), y, residual, seed if drops else None, activated, dropped, previous
-        native("stream_layer", x, (*first, *members, mean, *bits, *none))
+        of_second = of.second_bias.to(streams.sums), y, residual, seed if drops else None, activated, dropped, previous
+        native("stream_layer", x, (*shape, *of_second, mean, *bits, *none))
         previous = dropped if dropped is not None and settings.dropout_embeddings else activated
 
     of_taps = streams.blank(len(streams.x), streams.n, streams.c * streams.taps)
@@ -253,7 +253,7 @@ def _gradients(streams: _Streams, weights: Weights, need: Sequence[bool]) -> lis
 
 
 def _gradient_fake(grads: Tensors, inputs: Tensors, results: Tensors, *rest: Any) -> tuple[Tensor, ...]:
-    found = _gradients(_Streams(*inputs[1:3], inputs[4:]), inputs[4:], rest[4:])
+    found = _gradients(_Streams(inputs[1], inputs[2], inputs[4:]), inputs[4:], rest[4:])
     return tuple(x.new_empty(x.shape) for x in found)  # none is another's memory
 
 
