@@ -271,6 +271,26 @@ def replayed(run: Callable[[], Any], device: torch.device) -> float | None:
     return statistics.median(clock(graph.replay, repeats, device) for _ in range(5))
 
 
+def captured(run: Callable[[], Any], generators: Iterable[torch.Generator]) -> Callable[[], None]:
+    """``run`` as a CUDA graph; ``generators`` are those on the device that it draws from, besides PyTorch's own."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # libraries take memory
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        graph.register_generator_state(generator)
+    with torch.cuda.graph(graph, stream=stream):
+        run()
+
+    def replay(_: object = run) -> None:  # what the graph reads lives as long as this function
+        graph.replay()
+
+    return replay
+
+
 def repeats_in_a_round(run: Callable[[], Any], device: torch.device) -> int:
     return max(1, min(1000, int(ROUND_SECONDS / max(clock(run, 1, device), 1e-7))))
 
@@ -337,6 +357,25 @@ def machine_rates(device: torch.device) -> dict[str, float]:
         "bytes_per_s": 2 * 4 * len(source) / statistics.median(copies),
         "flops": 2 * side**3 / statistics.median(products),
     }
+
+
+def product_rates(device: torch.device, precisions: Iterable[str]) -> dict[str, float]:
+    """Floating-point operations a second of a large matrix product in each precision: fp32, tf32 (GPUs only), bf16."""
+    side, repeats = (8192, 5) if device.type == "cuda" else (1024, 2)
+    rates = {}
+    before = torch.backends.cuda.matmul.allow_tf32
+    for precision in precisions:
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        # Of random numbers: a GPU computes faster with zeros, which take less power.
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        out = torch.empty_like(a)
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        try:
+            seconds = [clock(functools.partial(torch.mm, a, b, out=out), repeats, device) for _ in range(5)]
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+        rates[precision] = 2 * side**3 / statistics.median(seconds)
+    return rates
 
 
 def environment(device: torch.device) -> dict[str, Any]:
