@@ -97,8 +97,8 @@ def bare_step(sizes: Sizes, dataset: Dataset, device: torch.device, precision: s
 
 def markdown(result: dict[str, Any]) -> str:
     lines = heading(result) + [
-        "| lengths | network | execution | 20,000 iterations | start to iteration 10 | it/s | bare step, it/s | share | "
-        "how |",
+        "| lengths | network | execution | 20,000 iterations | start to iteration 10 | it/s | bare step, it/s | "
+        "share | how |",
         "|---|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for row in result["rows"]:

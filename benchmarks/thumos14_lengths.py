@@ -1,6 +1,6 @@
 """The lengths of THUMOS14's 200 training videos in snippets, and the command that makes their file again:
 
-    python benchmarks/thumos14_lengths.py FOLDER     # with duration.npy, subset.npy, videoname.npy (docs/data.md, layout 1)
+    python benchmarks/thumos14_lengths.py FOLDER     # with duration.npy, subset.npy and videoname.npy
 
 A video of d seconds has floor(d * 25 / 16) snippets: I3D's features of the field are of 16 frames each at 25 frames a
 second, and a last one that is not whole is not counted, as in the lengths of bench_proposals.py. The mean of

@@ -89,8 +89,8 @@ def moved(network: Network, rows: float, precision: str) -> dict[str, float]:
         # The TCAM from the logits; their gradient from them and the TCAM's.
         "logits and TCAM, forward": logits + tcam,
         "logits and TCAM, backward": 2 * logits + tcam,
-        # Embeddings are read for Eq. 2, for Eq. 8 once x_ref is known, and backward; their gradient is written. The TCAM
-        # is read both ways, its gradient written.
+        # Embeddings are read for Eq. 2, for Eq. 8 once x_ref is known, and backward; their gradient is written. The
+        # TCAM is read both ways, its gradient written.
         "loss": 4 * embeddings + 3 * tcam,
         # The gradient of the output and the output's sign are read, that of the input is written; the embeddings' is
         # added on the way.
