@@ -15,6 +15,7 @@ import gc
 import statistics
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,15 +142,13 @@ def main() -> None:
     )
     if first is not None:
         result["first_start_seconds"] = first.reports[0][1]
-    for precision in precisions:
-        for name, dataset in datasets.items():
-            for execution in executions:
-                numbers, failed = attempt(
-                    deadline, measure, sizes, dataset, device, precision, execution == "graph", iterations
-                )
-                row = {"lengths": name, "precision": precision, "execution": execution}
-                rows.append(row | (numbers or {"failed": failed}))
-                save(result, markdown(result), options.out)
+    for execution, precision, name in product(executions, precisions, lengths):
+        numbers, failed = attempt(
+            deadline, measure, sizes, datasets[name], device, precision, execution == "graph", iterations
+        )
+        row = {"lengths": name, "precision": precision, "execution": execution}
+        rows.append(row | (numbers or {"failed": failed}))
+        save(result, markdown(result), options.out)
     finish(result, markdown(result), options.out)
 
 

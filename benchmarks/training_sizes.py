@@ -28,7 +28,6 @@ LENGTHS = ("THUMOS14", "full")
 EXECUTIONS = ("graph", "eager")
 PRECISIONS = ("tf32", "bf16", "fp32")
 THUMOS14_SNIPPETS = 750  # T of the paper, to which THUMOS14's lengths are cut
-CPU_WIDTH = 128
 
 
 class Sizes(NamedTuple):
@@ -72,6 +71,7 @@ class Sizes(NamedTuple):
         return f"B={self.batch} T<={self.snippets} D=2x{self.width} C={self.classes}, {self.recordings} recordings"
 
 
+ON_CPU = Sizes(width=128, recordings=100)
 QUICK = Sizes(batch=2, snippets=40, width=16, classes=3, recordings=6)
 
 
@@ -80,13 +80,13 @@ def add_options(parser: argparse.ArgumentParser, executions: Sequence[str]) -> N
     parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=LENGTHS, help="default: both")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, help="default: all on a GPU, fp32 on a CPU")
     parser.add_argument("--execution", nargs="+", choices=executions, default=executions, help="default: all")
-    parser.add_argument("--width", type=int, help=f"of a stream; default 1024, on a CPU {CPU_WIDTH}")
+    parser.add_argument("--width", type=int, help=f"of a stream; default 1024, on a CPU {ON_CPU.width}")
 
 
 def chosen(options: argparse.Namespace, device: torch.device) -> tuple[Sizes, list[str], list[str], list[str]]:
     """Sizes, lengths, precisions and executions: those asked for that the device has. A CPU replays no graphs."""
     on_gpu = device.type == "cuda"
-    sizes = QUICK if options.quick else Sizes(width=1024 if on_gpu else CPU_WIDTH)
+    sizes = QUICK if options.quick else Sizes() if on_gpu else ON_CPU
     if options.width:
         sizes = sizes._replace(width=options.width)
     precisions = options.precision or (PRECISIONS if on_gpu else ("fp32",))
