@@ -3,7 +3,7 @@
 A step is what d2net.training.Trainer does in an iteration: gathering the next batch, network, loss, backward pass and
 Adam. It is the mean over whole epochs, in which every recording is drawn once, of THUMOS14's lengths or of recordings
 that are all as long as the longest batch. The loss is measured alone too, forward and backward, on the activations of
-one batch after the other. The floor (training_floor.py) is that of the very batches, at rates measured in this run.
+one batch after the other. The floor (training_floor.py) is that of the very batches, at rates measured between them.
 
 Peers on the same recordings (peers/plain_training.py): the authors' formulation, a padded network and a loss that loops
 over recordings, and the same with the loss in batched PyTorch. The features are random numbers.
@@ -26,10 +26,11 @@ from harness import (
     arguments,
     attempt,
     clock,
+    copy_rate,
     environment,
     machine_rates,
     peak_memory,
-    product_rates,
+    product_rate,
     save,
     synchronize,
 )
@@ -72,54 +73,55 @@ def measure(
     precision: str,
     execution: str,
     rounds: int,
-    rates: dict[str, Any],
 ) -> dict[str, Any]:
     """The numbers of one row."""
     on_gpu, peer = device.type == "cuda", execution in PEERS
+    copy, product_of_matrices = copy_rate(device), product_rate(device, precision)
     before = reserved(device)
     training = make(sizes, dataset, device, precision, execution)
     for _ in range(whole_epochs(WARM_UP_STEPS if on_gpu and not peer else 3, training.epoch)):
         training.step()
     synchronize(device)
-    memory = {"step_peak_mib": peak_memory(training.step, device) / 2**20}
+    memory = {}
     if on_gpu and not peer:  # a peer's batches would count, which lie there beforehand
         memory["reserved_mib"] = (torch.cuda.max_memory_reserved(device) - before) / 2**20
     loss = training.loss()
     for _ in range(training.epoch):
         loss()
     steps = training.epoch if peer or not on_gpu else whole_epochs(LEAST_STEPS, training.epoch)
-    while len(training.drawn) % training.epoch:  # from the beginning of an epoch on
-        training.step()
     training.drawn.clear()
-    times: dict[str, list[float]] = {"step": [], "loss": []}
-    for _ in range(rounds):  # interleaved: machines are noisy
-        times["step"].append(clock(training.step, steps, device))
-        times["loss"].append(clock(loss, training.epoch, device))
-    seconds = {name: statistics.median(t) for name, t in times.items()}
+    measured = [  # in turn: machines are noisy
+        (clock(training.step, steps, device), clock(loss, training.epoch, device), product_of_matrices(), copy())
+        for _ in range(rounds)
+    ]
+    step_seconds, loss_seconds, flops, bytes_per_s = (statistics.median(x) for x in zip(*measured, strict=True))
 
     drawn = list(training.drawn)
     rows, computed = (statistics.fmean(x) for x in zip(*drawn, strict=True))
     network = Network.of(sizes.width, sizes.classes, sizes.recipe(1).model)
-    bound = floor(network, rows, precision, rates["products"][precision], rates["bytes_per_s"])
+    bound = floor(network, rows, precision, flops, bytes_per_s)
     parts = moved(network, rows, precision)
     return {
-        "step_ms": 1e3 * seconds["step"],
+        "step_ms": 1e3 * step_seconds,
         "steps": steps,
         "rounds": rounds,
         "snippets": rows,
         "rows": computed,
         "filler_share": 1 - rows / computed,
+        "flops": flops,
+        "bytes_per_s": bytes_per_s,
         "floor_ms": 1e3 * bound.seconds,
         "floor_products_ms": 1e3 * bound.products,
         "floor_bytes_ms": 1e3 * bound.rest,
         "flop": bound.flop,
         "bytes": parts,
-        "times_floor": seconds["step"] / bound.seconds,
-        "loss_ms": 1e3 * seconds["loss"],
-        "loss_share": seconds["loss"] / seconds["step"],
-        "loss_bandwidth_share": parts["loss"] / seconds["loss"] / rates["bytes_per_s"],
+        "times_floor": step_seconds / bound.seconds,
+        "loss_ms": 1e3 * loss_seconds,
+        "loss_share": loss_seconds / step_seconds,
+        "loss_bandwidth_share": parts["loss"] / loss_seconds / bytes_per_s,
         "step_launches": launches(training.step, device),
         "loss_launches": launches(loss, device),
+        "step_peak_mib": peak_memory(training.step, device) / 2**20,
         **memory,
     }
 
@@ -154,15 +156,14 @@ def launches(run: Callable[[], Any], device: torch.device) -> int | None:
 
 
 def heading(result: dict[str, Any]) -> list[str]:
-    where, rates = result["environment"], result["rates"]
+    where = result["environment"]
     name = where["device"] if where["device"] != "cpu" else f"{where['processor']}, {where['threads']} threads"
     driver = f", driver {where['driver']}" if "driver" in where else ""
-    products = ", ".join(f"{p} {rate / 1e12:.3g}" for p, rate in rates.get("products", {}).items())
     return [
         f"### {result['title']}",
         "",
         f"{name}{driver}, torch {where['torch']}, commit {where['commit']}, {where['date'][:10]}; {result['sizes']}; "
-        f"copy bandwidth {rates['bytes_per_s'] / 1e9:.1f} GB/s{'; products, TFLOP/s: ' * bool(products)}{products}",
+        f"copy bandwidth {result['rates']['bytes_per_s'] / 1e9:.1f} GB/s",
         "",
     ]
 
@@ -194,15 +195,16 @@ def markdown(result: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "| lengths | execution | snippets a batch | rows computed | of them padding, gaps, rounding | GFLOP a step |",
-        "|---|---|---:|---:|---:|---:|",
+        "| lengths | network | execution | snippets a batch | rows computed | of them padding, gaps, rounding | "
+        "floor: GFLOP | MB | a product, TFLOP/s | a copy, GB/s |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for lengths, execution in dict.fromkeys((row["lengths"], row["execution"]) for row in done):
-        row = next(r for r in done if (r["lengths"], r["execution"]) == (lengths, execution))
-        lines.append(
-            f"| {lengths} | {PEERS.get(execution, execution)} | {row['snippets']:.0f} | {row['rows']:.0f} | "
-            f"{100 * row['filler_share']:.1f} % | {row['flop'] / 1e9:.3g} |"
-        )
+    for row in done:
+        named = (row["lengths"], row["precision"], PEERS.get(row["execution"], row["execution"]))
+        size = (row["snippets"], row["rows"], 100 * row["filler_share"])
+        work = (row["flop"] / 1e9, sum(row["bytes"].values()) / 1e6, row["flops"] / 1e12, row["bytes_per_s"] / 1e9)
+        cells = [*named, "{:.0f} | {:.0f} | {:.1f} %".format(*size), *(f"{x:.3g}" for x in work)]
+        lines.append(f"| {' | '.join(cells)} |")
     columns = {f"{row['lengths']}, {row['precision']}": row["bytes"] for row in done}
     lines += ["", f"| bytes of the floor, MB a step | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
     for name in next(iter(columns.values()), {}):
@@ -220,18 +222,17 @@ def main() -> None:
     device = torch.device(options.device)
     sizes, lengths, precisions, executions = chosen(options, device)
     rounds = options.rounds or (5 if device.type == "cuda" else 3)
-    rates = machine_rates(device) | {"products": product_rates(device, precisions)}
     rows: list[dict[str, Any]] = []
     result = {
         "title": "training step",
         "sizes": str(sizes),
         "environment": environment(device),
-        "rates": rates,
+        "rates": machine_rates(device),
         "rows": rows,
     }
     datasets = {name: sizes.dataset(name) for name in lengths}
     for execution, precision, name in product(executions, precisions, lengths):  # peers last
-        numbers, failed = attempt(deadline, measure, sizes, datasets[name], device, precision, execution, rounds, rates)
+        numbers, failed = attempt(deadline, measure, sizes, datasets[name], device, precision, execution, rounds)
         row = {"lengths": name, "precision": precision, "execution": execution}
         rows.append(row | (numbers or {"failed": failed}))
         save(result, markdown(result), options.out)

@@ -342,40 +342,44 @@ def resident(key: str) -> int:
 
 
 def machine_rates(device: torch.device) -> dict[str, float]:
-    """Bytes moved a second by a copy of 128 MiB and floating-point operations a second of a float32 product."""
-    # On a GPU more of both, beside which a launch and the wait for it are nothing.
-    side, repeats = (4096, 20) if device.type == "cuda" else (1024, 2)
+    """Bytes moved a second by a copy, and floating-point operations a second of a float32 product."""
+    copy, product = copy_rate(device), product_rate(device, "fp32")
+    copies, products = zip(*((copy(), product()) for _ in range(7)), strict=True)
+    return {"bytes_per_s": statistics.median(copies), "flops": statistics.median(products)}
+
+
+def copy_rate(device: torch.device) -> Callable[[], float]:
+    """A function that measures how many bytes a second a copy of 128 MiB reads and writes."""
+    repeats = 20 if device.type == "cuda" else 2
     source = torch.ones(2**25, device=device)
     target = torch.empty_like(source)
-    square = torch.rand(side, side, device=device)
-    out = torch.empty_like(square)
-    copies, products = [], []
-    for _ in range(7):
-        copies.append(clock(lambda: target.copy_(source), repeats, device))
-        products.append(clock(lambda: torch.mm(square, square, out=out), repeats, device))
-    return {
-        "bytes_per_s": 2 * 4 * len(source) / statistics.median(copies),
-        "flops": 2 * side**3 / statistics.median(products),
-    }
+    return lambda: 2 * source.nbytes / clock(lambda: target.copy_(source), repeats, device)
 
 
-def product_rates(device: torch.device, precisions: Iterable[str]) -> dict[str, float]:
-    """Floating-point operations a second of a large matrix product in each precision: fp32, tf32 (GPUs only), bf16."""
-    side, repeats = (8192, 5) if device.type == "cuda" else (1024, 2)
-    rates = {}
-    before = torch.backends.cuda.matmul.allow_tf32
-    for precision in precisions:
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        # Of random numbers: a GPU computes faster with zeros, which take less power.
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        out = torch.empty_like(a)
+def product_rate(device: torch.device, precision: str) -> Callable[[], float]:
+    """A function that measures the floating-point operations a second of a large matrix product.
+
+    Args:
+        device: Where.
+        precision: "fp32", "bf16", or "tf32" on a GPU.
+    """
+    # On a GPU so large that a launch and the wait for it are nothing beside it.
+    side, repeats = (8192, 3) if device.type == "cuda" else (1024, 2)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    # Of random numbers: a GPU computes faster with zeros, which take less power.
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+
+    def measured() -> float:
+        before = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         try:
-            seconds = [clock(functools.partial(torch.mm, a, b, out=out), repeats, device) for _ in range(5)]
+            return 2 * side**3 / clock(lambda: torch.mm(a, b, out=out), repeats, device)
         finally:
             torch.backends.cuda.matmul.allow_tf32 = before
-        rates[precision] = 2 * side**3 / statistics.median(seconds)
-    return rates
+
+    measured()  # libraries load
+    return measured
 
 
 def environment(device: torch.device) -> dict[str, Any]:

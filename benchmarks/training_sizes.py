@@ -71,7 +71,7 @@ class Sizes(NamedTuple):
         return f"B={self.batch} T<={self.snippets} D=2x{self.width} C={self.classes}, {self.recordings} recordings"
 
 
-ON_CPU = Sizes(width=128, recordings=100)
+ON_CPU = Sizes(width=128, recordings=50)
 QUICK = Sizes(batch=2, snippets=40, width=16, classes=3, recordings=6)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -165,9 +166,10 @@ def test_the_peer_trains():
 
 def quick(monkeypatch, tmp_path: Path, name: str, *options: str) -> tuple[dict, str]:
     """What the benchmark writes, with small sizes and machine rates that are round numbers."""
-    module = pytest.importorskip(name)
+    module = importlib.import_module(name)
     monkeypatch.setattr(module, "machine_rates", lambda _: {"bytes_per_s": 1e9, "flops": 1e9})
-    monkeypatch.setattr(module, "product_rates", lambda *_: {"fp32": 2e9}, raising=False)
+    monkeypatch.setattr(module, "product_rate", lambda *_: lambda: 2e9, raising=False)
+    monkeypatch.setattr(module, "copy_rate", lambda _: lambda: 1e9, raising=False)
     monkeypatch.setattr(sys, "argv", [name, "--quick", "--out", str(tmp_path), *options])
     with pytest.raises(SystemExit) as stopped:
         module.main()
@@ -195,6 +197,15 @@ def test_a_step_beside_its_floor(monkeypatch, tmp_path):
         assert f"| {row['step_ms']:.3f} | {row['floor_ms']:.3f} = " in table
     assert result["rows"][1]["filler_share"] == 0
     assert "PyTorch, loops over recordings" in table and "| Adam |" in table
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_rates_are_measured_anew(precision):
+    from harness import copy_rate, product_rate
+
+    before = torch.backends.cuda.matmul.allow_tf32
+    assert product_rate(CPU, precision)() > 0 and copy_rate(CPU)() > 0
+    assert torch.backends.cuda.matmul.allow_tf32 == before
 
 
 def test_rows_that_are_asked_for(monkeypatch, tmp_path):
