@@ -56,12 +56,13 @@ class Trainer:
         precision: Of the network. "fp32"; "tf32": convolutions round their inputs to 10 bits of mantissa (GPUs only);
             "bf16": layers compute in bfloat16; weights, class activations and loss are float32. None: that of the run
             that is resumed, else tf32 on a GPU, which is PyTorch's default there, and fp32 elsewhere.
-        resident: Keep all features on the device, and pad every batch to the same length. None: on a GPU, where they
-            take up to a quarter of its free memory.
+        resident: Keep all features on the device, in bfloat16 where the network computes in it. None: on a GPU, where
+            they take up to a quarter of its free memory.
         graph: Replay the step as a CUDA graph, which needs resident features. None: where possible.
         eval_every: Iterations between evaluations on ``evaluation_dataset``; 0 for none.
         evaluation_dataset: Recordings with segments, of the same classes and stream widths.
-        save_every: Iterations between checkpoints; 0 for one at the end only.
+        save_every: Iterations between checkpoints; 0 for one at the end only. None: 500, and at least 30 seconds, so that
+            saving never takes much of the time.
         tensorboard: Write events for TensorBoard; None: where it is installed.
         overwrite: Start anew although ``out`` holds a checkpoint.
         progress: Called with (iterations done, all iterations) now and then; None: a bar on stderr.
@@ -89,7 +90,7 @@ class Trainer:
         graph: bool | None = None,
         eval_every: int = 0,
         evaluation_dataset: Dataset | None = None,
-        save_every: int = 500,
+        save_every: int | None = None,
         tensorboard: bool | None = None,
         overwrite: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -135,7 +136,13 @@ class Trainer:
         if resident or (resident is None and on_gpu):
             budget = math.inf if resident else RESIDENT_FRACTION * torch.cuda.mem_get_info(self.device)[0]
             self.resident = ResidentFeatures.load(
-                dataset, self.device, max_snippets=recipe.training.max_snippets, budget=budget
+                dataset,
+                self.device,
+                batch_size=self.sampler.batch_size,
+                max_snippets=recipe.training.max_snippets,
+                gap=self.sampler.gap,
+                dtype=self._resident_dtype(),
+                budget=budget,
             )
         if graph and self.resident is None:
             raise InputError("a CUDA graph needs resident features, which do not fit on the device; use --no-graph")
@@ -194,7 +201,8 @@ class Trainer:
         """
         # No cache of cast weights: each is used once, and a cache must not outlive the capture of a graph.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
-            output = self.model(batch.features, batch.lengths)
+            output = self.model.streams(batch.parts, batch.mask)
+        where: dict[str, Any] = {"offsets": batch.offsets, "max_length": batch.max_length}
         loss = self.loss(
             output.tcam,
             output.embeddings,
@@ -203,11 +211,12 @@ class Trainer:
             generator=self.state.pairing,
             logits=output.logits if self.loss.recipe.um_weight != 0 else None,
             denoise=denoise,
+            **where,
         )
         if self.state.agreement is not None:
             x_ref = self.loss.reference
-            self.state.agreement.add(output.tcam, output.embeddings, batch.lengths, batch.labels, x_ref)
-        self.state.optimizer.zero_grad(set_to_none=True)
+            self.state.agreement.add(output.tcam, output.embeddings, batch.lengths, batch.labels, x_ref, **where)
+        self.state.optimizer.zero_grad()
         with torch.autograd.set_multithreading_enabled(False):  # waking autograd's thread for a GPU takes some 0.2 ms
             loss.total.backward()
         self.state.optimizer.step()
@@ -219,12 +228,16 @@ class Trainer:
         assert self.resident is not None
         return self.update(self.resident.gather(rows.to(self.device, non_blocking=True)), denoise)
 
+    def _resident_dtype(self) -> torch.dtype:
+        """The network rounds its input to bfloat16 anyway; not before it has standardized it, though."""
+        standardized = self.model.feature_mean is not None
+        return torch.bfloat16 if self.precision == "bf16" and not standardized else torch.float32
+
     def step_graph(self) -> StepGraph | None:
         """:meth:`update_resident` as a CUDA graph; None where that is not wanted or not possible."""
         if self.resident is None or self.device.type != "cuda" or self.graph is False:
             return None
-        rows = torch.zeros(3, self.sampler.batch_size, dtype=torch.int64, device=self.device)
-        return StepGraph(self.update_resident, rows, [self.state.pairing], required=bool(self.graph))
+        return StepGraph(self.update_resident, self.device, [self.state.pairing], required=bool(self.graph))
 
     def evaluate(self) -> dict[str, Any]:
         """mAP and F1 on the evaluation dataset, or why it could not be evaluated."""
@@ -295,8 +308,7 @@ class Trainer:
         """Sets the number of threads that the run computes in."""
         if self.device.type != "cpu":
             return nullcontext()
-        snippets = self.sampler.batch_size * self.sampler.max_snippets
-        return threads_of_run(self.model, snippets, self._threads_before, self.path)
+        return threads_of_run(self.model, self.sampler.usual_rows, self._threads_before, self.path)
 
 
 def _check_writable(out: Path) -> None:
