@@ -94,6 +94,10 @@ class ResidentFeatures:
         labels = torch.from_numpy(dataset.label_matrix(allow_unlabelled=True))
         return cls(tuple(streams), lengths, labels, batch_size=batch_size, max_snippets=max_snippets, gap=gap)
 
+    def convert(self, dtype: torch.dtype) -> None:
+        """Keep the features in another precision from now on."""
+        self.streams = tuple(stream.to(dtype) for stream in self.streams)
+
     def rows(self, windows: Sequence[Window]) -> Tensor:
         """Everything that :meth:`gather` needs for a batch, in one tensor on the CPU, so that one copy brings it.
 

@@ -22,6 +22,7 @@ from d2net.data.resident import ResidentFeatures
 from d2net.errors import InputError
 from d2net.fields import checked
 from d2net.files import locked
+from d2net.ops.packed import padded
 from d2net.recipes import Recipe
 from d2net.training.loop import train
 from d2net.training.process import threads_of_run
@@ -201,8 +202,10 @@ class Trainer:
         """
         # No cache of cast weights: each is used once, and a cache must not outlive the capture of a graph.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
-            output = self.model.streams(batch.parts, batch.mask)
-        where: dict[str, Any] = {"offsets": batch.offsets, "max_length": batch.max_length}
+            # UNPACKED HERE until network and loss take offsets.
+            features = padded(batch.features.float(), batch.offsets, batch.lengths, batch.max_length)
+            output = self.model(features, batch.lengths)
+        where: dict[str, Any] = {}
         loss = self.loss(
             output.tcam,
             output.embeddings,
@@ -296,6 +299,8 @@ class Trainer:
         if self._asked[1] is None and saved.precision is not None:
             if saved.precision in self._precisions:
                 self.precision = saved.precision
+                if self.resident is not None:
+                    self.resident.convert(self._resident_dtype())
             else:
                 warnings.warn(
                     f"{self.path}: was trained in {saved.precision}, which {self.device} does not have, and goes on in "
