@@ -890,7 +890,9 @@ def test_a_seed_draws_what_it_always_drew() -> None:
     assert drawn == [(5, 2, 15), (3, 5, 15), (4, 1, 15), (6, 9, 15), (0, 6, 15), (2, 0, 15)]
 
 
-@pytest.mark.parametrize(("recordings", "longest", "gap"), [(10, 750, 2), (10, 100, 1), (1, 1, 0), (20, 320, 3), (7, 5000, 8)])
+@pytest.mark.parametrize(
+    ("recordings", "longest", "gap"), [(10, 750, 2), (10, 100, 1), (1, 1, 0), (20, 320, 3), (7, 5000, 8)]
+)
 def test_rows_are_rounded_up_to_few_numbers(recordings: int, longest: int, gap: int) -> None:
     most = recordings * (longest + gap)
     found = [rounded_rows(rows, recordings, longest, gap) for rows in range(1, most + 1)]

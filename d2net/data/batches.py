@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,8 +43,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        parts = tuple(part.to(device) for part in self.parts)
-        return Batch(parts, *(t.to(device) for t in self[1:5]), self.max_length)
+        lengths, labels, offsets, mask = (t.to(device) for t in self[1:5])
+        return Batch(tuple(part.to(device) for part in self.parts), lengths, labels, offsets, mask, self.max_length)
 
 
 class Window(NamedTuple):
@@ -149,9 +148,10 @@ class BatchSampler:
         mask = torch.zeros(rows, dtype=torch.bool)
         for x, first in zip(features, offsets, strict=False):
             mask[first : first + len(x)] = True
-            columns = np.split(x, np.cumsum(self.dataset.stream_widths)[:-1], axis=1)
-            for part, own in zip(parts, columns, strict=True):
-                part.numpy()[first : first + len(x)] = own
+            column = 0
+            for part in parts:
+                part.numpy()[first : first + len(x)] = x[:, column : column + part.shape[1]]
+                column += part.shape[1]
         labels = self.labels[[w.recording for w in windows]]
         return Batch(parts, torch.tensor(lengths), labels, torch.tensor(offsets), mask, max(lengths))
 

@@ -65,7 +65,9 @@ class ResidentFeatures:
         Args:
             dataset: All recordings.
             device: Where to keep them.
-            batch_size: See the class, as ``max_snippets`` and ``gap``.
+            batch_size: Recordings of every batch.
+            max_snippets: The most snippets of a window.
+            gap: Rows of zeros behind each recording of a batch.
             dtype: In which to keep the features.
             budget: In bytes. Loading takes up to twice as much for a moment.
 

@@ -42,7 +42,7 @@ class Adam:
     @torch.no_grad()
     def step(self) -> None:
         """Change the parameters by their gradients, which all must have."""
-        gradients = [p.grad for p in self.parameters]
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
         torch._foreach_add_(self.steps, 1)
         torch._fused_adam_(
             self.parameters,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +20,7 @@ from d2net.data.dataset import Dataset
 from d2net.data.resident import ResidentFeatures
 from d2net.errors import InputError
 from d2net.fields import checked
-from d2net.files import locked
+from d2net.files import check_writable, identity, locked
 from d2net.ops.packed import padded
 from d2net.recipes import Recipe
 from d2net.training.loop import train
@@ -62,8 +61,8 @@ class Trainer:
         graph: Replay the step as a CUDA graph, which needs resident features. None: where possible.
         eval_every: Iterations between evaluations on ``evaluation_dataset``; 0 for none.
         evaluation_dataset: Recordings with segments, of the same classes and stream widths.
-        save_every: Iterations between checkpoints; 0 for one at the end only. None: 500, and at least 30 seconds, so that
-            saving never takes much of the time.
+        save_every: Iterations between checkpoints; 0 for one at the end only. None: 500, and at least 30 seconds, as
+            saving would else take most of a fast training's time.
         tensorboard: Write events for TensorBoard; None: where it is installed.
         overwrite: Start anew although ``out`` holds a checkpoint.
         progress: Called with (iterations done, all iterations) now and then; None: a bar on stderr.
@@ -129,7 +128,7 @@ class Trainer:
         self.overwrite = overwrite
         self.progress = progress
 
-        _check_writable(self.out)
+        check_writable(self.out)
         self.state = TrainingState(dataset, recipe, self.seed, self.device)
         self.sampler, self.loss = self.state.sampler, self.state.loss
         self.model, self.result = self.state.model, self.state.result
@@ -172,12 +171,12 @@ class Trainer:
             D2NetError: the loss or the weights became NaN or Inf. The last checkpoint is from before that.
             KeyboardInterrupt: after saving; or at once, with a message where an earlier checkpoint was saved.
         """
-        earlier = None if resume else _identity(self.path)
+        earlier = None if resume else identity(self.path)
         try:
             with locked(self.out):
                 return self._run(resume)
         except KeyboardInterrupt as error:
-            if str(error) or _identity(self.path) == earlier:
+            if str(error) or identity(self.path) == earlier:
                 raise
             raise KeyboardInterrupt(f"stopped at once; what was saved last is {self.path}") from error
 
@@ -314,22 +313,3 @@ class Trainer:
         if self.device.type != "cpu":
             return nullcontext()
         return threads_of_run(self.model, self.sampler.usual_rows, self._threads_before, self.path)
-
-
-def _check_writable(out: Path) -> None:
-    """Raises InputError where ``out`` cannot be written: better now than after hours of training."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out) as probe:
-            probe.write(b"d2net")
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Identifies the file at ``path``: every save makes a new one."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
