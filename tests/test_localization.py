@@ -18,7 +18,7 @@ from d2net.errors import InputError
 from d2net.evaluation import evaluate
 from d2net.localization import Localizer, localize, predict, to_detections
 from d2net.model import D2Net
-from d2net.ops.proposals import Proposals
+from d2net.ops.proposals import Proposals, extract_proposals
 from d2net.recipes import LocalizationRecipe, Recipe, load_recipe
 
 # Coarse numbers, so that the cases below can be done by hand: k = ceil(8 / 4) = 2.
@@ -81,6 +81,75 @@ def test_a_batch_equals_its_recordings_whatever_lies_past_their_lengths():
         attention[b, length:] = float("inf")
     assert rows(Localizer(LocalizationRecipe())(tcam, attention, lengths)) == expected
     assert {r[0] for r in expected} == {0, 2, 3}
+
+
+def in_rows(x: torch.Tensor, lengths: list[int], gaps: list[int], rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The recordings of ``x`` (B, T, ...) one after another, NaN between them and behind, and where each begins."""
+    ends = torch.tensor([0, *(n + gap for n, gap in zip(lengths, gaps, strict=True))]).cumsum(0)
+    packed = torch.full((rows, *x.shape[2:]), float("nan"))
+    for recording, first, n in zip(x, ends.tolist(), lengths, strict=False):
+        packed[first : first + n] = recording[:n]
+    return packed, ends
+
+
+@pytest.mark.parametrize("recipe", ["thumos14-paper", "thumos14-release", "activitynet12-release"])
+@pytest.mark.parametrize("gaps", [[0, 0, 0, 0, 0], [2, 0, 3, 1, 4]])
+def test_a_packed_batch_equals_its_recordings(recipe, gaps):
+    generator = torch.Generator().manual_seed(1)
+    lengths = [50, 0, 1, 33, 7]
+    tcam, attention = torch.rand(5, 50, 4, generator=generator) ** 0.7, torch.rand(5, 50, generator=generator)
+    localizer = Localizer.from_recipe(recipe)
+    expected = []
+    for b, n in enumerate(lengths):
+        expected += [(b, *r[1:]) for r in rows(localizer(tcam[b, :n], attention[b, :n]))]
+    packed_tcam, offsets = in_rows(tcam, lengths, gaps, sum(lengths) + sum(gaps) + 6)
+    packed_attention, _ = in_rows(attention, lengths, gaps, len(packed_tcam))
+    given = None if sum(gaps) == 0 else torch.tensor(lengths)
+    for max_length in (None, 50, 60):
+        found = localizer(packed_tcam, packed_attention, given, offsets=offsets, max_length=max_length)
+        assert rows(found) == expected
+    refined, classes = packed_tcam * packed_attention[:, None], torch.ones(5, 4, dtype=torch.bool)
+    settings = {"thresholds": (0.2, 0.4, 0.6)}
+    found = extract_proposals(refined, classes, given, **settings, offsets=offsets)
+    each = [
+        extract_proposals((tcam * attention[..., None])[b : b + 1, :n], classes[:1], **settings)
+        for b, n in enumerate(lengths)
+    ]
+    assert rows(found) == [(b, *r[1:]) for b, proposals in enumerate(each) for r in rows(proposals)]
+    assert {r[0] for r in expected} >= {0, 3}
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_packed_batches_of_nothing(count):
+    offsets = torch.zeros(count + 1, dtype=torch.int64)
+    assert rows(Localizer(RECIPE)(torch.full((5, 3), float("nan")), torch.ones(5), offsets=offsets)) == []
+    assert rows(extract_proposals(torch.ones(0, 3), torch.ones(count, 3) > 0, thresholds=[0.5], offsets=offsets)) == []
+
+
+@pytest.mark.parametrize(
+    ("tcam", "attention", "lengths", "offsets", "max_length", "message"),
+    [
+        ((8, 3), (8,), [4, 5], [0, 4, 8], None, r"recording 1 has 5 snippets and lies in rows 4 to 8 of 8; .*offsets"),
+        ((8, 3), (8,), [-1, 4], [0, 4, 8], None, "recording 0 has -1 snippets"),
+        ((8, 3), (8,), None, [0, 4, 9], None, r"offsets\[2\] is 9, past the 8 rows"),
+        ((8, 3), (8,), [4, 4], [0, 4, 8], 3, "max_length is 3, but a recording has 4 snippets"),
+        ((8, 3), (8,), [4, 4], None, 4, "max_length is given without offsets"),
+        ((8, 3), (8,), [4], [0, 4, 8], None, r"lengths has shape \(1,\)"),
+        ((8, 3), (7,), None, [0, 4, 8], None, r"attention has shape \(7,\), expected one value a row, \(8,\)"),
+        ((1, 8, 3), (1, 8), None, [0, 4, 8], None, r"tcam has shape \(1, 8, 3\), expected \(N, C\) with offsets"),
+    ],
+)
+def test_a_packing_that_does_not_fit_is_refused_in_one_line(tcam, attention, lengths, offsets, max_length, message):
+    with pytest.raises(InputError, match=message) as error:
+        Localizer(RECIPE)(torch.ones(tcam), torch.ones(attention), lengths, offsets=offsets, max_length=max_length)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_not_finite_in_a_packed_batch_is_named_by_its_recording():
+    tcam, attention = torch.rand(9, 3), torch.ones(9)
+    tcam[6, 1] = float("nan")
+    with pytest.raises(InputError, match="tcam holds NaN or Inf .first in recording 1, snippet 2"):
+        Localizer(RECIPE)(tcam, attention, [4, 4], offsets=[0, 4, 9])
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 3), (2, 0, 3), (2, 8, 0), (0, 3)])
