@@ -7,6 +7,7 @@
 #include "iou.h"
 #include "loss.h"
 #include "masked_leaky_relu.h"
+#include "network.h"
 #include "snippet_pdmi.h"
 #include "topk_pool.h"
 
@@ -22,6 +23,10 @@
   HALF(bottom_up_attention)            \
   HALF(masked_leaky_relu)              \
   HALF(masked_leaky_relu_backward)     \
+  HALF(stream_layer)                   \
+  HALF(stream_layer_backward)          \
+  HALF(class_head)                     \
+  HALF(class_head_backward)            \
   PLAIN(snippet_pdmi)                  \
   PLAIN(snippet_pdmi_backward)         \
   PLAIN(log_condition_number)          \

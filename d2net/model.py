@@ -9,17 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from d2net.errors import InputError
-from d2net.ops import masked_leaky_relu
-from d2net.ops.checks import as_lengths, as_tensor, check_floating, check_shape, within
+from d2net.ops.checks import as_tensor, check_floating, check_shape
+from d2net.ops.gaps import Packed, Padded
+from d2net.ops.network import network, reach_of
+from d2net.ops.network_ref import NetworkInputs, NetworkSettings, StreamWeights
 from d2net.ops.precision import at_least_float32, kept_in_float32
 from d2net.recipes import ModelRecipe, Recipe
 
 
 class D2NetOutput(NamedTuple):
-    """The outputs of the network for a batch; all are 0 past a recording's length.
+    """The outputs of the network for a batch, (N, ...) of packed recordings; all are 0 past a recording's length.
 
     Attributes:
         logits_a: (B, T, C) class logits of the first stream (RGB).
@@ -40,67 +41,34 @@ class D2NetOutput(NamedTuple):
 
 
 class TemporalConv(nn.Conv1d):
-    """A convolution over time of (B, T, D)."""
+    """Weights (width out, width in, k) and bias of a convolution over time, which :mod:`d2net.ops.network` computes.
 
-    def __init__(self, width_in: int, width_out: int, kernel_size: int, dilation: int) -> None:
-        super().__init__(width_in, width_out, kernel_size, padding=(kernel_size - 1) // 2 * dilation, dilation=dilation)
+    In memory the weights are (width out, k, width in), the order in which products of matrices read them.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, width_in) -> (B, T, width_out); on a CPU the transpose of contiguous (B, width_out, T)."""
-        if x.shape[1] == 0:  # PyTorch's convolutions refuse T = 0; this gives an empty output, and gradients of 0
-            return F.linear(x, self.weight[:, :, 0], self.bias)
-        return self.channels_last(x) if x.is_cuda else super().forward(x.transpose(1, 2)).transpose(1, 2)
-
-    def activated(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Leaky ReLU (slope 0.2) of the convolution, 0 past every recording's length; memory as :meth:`forward`'s."""
-        y = self(x)
-        if x.is_cuda:
-            return masked_leaky_relu(y, lengths, slope=0.2)
-        return masked_leaky_relu(y.transpose(1, 2), lengths, slope=0.2, time_dim=2).transpose(1, 2)
-
-    def channels_last(self, x: Tensor) -> Tensor:
-        """The convolution as a 2-D one of height 1, for which (B, T, D) is PyTorch's "channels last" layout.
-
-        cuDNN's kernels for tensor cores use this layout; conv1d would copy x to (B, D, T) first. On a CPU conv1d is
-        faster.
-        """
-        y = F.conv2d(
-            x.transpose(1, 2).unsqueeze(2),
-            self.weight.unsqueeze(2),
-            self.bias,
-            padding=(0, int(self.padding[0])),
-            dilation=(1, self.dilation[0]),
-        )
-        return y.squeeze(2).transpose(1, 2)
+    def __init__(self, width_in: int, width_out: int, kernel_size: int) -> None:
+        super().__init__(width_in, width_out, kernel_size)
+        self.weight.data = self.weight.data.mT.contiguous().mT
 
 
 class Stream(nn.Module):
-    """Three temporal convolutions, with leaky ReLU (slope 0.2) after the first two; the recipe sets variants."""
+    """Three temporal convolutions (Sec. 3.1)."""
 
     def __init__(self, width: int, embedding_dim: int, num_classes: int, recipe: ModelRecipe) -> None:
         super().__init__()
-        shape = (recipe.kernel_size, recipe.dilation)
-        self.first = TemporalConv(width, embedding_dim, *shape)
-        self.second = TemporalConv(embedding_dim, embedding_dim, *shape)
-        self.classifier = TemporalConv(
-            embedding_dim, num_classes, recipe.classifier_kernel_size or recipe.kernel_size, recipe.dilation
-        )
-        self.residual = recipe.residual
-        self.dropout = recipe.dropout
-        self.dropout_embeddings = recipe.dropout_embeddings
+        k = recipe.kernel_size
+        self.first = TemporalConv(width, embedding_dim, k)
+        self.second = TemporalConv(embedding_dim, embedding_dim, k)
+        self.classifier = TemporalConv(embedding_dim, num_classes, recipe.classifier_kernel_size or k)
         if recipe.weight_std is not None:
             for layer in (self.first, self.second, self.classifier):
-                nn.init.normal_(layer.weight, std=recipe.weight_std)
+                drawn = torch.empty(layer.weight.shape, dtype=layer.weight.dtype)  # in the order of its dimensions
+                layer.weight.data.copy_(nn.init.normal_(drawn, std=recipe.weight_std))
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, lengths: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, T, width), 0 where ``padding`` (B, T, 1) -> embeddings (B, T, D) and logits (B, T, C), 0 there too."""
-        for layer in (self.first, self.second):
-            y = layer.activated(x, lengths)
-            x = x + y if self.residual else y
-        x = x.contiguous()  # as the loss reads it, and dropout draws in the order of memory
-        dropped = F.dropout(x, self.dropout, self.training)
-        return dropped if self.dropout_embeddings else x, self.classifier(dropped).masked_fill(padding, 0)
+    def weights(self) -> StreamWeights:
+        layers = (self.first, self.second, self.classifier)
+        return StreamWeights(*(x for layer in layers for x in (layer.weight, layer.bias)))  # type: ignore[arg-type]
 
 
 class D2Net(nn.Module):
@@ -148,6 +116,7 @@ class D2Net(nn.Module):
                 f"model: recipe is a {type(recipe).__name__}; expected a ModelRecipe, load_recipe(…).model"
             )
         recipe = recipe or ModelRecipe()
+        self.settings = NetworkSettings(recipe.dilation, recipe.residual, recipe.dropout, recipe.dropout_embeddings)
         self.stream_widths = check_stream_widths("model", stream_widths)
         if not isinstance(num_classes, (int, np.integer)) or num_classes < 1:
             raise InputError(f"model: num_classes is {num_classes!r}; expected a whole number of at least 1")
@@ -187,13 +156,15 @@ class D2Net(nn.Module):
         """
         return cls(num_classes, stream_widths, recipe)
 
-    def forward(self, features: Tensor, lengths: Tensor | None = None) -> D2NetOutput:
+    def forward(self, features: Tensor, lengths: Tensor | None = None, offsets: Tensor | None = None) -> D2NetOutput:
         """Run the streams.
 
         Args:
             features: (B, T, sum of stream widths), of the network's type and device; arrays and lists are converted.
                 What lies past a length never matters. B and T may be 0, and so are the results' then.
-            lengths: (B,) int64 snippets of each recording, or None (all T).
+            lengths: (B,) int64 snippets of each recording, or None (all T; with offsets: up to the next recording).
+            offsets: (B+1,) int64, for recordings one after another: features are (N, width), recording b begins at row
+                offsets[b], and the results are (N, ...) too, 0 in rows of no recording. None: as above.
 
         Raises:
             InputError: wrong shape, type or device.
@@ -201,33 +172,61 @@ class D2Net(nn.Module):
         weight = self.stream_a.first.weight
         if not isinstance(features, Tensor):
             features = as_tensor("D2Net", "features", features, weight).to(weight.dtype)
-        check_shape("D2Net", "features", features, "B, T, width")
+        check_shape("D2Net", "features", features, "B, T, width" if offsets is None else "N, width")
         check_floating("D2Net", "features", features)
-        if features.shape[2] != sum(self.stream_widths):
+        if features.shape[-1] != sum(self.stream_widths):
             of = " and ".join(map(str, self.stream_widths))
             raise InputError(
-                f"D2Net: features are {features.shape[2]} wide, the network expects {sum(self.stream_widths)} "
+                f"D2Net: features are {features.shape[-1]} wide, the network expects {sum(self.stream_widths)} "
                 f"({'streams' if self.stream_b is not None else 'one stream'} of {of})"
             )
         if features.device != weight.device:
             raise InputError(f"D2Net: features are on {features.device} but the network on {weight.device}; move one")
         if features.dtype != weight.dtype and not torch.is_autocast_enabled(features.device.type):
             raise InputError(f"D2Net: features are {features.dtype} but the network {weight.dtype}; convert one")
-        lengths = as_lengths("D2Net", lengths, features)
-        padding = ~within(features, lengths)[:, :, None]
+        gaps = Padded(features, lengths, self) if offsets is None else Packed(features, lengths, offsets, self)
+        output = self.streams([gaps.insert(x) for x in features.split(self.stream_widths, -1)], gaps.mask)
+        return D2NetOutput(*(None if x is None else gaps.remove(x) for x in output))  # type: ignore[arg-type]
+
+    @property
+    def reach(self) -> int:
+        """Rows on either side that a layer computes a row from: as many gap rows keep recordings apart."""
+        layers = (self.stream_a.first, self.stream_a.classifier)
+        return reach_of([layer.kernel_size[0] for layer in layers], self.settings.dilation)
+
+    def rows(self, least: int) -> int:
+        """The next number of packed rows, from ``least`` on, of which the convolutions are products of matrices."""
+        k = self.stream_a.first.kernel_size[0]
+        return least + -(least + 1) % k
+
+    def streams(self, parts: Sequence[Tensor], mask: Tensor) -> D2NetOutput:
+        """Run the streams on packed rows, with gaps between the recordings that the caller has put there.
+
+        Args:
+            parts: (N, width) features of each stream, in the type to compute in, 0 in gaps. The first :attr:`reach`
+                rows are a gap, as many follow every recording, and N is one of :meth:`rows`.
+            mask: (N,) bool, False in gaps.
+
+        Returns:
+            (N, ...), 0 in gaps. The embeddings have the type of ``parts``.
+
+        Raises:
+            InputError: wrong shape, type or device.
+        """
+        device = mask.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else parts[0].dtype
         if self.feature_mean is not None and self.feature_scale is not None:
-            features = ((features - self.feature_mean) * self.feature_scale).to(features.dtype)
-        parts = [x.masked_fill(padding, 0) for x in features.split(self.stream_widths, 2)]  # each contiguous
-        x_a, logits_a = self.stream_a(parts[0], lengths, padding)
-        # Under autocast the layers give bfloat16, whose sigmoid is 1 from a logit of 6 on.
-        logits_a = at_least_float32(logits_a)
-        tcam = torch.sigmoid(logits_a)
-        if self.stream_b is None:
-            return D2NetOutput(logits_a, None, tcam.masked_fill(padding, 0), x_a)
-        x_b, logits_b = self.stream_b(parts[1], lengths, padding)
-        logits_b = at_least_float32(logits_b)
-        tcam = (0.5 * (tcam + torch.sigmoid(logits_b))).masked_fill(padding, 0)
-        return D2NetOutput(logits_a, logits_b, tcam, 0.5 * (x_a + x_b))
+            scales = zip(
+                parts, *(x.split(self.stream_widths) for x in (self.feature_mean, self.feature_scale)), strict=True
+            )
+            parts = [torch.where(mask[:, None], (x - mean) * scale, 0) for x, mean, scale in scales]
+        x_a, x_b = [*(x.to(dtype) for x in parts), None][:2]
+        seed = None
+        if self.training and self.settings.dropout > 0:
+            seed = torch.randint(2**62, (1,), device=mask.device)  # on the device: a CUDA graph draws anew
+        weights = [x for stream in (self.stream_a, self.stream_b) if stream is not None for x in stream.weights()]
+        with torch.autocast(device, enabled=False):
+            return D2NetOutput(*network(NetworkInputs(mask, x_a, x_b, seed), weights, self.settings))
 
 
 def check_stream_widths(where: str, widths: object) -> tuple[int, ...]:

@@ -67,8 +67,8 @@ def check_offsets(operator: str, offsets: Tensor | None, x: Tensor) -> None:
 
 
 def _check_values(operator: str, offsets: list[int], n: int) -> None:
-    if offsets[0] != 0:
-        raise InputError(f"{operator}: offsets[0] is {offsets[0]}, expected 0: offsets are (B+1,), from 0 on")
+    if offsets[0] < 0:
+        raise InputError(f"{operator}: offsets[0] is {offsets[0]}, expected 0 or more")
     for b, (first, end) in enumerate(zip(offsets, offsets[1:], strict=False)):
         if end < first:
             raise InputError(f"{operator}: offsets[{b + 1}] is {end}, below offsets[{b}], {first}; they must not fall")
