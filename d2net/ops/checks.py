@@ -142,14 +142,19 @@ def check_like(
         )
 
 
-def check_lengths(operator: str, lengths: Tensor | None, x: Tensor, name: str = "lengths") -> None:
-    """Require None, or integers (B,) on the device of ``x`` (B, ...). Any values: operators clamp them to [0, T]."""
+def check_lengths(
+    operator: str, lengths: Tensor | None, x: Tensor, name: str = "lengths", offsets: Tensor | None = None
+) -> None:
+    """Require None, or integers (B,) on the device of ``x`` (B, ...), or (N, ...) with ``offsets`` (B+1,).
+
+    Any values: operators clamp them to [0, T].
+    """
     if lengths is None:
         return
-    if lengths.shape != (x.shape[0],) or lengths.dtype not in INTEGERS:
+    b = x.shape[0] if offsets is None else offsets.shape[0] - 1
+    if lengths.shape != (b,) or lengths.dtype not in INTEGERS:
         raise InputError(
-            f"{operator}: {name} has shape {tuple(lengths.shape)} and dtype {lengths.dtype}, "
-            f"expected ({x.shape[0]},) int64"
+            f"{operator}: {name} has shape {tuple(lengths.shape)} and dtype {lengths.dtype}, expected ({b},) int64"
         )
     if lengths.device != x.device:
         raise InputError(f"{operator}: {name} is on {lengths.device} but the input on {x.device}; move one of them")
