@@ -247,15 +247,20 @@ def can_look_at(x: Tensor) -> bool:
     return x.device.type == "cpu" and not traced and not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
+def may_be_activations(x: Tensor) -> bool:
+    """False where a value is seen that is none in [0, 1]; NaN is one too. It may be in a row that does not matter."""
+    if not can_look_at(x) or x.numel() == 0:
+        return True
+    low, high = (value.item() for value in x.detach().aminmax())
+    return low >= -SLACK and high <= 1 + SLACK
+
+
 def check_activations(operator: str, name: str, x: Tensor, lengths: Tensor | None) -> None:
     """Require values in [0, 1] before the lengths, where they can be read at little cost (:func:`can_look_at`).
 
     NaN is not refused; it propagates.
     """
-    if not can_look_at(x) or x.numel() == 0:
-        return
-    low, high = (value.item() for value in x.detach().aminmax())
-    if low >= -SLACK and high <= 1 + SLACK:
+    if may_be_activations(x):
         return
     # Something is out of range. It may be in the padding, which may hold anything; NaN in x makes low and high NaN too.
     inside = x.detach()[within(x, lengths)]
