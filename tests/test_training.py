@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2net.checkpoint import CHECKSUM, Checkpoint, checksum, load_checkpoint, load_model, save_checkpoint
-from d2net.data.batches import Batch, BatchSampler, rounded_rows
+from d2net.data.batches import Batch, BatchSampler, Rows, rounded_rows
 from d2net.data.dataset import Dataset, Recording
 from d2net.data.resident import ResidentFeatures
 from d2net.errors import D2NetError, InputError
@@ -28,7 +28,7 @@ from d2net.files import locked
 from d2net.localization import localize, predict
 from d2net.losses import D2NetLoss
 from d2net.model import D2Net
-from d2net.recipes import Recipe, TrainingRecipe, load_recipe
+from d2net.recipes import ModelRecipe, Recipe, TrainingRecipe, load_recipe
 from d2net.threads import threads
 from d2net.training import Trainer, denoising_is_on, loop
 from d2net.training.adam import Adam
@@ -852,14 +852,14 @@ def recordings_of(batch: Batch) -> list[np.ndarray]:
 
 def test_batches_are_packed_cropped_and_without_replacement() -> None:
     dataset = make_dataset(7)
-    sampler = BatchSampler(dataset, batch_size=3, max_snippets=15, gap=4)
+    sampler = BatchSampler(dataset, batch_size=3, max_snippets=15, layout=Rows(4))
     for _ in range(20):
         seen = []
         for _ in range(2):  # an epoch of 7 is two batches of 3
             batch = sampler.next()
             assert [part.shape for part in batch.parts] == [(64, 6), (64, 6)] and batch.features.dtype == torch.float32
             assert batch.lengths.dtype == batch.offsets.dtype == torch.int64
-            assert batch.offsets.tolist() == [0, *np.cumsum(batch.lengths.numpy() + 4)]
+            assert batch.offsets.tolist() == [4, *(4 + np.cumsum(batch.lengths.numpy() + 4))]
             assert batch.max_length == batch.lengths.max() <= 15
             for x, label in zip(recordings_of(batch), batch.labels, strict=True):
                 (found,) = (
@@ -894,17 +894,20 @@ def test_a_seed_draws_what_it_always_drew() -> None:
     ("recordings", "longest", "gap"), [(10, 750, 2), (10, 100, 1), (1, 1, 0), (20, 320, 3), (7, 5000, 8)]
 )
 def test_rows_are_rounded_up_to_few_numbers(recordings: int, longest: int, gap: int) -> None:
-    most = recordings * (longest + gap)
-    found = [rounded_rows(rows, recordings, longest, gap) for rows in range(1, most + 1)]
+    most = gap + recordings * (longest + gap)
+    found = [rounded_rows(rows, recordings, longest, Rows(gap)) for rows in range(1, most + 1)]
     assert all(rows <= n and n % 64 == 0 for rows, n in enumerate(found, 1))
     assert len(set(found)) <= 32 and max(found) < most + max(64, most / 32 + 64)
+    network = D2Net(2, (8,), ModelRecipe(kernel_size=5, embedding_dim=8))
+    wanted = [rounded_rows(rows, recordings, longest, network) for rows in range(1, most + 1)]
+    assert all(rows <= n == network.rows(n) for rows, n in enumerate(wanted, 1)) and len(set(wanted)) <= 32
 
 
 def test_usual_sizes_of_a_batch() -> None:
     known = with_lengths(make_dataset(7))
     lengths = [r.snippets for r in known.recordings]
     for dataset, longest, mean in ((known, max(lengths), np.mean(lengths)), (make_dataset(7), 99, 99)):
-        sampler = BatchSampler(dataset, batch_size=3, max_snippets=99, gap=2)
+        sampler = BatchSampler(dataset, batch_size=3, max_snippets=99, layout=Rows(2))
         assert sampler.max_length == longest and sampler.usual_rows == round(3 * (mean + 2))
     assert BatchSampler(known, batch_size=3, max_snippets=12).usual_rows == 36
 
@@ -937,9 +940,9 @@ def load_resident(dataset: Dataset, **options: object) -> ResidentFeatures | Non
 
 def test_resident_features_give_the_same_batches() -> None:
     dataset = make_dataset(7)
-    settings = {"batch_size": 3, "max_snippets": 15, "gap": 2}
+    settings = {"batch_size": 3, "max_snippets": 15, "layout": Rows(2)}
     usual, other = (BatchSampler(dataset, seed=3, **settings) for _ in range(2))
-    resident = load_resident(dataset, gap=2)
+    resident = load_resident(dataset, layout=Rows(2))
     for _ in range(9):
         expected = usual.next()
         batch = resident.gather(resident.rows(other.windows(resident.lengths)))

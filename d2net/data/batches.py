@@ -11,20 +11,22 @@ from torch import Tensor
 
 from d2net.data.dataset import Dataset
 from d2net.errors import InputError
+from d2net.ops.gaps import Layout
 
 SIZES = 32  # how many numbers of rows a batch can have, so that a CUDA graph for each is enough
 ROWS = 64  # batches have a multiple of it
 
 
 class Batch(NamedTuple):
-    """Packed recordings: their rows one after another, with gap rows between them, which are 0.
+    """Packed recordings: their rows one after another; before, between and behind them are gap rows, which are 0.
 
     Attributes:
         parts: (N, width) for each stream; float32, or the precision that :class:`d2net.data.resident.ResidentFeatures`
             keeps. N is a number of :func:`rounded_rows`.
         lengths: (B,) int64, snippets.
         labels: (B, C) float32, multi-hot.
-        offsets: (B+1,) int64: recording b begins in row ``offsets[b]``, and its gap ends where the next one begins.
+        offsets: (B+1,) int64: recording b begins in row ``offsets[b]``, and the gap behind it ends where the next one
+            begins.
         mask: (N,) bool, True in rows that are of a recording.
         max_length: The most snippets of a recording; a length is at most that.
     """
@@ -55,23 +57,36 @@ class Window(NamedTuple):
     length: int
 
 
+class Rows(NamedTuple):
+    """A layout of packed rows without a network: gaps of ``reach`` rows, and any number of rows."""
+
+    reach: int = 0
+
+    def rows(self, least: int) -> int:
+        """The next number of rows, from ``least`` on."""
+        return least
+
+
+NO_GAPS = Rows()
+
+
 def packed_offsets(lengths: Sequence[int], gap: int) -> list[int]:
-    """B+1 numbers: the row in which each recording begins, ``gap`` rows behind the one before; then where all end."""
-    return [0, *accumulate(length + gap for length in lengths)]
+    """B+1 numbers: where each recording begins, with ``gap`` rows before and behind it; then where the last gap ends."""
+    return list(accumulate((length + gap for length in lengths), initial=gap))
 
 
-def rounded_rows(rows: int, recordings: int, max_length: int, gap: int) -> int:
-    """``rows`` rounded up to one of at most 32 numbers, multiples of 64.
+def rounded_rows(rows: int, recordings: int, max_length: int, layout: Layout) -> int:
+    """``rows`` rounded up to one of at most 32 numbers: multiples of 64, and what the network adds to those.
 
     Args:
         rows: Of a batch: the last of :func:`packed_offsets`.
         recordings: B.
         max_length: The most snippets of a recording.
-        gap: Rows behind each.
+        layout: The network.
     """
-    most = recordings * (max_length + gap)
+    most = layout.reach + recordings * (max_length + layout.reach)
     step = max(ROWS, _up(-(-most // SIZES), ROWS))
-    return _up(rows, step)
+    return layout.rows(_up(rows, step))
 
 
 def _up(number: int, multiple: int) -> int:
@@ -88,7 +103,7 @@ class BatchSampler:
         dataset: The recordings to draw from.
         batch_size: Recordings a batch.
         max_snippets: Longer recordings are cropped to this many snippets, at a random offset.
-        gap: Rows of zeros behind each recording: at least the reach of the network's convolutions, ``D2Net.reach``.
+        layout: The network, which says how wide gaps are and how many rows there may be.
         seed: Of the order and the offsets.
         allow_unlabelled: Whether recordings without a label, which are only background, are drawn like the others.
 
@@ -108,7 +123,7 @@ class BatchSampler:
         *,
         batch_size: int,
         max_snippets: int,
-        gap: int = 0,
+        layout: Layout = NO_GAPS,
         seed: int = 0,
         allow_unlabelled: bool = False,
     ) -> None:
@@ -117,10 +132,10 @@ class BatchSampler:
         self.dataset = dataset
         self.batch_size = min(batch_size, len(dataset))
         self.max_snippets = max_snippets
-        self.gap = gap
+        self.layout = layout
         lengths = [max_snippets if r.snippets is None else min(r.snippets, max_snippets) for r in dataset.recordings]
         self.max_length = max(lengths)
-        self.usual_rows = round(self.batch_size * (sum(lengths) / len(lengths) + gap))
+        self.usual_rows = round(self.batch_size * (sum(lengths) / len(lengths) + layout.reach))
         self.labels = torch.from_numpy(dataset.label_matrix(allow_unlabelled=allow_unlabelled))
         if not self.labels.any():
             raise InputError(f"dataset '{dataset.name}': no recording has a label, and so there is nothing to learn")
@@ -142,8 +157,8 @@ class BatchSampler:
             cut = x[window.start : window.start + window.length]
             features.append(cut if window.length == len(x) else cut.copy())  # a view would keep all of x in memory
         lengths = [w.length for w in windows]
-        offsets = packed_offsets(lengths, self.gap)
-        rows = rounded_rows(offsets[-1], len(windows), self.max_length, self.gap)
+        offsets = packed_offsets(lengths, self.layout.reach)
+        rows = rounded_rows(offsets[-1], len(windows), self.max_length, self.layout)
         parts = tuple(torch.zeros(rows, width) for width in self.dataset.stream_widths)
         mask = torch.zeros(rows, dtype=torch.bool)
         for x, first in zip(features, offsets, strict=False):

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2net.data.batches import Batch, Window, packed_offsets, rounded_rows
+from d2net.data.batches import NO_GAPS, Batch, Window, packed_offsets, rounded_rows
 from d2net.data.dataset import Dataset
+from d2net.ops.gaps import Layout
 
 
 class ResidentFeatures:
@@ -22,7 +23,7 @@ class ResidentFeatures:
         labels: (recordings, C) float32, multi-hot; on any device.
         batch_size: Recordings of every batch.
         max_snippets: The most snippets of a window.
-        gap: Rows of zeros behind each recording of a batch.
+        layout: The network, as of :class:`d2net.data.batches.BatchSampler`.
 
     Attributes:
         streams: As given.
@@ -39,12 +40,12 @@ class ResidentFeatures:
         *,
         batch_size: int,
         max_snippets: int,
-        gap: int,
+        layout: Layout,
     ) -> None:
         self.streams = streams
         self.lengths = list(lengths)
         self.labels = labels.to(streams[0].device)
-        self.batch_size, self.gap = batch_size, gap
+        self.batch_size, self.layout = batch_size, layout
         self.max_length = min(max_snippets, max(self.lengths))
         self._begin = [0, *accumulate(self.lengths)]
 
@@ -56,7 +57,7 @@ class ResidentFeatures:
         *,
         batch_size: int,
         max_snippets: int,
-        gap: int = 0,
+        layout: Layout = NO_GAPS,
         dtype: torch.dtype = torch.float32,
         budget: float = float("inf"),
     ) -> ResidentFeatures | None:
@@ -67,7 +68,7 @@ class ResidentFeatures:
             device: Where to keep them.
             batch_size: Recordings of every batch.
             max_snippets: The most snippets of a window.
-            gap: Rows of zeros behind each recording of a batch.
+            layout: The network, as of :class:`d2net.data.batches.BatchSampler`.
             dtype: In which to keep the features.
             budget: In bytes. Loading takes up to twice as much for a moment.
 
@@ -94,7 +95,7 @@ class ResidentFeatures:
             streams.append(torch.cat([*part, part[0].new_zeros(1, part[0].shape[1])]))
             part.clear()
         labels = torch.from_numpy(dataset.label_matrix(allow_unlabelled=True))
-        return cls(tuple(streams), lengths, labels, batch_size=batch_size, max_snippets=max_snippets, gap=gap)
+        return cls(tuple(streams), lengths, labels, batch_size=batch_size, max_snippets=max_snippets, layout=layout)
 
     def convert(self, dtype: torch.dtype) -> None:
         """Keep the features in another precision from now on."""
@@ -114,8 +115,8 @@ class ResidentFeatures:
             the lengths; the offsets; the recordings.
         """
         lengths = [w.length for w in windows]
-        offsets = packed_offsets(lengths, self.gap)
-        n = rounded_rows(offsets[-1], len(windows), self.max_length, self.gap)
+        offsets = packed_offsets(lengths, self.layout.reach)
+        n = rounded_rows(offsets[-1], len(windows), self.max_length, self.layout)
         rows = torch.empty(n + 3 * len(windows) + 1, dtype=torch.int64, pin_memory=self.labels.is_cuda)
         host = rows.numpy()
         host[:n] = self._begin[-1]

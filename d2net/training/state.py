@@ -57,7 +57,7 @@ class TrainingState:
             dataset,
             batch_size=recipe.training.batch_size,
             max_snippets=recipe.training.max_snippets,
-            gap=_reach(self.model),
+            layout=self.model,
             seed=seed,
             allow_unlabelled=recipe.loss.skip_unlabelled,
         )
@@ -191,7 +191,3 @@ class TrainingState:
 
 def _named(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {f"{name}.{key}": t for name, group in groups.items() for key, t in group.items()}
-
-
-def _reach(model: D2Net) -> int:
-    return max(int(m.padding[0]) for m in model.modules() if isinstance(m, torch.nn.Conv1d))

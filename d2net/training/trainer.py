@@ -21,7 +21,6 @@ from d2net.data.resident import ResidentFeatures
 from d2net.errors import InputError
 from d2net.fields import checked
 from d2net.files import check_writable, identity, locked
-from d2net.ops.packed import padded
 from d2net.recipes import Recipe
 from d2net.training.loop import train
 from d2net.training.process import threads_of_run
@@ -140,7 +139,7 @@ class Trainer:
                 self.device,
                 batch_size=self.sampler.batch_size,
                 max_snippets=recipe.training.max_snippets,
-                gap=self.sampler.gap,
+                layout=self.model,
                 dtype=self._resident_dtype(),
                 budget=budget,
             )
@@ -201,10 +200,8 @@ class Trainer:
         """
         # No cache of cast weights: each is used once, and a cache must not outlive the capture of a graph.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
-            # UNPACKED HERE until network and loss take offsets.
-            features = padded(batch.features.float(), batch.offsets, batch.lengths, batch.max_length)
-            output = self.model(features, batch.lengths)
-        where: dict[str, Any] = {}
+            output = self.model.streams(batch.parts, batch.mask)
+        where: dict[str, Any] = {"offsets": batch.offsets, "max_length": batch.max_length}
         loss = self.loss(
             output.tcam,
             output.embeddings,
