@@ -46,6 +46,7 @@ class FakeCuda:
         self.graph_pool_handle = object
         self.stream = lambda stream: nullcontext()
         self.get_sync_debug_mode = lambda: self.mode
+        self.empty_cache = lambda: None
 
     def set_sync_debug_mode(self, mode: int | str) -> None:
         self.mode = mode

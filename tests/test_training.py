@@ -28,6 +28,7 @@ from d2net.files import locked
 from d2net.localization import localize, predict
 from d2net.losses import D2NetLoss
 from d2net.model import D2Net
+from d2net.ops.packed import padded
 from d2net.recipes import ModelRecipe, Recipe, TrainingRecipe, load_recipe
 from d2net.threads import threads
 from d2net.training import Trainer, denoising_is_on, loop
@@ -989,6 +990,61 @@ def test_resident_features_train_alike_and_resume_to_the_bit(tmp_path):
             assert torch.equal(tensor, usual[key]), key
     make_trainer(tmp_path / "parts", 4, resident=True).run()
     assert_same_checkpoint(whole, make_trainer(tmp_path / "parts", 9, resident=True).run(resume=True))
+
+
+class PaddedTrainer(Trainer):
+    """Pads its batches before network and loss see them."""
+
+    def update(self, batch: Batch, denoise: bool) -> torch.Tensor:
+        offsets, lengths, most = batch.offsets, batch.lengths, batch.max_length
+        x = padded(batch.features, offsets, lengths, most)
+        output = self.model(x, lengths)
+        logits = output.logits if self.loss.recipe.um_weight else None
+        loss = self.loss(
+            output.tcam,
+            output.embeddings,
+            lengths,
+            batch.labels,
+            generator=self.state.pairing,
+            logits=logits,
+            denoise=denoise,
+        )
+        if self.state.agreement is not None:
+            x_ref = self.loss.reference
+            self.state.agreement.add(output.tcam, output.embeddings, lengths, batch.labels, x_ref)
+        self.state.optimizer.zero_grad()
+        loss.total.backward()
+        self.state.optimizer.step()
+        self.state.average()
+        return torch.stack([getattr(loss, term).detach() for term in TERMS])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["model.standardize=true"],
+        ["loss.um_weight=0.1", "loss.um_margin=2", "loss.video_queue=9", "loss.alpha_video=0.1"],
+        ["training.denoising_agreement=0.51", "loss.alpha_snippet=0.2", "training.ema_decay=0.9"],
+        ["loss.pairing=permutation", "loss.reference_update=lowest_attention", "training.denoising_every=2"],
+        ["model.kernel_size=5", "model.dilation=2", "model.classifier_kernel_size=1"],
+    ],
+    ids=["plain", "standardize", "variants", "agreement", "release", "kernels"],
+)
+@pytest.mark.parametrize("resident", [False, True])
+def test_packed_batches_train_as_padded_ones(tmp_path: Path, settings: list[str], resident: bool) -> None:
+    recipe = make_recipe(12, max_snippets=17).override(["model.dropout=0", *settings])
+    found = []
+    for kind in (Trainer, PaddedTrainer):
+        trainer = kind(make_dataset(7), recipe, out=tmp_path / kind.__name__, tensorboard=False, resident=resident)
+        found.append(load_checkpoint(trainer.run()).tensors)
+    for key, tensor in found[0].items():
+        if key.startswith(("model.", "video_queue.", "denoising.")):
+            torch.testing.assert_close(
+                tensor, found[1][key], rtol=1e-3, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+            )
+        elif key.startswith(("sampler.", "rng.")):
+            assert torch.equal(tensor, found[1][key]), key
 
 
 def test_bfloat16_trains_alike_and_resumes_to_the_bit(tmp_path):

@@ -71,7 +71,7 @@ NO_GAPS = Rows()
 
 
 def packed_offsets(lengths: Sequence[int], gap: int) -> list[int]:
-    """B+1 numbers: where each recording begins, with ``gap`` rows before and behind it; then where the last gap ends."""
+    """B+1 numbers: where each recording begins, with ``gap`` rows before and behind it; where the last gap ends."""
     return list(accumulate((length + gap for length in lengths), initial=gap))
 
 

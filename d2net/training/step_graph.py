@@ -117,7 +117,8 @@ class StepGraph:
         for generator in self.generators:
             graph.register_generator_state(generator)
         try:
-            # torch.cuda.graph() would wait for the device and empty PyTorch's caches first, for each of the sizes.
+            torch.cuda.empty_cache()  # of what the eager step used
+            # Not torch.cuda.graph(), which would also collect garbage and the caches of pinned memory, for every size.
             with torch.cuda.stream(self._stream):
                 graph.capture_begin(pool=self._pool)
                 try:

@@ -40,6 +40,7 @@ class RecentTerms:
         self._terms = torch.zeros(CHECK_EVERY, len(TERMS), device=device)
         self._places = self._terms.unbind()
         self._copy = torch.zeros(CHECK_EVERY, len(TERMS), pin_memory=on_gpu)
+        self._stream = torch.cuda.current_stream(device) if on_gpu else None
         self._copied = torch.cuda.Event() if on_gpu else None
 
     def add(self, iteration: int, terms: Tensor) -> None:
@@ -56,7 +57,7 @@ class RecentTerms:
         self.asked = iteration
         self._copy.copy_(self._terms, non_blocking=True)
         if self._copied is not None:
-            self._copied.record()
+            self._copied.record(self._stream)
 
     def means(self) -> dict[str, float]:
         """Means of the terms between two reads, so that L_D is seen also where it is on in some iterations only.
