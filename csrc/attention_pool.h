@@ -6,6 +6,7 @@
 // float16.
 #pragma once
 
+#include "math/rows.h"
 #include "operator.h"
 
 namespace d2net {
@@ -31,6 +32,8 @@ struct AttentionPool {
   T* grad_x = nullptr;                             // (b, t, d)
   A* grad_attention = nullptr;                     // (b, t)
   A* terms = nullptr;                              // CUDA, with `mean`: scratch (b, 2, 2)
+
+  Rows rows = {};  // (b, t, ...) are (n, ...) in a packed batch
 };
 
 D2NET_DECLARE(attention_pool, AttentionPool)

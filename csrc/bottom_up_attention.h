@@ -1,6 +1,7 @@
 // Bottom-up attention lambda'(t) = 0.5 (1 - cos(x(t), x_ref)) (Eq. 8).
 #pragma once
 
+#include "math/rows.h"
 #include "operator.h"
 
 namespace d2net {
@@ -17,6 +18,7 @@ struct BottomUpAttention {
   int64_t b, t, d;
   A* attention;  // (b, t), 0.5 where either vector is zero and past a length
   A* norms;  // (b, t), |x(t)| for the backward, 0 where attention does not depend on x(t); null on a CPU: not computed
+  Rows rows = {};  // (b, t, ...) are (n, ...) in a packed batch
 };
 
 D2NET_DECLARE(bottom_up_attention, BottomUpAttention)

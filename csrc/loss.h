@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "math/pairs.h"
+#include "math/rows.h"
 #include "operator.h"
 
 namespace d2net {
@@ -42,6 +43,7 @@ struct Loss {
   // source (b): whose x_fg stands in w_fb; null: the recording's own, and nothing is paired with itself.
   const float* keys;
   const int64_t *partner, *source;
+  Rows rows;  // (b, t, ...) are (n, ...) in a packed batch
 
   A *total, *discriminative, *snippet, *video;  // scalars, 0 for what is off: Eq. 1, and its terms before their weights
   A *attention, *pooled;                        // (b, t), (b, c)
@@ -81,10 +83,15 @@ class Pieces {
   int64_t bytes_, used_ = 0;
 };
 
+// The length by which a recording counts or not: of a padded one as it is given, which may be above t.
+D2NET_HD inline int64_t given_length(const Rows& rows, const int64_t* lengths, int64_t recording, int64_t length) {
+  return rows.offsets != nullptr || lengths == nullptr ? length : lengths[recording];
+}
+
 // The workspace. How large it must be: workspace_bytes() of d2net/ops/loss.py.
 template <typename X, typename A = accumulator_t<X>>
 struct LossWorkspace {
-  int32_t *argmax, *last;  // (b, t), (b, c) of topk_pool.h, with kth (b, c)
+  int32_t *argmax, *last;  // (b, t), (b, c) of topk_pool.h, with kth (b, c); of a packed batch (b, t) are (n)
   A* kth;
   int64_t* partner;               // (3, b), as drawn
   A *terms, *grad_terms, *saved;  // (b), (b, c), (kPairsSaved, b): Eq. 4, d terms / d p, and see math/pairs.h
@@ -97,8 +104,8 @@ struct LossWorkspace {
 
   explicit LossWorkspace(const Loss<X>& x) {
     Pieces pieces(x.workspace, x.workspace_bytes);
-    const int64_t b = x.b, c = x.c, own = x.with.own_classes != 0 ? b * x.t : 0;
-    pieces.take(argmax, b * x.t);
+    const int64_t b = x.b, c = x.c, rows = x.rows.count(b, x.t), own = x.with.own_classes != 0 ? rows : 0;
+    pieces.take(argmax, rows);
     pieces.take(last, b * c);
     pieces.take(kth, b * c);
     pieces.take(partner, 3 * b);

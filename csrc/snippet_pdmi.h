@@ -1,6 +1,7 @@
 // Snippet-level pDMI of every recording: log condition number of U_1 = P_1 Y_1 (Eq. 7 and 9).
 #pragma once
 
+#include "math/rows.h"
 #include "operator.h"
 
 namespace d2net {
@@ -24,6 +25,8 @@ struct SnippetPdmi {
   // Backward: grad_loss times side_grad for every snippet; the sum of both for one that is both.
   const T* grad_loss = nullptr;  // (b)
   T* grad_attention = nullptr;   // (b, t)
+
+  Rows rows = {};  // (b, t) are (n) in a packed batch
 };
 
 D2NET_DECLARE(snippet_pdmi, SnippetPdmi)

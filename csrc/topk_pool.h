@@ -1,6 +1,7 @@
 // Mean of the k largest values over time and, for tcam_pool, the maximum over classes; and their backward.
 #pragma once
 
+#include "math/rows.h"
 #include "operator.h"
 
 namespace d2net {
@@ -24,6 +25,8 @@ struct TopkPool {
   // Backward: gradients with respect to attention and pooled, null for 0, and to x.
   const T *grad_attention = nullptr, *grad_pooled = nullptr;
   T* grad_x = nullptr;  // (b, t, c), 0 past a length
+
+  Rows rows = {};  // (b, t, ...) are (n, ...) in a packed batch
 };
 
 D2NET_DECLARE(topk_pool, TopkPool)

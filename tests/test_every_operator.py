@@ -17,6 +17,8 @@ from d2net.ops.loss import d2net_loss
 from d2net.ops.loss_ref import LossInputs, LossSettings
 
 B, T, C, D, N = 3, 70, 5, 33, 90  # no multiple of a warp
+OFFSETS = [0, 72, 75, 117]  # of recordings of T, 0 and 37 snippets, with gaps of 2, 3 and 5 rows
+ROWS = OFFSETS[-1] + 4  # of the packed batch
 
 
 def uniform(*shape: int) -> Tensor:
@@ -25,6 +27,14 @@ def uniform(*shape: int) -> Tensor:
 
 def lengths() -> Tensor:
     return torch.tensor([T, 0, 37])
+
+
+def packed(x: Tensor) -> Tensor:
+    """The first ``ROWS`` numbers or vectors as a packed batch; what gap rows hold must not matter."""
+    x = x.clone()
+    for b, length in enumerate(lengths().tolist()):
+        x[OFFSETS[b] + length : [*OFFSETS[1:-1], ROWS][b]] = torch.nan
+    return x
 
 
 def segments() -> tuple[Tensor, Tensor]:
@@ -44,6 +54,12 @@ def loss(tcam: Tensor, embeddings: Tensor, n: Tensor, y: Tensor, x_ref: Tensor, 
     return list(d2net_loss(batch, LOSS)[:-1])
 
 
+def packed_loss(*x: Tensor) -> list[Tensor]:
+    *inputs, partner, offsets = x
+    batch = LossInputs(*inputs, partner=partner, offsets=offsets)
+    return list(d2net_loss(batch, LOSS, T)[:-1])
+
+
 # Every case: the operator on differentiable inputs (the first list) and others (the second).
 Case = tuple[Callable, list[Tensor], list[Tensor]]
 CASES: dict[str, Case] = {
@@ -53,8 +69,18 @@ CASES: dict[str, Case] = {
         [uniform(B, T, D), uniform(B, T)],
         [lengths()],
     ),
+    "attention_pool packed": (
+        lambda x, a, n, at: ops.attention_pool(x, a, n, reduction="mean", offsets=at, max_length=T),
+        [packed(uniform(ROWS, D)), packed(uniform(ROWS))],
+        [lengths(), torch.tensor(OFFSETS)],
+    ),
     "batched_nms_1d": (lambda *x: ops.batched_nms_1d(*x, 0.5), [], [*segments(), torch.arange(N) % 4]),
     "bottom_up_attention": (ops.bottom_up_attention, [uniform(B, T, D) - 0.5, uniform(D) - 0.5], [lengths()]),
+    "bottom_up_attention packed": (
+        lambda x, r, n, at: ops.bottom_up_attention(x, r, n, offsets=at, max_length=T),
+        [packed(uniform(ROWS, D) - 0.5), uniform(D) - 0.5],
+        [lengths(), torch.tensor(OFFSETS)],
+    ),
     "extract_proposals": (
         lambda x, classes, n: ops.extract_proposals(x, classes, n, thresholds=(0.2, 0.4, 0.6, 0.8)),
         [],
@@ -72,6 +98,11 @@ CASES: dict[str, Case] = {
     ),
     "nms_1d": (lambda *x: ops.nms_1d(*x, 0.5), [], list(segments())),
     "snippet_pdmi": (lambda a, s, n: ops.snippet_pdmi(a, s, n), [uniform(B, T)], [uniform(B, T, 1)[..., 0], lengths()]),
+    "snippet_pdmi packed": (
+        lambda a, s, n, at: ops.snippet_pdmi(a, s, n, offsets=at, max_length=T),
+        [packed(uniform(ROWS))],
+        [packed(uniform(ROWS, 1)[..., 0]), lengths(), torch.tensor(OFFSETS)],
+    ),
     "soft_nms_1d": (
         lambda *x: ops.soft_nms_1d(*x, iou_threshold=0.3, sigma=0.5, min_score=0.05, method="gaussian"),
         [],
@@ -82,8 +113,29 @@ CASES: dict[str, Case] = {
         [uniform(B, T, C), uniform(B, T, D) - 0.5],
         [lengths(), (uniform(B, C) > 0.5).float(), uniform(D) - 0.5, torch.tensor([[1, 2, 0], [2, 0, 1], [0, 2, 1]])],
     ),
+    "d2net_loss packed": (
+        packed_loss,
+        [packed(uniform(ROWS, C)), packed(uniform(ROWS, D) - 0.5)],
+        [
+            lengths(),
+            (uniform(B, C) > 0.5).float(),
+            uniform(D) - 0.5,
+            torch.tensor([[1, 2, 0], [2, 0, 1], [0, 2, 1]]),
+            torch.tensor(OFFSETS),
+        ],
+    ),
     "tcam_pool": (ops.tcam_pool, [uniform(B, T, C)], [lengths()]),
+    "tcam_pool packed": (
+        lambda x, n, at: ops.tcam_pool(x, n, offsets=at, max_length=T),
+        [packed(uniform(ROWS, C))],
+        [lengths(), torch.tensor(OFFSETS)],
+    ),
     "topk_pool": (ops.topk_pool, [uniform(B, T, C)], [lengths()]),
+    "topk_pool packed": (
+        lambda x, n, at: ops.topk_pool(x, n, offsets=at, max_length=T),
+        [packed(uniform(ROWS, C))],
+        [lengths(), torch.tensor(OFFSETS)],
+    ),
 }
 
 

@@ -14,12 +14,15 @@ import d2net
 from d2net.checkpoint import load_model
 from d2net.data import read_annotations
 from d2net.data.dataset import Dataset, Recording
+from d2net.detections import Detections
 from d2net.errors import InputError
 from d2net.evaluation import evaluate
-from d2net.localization import Localizer, localize, predict, to_detections
+from d2net.localization import Localizer, localize, of_dataset, predict, propose, to_detections
+from d2net.localization import network as network_module
 from d2net.model import D2Net
-from d2net.ops.proposals import Proposals
+from d2net.ops.proposals import Proposals, extract_proposals
 from d2net.recipes import LocalizationRecipe, Recipe, load_recipe
+from d2net.threads import multiply_adds
 
 # Coarse numbers, so that the cases below can be done by hand: k = ceil(8 / 4) = 2.
 RECIPE = LocalizationRecipe(topk_divisor=4, thresholds=(0.25, 0.75), nms_iou=0.5, score_floor=0.1)
@@ -81,6 +84,75 @@ def test_a_batch_equals_its_recordings_whatever_lies_past_their_lengths():
         attention[b, length:] = float("inf")
     assert rows(Localizer(LocalizationRecipe())(tcam, attention, lengths)) == expected
     assert {r[0] for r in expected} == {0, 2, 3}
+
+
+def in_rows(x: torch.Tensor, lengths: list[int], gaps: list[int], rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The recordings of ``x`` (B, T, ...) one after another, NaN between them and behind, and where each begins."""
+    ends = torch.tensor([0, *(n + gap for n, gap in zip(lengths, gaps, strict=True))]).cumsum(0)
+    packed = torch.full((rows, *x.shape[2:]), float("nan"))
+    for recording, first, n in zip(x, ends.tolist(), lengths, strict=False):
+        packed[first : first + n] = recording[:n]
+    return packed, ends
+
+
+@pytest.mark.parametrize("recipe", ["thumos14-paper", "thumos14-release", "activitynet12-release"])
+@pytest.mark.parametrize("gaps", [[0, 0, 0, 0, 0], [2, 0, 3, 1, 4]])
+def test_a_packed_batch_equals_its_recordings(recipe, gaps):
+    generator = torch.Generator().manual_seed(1)
+    lengths = [50, 0, 1, 33, 7]
+    tcam, attention = torch.rand(5, 50, 4, generator=generator) ** 0.7, torch.rand(5, 50, generator=generator)
+    localizer = Localizer.from_recipe(recipe)
+    expected = []
+    for b, n in enumerate(lengths):
+        expected += [(b, *r[1:]) for r in rows(localizer(tcam[b, :n], attention[b, :n]))]
+    packed_tcam, offsets = in_rows(tcam, lengths, gaps, sum(lengths) + sum(gaps) + 6)
+    packed_attention, _ = in_rows(attention, lengths, gaps, len(packed_tcam))
+    given = None if sum(gaps) == 0 else torch.tensor(lengths)
+    for max_length in (None, 50, 60):
+        found = localizer(packed_tcam, packed_attention, given, offsets=offsets, max_length=max_length)
+        assert rows(found) == expected
+    refined, classes = packed_tcam * packed_attention[:, None], torch.ones(5, 4, dtype=torch.bool)
+    settings = {"thresholds": (0.2, 0.4, 0.6)}
+    found = extract_proposals(refined, classes, given, **settings, offsets=offsets)
+    each = [
+        extract_proposals((tcam * attention[..., None])[b : b + 1, :n], classes[:1], **settings)
+        for b, n in enumerate(lengths)
+    ]
+    assert rows(found) == [(b, *r[1:]) for b, proposals in enumerate(each) for r in rows(proposals)]
+    assert {r[0] for r in expected} >= {0, 3}
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_packed_batches_of_nothing(count):
+    offsets = torch.zeros(count + 1, dtype=torch.int64)
+    assert rows(Localizer(RECIPE)(torch.full((5, 3), float("nan")), torch.ones(5), offsets=offsets)) == []
+    assert rows(extract_proposals(torch.ones(0, 3), torch.ones(count, 3) > 0, thresholds=[0.5], offsets=offsets)) == []
+
+
+@pytest.mark.parametrize(
+    ("tcam", "attention", "lengths", "offsets", "max_length", "message"),
+    [
+        ((8, 3), (8,), [4, 5], [0, 4, 8], None, r"recording 1 has 5 snippets and lies in rows 4 to 8 of 8; .*offsets"),
+        ((8, 3), (8,), [-1, 4], [0, 4, 8], None, "recording 0 has -1 snippets"),
+        ((8, 3), (8,), None, [0, 4, 9], None, r"offsets\[2\] is 9, past the 8 rows"),
+        ((8, 3), (8,), [4, 4], [0, 4, 8], 3, "max_length is 3, but a recording has 4 snippets"),
+        ((8, 3), (8,), [4, 4], None, 4, "max_length is given without offsets"),
+        ((8, 3), (8,), [4], [0, 4, 8], None, r"lengths has shape \(1,\)"),
+        ((8, 3), (7,), None, [0, 4, 8], None, r"attention has shape \(7,\), expected one value a row, \(8,\)"),
+        ((1, 8, 3), (1, 8), None, [0, 4, 8], None, r"tcam has shape \(1, 8, 3\), expected \(N, C\) with offsets"),
+    ],
+)
+def test_a_packing_that_does_not_fit_is_refused_in_one_line(tcam, attention, lengths, offsets, max_length, message):
+    with pytest.raises(InputError, match=message) as error:
+        Localizer(RECIPE)(torch.ones(tcam), torch.ones(attention), lengths, offsets=offsets, max_length=max_length)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_not_finite_in_a_packed_batch_is_named_by_its_recording():
+    tcam, attention = torch.rand(9, 3), torch.ones(9)
+    tcam[6, 1] = float("nan")
+    with pytest.raises(InputError, match="tcam holds NaN or Inf .first in recording 1, snippet 2"):
+        Localizer(RECIPE)(tcam, attention, [4, 4], offsets=[0, 4, 9])
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 3), (2, 0, 3), (2, 8, 0), (0, 3)])
@@ -336,6 +408,89 @@ def test_localize():
     np.testing.assert_allclose(found.score, [0.75, 0.625, 0.5, 0.75, 0.625], rtol=1e-6)
     plain = localize(Columns(), data, replace(RECIPE, attention=False))
     assert len(plain) == 7
+
+
+def network(**settings) -> D2Net:
+    torch.manual_seed(0)
+    model = D2Net(3, (3, 2), replace(load_recipe("thumos14-paper").model, embedding_dim=6, **settings))
+    with torch.no_grad():
+        for x in (*model.parameters(), model.x_ref):
+            x.normal_(std=0.4)
+    return model.train()
+
+
+def random_dataset(*lengths: int) -> Dataset:
+    generator = np.random.default_rng(0)
+    return dataset(*(generator.normal(0, 3, (n, 5)).astype(np.float32) for n in lengths))
+
+
+def one_at_a_time(model: nn.Module, data: Dataset, recipe: LocalizationRecipe) -> Detections:
+    found = [propose(Localizer(recipe), r, *predict(model, data.features(i))) for i, r in enumerate(data.recordings)]
+    return of_dataset(found, data, data.classes)
+
+
+def forwards(model: nn.Module) -> list[tuple[int, ...]]:
+    """The shapes of the features that the network is called with from now on."""
+    shapes: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape)))
+    return shapes
+
+
+MANY = (40, 1, 7, 30, 2, 55, 3, 3, 18)
+
+
+@pytest.mark.parametrize("settings", [{}, {"kernel_size": 5, "dilation": 2}, {"classifier_kernel_size": 1}])
+@pytest.mark.parametrize(("most", "calls"), [(network_module.GROUP_ROWS, {1}), (60, {3, 4}), (1, {9})])
+def test_recordings_that_run_together_are_localized_as_alone(monkeypatch, settings, most, calls):
+    monkeypatch.setattr(network_module, "GROUP_ROWS", most)
+    model, data, seen = network(**settings), random_dataset(*MANY), []
+    recipe = replace(RECIPE, thresholds=(0.1, 0.2, 0.4, 0.6), class_threshold=0.2, score_floor=0.0)
+    expected = one_at_a_time(model, data, recipe)
+    shapes = forwards(model)
+    found = localize(model, data, recipe, progress=lambda i, n: seen.append((i, n)))
+    assert model.training
+    assert seen == [(i + 1, len(MANY)) for i in range(len(MANY))]
+    assert found.videos == expected.videos and len(found) > 20 and len(set(found.video)) > 5
+    for name in ("video", "label", "start", "end"):
+        assert getattr(found, name).tolist() == getattr(expected, name).tolist(), name
+    np.testing.assert_allclose(found.score, expected.score, rtol=0, atol=1e-6)
+    assert len(shapes) in calls and all(shape[0] <= most for shape in shapes if len(shape) == 2)
+
+
+def test_a_group_ends_before_it_is_too_long_and_a_long_recording_runs_alone(monkeypatch):
+    monkeypatch.setattr(network_module, "GROUP_ROWS", 40)
+    model = network()
+    shapes = forwards(model)
+    localize(model, random_dataset(10, 10, 50, 30, 3, 20, 20, 1), RECIPE)
+    assert shapes == [(20, 5), (1, 50, 5), (33, 5), (40, 5), (1, 1, 5)]
+
+
+def test_on_a_cpu_recordings_with_enough_work_run_alone_with_the_bits_of_predict(monkeypatch):
+    model, data = network(), random_dataset(*MANY)
+    monkeypatch.setattr(network_module, "WORK_PER_THREAD", multiply_adds(model, 1))
+    expected, shapes = one_at_a_time(model, data, RECIPE), forwards(model)
+    found = localize(model, data, RECIPE)
+    assert shapes == [(1, n, 5) for n in MANY]
+    assert found.score.tolist() == expected.score.tolist()
+
+
+def test_a_network_of_another_kind_runs_alone():
+    class Shifted(D2Net):
+        def forward(self, features, lengths=None):
+            return super().forward(features + 1, lengths)
+
+    model = Shifted(3, (3, 2))
+    shapes = forwards(model)
+    localize(model, random_dataset(4, 9), replace(RECIPE, attention=False))
+    assert shapes == [(1, 4, 5), (1, 9, 5)]
+
+
+def test_of_recordings_that_run_together_the_one_that_is_not_finite_is_named():
+    model = network()
+    data = random_dataset(4, 9, 5)
+    data.recordings[1].read()[:] = 3e38  # finite, but no sum of them is
+    with pytest.raises(InputError, match="r1.npy: 'r1': .* NaN or Inf .first in recording 0, snippet"):
+        localize(model, data, RECIPE)
 
 
 def test_localize_without_recordings():

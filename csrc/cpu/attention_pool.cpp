@@ -6,6 +6,7 @@
 #include "cpu/common/attention_pool_gradient.h"
 #include "cpu/common/pages.h"
 #include "cpu/common/parallel.h"
+#include "cpu/common/rows.h"
 #include "cpu/common/simd.h"
 
 namespace d2net::cpu {
@@ -14,10 +15,6 @@ namespace {
 // Blocks of this many snippets are summed on their own, and their sums added in double and in order: precise for long
 // recordings, and the same for any number of threads.
 constexpr int64_t kBlock = 64;
-
-inline int64_t length_of(const int64_t* lengths, int64_t recording, int64_t t) {
-  return lengths == nullptr ? t : std::min(std::max<int64_t>(lengths[recording], 0), t);
-}
 
 // sum (d) = sum of weights[i] * rows[i].
 template <typename T>
@@ -136,11 +133,11 @@ void attention_pool(const AttentionPool<T>& x, int threads) {
   const int64_t grain = 1 + 65536 / (kBlock * d + 1);  // about 10 us of work
   parallel_for(b * blocks, grain, threads, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
-      const int64_t recording = block / blocks, first = block % blocks * kBlock;
-      const int64_t last = std::min(first + kBlock, length_of(x.lengths, recording, t));
+      const int64_t recording = block / blocks, first = block % blocks * kBlock, origin = x.rows.first(recording, t);
+      const int64_t last = std::min(first + kBlock, x.rows.length(x.lengths, recording, t));
       Selected<T> fg, bg;
       for (int64_t s = first; s < last; ++s) {
-        const int64_t row = recording * t + s;
+        const int64_t row = origin + s;
         const T foreground = x.attention[row], background = 1 - foreground;
         if (foreground > threshold) fg.add(x.x + row * d, foreground);
         if (background > background_threshold) bg.add(x.x + row * d, background);
@@ -172,7 +169,8 @@ AttentionPoolGradient<T>::AttentionPoolGradient(const AttentionPool<T>& x)
     bg_[i] = {x.grad_bg + i * d, 1, 0};
     if (!x.mean) continue;
     double total_fg = 0, total_bg = 0;
-    for (const T *a = x.attention + i * x.t, *end = a + length_of(x.lengths, i, x.t); a != end; ++a) {
+    const T* a = x.attention + x.rows.first(i, x.t);
+    for (const T* end = a + x.rows.length(x.lengths, i, x.t); a != end; ++a) {
       if (*a > threshold_) total_fg += *a;
       if (1 - *a > background_threshold_) total_bg += 1 - *a;
     }
@@ -182,11 +180,9 @@ AttentionPoolGradient<T>::AttentionPoolGradient(const AttentionPool<T>& x)
 }
 
 template <typename T>
-T AttentionPoolGradient<T>::row(int64_t row, T* grad_x) const {
-  const int64_t i = row / x_.t;
+T AttentionPoolGradient<T>::row(int64_t i, int64_t row, T* grad_x) const {
   const T foreground = x_.attention[row], background = 1 - foreground;
-  const bool inside = row % x_.t < length_of(x_.lengths, i, x_.t);
-  const bool in_fg = inside && foreground > threshold_, in_bg = inside && background > background_threshold_;
+  const bool in_fg = foreground > threshold_, in_bg = background > background_threshold_;
   if (!in_fg && !in_bg) {
     if (grad_x != nullptr) std::fill(grad_x, grad_x + x_.d, T(0));
     return 0;
@@ -202,16 +198,21 @@ T AttentionPoolGradient<T>::row(int64_t row, T* grad_x) const {
 template <typename T>
 void attention_pool_backward(const AttentionPool<T>& x, int threads) {
   if (x.grad_x == nullptr && x.grad_attention == nullptr) return;
-  if (x.grad_x != nullptr) prefer_huge_pages(x.grad_x, x.b * x.t * x.d * int64_t(sizeof(T)));
+  if (x.grad_x != nullptr) prefer_huge_pages(x.grad_x, x.rows.count(x.b, x.t) * x.d * int64_t(sizeof(T)));
   AttentionPool<T> read = x;
   if (x.grad_attention == nullptr) read.x = nullptr;
   const AttentionPoolGradient<T> gradient(read);
-  parallel_for(x.b * x.t, 1 + 65536 / (x.d + 1), threads, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const T grad_attention = gradient.row(row, x.grad_x == nullptr ? nullptr : x.grad_x + row * x.d);
+  const auto rows = [&](int64_t recording, int64_t from, int64_t to, int64_t row) {
+    const int64_t valid = std::clamp(x.rows.length(x.lengths, recording, x.t), from, to);
+    const int64_t past = row + valid - from, end = row + to - from;
+    for (; row < past; ++row) {
+      const T grad_attention = gradient.row(recording, row, x.grad_x == nullptr ? nullptr : x.grad_x + row * x.d);
       if (x.grad_attention != nullptr) x.grad_attention[row] = grad_attention;
     }
-  });
+    if (x.grad_x != nullptr) std::fill(x.grad_x + past * x.d, x.grad_x + end * x.d, T(0));
+    if (x.grad_attention != nullptr) std::fill(x.grad_attention + past, x.grad_attention + end, T(0));
+  };
+  parallel_rows(Snippets(x.rows, x.lengths, x.b, x.t), 1 + 65536 / (x.d + 1), threads, rows);
 }
 
 D2NET_INSTANTIATE_CPU(attention_pool, AttentionPool)

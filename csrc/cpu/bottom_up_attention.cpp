@@ -4,7 +4,7 @@
 #include <cmath>
 #include <vector>
 
-#include "cpu/common/parallel.h"
+#include "cpu/common/rows.h"
 #include "cpu/common/simd.h"
 
 namespace d2net::cpu {
@@ -58,14 +58,15 @@ double normalize(const T* x, int64_t d, double* unit) {
 
 template <typename T>
 void bottom_up_attention(const BottomUpAttention<T>& x, int threads) {
-  const int64_t t = x.t, d = x.d;
+  const int64_t d = x.d;
   std::vector<double> unit(d);
   const bool has_x_ref = normalize(x.x_ref, d, unit.data()) != 0;
-  parallel_for(x.b * t, 1 + 65536 / (d + 1), threads, [&](int64_t begin, int64_t end) {
+  const auto rows = [&](int64_t recording, int64_t from, int64_t to, int64_t row) {
     std::vector<double> scaled;
-    for (int64_t row = begin; row < end; ++row) {
+    const int64_t length = has_x_ref ? x.rows.length(x.lengths, recording, x.t) : 0;
+    for (; from < to; ++from, ++row) {
       double cosine = 0, norm = 0;
-      if (has_x_ref && (x.lengths == nullptr || row % t < x.lengths[row / t])) {
+      if (from < length) {
         const Sums s = sums_of(x.x + row * d, unit.data(), d);
         if (in_range(s.squares)) {
           norm = std::sqrt(s.squares);
@@ -82,7 +83,8 @@ void bottom_up_attention(const BottomUpAttention<T>& x, int threads) {
       x.attention[row] = T(0.5 * (1 - cosine));
       if (x.norms != nullptr) x.norms[row] = T(norm);
     }
-  });
+  };
+  parallel_rows(Snippets(x.rows, x.lengths, x.b, x.t), 1 + 65536 / (d + 1), threads, rows);
 }
 
 D2NET_INSTANTIATE_CPU(bottom_up_attention, BottomUpAttention)

@@ -10,8 +10,8 @@
 #include "condition_number.h"
 #include "cpu/common/attention_pool_gradient.h"
 #include "cpu/common/pages.h"
-#include "cpu/common/parallel.h"
 #include "cpu/common/pooled_gradient.h"
+#include "cpu/common/rows.h"
 #include "cpu/discriminative.h"
 #include "math/kept_scores.h"
 #include "math/topk.h"
@@ -61,9 +61,10 @@ template <typename X>
 void count_recordings(const Loss<X>& x) {
   for (int64_t i = 0; i < x.b; ++i) {
     const auto* labels = x.labels + i * x.c;
-    const bool counts = (x.lengths == nullptr ? x.t : x.lengths[i]) >= x.with.min_snippets &&
+    const int64_t length = x.rows.length(x.lengths, i, x.t);
+    const bool counts = given_length(x.rows, x.lengths, i, length) >= x.with.min_snippets &&
                         (x.with.skip_unlabelled == 0 || std::any_of(labels, labels + x.c, [](X y) { return y > 0; }));
-    x.counted[i] = counts ? math::clamped_length(x.lengths, i, x.t) : 0;
+    x.counted[i] = counts ? length : 0;
   }
 }
 
@@ -89,7 +90,8 @@ void update_x_ref(const Loss<X>& x) {
     if (!valid[i]) continue;
     const X* row = x.x + (x.b + i) * x.d;
     if (x.with.lowest_attention != 0) {
-      row = x.embeddings + (i * x.t + lowest(x.attention + i * x.t, x.counted[i])) * x.d;
+      const int64_t first = x.rows.first(i, x.t);
+      row = x.embeddings + (first + lowest(x.attention + first, x.counted[i])) * x.d;
     }
     for (int64_t k = 0; k < x.d; ++k) sum[k] += row[k];
   }
@@ -104,12 +106,11 @@ void update_x_ref(const Loss<X>& x) {
 template <typename X>
 void maximum_over_own_classes(const Loss<X>& x, const LossWorkspace<X>& w, int threads) {
   const X threshold = X(x.with.fg_threshold);
-  parallel_for(x.b * x.t, 1 + 16384 / (x.c + 1), threads, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
+  const auto rows = [&](int64_t i, int64_t from, int64_t to, int64_t row) {
+    for (; from < to; ++from, ++row) {
       w.own_attention[row] = x.attention[row];
       w.own_argmax[row] = w.argmax[row];
-      const int64_t i = row / x.t;
-      if (row % x.t >= x.counted[i] || !(x.scores[row] > threshold)) continue;
+      if (from >= x.counted[i] || !(x.scores[row] > threshold)) continue;
       w.own_attention[row] = 0;
       w.own_argmax[row] = -1;
       auto best = math::ordered_key(X(0)) - 1;
@@ -121,7 +122,8 @@ void maximum_over_own_classes(const Loss<X>& x, const LossWorkspace<X>& w, int t
         w.own_argmax[row] = int32_t(k);
       }
     }
-  });
+  };
+  parallel_rows(Snippets(x.rows, x.counted, x.b, x.t), 1 + 16384 / (x.c + 1), threads, rows);
 }
 
 template <typename X>
@@ -172,19 +174,21 @@ void video_backward(X grad, const Loss<X>& x, const LossWorkspace<X>& w, X* grad
 template <typename X>
 AttentionPool<X> pool_of(const Loss<X>& x) {
   const int64_t b = x.b, mean = x.with.mean_embeddings != 0;
-  return {x.with.threshold,
-          x.with.background_threshold,
-          mean,
-          x.embeddings,
-          x.attention,
-          x.counted,
-          b,
-          x.t,
-          x.d,
-          x.x,
-          x.x + b * x.d,
-          x.valid,
-          x.valid + b};
+  AttentionPool<X> pool{x.with.threshold,
+                        x.with.background_threshold,
+                        mean,
+                        x.embeddings,
+                        x.attention,
+                        x.counted,
+                        b,
+                        x.t,
+                        x.d,
+                        x.x,
+                        x.x + b * x.d,
+                        x.valid,
+                        x.valid + b};
+  pool.rows = x.rows;
+  return pool;
 }
 
 }  // namespace
@@ -198,7 +202,9 @@ void loss(const Loss<X>& x, int threads) {
   *x.video = 0;
   count_recordings(x);
   const int64_t divisor = int64_t(with.topk_divisor);
-  tcam_pool(TopkPool<X>{x.tcam, x.counted, b, t, c, divisor, x.attention, w.argmax, x.pooled, w.kth, w.last}, threads);
+  TopkPool<X> pool{x.tcam, x.counted, b, t, c, divisor, x.attention, w.argmax, x.pooled, w.kth, w.last};
+  pool.rows = x.rows;
+  tcam_pool(pool, threads);
   if (with.embed != 0) {
     attention_pool(pool_of(x), threads);
   }
@@ -211,14 +217,20 @@ void loss(const Loss<X>& x, int threads) {
   if (with.update != 0) update_x_ref(x);
   if (with.score != 0) {
     const X* x_ref = with.update != 0 ? x.new_x_ref : x.x_ref;
-    bottom_up_attention(BottomUpAttention<X>{x.embeddings, x_ref, x.counted, b, t, d, x.scores, nullptr}, threads);
+    bottom_up_attention(BottomUpAttention<X>{x.embeddings, x_ref, x.counted, b, t, d, x.scores, nullptr, x.rows},
+                        threads);
+    for (int64_t i = 0; x.rows.offsets != nullptr && i < b; ++i) {  // as in a padded batch, behind what counts
+      const int64_t length = x.rows.length(x.lengths, i, t);
+      std::fill_n(x.scores + x.rows.first(i, t) + x.counted[i], length - x.counted[i], X(0.5));
+    }
   }
   if (with.snippet != 0) {
     if (with.own_classes != 0) maximum_over_own_classes(x, w, threads);
-    snippet_pdmi(SnippetPdmi<X>{with.fg_threshold, with.bg_threshold, with.entry_floor, with.rank_tol,
-                                with.snippet_per_class != 0, with.own_classes != 0 ? w.own_attention : x.attention,
-                                x.scores, x.counted, b, t, w.snippet_loss, w.snippet_valid, w.side_grad},
-                 threads);
+    snippet_pdmi(
+        SnippetPdmi<X>{with.fg_threshold, with.bg_threshold, with.entry_floor, with.rank_tol,
+                       with.snippet_per_class != 0, with.own_classes != 0 ? w.own_attention : x.attention, x.scores,
+                       x.counted, b, t, w.snippet_loss, w.snippet_valid, w.side_grad, nullptr, nullptr, x.rows},
+        threads);
     snippet = mean_of(w.snippet_loss, w.snippet_valid, b);
   }
   if (with.video != 0 && b > 0 && c > 0) {
@@ -265,34 +277,35 @@ void loss_backward(const Loss<X>& x, int threads) {
   const AttentionPoolGradient<X> pool(embedded);
   const X fg_threshold = X(with.fg_threshold), bg_threshold = X(with.bg_threshold);
   const bool own_classes = with.own_classes != 0;
-  std::vector<X> grad_attention(b * t);
+  std::vector<X> grad_attention(x.rows.count(b, t));
   X* const grad_embeddings = x.grad_embeddings;
-  if (grad_embeddings != nullptr) prefer_huge_pages(grad_embeddings, b * t * d * int64_t(sizeof(X)));
+  if (grad_embeddings != nullptr) prefer_huge_pages(grad_embeddings, x.rows.count(b, t) * d * int64_t(sizeof(X)));
 
   TopkPool<X> topk{x.tcam,      x.counted, b,        t,     c,     int64_t(with.topk_divisor),
                    x.attention, w.argmax,  x.pooled, w.kth, w.last};
+  topk.rows = x.rows;
   topk.grad_attention = grad_attention.data();
   topk.grad_pooled = grad_pooled.data();
   topk.grad_x = x.grad_tcam;
-  const auto snippet_gradient = [&](int64_t row) {  // of L_DS, with respect to the row's attention
-    const X* grad = &grad_sides[2 * (row / t)];
+  const auto snippet_gradient = [&](int64_t recording, int64_t row) {  // of L_DS, with respect to the row's attention
+    const X* grad = &grad_sides[2 * recording];
     return (x.scores[row] > fg_threshold ? grad[0] : X(0)) + (x.scores[row] < bg_threshold ? grad[1] : X(0));
   };
   pooled_gradient(
       topk, embed ? d / 2 : 0, threads,
-      [&](int64_t first, int64_t rows) {
+      [&](int64_t recording, int64_t first, int64_t rows) {
         for (int64_t row = first; row < first + rows; ++row) {
           X sum = x.grad_attention == nullptr ? X(0) : x.grad_attention[row];
-          if (embed) sum += pool.row(row, grad_embeddings == nullptr ? nullptr : grad_embeddings + row * d);
-          if (snippet && !own_classes) sum += snippet_gradient(row);
+          if (embed) sum += pool.row(recording, row, grad_embeddings == nullptr ? nullptr : grad_embeddings + row * d);
+          if (snippet && !own_classes) sum += snippet_gradient(recording, row);
           grad_attention[row] = sum;
         }
         if (!embed && grad_embeddings != nullptr) std::fill_n(grad_embeddings + first * d, rows * d, X(0));
       },
-      [&](int64_t first, int64_t rows) {
+      [&](int64_t recording, int64_t first, int64_t rows) {
         for (int64_t row = first; snippet && own_classes && row < first + rows; ++row) {
           const int32_t argmax = w.own_argmax[row];
-          if (argmax >= 0 && argmax < c) x.grad_tcam[row * c + argmax] += snippet_gradient(row);
+          if (argmax >= 0 && argmax < c) x.grad_tcam[row * c + argmax] += snippet_gradient(recording, row);
         }
       },
       [&](int64_t first, int64_t rows) {

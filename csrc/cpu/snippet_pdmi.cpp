@@ -55,10 +55,6 @@ D2NET_SIMD void spread(const double* scores, int64_t length, double fg_threshold
   spread_row(scores, length, fg_threshold, bg_threshold, fg, bg, grad_attention);
 }
 
-int64_t length_of(const int64_t* lengths, int64_t i, int64_t t) {
-  return lengths == nullptr ? t : std::clamp<int64_t>(lengths[i], 0, t);
-}
-
 int64_t recordings_per_range(int64_t t) { return 1 + 32768 / (t + 1); }
 
 }  // namespace
@@ -68,8 +64,8 @@ void snippet_pdmi(const SnippetPdmi<T>& x, int threads) {
   const T fg_threshold = T(x.fg_threshold), bg_threshold = T(x.bg_threshold);
   parallel_for(x.b, recordings_per_range(x.t), threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t length = length_of(x.lengths, i, x.t);
-      const Sides sides = sum_sides(x.attention + i * x.t, x.scores + i * x.t, length, fg_threshold, bg_threshold);
+      const int64_t length = x.rows.length(x.lengths, i, x.t), first = x.rows.first(i, x.t);
+      const Sides sides = sum_sides(x.attention + first, x.scores + first, length, fg_threshold, bg_threshold);
       const double n_fg = sides.n_fg, n_bg = sides.n_bg;
       x.valid[i] = n_fg > 0 && n_bg > 0;
       if (!x.valid[i]) {
@@ -91,10 +87,11 @@ template <typename T>
 void snippet_pdmi_backward(const SnippetPdmi<T>& x, int threads) {
   parallel_for(x.b, recordings_per_range(x.t), threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t length = length_of(x.lengths, i, x.t);
-      spread(x.scores + i * x.t, length, T(x.fg_threshold), T(x.bg_threshold), x.grad_loss[i] * x.side_grad[2 * i],
-             x.grad_loss[i] * x.side_grad[2 * i + 1], x.grad_attention + i * x.t);
-      std::fill(x.grad_attention + i * x.t + length, x.grad_attention + (i + 1) * x.t, T(0));
+      const int64_t length = x.rows.length(x.lengths, i, x.t), first = x.rows.first(i, x.t);
+      T* const out = x.grad_attention + first;
+      spread(x.scores + first, length, T(x.fg_threshold), T(x.bg_threshold), x.grad_loss[i] * x.side_grad[2 * i],
+             x.grad_loss[i] * x.side_grad[2 * i + 1], out);
+      std::fill(out + length, out + x.rows.written(x.lengths, i, x.t), T(0));
     }
   });
 }

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "cpu/common/parallel.h"
+#include "cpu/common/rows.h"
 #include "cpu/common/simd.h"
 #include "math/topk.h"
 #include "topk_pool.h"
@@ -54,19 +54,14 @@ D2NET_SIMD void class_max(const double* tcam, int64_t rows, int64_t c, double* a
 
 template <typename T>
 void tcam_pool(const TopkPool<T>& x, int threads) {
-  const int64_t t = x.t, c = x.c;
-  const int64_t grain = 1 + 16384 / (c + 1);                               // about 10 us of work
-  parallel_for(x.b * t, grain, threads, [&](int64_t begin, int64_t end) {  // rows of (b t)
-    while (begin < end) {
-      const int64_t recording = begin / t, from = begin % t, to = std::min(t, from + end - begin);
-      const int64_t valid = std::clamp(math::clamped_length(x.lengths, recording, t), from, to);
-      class_max(x.x + begin * c, valid - from, c, x.attention + begin, x.argmax + begin);
-      const int64_t past = recording * t + valid;
-      std::fill_n(x.attention + past, to - valid, T(0));
-      std::fill_n(x.argmax + past, to - valid, -1);
-      begin += to - from;
-    }
-  });
+  const int64_t c = x.c, grain = 1 + 16384 / (c + 1);  // about 10 us of work
+  parallel_rows(Snippets(x.rows, x.lengths, x.b, x.t), grain, threads,
+                [&](int64_t recording, int64_t from, int64_t to, int64_t row) {
+                  const int64_t valid = std::clamp(x.rows.length(x.lengths, recording, x.t), from, to) - from;
+                  class_max(x.x + row * c, valid, c, x.attention + row, x.argmax + row);
+                  std::fill_n(x.attention + row + valid, to - from - valid, T(0));
+                  std::fill_n(x.argmax + row + valid, to - from - valid, -1);
+                });
   topk_pool(x, threads);
 }
 

@@ -288,7 +288,7 @@ void pool_tile(const TopkPool<T>& x, int64_t first, int columns, int width,
   Key length[kLanes] = {}, k[kLanes] = {};  // of lanes without a column too: nothing of nothing
   int64_t rows = 0;
   for (int l = 0; l < columns; ++l) {
-    const int64_t own = math::clamped_length(x.lengths, (first + l) / c, t);
+    const int64_t own = x.rows.length(x.lengths, (first + l) / c, t);
     for (int lane = l; lane < kLanes && own > 0; lane += width) {
       length[lane] = Key(own);
       k[lane] = Key(math::topk_count(own, x.divisor));
@@ -299,7 +299,7 @@ void pool_tile(const TopkPool<T>& x, int64_t first, int columns, int width,
   for (int group, l = 0; l < width; l += group) {  // columns of one recording, then the lanes without one
     const int64_t recording = (first + l) / c, column = (first + l) % c;
     group = l < columns ? int(std::min<int64_t>(columns - l, c - column)) : width - l;
-    if (length[l] > 0) load(x.x + recording * t * c + column, c, length[l], group, width, keys + l, spare);
+    if (length[l] > 0) load(x.x + x.rows.first(recording, t) * c + column, c, length[l], group, width, keys + l, spare);
     for (int64_t row = length[l]; row < rows; ++row) std::fill_n(keys + row * width + l, group, kNothing<Key>);
   }
   // The last vector may be half full, and the last rows are read in full vectors.
@@ -383,7 +383,7 @@ void topk_pool(const TopkPool<T>& x, int threads) {
 
 template <typename T>
 void topk_pool_backward(const TopkPool<T>& x, int threads) {
-  const auto nothing = [](int64_t, int64_t) {};
+  const auto nothing = [](int64_t, int64_t, int64_t) {};
   pooled_gradient(x, 0, threads, nothing, nothing,
                   [&](int64_t row, int64_t rows) { std::fill_n(x.grad_x + row * x.c, rows * x.c, T(0)); });
 }

@@ -37,14 +37,15 @@ __device__ __forceinline__ int64_t lowest_of(const A* attention, int64_t length)
 template <typename T, int N, typename A = accumulator_t<T>>
 __global__ void __launch_bounds__(kSumThreads, 4) pool_over_time_kernel(const PoolOverTime<T> pool, int64_t chunks) {
   const int64_t t = pool.t, d = pool.d, recording = blockIdx.x / chunks;
-  const int64_t first = blockIdx.x % chunks * kPoolChunk, length = math::clamped_length(pool.lengths, recording, t);
+  const int64_t first = blockIdx.x % chunks * kPoolChunk, length = pool.rows.length(pool.lengths, recording, t);
+  const int64_t origin = pool.rows.first(recording, t);
   const int64_t last = min(first + kPoolChunk, length);
   const int64_t column = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * N;
   const bool has_column = column < d;
   if (first < last) {
     const Weights<A> mine =
-        weights_of_lane(pool.attention + recording * t, first, last, pool.threshold, pool.background_threshold);
-    const T* __restrict__ rows = pool.x + (recording * t + first) * d + column;
+        weights_of_lane(pool.attention + origin, first, last, pool.threshold, pool.background_threshold);
+    const T* __restrict__ rows = pool.x + (origin + first) * d + column;
     Pack<A, N> fg = {}, bg = {};
     unsigned left = __ballot_sync(kAllLanes, selected(mine.fg) || selected(mine.bg)), ahead = left;
     constexpr int kAhead = sizeof(Pack<T, N>) < 16 ? 8 : 4;
@@ -86,8 +87,7 @@ __global__ void __launch_bounds__(kSumThreads, 4) pool_over_time_kernel(const Po
   if (is_first || (is_last && pool.mean)) {
 #pragma unroll 4
     for (int64_t s = threadIdx.x; s < length; s += blockDim.x) {
-      const Weights<A> weights =
-          weights_of(pool.attention[recording * t + s], pool.threshold, pool.background_threshold);
+      const Weights<A> weights = weights_of(pool.attention[origin + s], pool.threshold, pool.background_threshold);
       totals[0] += selected(weights.fg) ? double(weights.fg) : 0.0;
       totals[1] += selected(weights.bg) ? double(weights.bg) : 0.0;
     }
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kSumThreads, 4) pool_over_time_kernel(const Po
     }
   }
   if (pool.lowest != nullptr) {
-    const int64_t lowest = lowest_of(pool.attention + recording * t, length);
+    const int64_t lowest = lowest_of(pool.attention + origin, length);
     if (threadIdx.x == 0) pool.lowest[recording] = lowest;
   }
 }
@@ -133,11 +133,12 @@ __global__ void __launch_bounds__(kSumThreads, 4) pool_over_time_kernel(const Po
 template <typename T, typename A = accumulator_t<T>>
 __global__ void __launch_bounds__(kTermsThreads)
     mean_terms_kernel(const AttentionPool<T> x, bool has_grad_attention, A threshold, A background_threshold) {
-  const int64_t recording = blockIdx.x / 2, length = math::clamped_length(x.lengths, recording, x.t), d = x.d;
+  const int64_t recording = blockIdx.x / 2, length = x.rows.length(x.lengths, recording, x.t), d = x.d;
+  const A* attention = x.attention + x.rows.first(recording, x.t);
   const bool foreground = blockIdx.x % 2 == 0;
   double total = 0;
   for (int64_t i = threadIdx.x; i < length; i += blockDim.x) {
-    const Weights<A> weights = weights_of(x.attention[recording * x.t + i], threshold, background_threshold);
+    const Weights<A> weights = weights_of(attention[i], threshold, background_threshold);
     const A weight = foreground ? weights.fg : weights.bg;
     if (selected(weight)) total += weight;
   }
@@ -161,10 +162,11 @@ struct WriteAttention {
   static constexpr int64_t kLeastThreads = 32;
   A* grad_attention;  // (b, t), or null
   int64_t t;
+  Rows of_batch;
 
   __device__ __forceinline__ void operator()(int64_t recording, int64_t first, int rows, A gradient) const {
     if (grad_attention == nullptr || int(threadIdx.x) >= rows) return;
-    grad_attention[recording * t + first + threadIdx.x] = gradient;
+    grad_attention[of_batch.first(recording, t) + first + threadIdx.x] = gradient;
   }
 };
 
@@ -187,9 +189,9 @@ void attention_pool(const AttentionPool<T>& x, int device, void* stream) {
   using A = accumulator_t<T>;
   const Stream on("attention_pool", device, stream);
   on.fill(x.arrived, 0, pool_counters(x.b, x.d));
-  pool_over_time(on,
-                 PoolOverTime<T>{x.x, x.attention, x.lengths, x.b, x.t, x.d, A(x.threshold), A(x.background_threshold),
-                                 x.mean != 0, x.partial, x.arrived, x.x_fg, x.x_bg, x.valid_fg, x.valid_bg});
+  pool_over_time(on, PoolOverTime<T>{x.x, x.attention, x.lengths, x.b, x.t, x.d, A(x.threshold),
+                                     A(x.background_threshold), x.mean != 0, x.partial, x.arrived, x.x_fg, x.x_bg,
+                                     x.valid_fg, x.valid_bg, nullptr, nullptr, x.rows});
 }
 
 template <typename T>
@@ -211,8 +213,9 @@ void attention_pool_backward(const AttentionPool<T>& x, int device, void* stream
                                  x.d,
                                  threshold,
                                  background_threshold,
-                                 x.grad_x};
-  pool_gradient(on, gradient, WriteAttention<A>{x.grad_attention, x.t});
+                                 x.grad_x,
+                                 x.rows};
+  pool_gradient(on, gradient, WriteAttention<A>{x.grad_attention, x.t, x.rows});
 }
 
 template void pool_over_time<float>(const Stream&, const PoolOverTime<float>&);

@@ -12,12 +12,12 @@ __global__ void __launch_bounds__(kScoreThreads, 2) bottom_up(const BottomUpAtte
   const int lane = threadIdx.x % 32;
   const int64_t recording = blockIdx.x / groups;
   const int64_t first = blockIdx.x % groups * kScoreBlockRows + threadIdx.x / 32 * kScoreRows;
-  if (first >= t) return;  // whole warps; no barrier of the block follows
-  const int64_t length = x.lengths == nullptr ? t : min(x.lengths[recording], t);
+  const int64_t length = x.rows.length(x.lengths, recording, t), written = x.rows.written(x.lengths, recording, t);
+  if (first >= written) return;  // whole warps; no barrier of the block follows
   const int rows = int(max(min(length - first, int64_t(kScoreRows)), int64_t(0)));
-  const Angle<A> mine = angles_of<N>(x.x + (recording * t + first) * d, x.x_ref, rows, d);
-  if (lane >= kScoreRows || first + lane >= t) return;
-  const int64_t to = recording * t + first + lane;
+  const int64_t first_row = x.rows.first(recording, t) + first, to = first_row + lane;
+  const Angle<A> mine = angles_of<N>(x.x + first_row * d, x.x_ref, rows, d);
+  if (lane >= kScoreRows || first + lane >= written) return;
   x.attention[to] = A(0.5) * (1 - mine.cosine);
   x.norms[to] = mine.norm;
 }

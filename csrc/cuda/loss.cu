@@ -29,17 +29,18 @@ struct Tcam : Plain<A> {
   unsigned* arrived;  // n_arrived counters, which it sets to 0 for the launches that follow
   int64_t n_arrived;
 
-  __device__ __forceinline__ int64_t length(const int64_t* lengths, int64_t recording, int64_t t, bool first) const {
+  __device__ __forceinline__ int64_t length(const TopkPool<A>& pool, int64_t recording, bool first) const {
     if (blockIdx.x == 0) {
       for (int64_t i = threadIdx.x; i < n_arrived; i += blockDim.x) arrived[i] = 0;
     }
-    bool counts = double(lengths == nullptr ? t : lengths[recording]) >= min_snippets;
+    int64_t length = pool.rows.length(pool.lengths, recording, pool.t);
+    bool counts = double(given_length(pool.rows, pool.lengths, recording, length)) >= min_snippets;
     if (skip_unlabelled) {
       bool any = false;
       for (int64_t k = threadIdx.x; k < c; k += blockDim.x) any = any || labels[recording * c + k] > A(0);
       counts = __syncthreads_or(any) && counts;
     }
-    const int64_t length = counts ? math::clamped_length(lengths, recording, t) : 0;
+    length = counts ? length : 0;
     if (first && threadIdx.x == 0) counted[recording] = length;
     return length;
   }
@@ -72,7 +73,8 @@ void loss(const Loss<X>& arguments, int device, void* stream) {
   const Tcam<A> tcam{{x.tcam},    x.labels,     c, with.min_snippets, with.skip_unlabelled != 0, x.counted,
                      x.s.arrived, x.s.n_arrived};
   const int64_t divisor = int64_t(with.topk_divisor);
-  const TopkPool<A> pool{x.tcam, x.lengths, b, t, c, divisor, x.attention, x.w.argmax, x.pooled, x.w.kth, x.w.last};
+  TopkPool<A> pool{x.tcam, x.lengths, b, t, c, divisor, x.attention, x.w.argmax, x.pooled, x.w.kth, x.w.last};
+  pool.rows = x.rows;
   pool_columns(on, tcam, pool);
   const bool score = with.score != 0,
              discriminative = with.classify != 0 || with.update != 0 || !(score || x.has_video);
@@ -98,7 +100,7 @@ void loss(const Loss<X>& arguments, int device, void* stream) {
     pool_over_time(on, PoolOverTime<X>{x.embeddings, x.attention, x.counted, b, t, d, A(with.threshold),
                                        A(with.background_threshold), with.mean_embeddings != 0, x.s.partial,
                                        x.s.arrived, x.x, x.x + b * d, x.valid, x.valid + b, x.w.weights,
-                                       with.lowest_attention != 0 ? x.s.lowest : nullptr});
+                                       with.lowest_attention != 0 ? x.s.lowest : nullptr, x.rows});
   }
   on.launch(discriminative_kernel<X>, discriminative_blocks, kLossThreads, 0, x, unsigned(term_blocks),
             score ? 0u : final_blocks);

@@ -136,9 +136,10 @@ struct WriteGradTcam {
     D2NET_SHARED(A, grad_own_max, [kBackwardRows]);
     D2NET_SHARED(int32_t, argmax, [kBackwardRows]);
     D2NET_SHARED(int32_t, own_argmax, [kBackwardRows]);
-    const int64_t t = x.t, c = x.c, length = x.counted[recording];
+    const int64_t c = x.c, length = x.rows.length(x.counted, recording, x.t);
+    const int64_t first_row = x.rows.first(recording, x.t) + first;
     if (int(threadIdx.x) < rows) {
-      const int64_t row = recording * t + first + threadIdx.x;
+      const int64_t row = first_row + threadIdx.x;
       const bool inside = first + threadIdx.x < length, own = x.with.own_classes != 0;
       const bool is_fg = inside && snippet && x.scores[row] > A(x.with.fg_threshold);
       const bool is_bg = inside && snippet && x.scores[row] < A(x.with.bg_threshold);
@@ -154,7 +155,7 @@ struct WriteGradTcam {
     const A topk = A(math::topk_count(length, int64_t(x.with.topk_divisor)));
     for (unsigned i = threadIdx.x; i < unsigned(rows) * unsigned(c); i += blockDim.x) {
       const int row = int(i / unsigned(c)), k = int(i % unsigned(c));
-      const int64_t at = (recording * t + first) * c + i, column = recording * c + k;
+      const int64_t at = first_row * c + i, column = recording * c + k;
       A sum = 0;
       if (first + row < length) {
         const auto kth = math::ordered_key(x.w.kth[column]);
@@ -185,7 +186,7 @@ void loss_backward(const Loss<X>& arguments, int device, void* stream) {
   PoolGradient<X> gradient = {};
   gradient.attention = x.attention, gradient.lengths = x.counted;
   gradient.threshold = A(with.threshold), gradient.background_threshold = A(with.background_threshold);
-  gradient.b = x.b, gradient.t = x.t, gradient.grad_x = x.grad_embeddings;
+  gradient.b = x.b, gradient.t = x.t, gradient.rows = x.rows, gradient.grad_x = x.grad_embeddings;
   if (embed) {
     gradient.x = x.embeddings, gradient.d = x.d;
     gradient.grad_fg = x.s.grad_x, gradient.grad_bg = x.s.grad_x + x.b * x.d;

@@ -34,15 +34,11 @@ __device__ __forceinline__ Run<T> load(const T* row, int64_t begin, int64_t end,
   return run;
 }
 
-__device__ __forceinline__ int64_t length_of(const int64_t* lengths, int64_t i, int64_t t) {
-  return lengths == nullptr ? t : min(max(lengths[i], int64_t(0)), t);
-}
-
 template <typename T>
 __global__ void __launch_bounds__(kThreads) snippet_pdmi_kernel(const SnippetPdmi<T> x) {
   const T fg_threshold = T(x.fg_threshold), bg_threshold = T(x.bg_threshold);
-  const int64_t i = blockIdx.x, length = length_of(x.lengths, i, x.t);
-  const T *row = x.attention + i * x.t, *row_scores = x.scores + i * x.t;
+  const int64_t i = blockIdx.x, length = x.rows.length(x.lengths, i, x.t), first = x.rows.first(i, x.t);
+  const T *row = x.attention + first, *row_scores = x.scores + first;
   const bool wide = is_aligned(row) && is_aligned(row_scores);
   int64_t count_fg = 0, count_bg = 0;
   double sum_fg = 0, sum_bg = 0;
@@ -83,10 +79,10 @@ __global__ void __launch_bounds__(kThreads) snippet_pdmi_backward_kernel(const S
   const T fg_threshold = T(x.fg_threshold), bg_threshold = T(x.bg_threshold);
   const int64_t i = blockIdx.x / blocks;
   const int64_t k = (int64_t(blockIdx.x % blocks) * kThreads + threadIdx.x) * Run<T>::kSize;
-  if (k >= x.t) return;
-  const int64_t length = length_of(x.lengths, i, x.t);
-  const T* row = x.scores + i * x.t;
-  T* out = x.grad_attention + i * x.t;
+  const int64_t length = x.rows.length(x.lengths, i, x.t), written = x.rows.written(x.lengths, i, x.t);
+  if (k >= written) return;
+  const T* row = x.scores + x.rows.first(i, x.t);
+  T* out = x.grad_attention + x.rows.first(i, x.t);
   const Run<T> s = load(row, k, length, is_aligned(row));
   const T fg = x.grad_loss[i] * x.side_grad[2 * i], bg = x.grad_loss[i] * x.side_grad[2 * i + 1];
   Run<T> result;
@@ -95,13 +91,13 @@ __global__ void __launch_bounds__(kThreads) snippet_pdmi_backward_kernel(const S
     const bool inside = k + j < length;
     result.x[j] = (inside && s.x[j] > fg_threshold ? fg : T(0)) + (inside && s.x[j] < bg_threshold ? bg : T(0));
   }
-  if (is_aligned(out) && k + Run<T>::kSize <= x.t) {
+  if (is_aligned(out) && k + Run<T>::kSize <= written) {
     *reinterpret_cast<Run<T>*>(out + k) = result;
     return;
   }
 #pragma unroll
   for (int j = 0; j < Run<T>::kSize; ++j) {
-    if (k + j < x.t) out[k + j] = result.x[j];
+    if (k + j < written) out[k + j] = result.x[j];
   }
 }
 

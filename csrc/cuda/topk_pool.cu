@@ -26,11 +26,12 @@ __global__ void __launch_bounds__(kGradientThreads) topk_pool_backward_kernel(co
   const int64_t row_packs = g.c / N;
   // 64-bit divisions take several times as long.
   const bool small = packs <= 0xffffffffLL;
-  const int64_t row = small ? unsigned(index) / unsigned(row_packs) : index / row_packs;
-  const int64_t recording = small ? unsigned(row) / unsigned(g.t) : row / g.t;
-  const int32_t step = int32_t(row - recording * g.t), first = int32_t(index - row * row_packs) * N;
-  const int64_t i = index * N, column = recording * g.c + first;
-  const int64_t length = math::clamped_length(g.lengths, recording, g.t);
+  const int64_t snippet = small ? unsigned(index) / unsigned(row_packs) : index / row_packs;
+  const int64_t recording = small ? unsigned(snippet) / unsigned(g.t) : snippet / g.t;
+  const int32_t step = int32_t(snippet - recording * g.t), first = int32_t(index - snippet * row_packs) * N;
+  const int64_t length = g.rows.length(g.lengths, recording, g.t);
+  if (step >= g.rows.written(g.lengths, recording, g.t)) return;
+  const int64_t row = g.rows.first(recording, g.t) + step, i = row * g.c + first, column = recording * g.c + first;
   if (step >= length) {
     store(g.grad_x + i, Pack<T, N>{});
     return;

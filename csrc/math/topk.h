@@ -2,15 +2,9 @@
 #pragma once
 
 #include "math/ordered_float.h"
+#include "math/rows.h"
 
 namespace d2net::math {
-
-// lengths[recording] within [0, t]; t where there are no lengths.
-D2NET_HD inline int64_t clamped_length(const int64_t* lengths, int64_t recording, int64_t t) {
-  if (lengths == nullptr) return t;
-  const int64_t length = lengths[recording];
-  return length < 0 ? 0 : length > t ? t : length;
-}
 
 // k = max(1, ceil(length / divisor)).
 D2NET_HD inline int64_t topk_count(int64_t length, int64_t divisor) {

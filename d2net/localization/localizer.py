@@ -9,7 +9,8 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops.checks import as_tensor, valid_mask
-from d2net.ops.proposals import Proposals, extract_proposals
+from d2net.ops.packed import padded
+from d2net.ops.proposals import Proposals, extract_proposals, read_packing
 from d2net.ops.topk_pool import topk_pool
 from d2net.recipes import LocalizationRecipe, Recipe, load_recipe
 
@@ -40,7 +41,15 @@ class Localizer:
         return Localizer(Recipe.from_dict(table, source=f"localizer of recipe {name}").localization)
 
     @torch.no_grad()
-    def __call__(self, tcam: Tensor, attention: Tensor | None = None, lengths: Tensor | None = None) -> Proposals:
+    def __call__(
+        self,
+        tcam: Tensor,
+        attention: Tensor | None = None,
+        lengths: Tensor | None = None,
+        *,
+        offsets: Tensor | None = None,
+        max_length: int | None = None,
+    ) -> Proposals:
         """Localize the actions of a batch, or of one recording, without the batch dimension.
 
         1. The activations are refined: r_c = lambda' T_c.
@@ -53,22 +62,26 @@ class Localizer:
         The settings of ``LocalizationRecipe`` give variants of every step.
 
         Args:
-            tcam: (B, T, C) or (T, C) class activations. Arrays and lists are converted.
-            attention: (B, T) or (T,) bottom-up attention lambda' (Eq. 8). With None, or with ``attention: false`` in
-                the recipe, the TCAM is not refined.
+            tcam: (B, T, C) or (T, C) class activations; (N, C) with ``offsets``. Arrays and lists are converted.
+            attention: (B, T) or (T,) bottom-up attention lambda' (Eq. 8), or (N,). With None, or with
+                ``attention: false`` in the recipe, the TCAM is not refined.
             lengths: (B,) valid snippets of each recording (None: all T). Later snippets never matter.
+            offsets: (B+1,) the first row of each recording in a packed batch (:mod:`d2net.ops`).
+            max_length: Of a packed batch, an upper bound of the lengths.
 
         Returns:
             Proposals by recording, class and falling score, in snippets.
 
         Raises:
-            InputError: wrong shapes, or NaN or Inf within a recording.
+            InputError: wrong shapes, lengths of a packed batch that do not fit, or NaN or Inf within a recording.
         """
         tcam = as_tensor("Localizer", "tcam", tcam)
         if attention is not None:
             attention = as_tensor("Localizer", "attention", attention, tcam)
         if lengths is not None:
             lengths = as_tensor("Localizer", "lengths", lengths, tcam)
+        if offsets is not None or max_length is not None:
+            return self._packed(tcam, attention, lengths, offsets, max_length)
         if tcam.ndim == 2:
             tcam = tcam[None]
             attention = None if attention is None else attention[None]
@@ -99,6 +112,23 @@ class Localizer:
             min_contrast=-math.inf if self.recipe.min_contrast is None else self.recipe.min_contrast,
         )
         return self._above_score_threshold(proposals, batch, classes=tcam.shape[2])
+
+    def _packed(
+        self,
+        tcam: Tensor,
+        attention: Tensor | None,
+        lengths: Tensor | None,
+        offsets: Tensor | None,
+        max_length: int | None,
+    ) -> Proposals:
+        """:meth:`__call__` of (N, C) and (N,). They are copied to (B, T, ...): activations are few."""
+        if tcam.ndim != 2:
+            raise InputError(f"tcam has shape {tuple(tcam.shape)}, expected (N, C) with offsets")
+        if attention is not None and attention.shape != tcam.shape[:1]:
+            raise InputError(f"attention has shape {tuple(attention.shape)}, expected one value a row, ({len(tcam)},)")
+        packing = read_packing("Localizer", tcam, lengths, offsets, max_length)
+        attention = None if attention is None else padded(attention, *packing)
+        return self(padded(tcam, *packing), attention, packing.lengths)
 
     def _scaled(self, attention: Tensor, lengths: Tensor | None) -> Tensor:
         """lambda' (B, T), scaled such that its maximum within each recording is ``attention_peak``."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -14,11 +15,14 @@ from d2net.data.dataset import Dataset, Recording
 from d2net.detections import Detections
 from d2net.errors import InputError
 from d2net.localization.localizer import Localizer
+from d2net.model import D2Net
 from d2net.ops.bottom_up_attention import bottom_up_attention
 from d2net.ops.checks import check_kept
 from d2net.ops.proposals import Proposals
 from d2net.recipes import LocalizationRecipe, Recipe
-from d2net.threads import computing, multiply_adds, threads_for
+from d2net.threads import WORK_PER_THREAD, computing, multiply_adds, threads_for
+
+GROUP_ROWS = 8192  # at most, of recordings that run through a network together
 
 
 def predict(model: nn.Module, features: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
@@ -41,12 +45,19 @@ def predict(model: nn.Module, features: np.ndarray | Tensor) -> tuple[Tensor, Te
     # torch.tensor copies an array: it may be read-only, which a tensor cannot be.
     x = (features if isinstance(features, Tensor) else torch.tensor(features)).to(x_ref.device, torch.float32)
     lengths = torch.tensor([len(x)], device=x.device)
+    with _evaluating(model, len(x)):
+        out = model(x[None], lengths)
+        return out.tcam[0], bottom_up_attention(out.embeddings, x_ref)[0]
+
+
+@contextmanager
+def _evaluating(model: nn.Module, rows: int) -> Iterator[None]:
+    """In evaluation mode and without gradient, in as many threads as ``rows`` snippets are worth."""
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), computing(threads_for(multiply_adds(model, len(x)))):
-            out = model(x[None], lengths)
-            return out.tcam[0], bottom_up_attention(out.embeddings, x_ref)[0]
+        with torch.no_grad(), computing(threads_for(multiply_adds(model, rows))):
+            yield
     finally:
         model.train(training)
 
@@ -78,14 +89,17 @@ def localize(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Detections:
-    """Detections of every recording of a dataset (Sec. 3.3), one recording at a time at its full length.
+    """Detections of every recording of a dataset (Sec. 3.3), each at its full length.
+
+    Short recordings run through a :class:`d2net.model.D2Net` together, packed into up to 8,192 rows. On a CPU those of
+    a large network do not: there each is enough work to run alone.
 
     Args:
         model: See :func:`predict`. It runs on its own device.
         dataset: Its recordings, in order, become ``videos`` of the result; it needs no labels. The classes of the
             result are those of the model, in the order of its outputs (:func:`classes_of`).
         recipe: The settings of Sec. 3.3; None: those that the model was trained with, ``model.recipe.localization``.
-        progress: Called with (recordings done, all recordings) after each.
+        progress: Called with (recordings done, all recordings) for each, after those that it ran together with.
 
     Raises:
         InputError: a model without x_ref or settings, or of other stream widths than the dataset, features that cannot
@@ -114,12 +128,62 @@ def localize(
             stacklevel=2,
         )
     localizer = Localizer(recipe)
-    found = []
-    for index, recording in enumerate(dataset.recordings):
-        found.append(propose(localizer, recording, *predict(model, dataset.features(index))))
-        if progress is not None:
-            progress(index + 1, len(dataset))
-    return of_dataset(found, dataset, classes_of(model, dataset))
+    found: list[Proposals] = []
+    done = 0
+    for group in _groups(model, dataset):
+        recordings = dataset.recordings[done : done + len(group)]
+        if isinstance(model, D2Net) and len(group) > 1:
+            proposals = _propose_together(localizer, recordings, model, group)
+        else:
+            proposals = propose(localizer, recordings[0], *predict(model, group[0]))
+        found.append(proposals._replace(recording=proposals.recording + done))
+        for _ in group:
+            done += 1
+            if progress is not None:
+                progress(done, len(dataset))
+        del group  # before the next is read
+    return _in_seconds(found, dataset, classes_of(model, dataset))
+
+
+def _groups(model: nn.Module, dataset: Dataset) -> Iterator[list[np.ndarray]]:
+    """The features of the recordings, in order, by what runs together: one recording, or several that fit."""
+    most = 0
+    if type(model) is D2Net:  # the forward of another may not take packed recordings
+        most = GROUP_ROWS
+        if model.x_ref.device.type == "cpu":
+            most = min(most, WORK_PER_THREAD // multiply_adds(model, 1))  # so much work hides what a call costs
+    group: list[np.ndarray] = []
+    rows = 0
+    for index in range(len(dataset)):
+        x = dataset.features(index)
+        if group and rows + len(x) > most:
+            yield group
+            group, rows = [], 0
+        group.append(x)
+        rows += len(x)
+        del x  # a long recording is not kept while the next is read
+        if rows >= most:
+            yield group
+            group, rows = [], 0
+    if group:
+        yield group
+
+
+def _propose_together(
+    localizer: Localizer, recordings: Sequence[Recording], model: D2Net, features: Sequence[np.ndarray]
+) -> Proposals:
+    """:func:`propose` of several recordings, packed, from their features (T, W)."""
+    device, ends = model.x_ref.device, np.cumsum([0, *(len(x) for x in features)])
+    x, offsets = torch.from_numpy(np.concatenate(features)).to(device), torch.from_numpy(ends).to(device)
+    with _evaluating(model, len(x)):
+        out = model(x, offsets=offsets)
+        attention = bottom_up_attention(out.embeddings[None], model.x_ref)[0]
+    try:
+        return localizer(out.tcam, attention, offsets=offsets)
+    except InputError:
+        for recording, first, end in zip(recordings, ends, ends[1:], strict=False):
+            propose(localizer, recording, out.tcam[first:end], attention[first:end])  # names the recording
+        raise
 
 
 def propose(localizer: Localizer, recording: Recording, tcam: Tensor, attention: Tensor | None) -> Proposals:
@@ -136,12 +200,17 @@ def propose(localizer: Localizer, recording: Recording, tcam: Tensor, attention:
 
 def of_dataset(found: Sequence[Proposals], dataset: Dataset, classes: Sequence[str]) -> Detections:
     """The proposals of each recording of a dataset, in its order, as detections in seconds."""
+    numbered = [p._replace(recording=torch.full_like(p.recording, i)) for i, p in enumerate(found)]
+    return _in_seconds(numbered, dataset, classes)
+
+
+def _in_seconds(found: Sequence[Proposals], dataset: Dataset, classes: Sequence[str]) -> Detections:
+    """Proposals by the number of their recording in a dataset, as detections in seconds."""
     if not found:
         none = torch.empty(0, dtype=torch.int64)
         found = [Proposals(none, none, none, none, torch.empty(0))]
-    numbered = [p._replace(recording=torch.full_like(p.recording, i)) for i, p in enumerate(found)]
     return to_detections(
-        Proposals(*(torch.cat(column) for column in zip(*numbered, strict=True))),
+        Proposals(*(torch.cat(column) for column in zip(*found, strict=True))),
         videos=[r.name for r in dataset.recordings],
         classes=classes,
         seconds_per_snippet=[r.seconds_per_snippet for r in dataset.recordings],

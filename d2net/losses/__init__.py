@@ -15,16 +15,12 @@ from d2net.losses.comparison import (
     VideoDMI,
     VideoL1,
 )
-from d2net.losses.complementary import (
-    CoActivitySimilarity,
-    SnippetContrast,
-    UncertaintyModeling,
-    UncertaintyModelingResult,
-)
+from d2net.losses.complementary import CoActivitySimilarity, SnippetContrast
 from d2net.losses.denoising import Denoising, DenoisingLoss, SnippetDenoising
 from d2net.losses.discriminative import Discriminative, DiscriminativeLoss
 from d2net.losses.pairing import draw_permutations
 from d2net.losses.total import D2NetLoss, D2NetLossResult
+from d2net.losses.uncertainty import UncertaintyModeling, UncertaintyModelingResult
 from d2net.losses.video_denoising import VideoDenoising
 from d2net.ops.bottom_up_attention import bottom_up_attention
 

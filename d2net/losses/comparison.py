@@ -37,13 +37,23 @@ class FocalLoss(nn.Module):
         self.topk_divisor: int = setting(self, Count, topk_divisor=topk_divisor)
         self.probability_floor: float = setting(self, Eps, probability_floor=probability_floor)
 
-    def forward(self, tcam: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor:
+    def forward(
+        self,
+        tcam: Tensor,
+        lengths: Tensor | None,
+        labels: Tensor,
+        *,
+        offsets: Tensor | None = None,
+        max_length: int | None = None,
+    ) -> Tensor:
         """Sum over classes, mean over the recordings that have a snippet.
 
         Args:
-            tcam: (B, T, C) class activations in [0, 1].
+            tcam: (B, T, C) class activations in [0, 1]; (N, C) with ``offsets``.
             lengths: (B,) int64, or None (all T).
             labels: (B, C) multi-hot.
+            offsets: (B+1,) int64, the first row of each recording in a packed batch (:mod:`d2net.losses`).
+            max_length: Of a packed batch, an upper bound of the lengths; None: N.
 
         Returns:
             A scalar.
@@ -51,14 +61,15 @@ class FocalLoss(nn.Module):
         Raises:
             InputError: shapes or devices that do not fit; logits as ``tcam`` or NaN labels (checked on a CPU only).
         """
-        tcam, lengths, labels = take_scores(type(self).__name__, tcam, lengths, labels)
+        tcam, rows, labels = take_scores(type(self).__name__, tcam, lengths, labels, offsets, max_length)
         settings = LossSettings(
             topk_divisor=self.topk_divisor,
             classify=True,
             beta=self.beta,
             probability_floor=self.probability_floor,
         )
-        return d2net_loss(LossInputs(tcam, None, lengths, labels), settings).discriminative
+        batch = LossInputs(tcam, None, rows.lengths, labels, offsets=rows.offsets)
+        return d2net_loss(batch, settings, rows.max_length).discriminative
 
 
 class CrossEntropyLoss(FocalLoss):

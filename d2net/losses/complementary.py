@@ -1,8 +1,8 @@
-"""Losses of other methods, as their papers define them, to add to the loss of D2-Net."""
+"""Losses of W-TALC and CoLA, as their papers define them, to add to the loss of D2-Net."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -10,110 +10,13 @@ from torch.nn import functional as F
 
 from d2net.errors import InputError
 from d2net.fields import Range
-from d2net.losses._common import check_batch, check_known, present, setting
-from d2net.ops.attention_pool import attention_pool
-from d2net.ops.checks import as_lengths, as_tensors, check_floating, check_same, check_shape, valid_mask, within
+from d2net.losses._common import Rows, check_known, check_labels, check_rows, setting
+from d2net.ops.checks import as_tensors, check_floating, within
 from d2net.ops.loss_ref import mean_of, unit_vectors
 from d2net.ops.precision import at_least_float32, product
 from d2net.recipes import Count, Weight, Width
 
-MarginUnit = Literal["absolute", "embedding"]
 Temperature = Annotated[float, Range(1e-6)]  # below, float32 does not tell one cosine from the next
-
-
-class UncertaintyModelingResult(NamedTuple):
-    """Scalars of one batch.
-
-    Attributes:
-        total: weight * magnitude + entropy, or entropy alone where the weight is 0.
-        magnitude: L_um, before its weight.
-        entropy: L_be.
-    """
-
-    total: Tensor
-    magnitude: Tensor
-    entropy: Tensor
-
-
-class UncertaintyModeling(nn.Module):
-    """UM's feature-magnitude and background-entropy terms.
-
-    Lee, Wang, Lu, Byun: "Weakly-supervised Temporal Action Localization by Uncertainty Modeling", AAAI 2021.
-    Pseudo-action snippets are the length / act_divisor ones of largest ||x(t)||, pseudo-background snippets the
-    length / background_divisor ones of smallest; both numbers are rounded down and at least 1.
-
-        L_um = mean over recordings of (max(0, margin - ||f_act||) + ||f_bkg||)^2, f the mean embedding of the snippets
-        L_be = mean over recordings and classes of -log softmax(mean logits of the pseudo-background snippets)
-
-    Args:
-        magnitude: weight of L_um beside L_be (the paper's alpha).
-        margin: the magnitude that f_act should reach (the paper's m).
-        act_divisor: one snippet in so many is pseudo-action.
-        background_divisor: one snippet in so many is pseudo-background.
-        margin_unit: "absolute", as in the paper; "embedding": in L_um, both norms are divided by the mean of ||x(t)||
-            over the snippets of the batch, without gradient. Then a margin of 2 is twice the mean norm, L_um does not
-            depend on the scale of the embeddings, and the paper's 100 is out of reach.
-    """
-
-    def __init__(
-        self,
-        *,
-        magnitude: float = 5e-4,
-        margin: float = 100.0,
-        act_divisor: int = 9,
-        background_divisor: int = 4,
-        margin_unit: MarginUnit = "absolute",
-    ) -> None:
-        super().__init__()
-        self.magnitude: float = setting(self, Weight, magnitude=magnitude)
-        self.margin: float = setting(self, Weight, margin=margin)
-        self.act_divisor: int = setting(self, Count, act_divisor=act_divisor)
-        self.background_divisor: int = setting(self, Count, background_divisor=background_divisor)
-        self.margin_unit: MarginUnit = setting(self, MarginUnit, margin_unit=margin_unit)
-
-    def forward(self, embeddings: Tensor, logits: Tensor, lengths: Tensor | None) -> UncertaintyModelingResult:
-        """Means over the recordings of two snippets or more; a single one would be action and background at once.
-
-        Args:
-            embeddings: (B, T, D).
-            logits: (B, T, C) class logits.
-            lengths: (B,) int64, or None (all T).
-
-        Raises:
-            InputError: shapes or devices that do not fit.
-        """
-        embeddings, logits = as_tensors("UncertaintyModeling", embeddings=embeddings, logits=logits)
-        check_floating("UncertaintyModeling", "embeddings", embeddings)
-        check_floating("UncertaintyModeling", "logits", logits)
-        check_shape("UncertaintyModeling", "embeddings", embeddings, "B, T, D")
-        check_shape("UncertaintyModeling", "logits", logits, "B, T, C")
-        check_same("UncertaintyModeling", "embeddings", embeddings, "logits", logits, 2)
-        lengths = as_lengths("UncertaintyModeling", lengths, embeddings)
-        mask = within(embeddings, lengths)
-        usable = mask.sum(1) >= 2
-        mask = mask & usable[:, None]  # the other recordings are not read: NaN in them reaches no gradient
-        count = mask.sum(1)
-        with torch.no_grad():
-            norms = torch.linalg.vector_norm(at_least_float32(embeddings), dim=2)
-            rank = norms.masked_fill(~mask, -1).argsort(dim=1, descending=True, stable=True).argsort(1)
-            act_size, size = ((count // d).clamp(min=1) for d in (self.act_divisor, self.background_divisor))
-            act = mask & (rank < act_size[:, None])
-            background = mask & (rank >= (count - size)[:, None]) & ~act
-            # attention_pool weighs foreground with selection and background with 1 - selection, so it gives both means
-            # with one read of the embeddings.
-            selection = torch.where(act, 1.0, torch.where(background, 0.0, 0.5)).to(embeddings.dtype)
-        f = attention_pool(embeddings, selection, lengths, reduction="mean")
-        act_norm, background_norm = torch.linalg.vector_norm(at_least_float32(torch.stack((f.x_fg, f.x_bg))), dim=2)
-        if self.margin_unit == "embedding":
-            unit = torch.where(mask, norms, 0).sum() / count.sum().clamp(min=1)
-            unit = unit.clamp(min=torch.finfo(unit.dtype).tiny)  # where all embeddings are 0
-            act_norm, background_norm = act_norm / unit, background_norm / unit
-        magnitude = mean_of(((self.margin - act_norm).clamp(min=0) + background_norm).square(), usable)
-        mean_logits = torch.where(background[:, :, None], at_least_float32(logits), 0).sum(1) / size[:, None]
-        entropy = mean_of(-mean_logits.log_softmax(1).sum(1) / max(logits.shape[2], 1), usable)
-        # 0 * NaN is NaN: a term of weight 0 is left out.
-        total = self.magnitude * magnitude + entropy if self.magnitude != 0 else entropy
-        return UncertaintyModelingResult(total, magnitude, entropy)
 
 
 class CoActivitySimilarity(nn.Module):
@@ -134,14 +37,25 @@ class CoActivitySimilarity(nn.Module):
         super().__init__()
         self.margin: float = setting(self, Weight, margin=margin)
 
-    def forward(self, embeddings: Tensor, logits: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        logits: Tensor,
+        lengths: Tensor | None,
+        labels: Tensor,
+        *,
+        offsets: Tensor | None = None,
+        max_length: int | None = None,
+    ) -> Tensor:
         """Mean over the pairs of a class, then over the classes that have a pair; 0 if no class has one.
 
         Args:
-            embeddings: (B, T, D).
-            logits: (B, T, C) class logits.
+            embeddings: (B, T, D); (N, D) with ``offsets``.
+            logits: (B, T, C) class logits, or (N, C).
             lengths: (B,) int64, or None (all T).
             labels: (B, C) multi-hot.
+            offsets: (B+1,) int64, the first row of each recording in a packed batch (:mod:`d2net.losses`).
+            max_length: Of a packed batch, an upper bound of the lengths; None: N.
 
         Returns:
             A scalar.
@@ -152,12 +66,15 @@ class CoActivitySimilarity(nn.Module):
         logits, embeddings, labels = as_tensors(
             "CoActivitySimilarity", logits=logits, embeddings=embeddings, labels=labels
         )
-        check_batch("CoActivitySimilarity", logits, embeddings, labels)
-        lengths = as_lengths("CoActivitySimilarity", lengths, logits)
-        check_known("CoActivitySimilarity", labels, logits, lengths)
+        check_rows("CoActivitySimilarity", offsets, logits=(logits, "C"), embeddings=(embeddings, "D"))
+        rows = Rows.of("CoActivitySimilarity", logits, lengths, offsets, max_length)
+        check_labels("CoActivitySimilarity", logits, labels, rows)
+        check_known("CoActivitySimilarity", labels, logits, rows)
+        lengths, counts = rows.padded_lengths(logits), rows.present(logits)
+        logits, embeddings = rows.padded(logits), rows.padded(embeddings)
         if logits.shape[1] == 0:
             return at_least_float32(embeddings).sum() + at_least_float32(logits).sum()
-        has = (labels > 0) & present(logits, lengths)[:, None]
+        has = (labels > 0) & counts[:, None]
         paired = has & (has.sum(0) >= 2)
         padding = ~within(logits, lengths)[:, :, None]
         dtype = torch.promote_types(at_least_float32(logits).dtype, at_least_float32(embeddings).dtype)
@@ -221,13 +138,23 @@ class SnippetContrast(nn.Module):
                 "inner must be below outer"
             )
 
-    def forward(self, embeddings: Tensor, actionness: Tensor, lengths: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        actionness: Tensor,
+        lengths: Tensor | None,
+        *,
+        offsets: Tensor | None = None,
+        max_length: int | None = None,
+    ) -> Tensor:
         """The sum of both directions, each a mean over the recordings that have such hard snippets.
 
         Args:
-            embeddings: (B, T, D).
-            actionness: (B, T); it only selects, so it gets no gradient.
+            embeddings: (B, T, D); (N, D) with ``offsets``.
+            actionness: (B, T), or (N,); it only selects, so it gets no gradient.
             lengths: (B,) int64, or None (all T).
+            offsets: (B+1,) int64, the first row of each recording in a packed batch (:mod:`d2net.losses`).
+            max_length: Of a packed batch, an upper bound of the lengths; None: N.
 
         Returns:
             A scalar.
@@ -238,10 +165,11 @@ class SnippetContrast(nn.Module):
         embeddings, actionness = as_tensors("SnippetContrast", embeddings=embeddings, actionness=actionness)
         check_floating("SnippetContrast", "embeddings", embeddings)
         check_floating("SnippetContrast", "actionness", actionness)
-        check_shape("SnippetContrast", "embeddings", embeddings, "B, T, D")
-        check_shape("SnippetContrast", "actionness", actionness, "B, T")
-        check_same("SnippetContrast", "embeddings", embeddings, "actionness", actionness, 2)
-        mask = valid_mask("SnippetContrast", embeddings, lengths)
+        check_rows("SnippetContrast", offsets, embeddings=(embeddings, "D"), actionness=(actionness, ""))
+        rows = Rows.of("SnippetContrast", embeddings, lengths, offsets, max_length)
+        lengths = rows.padded_lengths(embeddings)
+        embeddings, actionness = rows.padded(embeddings), rows.padded(actionness)
+        mask = within(embeddings, lengths)
         if embeddings.shape[1] == 0:
             return at_least_float32(embeddings).sum()
         with torch.no_grad():

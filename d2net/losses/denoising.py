@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from d2net.errors import InputError
-from d2net.losses._common import Normalization, check_known, check_labels, setting
+from d2net.losses._common import Normalization, Rows, check_known, check_labels, check_rows, check_scores, setting
 from d2net.losses.video_denoising import VideoDenoising, VideoTerm
-from d2net.ops.checks import as_lengths, as_tensor, as_tensors, check_activations, check_same, check_shape, within
+from d2net.ops.checks import as_tensor, as_tensors, within
 from d2net.ops.loss import d2net_loss
 from d2net.ops.loss_ref import (
     LossInputs,
@@ -61,39 +61,48 @@ class SnippetTerm(nn.Module, ABC):
         self.own_classes: bool = setting(self, bool, own_classes=own_classes)
 
     def forward(
-        self, tcam: Tensor, embeddings: Tensor, lengths: Tensor | None, x_ref: Tensor, labels: Tensor | None = None
+        self,
+        tcam: Tensor,
+        embeddings: Tensor,
+        lengths: Tensor | None,
+        x_ref: Tensor,
+        labels: Tensor | None = None,
+        *,
+        offsets: Tensor | None = None,
+        max_length: int | None = None,
     ) -> Tensor:
         """Scalar: the mean over the recordings that can be compared; 0 if there are none.
 
         Args:
-            tcam: (B, T, C) class activations in [0, 1].
-            embeddings: (B, T, D).
+            tcam: (B, T, C) class activations in [0, 1]; (N, C) with ``offsets``.
+            embeddings: (B, T, D), or (N, D).
             lengths: (B,) int64, or None (all T).
             x_ref: (D,) background reference of Eq. 8.
             labels: (B, C) multi-hot, for ``own_classes`` only.
+            offsets: (B+1,) int64, the first row of each recording in a packed batch (:mod:`d2net.losses`).
+            max_length: Of a packed batch, an upper bound of the lengths; None: N.
 
         Raises:
             InputError: shapes or devices that do not fit; logits as ``tcam`` or NaN labels (checked on a CPU only).
         """
         name = type(self).__name__
         tcam, embeddings = as_tensors(name, tcam=tcam, embeddings=embeddings)
-        check_shape(name, "tcam", tcam, "B, T, C")
-        check_shape(name, "embeddings", embeddings, "B, T, D")
-        check_same(name, "tcam", tcam, "embeddings", embeddings, 2)
+        check_rows(name, offsets, tcam=(tcam, "C"), embeddings=(embeddings, "D"))
+        rows = Rows.of(name, tcam, lengths, offsets, max_length)
         if labels is not None:
             labels = as_tensor(name, "labels", labels, tcam)
-            check_labels(name, tcam, labels)
-        lengths = as_lengths(name, lengths, tcam)
-        check_activations(name, "tcam", tcam, lengths)
+            check_labels(name, tcam, labels, rows)
+        check_scores(name, tcam, rows)
         if labels is not None:
-            check_known(name, labels, tcam, lengths)
+            check_known(name, labels, tcam, rows)
         else:
             if self.own_classes:
                 raise InputError(f"{name}: own_classes needs the labels")
-            labels = tcam.new_zeros(tcam.shape[0], tcam.shape[2])
+            labels = tcam.new_zeros(rows.count(tcam), tcam.shape[-1])
         x_ref = as_tensor(name, "x_ref", x_ref, tcam)
-        batch = LossInputs(at_least_float32(tcam), embeddings, lengths, labels, x_ref)
-        return self.of(batch, d2net_loss(batch, LossSettings(**self.settings())))
+        batch = LossInputs(at_least_float32(tcam), embeddings, rows.lengths, labels, x_ref, offsets=rows.offsets)
+        result = d2net_loss(batch, LossSettings(**self.settings()), rows.max_length)
+        return self.of(batch, result, rows.max_length)
 
     def settings(self) -> dict[str, Any]:
         """The fields of :class:`~d2net.ops.loss_ref.LossSettings` that this term needs."""
@@ -104,13 +113,14 @@ class SnippetTerm(nn.Module, ABC):
             "own_classes": self.own_classes,
         }
 
-    def of(self, batch: LossInputs, result: LossResult) -> Tensor:
-        """The term, from the result of ``d2net_loss`` with :meth:`settings`."""
-        attention = result.attention
+    def of(self, batch: LossInputs, result: LossResult, max_length: int | None = None) -> Tensor:
+        """The term, from the result of ``d2net_loss`` with :meth:`settings` and ``max_length``."""
+        rows = Rows(result.counted, batch.offsets, max_length)
+        attention, scores = rows.padded(result.attention), rows.padded(result.scores)
         if self.own_classes:
             labels = batch.labels.to(attention.dtype)
-            attention = own_class_attention(attention, batch.tcam, result.scores, labels, self.fg_threshold)
-        return mean_of(*self.per_recording(attention, result.scores, result.counted))
+            attention = own_class_attention(attention, rows.padded(batch.tcam), scores, labels, self.fg_threshold)
+        return mean_of(*self.per_recording(attention, scores, result.counted))
 
     @abstractmethod
     def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,8 +204,8 @@ class SnippetDenoising(SnippetJoint):
             "rank_tol": self.rank_tol,
         }
 
-    def of(self, batch: LossInputs, result: LossResult) -> Tensor:
-        return super().of(batch, result) if self.oriented else result.snippet
+    def of(self, batch: LossInputs, result: LossResult, max_length: int | None = None) -> Tensor:
+        return super().of(batch, result, max_length) if self.oriented else result.snippet
 
     def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         loss, valid = snippet_pdmi(
@@ -225,20 +235,30 @@ class DenoisingLoss(nn.Module):
         self.video: VideoTerm = setting(self, VideoTerm | None, video=video) or VideoDenoising()
 
     def forward(
-        self, tcam: Tensor, embeddings: Tensor, lengths: Tensor | None, labels: Tensor, x_ref: Tensor
+        self,
+        tcam: Tensor,
+        embeddings: Tensor,
+        lengths: Tensor | None,
+        labels: Tensor,
+        x_ref: Tensor,
+        *,
+        offsets: Tensor | None = None,
+        max_length: int | None = None,
     ) -> Denoising:
         """Both terms and their sum.
 
         Args:
-            tcam: (B, T, C) class activations in [0, 1].
-            embeddings: (B, T, D).
+            tcam: (B, T, C) class activations in [0, 1]; (N, C) with ``offsets``.
+            embeddings: (B, T, D), or (N, D).
             lengths: (B,) int64, or None (all T); recordings of length 0 do not count.
             labels: (B, C) multi-hot.
             x_ref: (D,) background reference of Eq. 8.
+            offsets: (B+1,) int64, the first row of each recording in a packed batch (:mod:`d2net.losses`).
+            max_length: Of a packed batch, an upper bound of the lengths; None: N.
 
         Raises:
             InputError: shapes or devices that do not fit; logits as ``tcam`` or NaN labels (checked on a CPU only).
         """
-        snippet = self.snippet(tcam, embeddings, lengths, x_ref, labels)
-        video = self.video(tcam, lengths, labels)
+        snippet = self.snippet(tcam, embeddings, lengths, x_ref, labels, offsets=offsets, max_length=max_length)
+        video = self.video(tcam, lengths, labels, offsets=offsets, max_length=max_length)
         return Denoising(snippet + video, snippet, video)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from d2net.losses._common import setting, take_batch
+from d2net.losses._common import Rows, setting, take_batch
 from d2net.losses.pairing import Pairing, Pairs, pair_by_permutation, pair_different
 from d2net.ops.attention_pool import Pooled
 from d2net.ops.loss import d2net_loss
@@ -97,12 +97,15 @@ class DiscriminativeLoss(nn.Module):
         labels: Tensor,
         partners: Tensor | None = None,
         generator: torch.Generator | None = None,
+        *,
+        offsets: Tensor | None = None,
+        max_length: int | None = None,
     ) -> Discriminative:
         """Mean over the recordings that have a snippet.
 
         Args:
-            tcam: (B, T, C) class activations in [0, 1].
-            embeddings: (B, T, D).
+            tcam: (B, T, C) class activations in [0, 1]; (N, C) with ``offsets``.
+            embeddings: (B, T, D), or (N, D).
             lengths: (B,) int64, or None (all T).
             labels: (B, C) multi-hot.
             partners: int64; None: drawn at random.
@@ -115,6 +118,8 @@ class DiscriminativeLoss(nn.Module):
                 rows[2][j] is paired with number rows[3][j] for w_fb. This is checked on a CPU only, as the check would
                 wait for a GPU; there an index out of range is clamped.
             generator: draws the partners; None: PyTorch's default generator.
+            offsets: (B+1,) int64, the first row of each recording in a packed batch (:mod:`d2net.losses`).
+            max_length: Of a packed batch, an upper bound of the lengths; None: N.
 
         Returns:
             The loss, and the embeddings of Eq. 2.
@@ -123,10 +128,13 @@ class DiscriminativeLoss(nn.Module):
             InputError: shapes or devices that do not fit; and, on a CPU only, logits as ``tcam``, labels that are NaN,
                 or ``partners`` that are no such permutations.
         """
-        tcam, embeddings, lengths, labels = take_batch("DiscriminativeLoss", tcam, embeddings, lengths, labels)
+        tcam, embeddings, rows, labels = take_batch(
+            "DiscriminativeLoss", tcam, embeddings, lengths, labels, offsets, max_length
+        )
         settings = LossSettings(**self.settings())
-        pairs = self.pairs(tcam, lengths, labels, settings, partners, generator)
-        result = d2net_loss(LossInputs(tcam, embeddings, lengths, labels, None, *pairs), settings)
+        pairs = self.pairs(tcam, rows, labels, settings, partners, generator)
+        batch = LossInputs(tcam, embeddings, rows.lengths, labels, None, *pairs, offsets=rows.offsets)
+        result = d2net_loss(batch, settings, rows.max_length)
         return Discriminative(result.discriminative, Pooled(*result.x.unbind(), *result.valid.unbind()))
 
     def settings(self) -> dict[str, Any]:
@@ -149,7 +157,7 @@ class DiscriminativeLoss(nn.Module):
     def pairs(
         self,
         tcam: Tensor,
-        lengths: Tensor | None,
+        rows: Rows,
         labels: Tensor,
         settings: LossSettings,
         partners: Tensor | None,
@@ -157,6 +165,7 @@ class DiscriminativeLoss(nn.Module):
     ) -> Pairs:
         """Which recordings are compared in Eq. 3; see :meth:`forward`."""
         if self.pairing == "different":
-            return pair_different(tcam.shape[0], tcam.device, partners, generator)
+            return pair_different(rows.count(tcam), tcam.device, partners, generator)
+        lengths, tcam = rows.padded_lengths(tcam), rows.padded(tcam.detach())
         counted = counted_lengths(tcam, lengths, labels, settings)
         return pair_by_permutation(tcam, counted, self.threshold, self.background_threshold, partners, generator)

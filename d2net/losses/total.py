@@ -12,10 +12,10 @@ from d2net.errors import InputError
 from d2net.fields import LARGEST_COUNT, Range
 from d2net.losses._common import setting, take_batch
 from d2net.losses.comparison import SnippetBCE, SnippetDMI, SnippetL1, VideoBCE, VideoDMI, VideoL1
-from d2net.losses.complementary import UncertaintyModeling
 from d2net.losses.denoising import SnippetDenoising, SnippetTerm
 from d2net.losses.discriminative import DiscriminativeLoss
 from d2net.losses.pairing import Pairs
+from d2net.losses.uncertainty import UncertaintyModeling
 from d2net.losses.video_denoising import VideoDenoising, VideoJoint, VideoTerm
 from d2net.losses.video_queue import VideoQueue
 from d2net.ops.loss import d2net_loss, has_video_kernel
@@ -138,28 +138,33 @@ class D2NetLoss(nn.Module):
         *,
         logits: Tensor | None = None,
         denoise: bool = True,
+        offsets: Tensor | None = None,
+        max_length: int | None = None,
     ) -> D2NetLossResult:
         """All terms of one batch; finite for any batch of finite inputs, half precision too (docs/numbers.md).
 
         Args:
-            tcam: (B, T, C) class activations in [0, 1].
-            embeddings: (B, T, D) latent embeddings x(t).
+            tcam: (B, T, C) class activations in [0, 1]; (N, C) with ``offsets``.
+            embeddings: (B, T, D) latent embeddings x(t), or (N, D).
             lengths: (B,) int64, the number of snippets of each recording, or None (all T).
             labels: (B, C) multi-hot.
             partners: see :meth:`DiscriminativeLoss.forward`.
             generator: see there.
-            logits: (B, T, C) class logits, which the term of UM (``um_weight``) needs and no other: ``output.logits``.
+            logits: (B, T, C) class logits, or (N, C), which the term of UM (``um_weight``) needs and no other:
+                ``output.logits``.
             denoise: whether L_D is on in this step (``training.denoising_start`` and ``denoising_every``).
+            offsets: (B+1,) int64, the first row of each recording in a packed batch (:mod:`d2net.losses`).
+            max_length: Of a packed batch, an upper bound of the lengths; None: N.
 
         Raises:
             InputError: shapes or devices that do not fit, no ``logits`` where ``um_weight`` is not 0; and, on a CPU
                 only, logits as ``tcam``, labels that are NaN, or ``partners`` that are not as
                 :class:`DiscriminativeLoss` says.
         """
-        tcam, embeddings, lengths, labels = take_batch("D2NetLoss", tcam, embeddings, lengths, labels)
-        if tcam.shape[2] != self.num_classes or embeddings.shape[2] != len(self.reference):
+        tcam, embeddings, rows, labels = take_batch("D2NetLoss", tcam, embeddings, lengths, labels, offsets, max_length)
+        if tcam.shape[-1] != self.num_classes or embeddings.shape[-1] != len(self.reference):
             raise InputError(
-                f"D2NetLoss: tcam has {tcam.shape[2]} classes and embeddings are {embeddings.shape[2]} wide, "
+                f"D2NetLoss: tcam has {tcam.shape[-1]} classes and embeddings are {embeddings.shape[-1]} wide, "
                 f"the loss was made for {self.num_classes} and {len(self.reference)}"
             )
         if tcam.device != self.reference.device:
@@ -173,17 +178,17 @@ class D2NetLoss(nn.Module):
         recipe, settings = self.recipe, self._settings[self.training, denoise]
         pairs = Pairs()
         if settings.separate:
-            pairs = self.discriminative.pairs(tcam, lengths, labels, settings, partners, generator)
-        batch = LossInputs(tcam, embeddings, lengths, labels, self.reference, *pairs)
+            pairs = self.discriminative.pairs(tcam, rows, labels, settings, partners, generator)
+        batch = LossInputs(tcam, embeddings, rows.lengths, labels, self.reference, *pairs, offsets=rows.offsets)
         video_at_once = has_video_kernel(*labels.shape)
-        result = d2net_loss(batch, settings if video_at_once else settings._replace(video=False))
+        result = d2net_loss(batch, settings if video_at_once else settings._replace(video=False), rows.max_length)
         if self.training:
             self.reference.copy_(result.x_ref)
 
         # Terms that the operator does not compute are added here.
         total, snippet, video, uncertainty = result.total, result.snippet, result.video, torch.zeros_like(result.total)
         if settings.score and not settings.snippet:
-            snippet = self.snippet.of(batch, result)
+            snippet = self.snippet.of(batch, result, rows.max_length)
             total = total + recipe.alpha_snippet * snippet
         if denoise and recipe.alpha_video != 0 and not (settings.video and video_at_once):
             recordings = result.pooled, result.counted, labels
@@ -192,7 +197,9 @@ class D2NetLoss(nn.Module):
         if self.training and self.queue is not None:
             self.queue.push(result.pooled, result.counted, labels)
         if recipe.um_weight != 0 and logits is not None:
-            uncertainty = self.uncertainty(embeddings, logits, result.counted).total
+            uncertainty = self.uncertainty(
+                embeddings, logits, result.counted, offsets=rows.offsets, max_length=rows.max_length
+            ).total
             total = total + recipe.um_weight * uncertainty
         return D2NetLossResult(total, result.discriminative, snippet, video, uncertainty)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from d2net.losses._common import Normalization, present, setting, take_scores
+from d2net.losses._common import Normalization, setting, take_scores
 from d2net.losses.discriminative import PROBABILITY_FLOOR
 from d2net.ops.condition_number import joint_log_condition_number
 from d2net.ops.loss import d2net_loss, has_video_kernel
@@ -30,19 +30,32 @@ class VideoTerm(nn.Module, ABC):
         self.topk_divisor: int = setting(self, Count, topk_divisor=topk_divisor)
         self.probability_floor: float = setting(self, Eps, probability_floor=probability_floor)
 
-    def forward(self, tcam: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor:
+    def forward(
+        self,
+        tcam: Tensor,
+        lengths: Tensor | None,
+        labels: Tensor,
+        *,
+        offsets: Tensor | None = None,
+        max_length: int | None = None,
+    ) -> Tensor:
         """Scalar, the loss of the batch.
 
         Args:
-            tcam: (B, T, C) class activations in [0, 1].
+            tcam: (B, T, C) class activations in [0, 1]; (N, C) with ``offsets``.
             lengths: (B,) int64, or None (all T); recordings of length 0 do not count.
             labels: (B, C) multi-hot.
+            offsets: (B+1,) int64, the first row of each recording in a packed batch (:mod:`d2net.losses`).
+            max_length: Of a packed batch, an upper bound of the lengths; None: N.
 
         Raises:
             InputError: shapes or devices that do not fit; logits as ``tcam`` or NaN labels (checked on a CPU only).
         """
-        tcam, lengths, labels = take_scores(type(self).__name__, tcam, lengths, labels)
-        return self.from_pooled(topk_pool(tcam, lengths, divisor=self.topk_divisor), present(tcam, lengths), labels)
+        tcam, rows, labels = take_scores(type(self).__name__, tcam, lengths, labels, offsets, max_length)
+        pooled = topk_pool(
+            tcam, rows.lengths, divisor=self.topk_divisor, offsets=rows.offsets, max_length=rows.max_length
+        )
+        return self.from_pooled(pooled, rows.present(tcam), labels)
 
     @abstractmethod
     def from_pooled(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
@@ -93,11 +106,20 @@ class VideoDenoising(VideoJoint):
     0 for fewer than two linearly independent recordings. Args: see :class:`VideoJoint`.
     """
 
-    def forward(self, tcam: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor:
-        tcam, lengths, labels = take_scores(type(self).__name__, tcam, lengths, labels)
+    def forward(
+        self,
+        tcam: Tensor,
+        lengths: Tensor | None,
+        labels: Tensor,
+        *,
+        offsets: Tensor | None = None,
+        max_length: int | None = None,
+    ) -> Tensor:
+        tcam, rows, labels = take_scores(type(self).__name__, tcam, lengths, labels, offsets, max_length)
         if not has_video_kernel(*labels.shape):
-            return super().forward(tcam, lengths, labels)
-        return d2net_loss(LossInputs(tcam, None, lengths, labels), LossSettings(**self.settings(), video=True)).video
+            return super().forward(tcam, rows.lengths, labels, offsets=rows.offsets, max_length=rows.max_length)
+        batch = LossInputs(tcam, None, rows.lengths, labels, offsets=rows.offsets)
+        return d2net_loss(batch, LossSettings(**self.settings(), video=True), rows.max_length).video
 
     def from_pooled(self, pooled: Tensor, counted: Tensor, labels: Tensor) -> Tensor:
         p, y = self.factors(pooled, counted, labels)

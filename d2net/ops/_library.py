@@ -78,7 +78,7 @@ def register(
     if kernel is not None:
         arguments = getattr(torch.ops.d2net, name).default._schema.arguments
         tensors = tuple(i for i, x in enumerate(arguments) if str(x.type) in ("Tensor", "Optional[Tensor]"))
-        lengths = next((i for i in tensors if arguments[i].name == "lengths"), -1)
+        lengths = tuple(i for i in tensors if arguments[i].name in ("lengths", "offsets"))
         cpu = cpu or _native.reading(_native.on_cpu, kernel, fake, tensors, lengths)
         cuda = cuda or _native.reading(_native.on_cuda, kernel, fake, tensors, lengths)
     assert cpu is not None

@@ -131,19 +131,23 @@ def on_cuda(function: str, like: Tensor, *args: Argument) -> Any:
 
 
 def reading(
-    native: Native, kernel: Callable[..., Any], fake: Callable[..., Any], tensors: tuple[int, ...], lengths: int
+    native: Native,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    tensors: tuple[int, ...],
+    lengths: tuple[int, ...],
 ) -> Callable[..., Any]:
     """A function that calls ``kernel(native, *arguments)`` with tensors as the extension reads them.
 
-    They are made contiguous, and lengths int64. On a CPU half precision is converted to float32, and the results to the
-    dtypes that ``fake`` returns.
+    They are made contiguous, and lengths and offsets int64. On a CPU half precision is converted to float32, and the
+    results to the dtypes that ``fake`` returns.
 
     Args:
         native: :func:`on_cpu` or :func:`on_cuda`.
         kernel: called with ``native`` and the arguments.
         fake: called with the arguments as they come, for the dtypes of the results.
         tensors: positions of the arguments that are tensors or None.
-        lengths: position of the lengths, or -1.
+        lengths: positions of lengths and offsets.
     """
     widens = native is on_cpu
 
@@ -155,7 +159,7 @@ def reading(
                 continue
             dtype = x.dtype
             if dtype is not torch.float32:  # rare
-                if i == lengths:
+                if i in lengths:
                     if dtype is not torch.int64:
                         x = x.to(torch.int64)
                 elif widens and (dtype is torch.float16 or dtype is torch.bfloat16):
@@ -197,6 +201,7 @@ def contiguous(*tensors: Tensor | None) -> list[Any]:
 
 
 def plain_lengths(lengths: Tensor | None) -> Tensor | None:
+    """Lengths or offsets as the extension reads them."""
     if lengths is None or (lengths.dtype is torch.int64 and lengths.is_contiguous()):
         return lengths  # saves two calls of PyTorch
     return lengths.to(torch.int64).contiguous()

@@ -142,14 +142,19 @@ def check_like(
         )
 
 
-def check_lengths(operator: str, lengths: Tensor | None, x: Tensor, name: str = "lengths") -> None:
-    """Require None, or integers (B,) on the device of ``x`` (B, ...). Any values: operators clamp them to [0, T]."""
+def check_lengths(
+    operator: str, lengths: Tensor | None, x: Tensor, name: str = "lengths", offsets: Tensor | None = None
+) -> None:
+    """Require None, or integers (B,) on the device of ``x`` (B, ...), or (N, ...) with ``offsets`` (B+1,).
+
+    Any values: operators clamp them to [0, T].
+    """
     if lengths is None:
         return
-    if lengths.shape != (x.shape[0],) or lengths.dtype not in INTEGERS:
+    b = x.shape[0] if offsets is None else offsets.shape[0] - 1
+    if lengths.shape != (b,) or lengths.dtype not in INTEGERS:
         raise InputError(
-            f"{operator}: {name} has shape {tuple(lengths.shape)} and dtype {lengths.dtype}, "
-            f"expected ({x.shape[0]},) int64"
+            f"{operator}: {name} has shape {tuple(lengths.shape)} and dtype {lengths.dtype}, expected ({b},) int64"
         )
     if lengths.device != x.device:
         raise InputError(f"{operator}: {name} is on {lengths.device} but the input on {x.device}; move one of them")
@@ -242,15 +247,20 @@ def can_look_at(x: Tensor) -> bool:
     return x.device.type == "cpu" and not traced and not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
+def may_be_activations(x: Tensor) -> bool:
+    """False where a value is seen that is none in [0, 1]; NaN is one too. It may be in a row that does not matter."""
+    if not can_look_at(x) or x.numel() == 0:
+        return True
+    low, high = (value.item() for value in x.detach().aminmax())
+    return low >= -SLACK and high <= 1 + SLACK
+
+
 def check_activations(operator: str, name: str, x: Tensor, lengths: Tensor | None) -> None:
     """Require values in [0, 1] before the lengths, where they can be read at little cost (:func:`can_look_at`).
 
     NaN is not refused; it propagates.
     """
-    if not can_look_at(x) or x.numel() == 0:
-        return
-    low, high = (value.item() for value in x.detach().aminmax())
-    if low >= -SLACK and high <= 1 + SLACK:
+    if may_be_activations(x):
         return
     # Something is out of range. It may be in the padding, which may hold anything; NaN in x makes low and high NaN too.
     inside = x.detach()[within(x, lengths)]

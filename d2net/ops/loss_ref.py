@@ -15,6 +15,7 @@ from d2net.ops.attention_pool import attention_pool_ref
 from d2net.ops.bottom_up_attention import bottom_up_attention_ref
 from d2net.ops.checks import within
 from d2net.ops.condition_number import joint_log_condition_number_ref
+from d2net.ops.packed import packed, packed_extents, padded
 from d2net.ops.snippet_pdmi import snippet_pdmi_ref
 from d2net.ops.tcam_pool import class_max, tcam_pool_ref
 
@@ -64,7 +65,7 @@ class LossSettings(NamedTuple):
 
 
 class LossInputs(NamedTuple):
-    """A batch.
+    """A batch: padded, or packed where there are ``offsets``; then (B, T, ...) are (N, ...) here and in the result.
 
     ``separate`` needs either ``keys`` or ``partner``.
 
@@ -80,6 +81,7 @@ class LossInputs(NamedTuple):
             is not one of 0 ... B - 1.
         source: (B,) int64, the recording that x_fg of w_fb comes from. None: the recording itself; then the weight is 0
             where it is its own partner.
+        offsets: (B+1,), the row that each recording begins at, and the end; None: padded. See :mod:`d2net.ops.packed`.
     """
 
     tcam: Tensor
@@ -90,11 +92,7 @@ class LossInputs(NamedTuple):
     keys: Tensor | None = None
     partner: Tensor | None = None
     source: Tensor | None = None
-
-    @property
-    def sizes(self) -> tuple[int, int, int, int]:
-        """B, T, C, D."""
-        return *self.tcam.shape, 0 if self.embeddings is None else self.embeddings.shape[2]
+    offsets: Tensor | None = None
 
 
 class LossResult(NamedTuple):
@@ -129,9 +127,11 @@ class LossResult(NamedTuple):
     workspace: Tensor
 
 
-def d2net_loss_ref(inputs: LossInputs, settings: LossSettings) -> LossResult:
+def d2net_loss_ref(inputs: LossInputs, settings: LossSettings, max_length: int = 0) -> LossResult:
     """:func:`d2net.ops.loss.d2net_loss` without checks. Only the embeddings may have another dtype than the rest."""
-    tcam, embeddings, lengths, labels, x_ref, keys, partner, source = inputs
+    if inputs.offsets is not None:
+        return _packed_ref(inputs, inputs.offsets, settings, max_length)
+    tcam, embeddings, lengths, labels, x_ref, keys, partner, source, _ = inputs
     b, t = tcam.shape[:2]
     zero, none = tcam.new_zeros(()), tcam.new_empty(0)
     counted = counted_lengths(tcam, lengths, labels, settings)
@@ -190,6 +190,18 @@ def d2net_loss_ref(inputs: LossInputs, settings: LossSettings) -> LossResult:
             total = total + weight * term
     scalars = total, discriminative, snippet, video
     return LossResult(*scalars, attention, pooled, x, counted, scores, valid, new_x_ref, none)
+
+
+def _packed_ref(inputs: LossInputs, offsets: Tensor, settings: LossSettings, max_length: int) -> LossResult:
+    """The loss of the padded batch, with what has a row for every snippet packed again."""
+    n = inputs.tcam.shape[0]
+    _, length = packed_extents(offsets, inputs.lengths, max_length, n)
+    tcam = padded(inputs.tcam, offsets, length, max_length)
+    embeddings = None if inputs.embeddings is None else padded(inputs.embeddings, offsets, length, max_length)
+    batch = inputs._replace(tcam=tcam, embeddings=embeddings, lengths=length, offsets=None)
+    result = d2net_loss_ref(batch, settings)
+    scores = packed(result.scores, offsets, length, n) if result.scores.ndim == 2 else result.scores
+    return result._replace(attention=packed(result.attention, offsets, length, n), scores=scores)
 
 
 def counted_lengths(tcam: Tensor, lengths: Tensor | None, labels: Tensor, settings: LossSettings) -> Tensor:

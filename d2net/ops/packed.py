@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from d2net.errors import InputError
-from d2net.ops.checks import INTEGERS, as_tensor, as_whole, can_look_at
+from d2net.ops.checks import INTEGERS, as_tensor, as_whole, can_look_at, check_shape
 
 
 def as_offsets(operator: str, offsets: Any, max_length: Any, x: Tensor) -> tuple[Tensor | None, int]:
-    """``offsets`` as a tensor on the device of ``x``, checked, and T: the most rows that a recording may have.
+    """``offsets`` as a tensor on the device of ``x``, checked, and the most rows that a recording may have.
 
     Args:
         operator: whose arguments these are, for messages.
@@ -28,7 +28,7 @@ def as_offsets(operator: str, offsets: Any, max_length: Any, x: Tensor) -> tuple
         x: (N, ...), or (B, T, ...) without offsets.
 
     Returns:
-        (None, T), or (offsets, the smaller of ``max_length`` and N).
+        (offsets, the smaller of ``max_length`` and N), or (None, 0) for a padded batch.
 
     Raises:
         InputError: offsets of a wrong shape, dtype or device, or values that are not as above, where they can be read
@@ -38,9 +38,9 @@ def as_offsets(operator: str, offsets: Any, max_length: Any, x: Tensor) -> tuple
     if offsets is None:
         if max_length is not None:
             raise InputError(f"{operator}: max_length is given without offsets; it is for packed batches, leave it out")
-        return None, x.shape[1] if x.ndim > 1 else 0
+        return None, 0
     offsets = as_tensor(operator, "offsets", offsets, x)
-    check_offsets(operator, offsets, x)
+    check_offsets(operator, offsets, x, 0)
     n = x.shape[0]
     if can_look_at(offsets):
         _check_values(operator, offsets.tolist(), n)
@@ -52,8 +52,11 @@ def as_offsets(operator: str, offsets: Any, max_length: Any, x: Tensor) -> tuple
     return offsets, min(max_length, n)
 
 
-def check_offsets(operator: str, offsets: Tensor | None, x: Tensor) -> None:
-    """Require None, or integers (B+1,) on the device of ``x`` (N, ...). Any values: operators clamp them."""
+def check_offsets(operator: str, offsets: Tensor | None, x: Tensor, max_length: int) -> None:
+    """Require None, or integers (B+1,) on the device of ``x`` (N, ...) and a ``max_length`` of at most N.
+
+    Any values of offsets: operators clamp them.
+    """
     if offsets is None:
         return
     if offsets.ndim != 1 or offsets.shape[0] == 0 or offsets.dtype not in INTEGERS:
@@ -64,6 +67,24 @@ def check_offsets(operator: str, offsets: Tensor | None, x: Tensor) -> None:
         raise InputError(f"{operator}: offsets is on {offsets.device} but the input on {x.device}; move one of them")
     if x.ndim == 0:
         raise InputError(f"{operator}: the input is a single number, expected rows (N, ...) with offsets")
+    if not 0 <= max_length <= x.shape[0]:
+        raise InputError(f"{operator}: max_length is {max_length}, expected 0 to {x.shape[0]}, the rows of the input")
+
+
+def check_rows(operator: str, name: str, x: Tensor, dims: str, offsets: Tensor | None, max_length: int) -> None:
+    """Require (B, T, ``dims``) or, with offsets, (N, ``dims``) and offsets that fit."""
+    check_offsets(operator, offsets, x, max_length)
+    check_shape(operator, name, x, ("B, T" if offsets is None else "N") + dims)
+
+
+def padded_shape(x: Tensor, offsets: Tensor | None, max_length: int) -> tuple[int, ...]:
+    """(B, T, ...) of a batch, padded or not."""
+    return tuple(x.shape) if offsets is None else (offsets.shape[0] - 1, max_length, *x.shape[1:])
+
+
+def blank_like(x: Tensor, offsets: Tensor | None) -> Tensor:
+    """Memory for a kernel's result: uninitialised or, in a packed batch, of whose rows not all are written, zeros."""
+    return torch.empty_like(x) if offsets is None else torch.zeros_like(x)
 
 
 def _check_values(operator: str, offsets: list[int], n: int) -> None:
@@ -119,6 +140,16 @@ def packed(y: Tensor, offsets: Tensor, lengths: Tensor | None, n: int) -> Tensor
     step = row - first[recording]
     rows = torch.where((step >= 0) & (step < length[recording]), recording * t + step, b * t)
     return _rows_or_zero(y.reshape(b * t, *y.shape[2:]), rows)
+
+
+def as_padded(
+    offsets: Tensor | None, lengths: Tensor | None, max_length: int, *rows: Tensor
+) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    """The lengths and tensors of a padded batch, for a reference: as they are, or :func:`padded`."""
+    if offsets is None:
+        return lengths, rows
+    _, lengths = packed_extents(offsets, lengths, max_length, rows[0].shape[0])
+    return lengths, tuple(padded(x, offsets, lengths, max_length) for x in rows)
 
 
 def _rows_or_zero(x: Tensor, rows: Tensor) -> Tensor:

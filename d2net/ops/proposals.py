@@ -14,6 +14,7 @@ from d2net.errors import InputError
 from d2net.ops import _library, _native
 from d2net.ops.checks import FLOATING, as_number, as_tensor, as_tensors, as_whole, check_choice, check_lengths
 from d2net.ops.nms import batched_nms_1d
+from d2net.ops.packed import as_offsets, padded
 from d2net.words import quoted
 
 # Where the absolute values of a sequence sum to at most this, no sum or difference of prefix sums overflows: no score
@@ -50,6 +51,8 @@ def extract_proposals(
     outer: Literal["pooled", "mean_of_sides"] = "pooled",
     min_contrast: float = -math.inf,
     nms_iou: float = 0.5,
+    offsets: Tensor | None = None,
+    max_length: int | None = None,
 ) -> Proposals:
     """Proposals of a whole batch, scored by their contrast and thinned by class-wise NMS (Sec. 3.3).
 
@@ -59,13 +62,14 @@ def extract_proposals(
     recording. S_o is 0 for a proposal that fills its recording. Not differentiable.
 
     CPU and CUDA give the same proposals and scores, bit for bit. The number of proposals depends on the data, so CUDA
-    tensors cost one host synchronisation. While the call runs on CUDA, it takes memory for as many proposals as there
-    could be, 12 bytes (float64: 16) for each of the B * T * C activations. For sequences too long for shared memory
-    (from about 7000 snippets on an H100, 2000 on a T4) it takes another 32 bytes a snippet, for two sequences a
-    multiprocessor.
+    tensors cost one host synchronisation, two with ``offsets``. While the call runs on CUDA, it takes memory for as
+    many proposals as there could be, 12 bytes (float64: 16) for each of the B * T * C activations. For sequences too
+    long for shared memory (from about 7000 snippets on an H100, 2000 on a T4) it takes another 32 bytes a snippet, for
+    two sequences a multiprocessor.
 
     Args:
-        activations: (B, T, C) refined sequences r_c = lambda' T_c. Half precision is computed in float32.
+        activations: (B, T, C) refined sequences r_c = lambda' T_c; (N, C) with ``offsets``, which are copied to
+            (B, T, C). Half precision is computed in float32.
         classes: (B, C) bool, the classes to look at; the activations of others are never read.
         lengths: (B,) valid snippets of each recording (None: all T). What lies past never matters.
         thresholds: At least one, in any order; rounded to the precision of the activations.
@@ -77,18 +81,28 @@ def extract_proposals(
             drops those below -0.4.
         nms_iou: Of two proposals of one class and recording with an IoU of at least this, the one with the
             lower score is dropped; in (0, 1], and 1 keeps all.
+        offsets: (B+1,) the first row of each recording in a packed batch (:mod:`d2net.ops`).
+        max_length: Of a packed batch, an upper bound of the lengths.
 
     Returns:
         Proposals by recording, class and falling score; of equal scores, the earlier start and then the
         earlier end comes first and wins in NMS.
 
     Raises:
-        InputError: a wrong shape, type or setting; NaN or Inf among the activations that are read, or
-            activations so large that their sum overflows; on CUDA, 2^29 snippets or more.
+        InputError: a wrong shape, type or setting; a length that is negative or larger than there is room; NaN or Inf
+            among the activations that are read, or activations so large that their sum overflows; on CUDA, 2^29
+            snippets or more.
     """
     activations, classes = as_tensors("extract_proposals", activations=activations, classes=classes)
     if lengths is not None:
         lengths = as_tensor("extract_proposals", "lengths", lengths).to(activations.device)
+    if offsets is not None or max_length is not None:
+        if activations.ndim != 2:
+            raise InputError(
+                f"extract_proposals: activations have shape {tuple(activations.shape)}, expected (N, C) with offsets"
+            )
+        packing = read_packing("extract_proposals", activations, lengths, offsets, max_length)
+        activations, lengths = padded(activations, *packing), packing.lengths
     thresholds = _listed(thresholds)
     check_choice("extract_proposals: outer", outer, "pooled", "mean_of_sides")
     min_length = as_whole("extract_proposals", "min_length", min_length)
@@ -112,6 +126,40 @@ def extract_proposals(
         min_contrast=min_contrast,
         nms_iou=nms_iou,
     )
+
+
+class Packing(NamedTuple):
+    """Where the recordings of a packed batch are: the last arguments of :func:`d2net.ops.packed.padded`."""
+
+    offsets: Tensor  # (B+1,)
+    lengths: Tensor  # (B,)
+    longest: int
+
+
+def read_packing(
+    operator: str, x: Tensor, lengths: Tensor | None, offsets: Tensor | None, max_length: int | None
+) -> Packing:
+    """The recordings of a packed batch ``x`` (N, ...), for what waits for the device anyway.
+
+    Raises:
+        InputError: a length that is negative, larger than there is room or above ``max_length``; or as
+            :func:`d2net.ops.packed.as_offsets`.
+    """
+    offsets, most = as_offsets(operator, offsets, max_length, x)
+    assert offsets is not None
+    lengths = offsets.diff() if lengths is None else lengths
+    check_lengths(operator, lengths, offsets[1:])
+    places = torch.stack((offsets[:-1], offsets[1:], lengths)).tolist()
+    for recording, (first, end, length) in enumerate(zip(*places, strict=True)):
+        if not 0 <= first <= end <= len(x) or not 0 <= length <= end - first:
+            raise InputError(
+                f"{operator}: recording {recording} has {length} snippets and lies in rows {first} to {end} of "
+                f"{len(x)}; lengths must lie in 0 to offsets[{recording + 1}] - offsets[{recording}]"
+            )
+    longest = max(places[2], default=0)
+    if longest > most:
+        raise InputError(f"{operator}: max_length is {max_length}, but a recording has {longest} snippets")
+    return Packing(offsets, lengths.to(torch.int64), longest)
 
 
 @torch.no_grad()

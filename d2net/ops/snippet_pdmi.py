@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,10 +20,10 @@ from d2net.ops.checks import (
     check_like,
     check_numbers,
     check_same,
-    check_shape,
     within,
 )
 from d2net.ops.condition_number import check_rank_tol, log_condition_number_ref
+from d2net.ops.packed import as_offsets, as_padded, blank_like, check_rows, padded_shape
 from d2net.ops.precision import at_least_float32
 
 
@@ -49,6 +49,8 @@ def snippet_pdmi(
     normalization: Literal["joint", "per_class"] = "joint",
     entry_floor: float = 0.0,
     rank_tol: float = 1e-5,
+    offsets: Tensor | None = None,
+    max_length: int | None = None,
 ) -> SnippetPDMI:
     """Log condition number of U_1 = P_1 Y_1 (Eq. 9) for every recording.
 
@@ -64,6 +66,9 @@ def snippet_pdmi(
         normalization: "joint" divides by z = n_f + n_b as in the paper; "per_class" each column by its own count.
         entry_floor: entries of U_1 below it are raised to it, and get no gradient.
         rank_tol: singular values of U_1 up to this count as zero.
+        offsets: (B+1,) int64 of a packed batch, or None. Recording b has the entries of attention (N,) and scores (N,)
+            from offsets[b] on; see :mod:`d2net.ops.packed`.
+        max_length: of a packed batch, an upper bound of the lengths; None: N. Longer recordings are cut.
 
     Returns:
         SnippetPDMI(loss (B,), valid (B,)); loss is 0 where not valid, and where U_1 has rank 1, that is, its smaller
@@ -73,7 +78,7 @@ def snippet_pdmi(
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit, an unknown normalization, a setting that is no number,
-            or rank_tol < 0.
+            rank_tol < 0, or offsets that are wrong (see :func:`~d2net.ops.packed.as_offsets`).
     """
     attention, scores = as_tensors("snippet_pdmi", attention=attention, scores=scores)
     lengths = None if lengths is None else as_tensor("snippet_pdmi", "lengths", lengths, attention)
@@ -86,10 +91,12 @@ def snippet_pdmi(
     attention = at_least_float32(attention)
     scores = scores.detach().to(attention.dtype)
     options = fg_threshold, bg_threshold, normalization == "per_class", entry_floor, rank_tol
+    offsets, t = as_offsets("snippet_pdmi", offsets, max_length, attention)
     if _library.has_kernel("snippet_pdmi", attention):
-        loss, valid, _ = _snippet_pdmi(attention, scores, lengths, *options)
+        loss, valid, _ = _snippet_pdmi(attention, scores, lengths, *options, offsets, t)
         return SnippetPDMI(loss, valid)
-    _check(attention, scores, lengths, *options)
+    _check(attention, scores, lengths, *options, offsets, t)
+    lengths, (attention, scores) = as_padded(offsets, lengths, t, attention, scores)
     return snippet_pdmi_ref(attention, scores, lengths, *options)
 
 
@@ -127,11 +134,13 @@ def _check(
     per_class: bool,
     entry_floor: float,
     rank_tol: float,
+    offsets: Tensor | None,
+    t: int,
 ) -> None:
-    check_shape("snippet_pdmi", "attention", attention, "B, T")
+    check_rows("snippet_pdmi", "attention", attention, "", offsets, t)
     check_computed("snippet_pdmi", "attention", attention)
     check_same("snippet_pdmi", "attention", attention, "scores", scores)
-    check_lengths("snippet_pdmi", lengths, attention)
+    check_lengths("snippet_pdmi", lengths, attention, offsets=offsets)
     check_numbers("snippet_pdmi", fg_threshold=fg_threshold, bg_threshold=bg_threshold, entry_floor=entry_floor)
     check_rank_tol("snippet_pdmi", rank_tol)
 
@@ -146,58 +155,77 @@ def _forward(
     per_class: bool,
     entry_floor: float,
     rank_tol: float,
+    offsets: Tensor | None,
+    t: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out = _fake(attention)
+    out = _fake(attention, offsets, t)
     settings = fg_threshold, bg_threshold, entry_floor, rank_tol, per_class
-    native("snippet_pdmi", attention, (*settings, attention, scores, lengths, *attention.shape, *out, None, None))
+    inputs = attention, scores, lengths, *padded_shape(attention, offsets, t)
+    native("snippet_pdmi", attention, (*settings, *inputs, *out, None, None, offsets, attention.shape[0]))
     return out
 
 
-def _fake(attention: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    b = attention.shape[0]
+def _fake(attention: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    b = padded_shape(attention, *rest[-2:])[0]
     return attention.new_empty(b), attention.new_empty(b, dtype=torch.bool), attention.new_empty(b, 2)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    attention, scores, lengths, ctx.fg_threshold, ctx.bg_threshold, *_ = inputs
+    attention, scores, lengths, ctx.fg_threshold, ctx.bg_threshold, *_, offsets, ctx.t = inputs
     _, valid, weights = output
     ctx.mark_non_differentiable(valid, weights)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(attention, weights, scores, lengths)
+    ctx.save_for_backward(attention, weights, scores, lengths, offsets)
 
 
 def _backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     grad_attention = None
     if grad is not None:
-        attention, *saved = ctx.saved_tensors
-        grad_attention = _snippet_pdmi_backward(grad, *saved, ctx.fg_threshold, ctx.bg_threshold)
+        attention, *saved, offsets = ctx.saved_tensors
+        grad_attention = _snippet_pdmi_backward(grad, *saved, ctx.fg_threshold, ctx.bg_threshold, offsets, ctx.t)
         grad_attention = _library.differentiable_once(grad_attention, attention)
-    return grad_attention, *(None,) * 7
+    return grad_attention, *(None,) * 9
 
 
 def _check_backward(
-    grad: Tensor, weights: Tensor, scores: Tensor, lengths: Tensor | None, fg_threshold: float, bg_threshold: float
+    grad: Tensor,
+    weights: Tensor,
+    scores: Tensor,
+    lengths: Tensor | None,
+    fg_threshold: float,
+    bg_threshold: float,
+    offsets: Tensor | None,
+    t: int,
 ) -> None:
     where = "snippet_pdmi_backward"
-    check_shape(where, "scores", scores, "B, T")
+    check_rows(where, "scores", scores, "", offsets, t)
     check_computed(where, "scores", scores)
-    b, dtype, device = scores.shape[0], scores.dtype, scores.device
+    b, dtype, device = padded_shape(scores, offsets, t)[0], scores.dtype, scores.device
     check_like(where, "grad", grad, (b,), dtype, device)
     check_like(where, "weights", weights, (b, 2), dtype, device)
-    check_lengths(where, lengths, scores)
+    check_lengths(where, lengths, scores, offsets=offsets)
     check_numbers(where, fg_threshold=fg_threshold, bg_threshold=bg_threshold)
 
 
 def _gradient(
-    native: Native, grad: Tensor, weights: Tensor, scores: Tensor, lengths: Tensor | None, *thresholds: float
+    native: Native,
+    grad: Tensor,
+    weights: Tensor,
+    scores: Tensor,
+    lengths: Tensor | None,
+    fg_threshold: float,
+    bg_threshold: float,
+    offsets: Tensor | None,
+    t: int,
 ) -> Tensor:
-    grad_attention, none = weights.new_empty(scores.shape), None
-    inputs = *thresholds, 0.0, 0.0, 0, none, scores, lengths, *scores.shape
-    native("snippet_pdmi_backward", weights, (*inputs, none, none, weights, grad, grad_attention))
+    grad_attention, none = blank_like(scores, offsets), None
+    inputs = fg_threshold, bg_threshold, 0.0, 0.0, 0, none, scores, lengths, *padded_shape(scores, offsets, t)
+    results = none, none, weights, grad, grad_attention
+    native("snippet_pdmi_backward", weights, (*inputs, *results, offsets, scores.shape[0]))
     return grad_attention
 
 
-def _gradient_fake(grad, weights, scores, lengths, fg_threshold, bg_threshold) -> Tensor:
+def _gradient_fake(grad, weights, scores, *_) -> Tensor:
     return weights.new_empty(scores.shape)
 
 
@@ -205,7 +233,8 @@ def _gradient_fake(grad, weights, scores, lengths, fg_threshold, bg_threshold) -
 # recording), and of each pseudo-background snippet.
 _snippet_pdmi = _library.register(
     "snippet_pdmi(Tensor attention, Tensor scores, Tensor? lengths, float fg_threshold, float bg_threshold, "
-    "bool per_class, float entry_floor, float rank_tol) -> (Tensor loss, Tensor valid, Tensor weights)",
+    "bool per_class, float entry_floor, float rank_tol, Tensor? offsets, SymInt max_length)"
+    " -> (Tensor loss, Tensor valid, Tensor weights)",
     check=_check,
     kernel=_forward,
     fake=_fake,
@@ -215,7 +244,7 @@ _snippet_pdmi = _library.register(
 )
 _snippet_pdmi_backward = _library.register(
     "snippet_pdmi_backward(Tensor grad, Tensor weights, Tensor scores, Tensor? lengths, float fg_threshold, "
-    "float bg_threshold) -> Tensor",
+    "float bg_threshold, Tensor? offsets, SymInt max_length) -> Tensor",
     check=_check_backward,
     kernel=_gradient,
     fake=_gradient_fake,

@@ -10,6 +10,7 @@ from torch import Tensor
 from d2net.ops import _library, _native
 from d2net.ops._native import Native
 from d2net.ops.checks import as_tensor, as_whole, check_like, within
+from d2net.ops.packed import as_offsets, as_padded, blank_like, packed, padded_shape
 from d2net.ops.topk_pool import check_pooled, check_taken, topk_pool_ref, topk_struct
 
 
@@ -25,27 +26,43 @@ class TCAMPool(NamedTuple):
     pooled: Tensor
 
 
-def tcam_pool(tcam: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> TCAMPool:
+def tcam_pool(
+    tcam: Tensor,
+    lengths: Tensor | None = None,
+    *,
+    divisor: int = 8,
+    offsets: Tensor | None = None,
+    max_length: int | None = None,
+) -> TCAMPool:
     """lambda(t) = max_c T[t, c] and p = topk_pool(T) of a ready TCAM, with one backward for both.
 
     Args:
         tcam: (B, T, C) class activations, floating point.
         lengths: (B,) int64, or None (all T).
         divisor: see :func:`topk_pool`.
+        offsets: (B+1,) int64 of a packed batch, or None. Recording b has the rows of tcam (N, C) from offsets[b] on,
+            and attention is (N,); see :mod:`d2net.ops.packed`.
+        max_length: of a packed batch, an upper bound of the lengths; None: N. Longer recordings are cut.
 
     Returns:
         TCAMPool(attention (B, T), pooled (B, C)); attention is 0 past a length and where there are no classes. NaN is
         larger than every number. Of equal class maxima the lower class gets the gradient. Differentiable once.
 
     Raises:
-        InputError: wrong shape, dtype or device, T or C of 2^31 or more, or a divisor that is no whole number >= 1.
+        InputError: wrong shape, dtype or device, T or C of 2^31 or more, a divisor that is no whole number >= 1, or
+            offsets that are wrong (see :func:`~d2net.ops.packed.as_offsets`).
     """
     tcam, divisor = as_tensor("tcam_pool", "tcam", tcam), as_whole("tcam_pool", "divisor", divisor)
     lengths = None if lengths is None else as_tensor("tcam_pool", "lengths", lengths, tcam)
+    offsets, t = as_offsets("tcam_pool", offsets, max_length, tcam)
     if _library.has_kernel("tcam_pool", tcam):
-        return TCAMPool(*_tcam_pool(tcam, lengths, divisor)[:2])
-    _check(tcam, lengths, divisor)
-    return tcam_pool_ref(tcam, lengths, divisor=divisor)
+        return TCAMPool(*_tcam_pool(tcam, lengths, divisor, offsets, t)[:2])
+    _check(tcam, lengths, divisor, offsets, t)
+    if offsets is None:
+        return tcam_pool_ref(tcam, lengths, divisor=divisor)
+    lengths, (x,) = as_padded(offsets, lengths, t, tcam)
+    attention, pooled = tcam_pool_ref(x, lengths, divisor=divisor)
+    return TCAMPool(packed(attention, offsets, lengths, tcam.shape[0]), pooled)
 
 
 def tcam_pool_ref(tcam: Tensor, lengths: Tensor | None = None, *, divisor: int = 8) -> TCAMPool:
@@ -65,39 +82,49 @@ def class_max(x: Tensor) -> Tensor:
 # kth and last (B, C) as topk_pool does.
 
 
-def _check(tcam: Tensor, lengths: Tensor | None, divisor: int) -> None:
-    check_pooled("tcam_pool", "tcam", tcam, lengths, divisor)
+def _check(tcam: Tensor, lengths: Tensor | None, divisor: int, offsets: Tensor | None, t: int) -> None:
+    check_pooled("tcam_pool", "tcam", tcam, lengths, divisor, offsets, t)
 
 
-def _fake(tcam: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    b, t, c = tcam.shape
+def _fake(
+    tcam: Tensor, lengths: Tensor | None, divisor: int, offsets: Tensor | None, t: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    b, _, c = padded_shape(tcam, offsets, t)
+    rows = tcam.shape[:-1]
+    # Kernels leave the gap rows of a packed batch out.
+    blank = offsets is None
     return (
-        tcam.new_empty(b, t),
+        tcam.new_empty(rows) if blank else tcam.new_zeros(rows),
         tcam.new_empty(b, c),
-        tcam.new_empty(b, t, dtype=torch.int32),
+        tcam.new_empty(rows, dtype=torch.int32) if blank else tcam.new_full(rows, -1, dtype=torch.int32),
         _native.empty_sums(tcam, b, c),
         tcam.new_empty(b, c, dtype=torch.int32),
     )
 
 
-def _forward(native: Native, tcam: Tensor, lengths: Tensor | None, divisor: int) -> tuple[Tensor, ...]:
-    attention, pooled, argmax, kth, last = results = _fake(tcam, lengths, divisor)
-    native("tcam_pool", tcam, topk_struct(tcam, lengths, divisor, (attention, argmax, pooled, kth, last)))
+def _forward(
+    native: Native, tcam: Tensor, lengths: Tensor | None, divisor: int, offsets: Tensor | None, t: int
+) -> tuple[Tensor, ...]:
+    attention, pooled, argmax, kth, last = results = _fake(tcam, lengths, divisor, offsets, t)
+    written = attention, argmax, pooled, kth, last
+    native("tcam_pool", tcam, topk_struct(tcam, lengths, divisor, offsets, t, written))
     return results
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    tcam, lengths, ctx.divisor = inputs
+    tcam, lengths, ctx.divisor, offsets, ctx.t = inputs
     _, _, argmax, kth, last = output
     ctx.mark_non_differentiable(argmax, kth, last)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(tcam, lengths, argmax, kth, last)
+    ctx.save_for_backward(tcam, lengths, argmax, kth, last, offsets)
 
 
-def _backward(ctx, grad_attention: Tensor | None, grad_pooled: Tensor | None, *_) -> tuple[Tensor | None, None, None]:
+def _backward(ctx, grad_attention: Tensor | None, grad_pooled: Tensor | None, *_) -> tuple[Tensor | None, ...]:
+    none = (None,) * 4
     if grad_attention is None and grad_pooled is None:
-        return None, None, None
-    return _tcam_pool_backward(grad_attention, grad_pooled, *ctx.saved_tensors, ctx.divisor), None, None
+        return None, *none
+    *saved, offsets = ctx.saved_tensors
+    return _tcam_pool_backward(grad_attention, grad_pooled, *saved, ctx.divisor, offsets, ctx.t), *none
 
 
 def _check_backward(
@@ -109,16 +136,18 @@ def _check_backward(
     kth: Tensor,
     last: Tensor,
     divisor: int,
+    offsets: Tensor | None,
+    t: int,
 ) -> None:
     where = "tcam_pool_backward"
-    check_pooled(where, "tcam", tcam, lengths, divisor)
-    b, t, c = tcam.shape
+    check_pooled(where, "tcam", tcam, lengths, divisor, offsets, t)
+    (b, _, c), rows = padded_shape(tcam, offsets, t), tcam.shape[:-1]
     if grad_attention is not None:
-        check_like(where, "grad_attention", grad_attention, (b, t), tcam.dtype, tcam.device)
+        check_like(where, "grad_attention", grad_attention, rows, tcam.dtype, tcam.device)
     if grad_pooled is not None:
         check_like(where, "grad_pooled", grad_pooled, (b, c), tcam.dtype, tcam.device)
-    check_like(where, "argmax", argmax, (b, t), torch.int32, tcam.device)
-    check_taken(where, kth, last, tcam)
+    check_like(where, "argmax", argmax, rows, torch.int32, tcam.device)
+    check_taken(where, kth, last, tcam, b)
 
 
 def _gradient(
@@ -131,19 +160,21 @@ def _gradient(
     kth: Tensor,
     last: Tensor,
     divisor: int,
+    offsets: Tensor | None,
+    t: int,
 ) -> Tensor:
-    grad_tcam = torch.empty_like(tcam)
+    grad_tcam = blank_like(tcam, offsets)
     saved, gradients = (None, argmax, None, kth, last), (grad_attention, grad_pooled, grad_tcam)
-    native("topk_pool_backward", tcam, topk_struct(tcam, lengths, divisor, saved, gradients))
+    native("topk_pool_backward", tcam, topk_struct(tcam, lengths, divisor, offsets, t, saved, gradients))
     return grad_tcam
 
 
-def _gradient_fake(grad_attention, grad_pooled, tcam, lengths, argmax, kth, last, divisor) -> Tensor:
+def _gradient_fake(grad_attention, grad_pooled, tcam, lengths, argmax, kth, last, divisor, offsets, t) -> Tensor:
     return torch.empty_like(tcam, memory_format=torch.contiguous_format)
 
 
 _tcam_pool = _library.register(
-    "tcam_pool(Tensor tcam, Tensor? lengths, int divisor)"
+    "tcam_pool(Tensor tcam, Tensor? lengths, int divisor, Tensor? offsets, SymInt max_length)"
     " -> (Tensor attention, Tensor pooled, Tensor argmax, Tensor kth, Tensor last)",
     check=_check,
     kernel=_forward,
@@ -153,7 +184,7 @@ _tcam_pool = _library.register(
 )
 _tcam_pool_backward = _library.register(
     "tcam_pool_backward(Tensor? grad_attention, Tensor? grad_pooled, Tensor tcam, Tensor? lengths, Tensor argmax,"
-    " Tensor kth, Tensor last, int divisor) -> Tensor",
+    " Tensor kth, Tensor last, int divisor, Tensor? offsets, SymInt max_length) -> Tensor",
     check=_check_backward,
     kernel=_gradient,
     fake=_gradient_fake,

@@ -10,6 +10,7 @@ from torch import Tensor
 from d2net.ops.bottom_up_attention import bottom_up_attention
 from d2net.ops.checks import within
 from d2net.ops.loss_ref import LossSettings, counted_lengths
+from d2net.ops.packed import packed_extents, padded
 from d2net.ops.tcam_pool import class_max
 from d2net.recipes import Recipe
 
@@ -42,18 +43,34 @@ class Agreement:
         self.began: int | None = None
 
     @torch.no_grad()
-    def add(self, tcam: Tensor, embeddings: Tensor, lengths: Tensor, labels: Tensor, x_ref: Tensor) -> None:
+    def add(
+        self,
+        tcam: Tensor,
+        embeddings: Tensor,
+        lengths: Tensor,
+        labels: Tensor,
+        x_ref: Tensor,
+        *,
+        offsets: Tensor | None = None,
+        max_length: int | None = None,
+    ) -> None:
         """Move the running mean by one batch; the recordings that do not count in the loss do not count here.
 
         Args:
-            tcam: (B, T, C).
-            embeddings: (B, T, D).
+            tcam: (B, T, C); (N, C) with ``offsets``.
+            embeddings: (B, T, D), or (N, D).
             lengths: (B,) int64.
             labels: (B, C) multi-hot.
             x_ref: (D,).
+            offsets: (B+1,) int64, the first row of each recording in a packed batch (:mod:`d2net.losses`).
+            max_length: Of a packed batch, an upper bound of the lengths; None: N.
         """
+        scores = bottom_up_attention(embeddings.detach(), x_ref, lengths, offsets=offsets, max_length=max_length)
+        if offsets is not None:
+            most = tcam.shape[0] if max_length is None else max_length
+            tcam, scores = (padded(x, offsets, lengths, most) for x in (tcam, scores))
+            lengths = packed_extents(offsets, lengths, most, embeddings.shape[0])[1]
         counted = counted_lengths(tcam, lengths, labels, self._counts)
-        scores = bottom_up_attention(embeddings.detach(), x_ref, counted)
         now = agreement(class_max(tcam.detach()), scores, counted, *self._thresholds)
         self.running.mul_(MEMORY).add_(now, alpha=1 - MEMORY)
 

@@ -280,11 +280,11 @@ def test_the_number_of_threads_does_not_matter(b, reduction):
 def test_registration(mean, lengths):
     x, attention = made()
     wanted = x.clone().requires_grad_(), attention.clone().requires_grad_()
-    torch.library.opcheck(torch.ops.d2net.attention_pool.default, (*wanted, lengths, 0.5, 0.6, mean))
+    torch.library.opcheck(torch.ops.d2net.attention_pool.default, (*wanted, lengths, 0.5, 0.6, mean, None, 0))
     pooled = [x[:, 0].clone(), x[:, 1].clone()] if mean else [None, None]
     arguments = (x, attention, lengths, *pooled, x[:, 2].clone(), x[:, 3].clone(), 0.5, 0.6, mean)
     for need in ((True, True), (True, False), (False, True)):
-        torch.library.opcheck(torch.ops.d2net.attention_pool_backward.default, (*arguments, *need))
+        torch.library.opcheck(torch.ops.d2net.attention_pool_backward.default, (*arguments, *need, None, 0))
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])

@@ -219,8 +219,8 @@ def test_the_number_of_threads_does_not_matter(b):
 def test_registration(lengths):
     x, x_ref = made()
     wanted = x.clone().requires_grad_(), x_ref.clone().requires_grad_()
-    torch.library.opcheck(torch.ops.d2net.bottom_up_attention.default, (*wanted, lengths))
-    attention, norms = torch.ops.d2net.bottom_up_attention.default(x, x_ref, lengths)
+    torch.library.opcheck(torch.ops.d2net.bottom_up_attention.default, (*wanted, lengths, None, 0))
+    attention, norms = torch.ops.d2net.bottom_up_attention.default(x, x_ref, lengths, None, 0)
     for need in ((True, True), (True, False), (False, True)):
         arguments = (x, x_ref, attention, norms, torch.rand(3, 12), *need)
         torch.library.opcheck(torch.ops.d2net.bottom_up_attention_backward.default, arguments)

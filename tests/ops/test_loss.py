@@ -334,10 +334,10 @@ def test_wrong_settings_and_missing_tensors_are_named():
 
 def test_tensors_in_lists_are_checked_too():
     x = batch(3, 4, 2, 5)
-    *results, workspace = torch.ops.d2net.d2net_loss(*x, PAPER)
+    *results, workspace = torch.ops.d2net.d2net_loss(*x, PAPER, 0)
     gradients = [torch.ones_like(y) for y in results[:SMOOTH]]
-    right = [gradients, [x.tcam, x.embeddings, None, None, None, None, x.partner, None], [*results, workspace]]
-    expected = torch.ops.d2net.d2net_loss_backward(*right, PAPER, True)
+    right = [gradients, [x.tcam, x.embeddings, None, None, None, None, x.partner, None, None], [*results, workspace]]
+    expected = torch.ops.d2net.d2net_loss_backward(*right, PAPER, True, 0)
     needed = {0: range(SMOOTH), 1: (0, 1, 6), 2: (4, 5, 6, 7, 8, 9, 11)}
     for which, places in needed.items():
         for at in places:
@@ -352,16 +352,16 @@ def test_tensors_in_lists_are_checked_too():
                 lists = [list(z) for z in right]
                 lists[which][at] = wrong
                 with pytest.raises((InputError, RuntimeError)):
-                    torch.ops.d2net.d2net_loss_backward(*lists, PAPER, True)
+                    torch.ops.d2net.d2net_loss_backward(*lists, PAPER, True, 0)
     for part in range(3):
         lists = [list(z) for z in right]
         lists[part].pop()
-        with pytest.raises(InputError, match="expected 7 gradients, 8 inputs and 12 results"):
-            torch.ops.d2net.d2net_loss_backward(*lists, PAPER, True)
+        with pytest.raises(InputError, match="expected 7 gradients, 9 inputs and 12 results"):
+            torch.ops.d2net.d2net_loss_backward(*lists, PAPER, True, 0)
     garbage = [list(z) for z in right]
     garbage[2][-1] = torch.full_like(workspace, 0x7F)  # wrong contents must not lead to reads or writes out of range
-    torch.ops.d2net.d2net_loss_backward(*garbage, RELEASE._replace(own_classes=False), True)
-    for a, b in zip(torch.ops.d2net.d2net_loss_backward(*right, PAPER, True), expected, strict=True):
+    torch.ops.d2net.d2net_loss_backward(*garbage, RELEASE._replace(own_classes=False), True, 0)
+    for a, b in zip(torch.ops.d2net.d2net_loss_backward(*right, PAPER, True, 0), expected, strict=True):
         assert torch.equal(a, b)
 
 
@@ -369,7 +369,7 @@ def test_opcheck_and_double_backward():
     x = batch(4, 6, 3, 5)
     x = x._replace(tcam=x.tcam.requires_grad_(), embeddings=x.embeddings.requires_grad_())
     for settings in (PAPER, RELEASE, SETTINGS["video"]):
-        torch.library.opcheck(torch.ops.d2net.d2net_loss, (*x, list(settings)))
+        torch.library.opcheck(torch.ops.d2net.d2net_loss, (*x, list(settings), 0))
     total = d2net_loss(x, PAPER).total
     (gradient,) = torch.autograd.grad(total, x.tcam, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiable once"):
@@ -402,6 +402,7 @@ def test_settings_and_members_stand_in_the_order_of_the_header():
     assert members("LossSettings") == list(LossSettings._fields)
     found = members("Loss")
     assert found[1:5] == ["b", "t", "c", "d"]
-    assert found[5:13] == list(LossInputs._fields)
-    assert found[13:25] == [{"x_ref": "new_x_ref"}.get(name, name) for name in LossResult._fields]
-    assert found[26 : 26 + SMOOTH] == [f"grad_{name}" for name in LossResult._fields[:SMOOTH]]
+    assert found[5:13] == list(LossInputs._fields[:8]) and LossInputs._fields[8:] == ("offsets",)
+    assert found[13] == "rows"
+    assert found[14:26] == [{"x_ref": "new_x_ref"}.get(name, name) for name in LossResult._fields]
+    assert found[27 : 27 + SMOOTH] == [f"grad_{name}" for name in LossResult._fields[:SMOOTH]]

@@ -252,9 +252,9 @@ def test_a_second_derivative_is_refused(device):
 def test_registration():
     attention, scores = batch(3, 9, torch.float32)
     for lengths in (None, torch.tensor([9, 4, 0])):
-        args = (attention.clone().requires_grad_(), scores, lengths, 0.5, 0.5, False, 0.0, 1e-5)
+        args = (attention.clone().requires_grad_(), scores, lengths, 0.5, 0.5, False, 0.0, 1e-5, None, 0)
         torch.library.opcheck(torch.ops.d2net.snippet_pdmi.default, args)
-    args = (torch.rand(3), torch.rand(3, 2), scores, lengths, 0.5, 0.5)
+    args = (torch.rand(3), torch.rand(3, 2), scores, lengths, 0.5, 0.5, None, 0)
     torch.library.opcheck(torch.ops.d2net.snippet_pdmi_backward.default, args)
 
 

@@ -101,8 +101,8 @@ def test_cuda_kernels_equal_the_cpu(simt_module, request, b, t, c, dtype):
 
     def results() -> list[torch.Tensor]:
         ops = torch.ops.d2net
-        pool = ops.tcam_pool(x, lengths, 7)
-        return [*pool, ops.tcam_pool_backward(*weights, x, lengths, *pool[2:], 7)]
+        pool = ops.tcam_pool(x, lengths, 7, None, 0)
+        return [*pool, ops.tcam_pool_backward(*weights, x, lengths, *pool[2:], 7, None, 0)]
 
     expected = results()
     request.getfixturevalue("simt_kernels")
@@ -210,10 +210,10 @@ def test_threads_and_runs_do_not_matter():
 @pytest.mark.parametrize("lengths", [None, torch.tensor([12, 5])])
 def test_registration(dtype, lengths):
     x, ops = random(2, 12, 5).to(dtype), torch.ops.d2net
-    torch.library.opcheck(ops.tcam_pool.default, (x.clone().requires_grad_(), lengths, 8))
-    attention, pooled, *chosen = ops.tcam_pool(x, lengths, 8)
+    torch.library.opcheck(ops.tcam_pool.default, (x.clone().requires_grad_(), lengths, 8, None, 0))
+    attention, pooled, *chosen = ops.tcam_pool(x, lengths, 8, None, 0)
     for grad_attention in (attention, None):
-        arguments = (grad_attention, pooled, x, lengths, *chosen, 8)
+        arguments = (grad_attention, pooled, x, lengths, *chosen, 8, None, 0)
         torch.library.opcheck(ops.tcam_pool_backward.default, arguments)
 
 

@@ -127,8 +127,8 @@ def test_cuda_kernels_equal_the_cpu(simt_module, request, b, t, c, dtype):
     grad = torch.randn(b, c, generator=generator).to(dtype)
 
     def results() -> list[torch.Tensor]:
-        pooled, kth, last = torch.ops.d2net.topk_pool(x, lengths, 7)
-        return [pooled, kth, last, torch.ops.d2net.topk_pool_backward(grad, x, lengths, kth, last, 7)]
+        pooled, kth, last = torch.ops.d2net.topk_pool(x, lengths, 7, None, 0)
+        return [pooled, kth, last, torch.ops.d2net.topk_pool_backward(grad, x, lengths, kth, last, 7, None, 0)]
 
     expected = results()
     request.getfixturevalue("simt_kernels")
@@ -238,9 +238,9 @@ def test_threads_and_runs_do_not_matter(c):
 @pytest.mark.parametrize("lengths", [None, torch.tensor([12, 5])])
 def test_registration(dtype, lengths):
     x = torch.randn(2, 12, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
-    torch.library.opcheck(torch.ops.d2net.topk_pool.default, (x.clone().requires_grad_(), lengths, 8))
-    _, kth, last = torch.ops.d2net.topk_pool(x, lengths, 8)
-    arguments = (torch.ones(2, 5, dtype=dtype), x, lengths, kth, last, 8)
+    torch.library.opcheck(torch.ops.d2net.topk_pool.default, (x.clone().requires_grad_(), lengths, 8, None, 0))
+    _, kth, last = torch.ops.d2net.topk_pool(x, lengths, 8, None, 0)
+    arguments = (torch.ones(2, 5, dtype=dtype), x, lengths, kth, last, 8, None, 0)
     torch.library.opcheck(torch.ops.d2net.topk_pool_backward.default, arguments)
 
 

@@ -159,7 +159,7 @@ def test_an_input_that_was_changed_in_place_is_found(name):
 def test_operators_themselves_have_no_forward_mode():
     """torch.ops.d2net has no forward-mode derivative and must raise: the dispatcher would drop the tangents."""
     x = direction(torch.empty(2, 3, 4))
-    for function in (lambda x: torch.ops.d2net.topk_pool(x, None, 8)[0], torch.ops.d2net.iou_1d.default):
+    for function in (lambda x: torch.ops.d2net.topk_pool(x, None, 8, None, 0)[0], torch.ops.d2net.iou_1d.default):
         args = (x,) if function is not torch.ops.d2net.iou_1d.default else (x[0, :, :2], x[1, :, :2])
         with pytest.raises(RuntimeError, match="no forward-mode derivative; the functions of d2net.ops"):
             func.jvp(function, args, args)

@@ -22,8 +22,9 @@ class AttentionPoolGradient {
   // x: inputs, results and the gradients of results; x.x null: gradients of attention are not computed.
   explicit AttentionPoolGradient(const AttentionPool<T>& x);
 
-  // Writes grad_x (d) of one row of (b t), unless it is null, and returns the gradient with respect to its attention.
-  T row(int64_t row, T* grad_x) const;
+  // Writes grad_x (d) of one row within the length of recording i, unless it is null, and returns the gradient with
+  // respect to its attention.
+  T row(int64_t i, int64_t row, T* grad_x) const;
 
  private:
   const AttentionPool<T> x_;

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/common/parallel.h"
+#include "cpu/common/rows.h"
 #include "math/topk.h"
 #include "topk_pool.h"
 
@@ -24,10 +24,10 @@ void pooled_gradient_rows(const double* x, int64_t first, int64_t rows, int64_t 
 
 }  // namespace detail
 
-// Writes g.grad_x within the lengths, a few rows of (b t) at a time. Calls before(row, rows), after which
-// g.grad_attention of these rows is read; then(row, rows), when they are written and still in the L1 cache; and
-// padding(row, rows) for rows past a length, which are not written. row_cost: the cost of the three for a row, in
-// elements of grad_x.
+// Writes g.grad_x within the lengths, a few rows of a recording at a time. Calls before(recording, row, rows), after
+// which g.grad_attention of these rows is read; then(recording, row, rows), when they are written and still in the L1
+// cache; and padding(row, rows) for the rows past the length of a padded recording, which are not written. row_cost:
+// the cost of the three for a row, in elements of grad_x.
 template <typename T, typename Before, typename Then, typename Padding>
 void pooled_gradient(const TopkPool<T>& g, int64_t row_cost, int threads, Before before, Then then, Padding padding) {
   using Key = typename math::Ordered<T>::Key;
@@ -36,13 +36,13 @@ void pooled_gradient(const TopkPool<T>& g, int64_t row_cost, int threads, Before
   const int64_t grain = 1 + 32768 / (c + row_cost + 1);  // about 10 us of work
   const int64_t group = 1 + 128 / (c + 1);               // rows of few classes are too short for vectors
   const int64_t block = group * (1 + 32 / group);
-  parallel_for(g.b * t, grain, threads, [&](int64_t begin, int64_t end) {
+  const Snippets snippets(g.rows, g.lengths, g.b, t);
+  parallel_for(snippets.count(), grain, threads, [&](int64_t begin, int64_t end) {
     std::vector<T> grad_taken(group * c);
     std::vector<Key> kth(group * c);
     std::vector<int32_t> last(group * c);
-    while (begin < end) {
-      const int64_t recording = begin / t, from = begin % t, to = std::min(t, from + end - begin);
-      const int64_t length = math::clamped_length(g.lengths, recording, t), k = math::topk_count(length, g.divisor);
+    snippets.each(begin, end, [&](int64_t recording, int64_t from, int64_t to, int64_t row) {
+      const int64_t length = g.rows.length(g.lengths, recording, t), k = math::topk_count(length, g.divisor);
       for (int64_t i = 0; i < group * c; ++i) {
         const int64_t column = recording * c + i % c;
         grad_taken[i] = g.grad_pooled != nullptr ? g.grad_pooled[column] / k : T(0);
@@ -50,9 +50,10 @@ void pooled_gradient(const TopkPool<T>& g, int64_t row_cost, int threads, Before
         last[i] = std::max(g.last[column], -1) - int32_t(i / c);
       }
       const int64_t valid = std::clamp(length, from, to);
-      for (int64_t first = from; first < valid; first += block) {
-        const int64_t rows = std::min(block, valid - first), row = recording * t + first;
-        before(row, rows);
+      const int64_t past = row + valid - from;
+      for (int64_t first = from; first < valid; first += block, row += block) {
+        const int64_t rows = std::min(block, valid - first);
+        before(recording, row, rows);
         detail::pooled_gradient_rows(g.x + row * c, first, rows, c, group, grad_taken.data(), kth.data(), last.data(),
                                      grad_x + row * c);
         if (g.grad_attention != nullptr && c > 0) {
@@ -61,11 +62,10 @@ void pooled_gradient(const TopkPool<T>& g, int64_t row_cost, int threads, Before
             if (argmax >= 0 && argmax < c) grad_x[i * c + argmax] += g.grad_attention[i];
           }
         }
-        then(row, rows);
+        then(recording, row, rows);
       }
-      padding(recording * t + valid, to - valid);
-      begin += to - from;
-    }
+      padding(past, to - valid);
+    });
   });
 }
 

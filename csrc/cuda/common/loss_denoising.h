@@ -97,15 +97,16 @@ __device__ __forceinline__ void snippet_term(const LossTask<X>& x, int64_t i, do
 template <typename X, int N, typename A = accumulator_t<X>>
 __global__ void __launch_bounds__(kLossThreads, 2) score_kernel(const LossTask<X> x, unsigned final_blocks) {
   const int64_t recording = blockIdx.x / x.groups, group = blockIdx.x % x.groups;
-  const int64_t t = x.t, d = x.d, c = x.c;
+  const int64_t d = x.d, c = x.c;
   const int64_t first = group * kScoreBlockRows + threadIdx.x / 32 * kScoreRows;
   const int rows = int(max(min(x.counted[recording] - first, int64_t(kScoreRows)), int64_t(0)));
   const int lane = threadIdx.x % 32;
-  const int64_t row = recording * t + first + lane;
+  const int64_t first_row = x.rows.first(recording, x.t) + first, row = first_row + lane;
+  const int64_t written = x.rows.written(x.lengths, recording, x.t);
   A attention = x.with.snippet != 0 && lane < rows ? x.attention[row] : A(0);  // loads meanwhile
-  const Angle<A> mine = angles_of<N>(x.embeddings + (recording * t + first) * d, x.latest_x_ref(), rows, d);
+  const Angle<A> mine = angles_of<N>(x.embeddings + first_row * d, x.latest_x_ref(), rows, d);
   const A score = A(0.5) * (1 - mine.cosine);
-  if (lane < kScoreRows && first + lane < t) x.scores[row] = score;
+  if (lane < kScoreRows && first + lane < written) x.scores[row] = score;
   if (x.with.snippet != 0) {
     const bool fg = lane < rows && score > A(x.with.fg_threshold), bg = lane < rows && score < A(x.with.bg_threshold);
     if (x.with.own_classes != 0) {
@@ -113,8 +114,7 @@ __global__ void __launch_bounds__(kLossThreads, 2) score_kernel(const LossTask<X
       for (unsigned left = __ballot_sync(kAllLanes, fg); left != 0; left &= left - 1) {
         const int of = __ffs(int(left)) - 1;
         int32_t found;
-        const A own =
-            maximum_over_own_classes(x.tcam + (recording * t + first + of) * c, x.labels + recording * c, c, &found);
+        const A own = maximum_over_own_classes(x.tcam + (first_row + of) * c, x.labels + recording * c, c, &found);
         if (lane == of) {
           attention = own;
           argmax = found;

@@ -119,7 +119,7 @@ __device__ __forceinline__ void update_x_ref(const LossTask<X>& x, int64_t k) {
 #pragma unroll 4
   for (int64_t i = 0; i < b; ++i) {
     double value = x.x_bg()[i * d + k];  // read before `valid` is known, so that no load waits for another
-    if (lowest) value = valid[i] ? double(to_float(x.embeddings[(i * t + x.s.lowest[i]) * d + k])) : 0;
+    if (lowest) value = valid[i] ? double(to_float(x.embeddings[(x.rows.first(i, t) + x.s.lowest[i]) * d + k])) : 0;
     sum += valid[i] ? value : 0;
     count += valid[i];
   }

@@ -41,15 +41,15 @@ struct Keys {
   }
 };
 
-// Activations and the lengths of their recordings; the loss finds the lengths in another way.
+// Activations; the loss finds the lengths of their recordings in another way.
 template <typename T>
 struct Plain {
   using Number = T;
   const T* __restrict__ x;
 
   // Of a recording; all threads of a block call it once. The last argument: whether it is the recording's first block.
-  __device__ __forceinline__ int64_t length(const int64_t* lengths, int64_t recording, int64_t t, bool) const {
-    return math::clamped_length(lengths, recording, t);
+  __device__ __forceinline__ int64_t length(const TopkPool<T>& pool, int64_t recording, bool) const {
+    return pool.rows.length(pool.lengths, recording, pool.t);
   }
 };
 
@@ -75,13 +75,14 @@ __device__ __forceinline__ void class_maxima(const Input& input, const TopkPool<
                                              int64_t length, int64_t begin, int64_t end) {
   using Key = typename Keys<T>::Key;
   const int rows = 32 / lanes, lane = threadIdx.x % lanes;  // rows of a warp
+  const int64_t origin = pool.rows.first(recording, pool.t);
   for (int64_t first = begin + threadIdx.x / 32 * rows; first < end; first += blockDim.x / 32 * rows) {
     const int64_t row = first + threadIdx.x % 32 / lanes;
     Key best = Keys<T>::kNone;
     int32_t found = -1;
     if (row < min(end, length)) {
       for (int64_t j = lane * N; j < pool.c; j += lanes * N) {
-        const int64_t i = (recording * pool.t + row) * pool.c + j;
+        const int64_t i = (origin + row) * pool.c + j;
         const Pack<T, N> values = load<N>(input.x + i);
 #pragma unroll
         for (int l = 0; l < N; ++l) {
@@ -100,8 +101,8 @@ __device__ __forceinline__ void class_maxima(const Input& input, const TopkPool<
       best = other > best ? other : best;
     }
     if (lane == 0 && row < end) {
-      pool.attention[recording * pool.t + row] = from_float<T>(found < 0 ? 0 : Keys<T>::value(best));
-      pool.argmax[recording * pool.t + row] = found;
+      pool.attention[origin + row] = from_float<T>(found < 0 ? 0 : Keys<T>::value(best));
+      pool.argmax[origin + row] = found;
     }
   }
 }
@@ -115,8 +116,9 @@ __global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
   constexpr int R = kKept<T>;
   if (blockIdx.x >= layout.columns_blocks) {
     const unsigned block = blockIdx.x - layout.columns_blocks, recording = block / layout.row_blocks;
-    const int64_t length = input.length(pool.lengths, recording, pool.t, false);
-    const int64_t begin = block % layout.row_blocks * layout.rows, end = min(begin + layout.rows, pool.t);
+    const int64_t length = input.length(pool, recording, false);
+    const int64_t written = pool.rows.written(pool.lengths, recording, pool.t);
+    const int64_t begin = block % layout.row_blocks * layout.rows, end = min(begin + layout.rows, written);
     if (layout.packs) {
       class_maxima<kPackOf<T>>(input, pool, layout.lanes, recording, length, begin, end);
     } else {
@@ -127,8 +129,8 @@ __global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
 
   // Loads are issued before the length is known; beyond the last row or column they load the last one.
   const unsigned recording = blockIdx.x / layout.tiles, tile = blockIdx.x % layout.tiles;
-  const unsigned t = unsigned(pool.t), c = unsigned(pool.c), step = 32 * layout.warps;
-  const int64_t origin = recording * pool.t * c, first_column = int64_t(tile) * layout.width;
+  const unsigned t = unsigned(pool.rows.room(recording, pool.t)), c = unsigned(pool.c), step = 32 * layout.warps;
+  const int64_t origin = pool.rows.first(recording, pool.t) * c, first_column = int64_t(tile) * layout.width;
   unsigned at = threadIdx.x % layout.width, first = threadIdx.x / layout.width;
   const int64_t loaded = origin + min(first_column + at, pool.c - 1);
   T raw[R];
@@ -140,7 +142,7 @@ __global__ void __launch_bounds__(kPoolThreads<kOneWarp>, 1)
       raw[i] = input.x[loaded + int64_t(min(first + i * step, t - 1)) * c];
     }
   }
-  const unsigned length = unsigned(input.length(pool.lengths, recording, pool.t, tile == 0));
+  const unsigned length = unsigned(input.length(pool, recording, tile == 0));
   if (c == 0) return;
   const int topk = int(math::topk_count(length, pool.divisor));
 

@@ -37,6 +37,7 @@ struct PoolOverTime {
   bool *valid_fg, *valid_bg;
   double* weights = nullptr;  // (2, b): sums of the weights; null: not computed
   int64_t* lowest = nullptr;  // (b): the snippet of the lowest attention; null: not computed
+  Rows rows = {};             // (b, t, ...) are (n, ...) in a packed batch
 };
 
 inline int64_t pool_counters(int64_t b, int64_t d) { return b * (d / 32 + 1); }  // a tile has 32 columns at least
@@ -94,29 +95,32 @@ struct PoolGradient {
   const A *grad_fg, *grad_bg;
   int64_t b, t, d;
   A threshold, background_threshold;
-  T* grad_x;  // null: not computed
+  T* grad_x;       // null: not computed
+  Rows rows = {};  // (b, t, ...) are (n, ...) in a packed batch
 };
 
 // A block takes 20 snippets of one recording (blockIdx.x) and all columns, tile by tile. At the end all threads call
 // use(recording, first, rows, gradient): thread i with the gradient with respect to the attention of snippet first + i.
+// Without the bound for float the compiler takes registers for which an H100 would run two blocks a multiprocessor.
 template <typename T, int N, typename Use, typename A = accumulator_t<T>>
-__global__ void __launch_bounds__(kBackwardThreads, 2)
+__global__ void __launch_bounds__(kBackwardThreads, sizeof(T) == 4 ? 3 : 2)
     pool_gradient_kernel(const PoolGradient<T> g, int64_t groups, const Use use) {
   D2NET_SHARED(A, dots, [kBackwardRows][kBackwardThreads / 32]);
   const T* __restrict__ x = g.x;
   T* __restrict__ grad_x = g.grad_x;
-  const int64_t t = g.t, d = g.d, recording = blockIdx.x / groups, first = blockIdx.x % groups * kBackwardRows;
-  const int rows = int(min(t - first, int64_t(kBackwardRows)));
+  const int64_t d = g.d, recording = blockIdx.x / groups, first = blockIdx.x % groups * kBackwardRows;
+  const int64_t length = g.rows.length(g.lengths, recording, g.t), origin = g.rows.first(recording, g.t);
+  const int rows = int(min(g.rows.written(g.lengths, recording, g.t) - first, int64_t(kBackwardRows)));
+  if (rows <= 0) return;  // the whole block, of a packed batch
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t last = min(first + rows, math::clamped_length(g.lengths, recording, t));
-  const Weights<A> mine =
-      weights_of_lane(g.attention + recording * t, first, last, g.threshold, g.background_threshold);
+  const int64_t last = min(first + rows, length);
+  const Weights<A> mine = weights_of_lane(g.attention + origin, first, last, g.threshold, g.background_threshold);
   const A* term = g.terms + 4 * recording;
   const A scale_fg = g.terms == nullptr ? A(1) : term[0], scale_bg = g.terms == nullptr ? A(1) : term[2];
   if (lane < kBackwardRows) dots[lane][warp] = 0;
   __syncwarp();
   for (int64_t tile = 0; tile < d; tile += int64_t(blockDim.x) * N) {
-    const int64_t column = tile + threadIdx.x * N, from = (recording * t + first) * d + column;
+    const int64_t column = tile + threadIdx.x * N, from = (origin + first) * d + column;
     const bool has_column = column < d;
     Pack<A, N> fg = {}, bg = {};
     if (has_column) {
