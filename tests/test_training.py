@@ -770,13 +770,14 @@ def test_terms_are_read_later_and_are_those_of_then() -> None:
 
 def test_adam_is_pytorchs() -> None:
     generator = torch.Generator().manual_seed(0)
-    ours = [torch.randn(3, 4, generator=generator), torch.randn(7, generator=generator)]
+    # One lies in memory in another order, as the network's weights do.
+    ours = [torch.randn(3, 4, generator=generator), torch.randn(2, 5, 3, generator=generator).mT]
     theirs = [x.clone() for x in ours]
     optimizer = Adam(ours, lr=1e-2, weight_decay=0.1)
     reference = torch.optim.Adam(theirs, lr=1e-2, weight_decay=0.1, fused=True)
     for _ in range(5):
         for first, second in zip(ours, theirs, strict=True):
-            first.grad = torch.randn(first.shape, generator=generator)
+            first.grad = torch.empty_like(first).copy_(torch.randn(first.shape, generator=generator))
             second.grad = first.grad.clone()
         optimizer.step()
         reference.step()

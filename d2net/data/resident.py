@@ -70,32 +70,29 @@ class ResidentFeatures:
             max_snippets: The most snippets of a window.
             layout: The network, as of :class:`d2net.data.batches.BatchSampler`.
             dtype: In which to keep the features.
-            budget: In bytes. Loading takes up to twice as much for a moment.
+            budget: In bytes.
 
         Raises:
             InputError: features that are missing, of another width, empty, NaN or Inf.
         """
-        a_row = dataset.width * dtype.itemsize
-        if a_row * sum(r.snippets or 0 for r in dataset.recordings) > budget:  # said before anything is read
+        lengths = [
+            len(dataset.features(i)) if r.snippets is None else r.snippets for i, r in enumerate(dataset.recordings)
+        ]
+        if sum(lengths) * dataset.width * dtype.itemsize > budget:
             return None
-        size = 0
-        parts: list[list[Tensor]] = [[] for _ in dataset.stream_widths]
-        lengths: list[int] = []
-        for i in range(len(dataset)):
-            x = dataset.features(i)
-            lengths.append(len(x))
-            size += a_row * len(x)
-            if size > budget:
-                return None
-            own = torch.from_numpy(np.require(x, requirements="W")).to(device)
-            for part, columns in zip(parts, own.split(dataset.stream_widths, 1), strict=True):
-                part.append(columns.to(dtype))
-        streams = []
-        for part in parts:
-            streams.append(torch.cat([*part, part[0].new_zeros(1, part[0].shape[1])]))
-            part.clear()
+        streams = tuple(
+            torch.empty(sum(lengths) + 1, width, dtype=dtype, device=device) for width in dataset.stream_widths
+        )
+        first = 0
+        for i, length in enumerate(lengths):
+            x = torch.from_numpy(np.require(dataset.features(i), requirements="CW")).to(device)
+            for stream, columns in zip(streams, x.split(dataset.stream_widths, 1), strict=True):
+                stream[first : first + length] = columns
+            first += length
+        for stream in streams:
+            stream[first] = 0
         labels = torch.from_numpy(dataset.label_matrix(allow_unlabelled=True))
-        return cls(tuple(streams), lengths, labels, batch_size=batch_size, max_snippets=max_snippets, layout=layout)
+        return cls(streams, lengths, labels, batch_size=batch_size, max_snippets=max_snippets, layout=layout)
 
     def convert(self, dtype: torch.dtype) -> None:
         """Keep the features in another precision from now on."""

@@ -16,6 +16,8 @@ class Adam:
     That class imports ``torch._dynamo`` when it is made, which takes about a second; this one does not, and does less
     in Python each step. It never waits for the device, and a CUDA graph can hold its step.
 
+    A gradient must lie in memory as its parameter does, which autograd sees to.
+
     Args:
         parameters: What to train; on one device.
         lr: The learning rate.

@@ -32,7 +32,7 @@ from d2net.training.watching import evaluate_network
 from d2net.words import quoted, reason
 
 PRECISIONS = get_args(Precision)
-RESIDENT_FRACTION = 0.25  # of a device's free memory that features may take; loading them takes twice that
+RESIDENT_FRACTION = 0.25  # of a device's free memory that features may take
 
 
 class Trainer:
