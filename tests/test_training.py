@@ -768,6 +768,52 @@ def test_terms_are_read_later_and_are_those_of_then() -> None:
         recent.check_weights(15)
 
 
+@pytest.mark.parametrize("settings", [[], ["training.denoising_agreement=0.51", "loss.alpha_snippet=0.2"]])
+def test_the_log_is_the_same_where_terms_are_read_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str]
+) -> None:
+    """As on a GPU, where the log is ten iterations behind, but for checkpoints and evaluations."""
+    seen: list[tuple[int, int]] = []
+
+    class Later(RecentTerms):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args)
+            self.at_once = False
+
+        def means(self) -> dict[str, float]:
+            seen.append((self.asked, trainer.iteration))
+            return super().means()
+
+    recipe = make_recipe(36).override(settings)
+    logs = []
+    for name in ("usual", "later"):
+        trainer = Trainer(make_dataset(), recipe, out=tmp_path / name, tensorboard=False, save_every=14)
+        trainer.run()
+        logs.append(log_of(tmp_path / name))
+        monkeypatch.setattr(loop, "RecentTerms", Later)
+    assert logs[0] == logs[1] and [line["iteration"] for line in logs[0]] == [10, 14, 20, 28, 30, 36]
+    assert seen == [(10, 14), (14, 14), (20, 28), (28, 28), (30, 36), (36, 36)]
+
+
+def test_what_is_not_finite_is_found_later_and_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Later(RecentTerms):
+        at_once = property(lambda self: False, lambda self, value: None)
+
+    monkeypatch.setattr(loop, "RecentTerms", Later)
+    saved = []
+    monkeypatch.setattr(loop, "save_checkpoint", lambda path, checkpoint: saved.append(checkpoint.iteration))
+    trainer = make_trainer(tmp_path, 40, save_every=15)
+    update = trainer.update
+
+    def diverge(batch: Batch, denoise: bool) -> torch.Tensor:
+        return update(batch, denoise) * (float("nan") if trainer.iteration == 16 else 1)
+
+    monkeypatch.setattr(trainer, "update", diverge)
+    with pytest.raises(D2NetError, match="not finite at iteration 17 "):
+        trainer.run()
+    assert saved == [15] and trainer.iteration == 30
+
+
 def test_adam_is_pytorchs() -> None:
     generator = torch.Generator().manual_seed(0)
     # One lies in memory in another order, as the network's weights do.

@@ -69,7 +69,7 @@ def train(run: Trainer) -> None:
                 report()  # of what was asked for ten iterations ago, so that a GPU does not wait for it
                 recent.ask(run.iteration)
                 said = {} if agreement is None else {"denoising": agreement.state()}
-                if save or evaluation or run.device.type != "cuda":
+                if save or evaluation or recent.at_once:
                     report()
             if save or evaluation:
                 recent.check_weights(run.iteration)

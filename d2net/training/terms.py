@@ -29,6 +29,7 @@ class RecentTerms:
 
     Attributes:
         asked: The iterations done at the last :meth:`ask` whose means are not read yet, or None.
+        at_once: Whether a read waits for nothing, as on a CPU.
     """
 
     def __init__(self, model: nn.Module, start: int, learning_rate: float, device: torch.device) -> None:
@@ -37,6 +38,7 @@ class RecentTerms:
         self._looked = start
         self._learning_rate = learning_rate
         on_gpu = device.type == "cuda"
+        self.at_once = not on_gpu
         self._terms = torch.zeros(CHECK_EVERY, len(TERMS), device=device)
         self._places = self._terms.unbind()
         self._copy = torch.zeros(CHECK_EVERY, len(TERMS), pin_memory=on_gpu)
