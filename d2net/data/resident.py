@@ -85,7 +85,7 @@ class ResidentFeatures:
         )
         first = 0
         for i, length in enumerate(lengths):
-            x = torch.from_numpy(np.require(dataset.features(i), requirements="CW")).to(device)
+            x = torch.from_numpy(np.require(dataset.features(i), requirements=["C", "W"])).to(device)
             for stream, columns in zip(streams, x.split(dataset.stream_widths, 1), strict=True):
                 stream[first : first + length] = columns
             first += length
