@@ -11,6 +11,7 @@
 #include <tuple>
 #include <type_traits>
 
+#include "adam.h"
 #include "nms.h"
 #include "operators.h"
 #include "proposals.h"
@@ -187,6 +188,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
 #if defined(D2NET_WITH_CUDA) || defined(D2NET_SIMT)
   bind_cuda<float>(m, "float32");
+  def<true>(m, "cuda_adam_step_float32", &d2net::cuda::adam_step<float>);
   bind_cuda<double>(m, "float64");
   bind_cuda_activations<float>(m, "float32");
   bind_cuda_activations<double>(m, "float64");

@@ -34,7 +34,8 @@ struct StreamLayer {
   const T* grad_mean = nullptr;     // (n, d); null: none
   T* grad_y = nullptr;              // (n, d), may be grad_dropped
   T* grad_residual = nullptr;       // (n, d); null: not computed
-  A* grad_bias = nullptr;           // (ceil(n / kBlockRows), d): sums over as many rows
+  A* partial = nullptr;             // (ceil(n / kBlockRows), width): sums of grad_y over as many rows
+  int64_t width = 0;                // at least d
 };
 
 // k taps, `dilation` rows apart: logits[r] = bias + sum over j of products[r + (j - k / 2) dilation, :, j].
@@ -43,20 +44,35 @@ struct ClassHead {
   using A = accumulator_t<T>;
   static constexpr int kSettings = 0;
   int64_t n, c, k, dilation;
-  int64_t streams;    // 1 or 2
-  const bool* mask;   // (n)
-  const T* products;  // (streams, n, c, k)
-  const A* bias;      // (streams, c)
+  int64_t streams;                // 1 or 2
+  int64_t row;                    // numbers of a row of products: c k, and some that are 0, so that rows are aligned
+  const bool* mask;               // (n)
+  const T* products;              // (streams, n, row), of which (c, k) are used
+  const A* bias_a;                // (c)
+  const A* bias_b;                // (c)
   A *logits_a, *logits_b, *tcam;  // (n, c): of the streams; the mean of their sigmoids
 
   // Backward.
   const A *grad_tcam = nullptr, *grad_logits_a = nullptr, *grad_logits_b = nullptr;  // (n, c); null: none
-  T* grad_products = nullptr;                                                        // (streams, n, c, k)
+  T* grad_products = nullptr;                                                        // (streams, n, row)
+  A* partial = nullptr;  // of stream s from partial + s partial_stride on (ceil(n / kBlockRows), width): the bias'
+  int64_t partial_stride = 0, width = 0;
+};
+
+// The gradients of all biases from their sums over blocks of rows: partial (streams, 3, blocks, width) -> sums (streams,
+// 3, width). Of the third of three, the class head's, c columns are there, of the others d.
+template <typename T>
+struct BiasSums {
+  static constexpr int kSettings = 0;
+  int64_t streams, blocks, width, d, c;
+  const T* partial;
+  T* sums;
 };
 
 D2NET_DECLARE(stream_layer, StreamLayer)
 D2NET_DECLARE(stream_layer_backward, StreamLayer)
 D2NET_DECLARE(class_head, ClassHead)
 D2NET_DECLARE(class_head_backward, ClassHead)
+D2NET_DECLARE(bias_sums, BiasSums)
 
 }  // namespace d2net

@@ -27,6 +27,7 @@
   HALF(stream_layer_backward)          \
   HALF(class_head)                     \
   HALF(class_head_backward)            \
+  PLAIN(bias_sums)                     \
   PLAIN(snippet_pdmi)                  \
   PLAIN(snippet_pdmi_backward)         \
   PLAIN(log_condition_number)          \

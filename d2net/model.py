@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from d2net.errors import InputError
+from d2net.ops.adam import WeightCopies
 from d2net.ops.checks import as_tensor, check_floating, check_shape
 from d2net.ops.gaps import Packed, Padded
 from d2net.ops.network import network, reach_of
+from d2net.ops.network_call import NetworkCopies
 from d2net.ops.network_ref import NetworkInputs, NetworkSettings, StreamWeights
 from d2net.ops.precision import at_least_float32, kept_in_float32
 from d2net.recipes import ModelRecipe, Recipe
@@ -200,13 +202,25 @@ class D2Net(nn.Module):
         k = self.stream_a.first.kernel_size[0]
         return least + -(least + 1) % k
 
-    def streams(self, parts: Sequence[Tensor], mask: Tensor) -> D2NetOutput:
+    def copies(self, dtype: torch.dtype) -> tuple[NetworkCopies, list[WeightCopies]]:
+        """Memory for copies of the weights in ``dtype``: as :meth:`streams` takes them, and for each parameter."""
+        of = [stream.weights() for stream in (self.stream_a, self.stream_b) if stream is not None]
+        copies = NetworkCopies.blank(of, dtype)
+        of_parameters = []
+        for s, weights in enumerate(of):
+            used = copies.classifier[s, : weights.classifier[:, 0].numel()]
+            pairs = ((copies.first[s],), (copies.second[s], copies.reversed_second[s]), (used,))
+            of_parameters += [x for pair in pairs for x in (WeightCopies(*pair), WeightCopies())]
+        return copies, of_parameters
+
+    def streams(self, parts: Sequence[Tensor], mask: Tensor, copies: NetworkCopies | None = None) -> D2NetOutput:
         """Run the streams on packed rows, with gaps between the recordings that the caller has put there.
 
         Args:
             parts: (N, width) features of each stream, in the type to compute in, 0 in gaps. The first :attr:`reach`
                 rows are a gap, as many follow every recording, and N is one of :meth:`rows`.
             mask: (N,) bool, False in gaps.
+            copies: Of the weights as they are now, in the type to compute in, on a GPU; None: they are made.
 
         Returns:
             (N, ...), 0 in gaps. The embeddings have the type of ``parts``.
@@ -228,7 +242,7 @@ class D2Net(nn.Module):
             seed = torch.randint(2**62, (1,), device=mask.device)  # on the device: a CUDA graph draws anew
         weights = [x for stream in (self.stream_a, self.stream_b) if stream is not None for x in stream.weights()]
         with torch.autocast(device, enabled=False) if autocast else nullcontext():
-            return D2NetOutput(*network(NetworkInputs(mask, x_a, x_b, seed), weights, self.settings))
+            return D2NetOutput(*network(NetworkInputs(mask, x_a, x_b, seed), weights, self.settings, copies))
 
 
 def check_stream_widths(where: str, widths: object) -> tuple[int, ...]:

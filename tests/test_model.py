@@ -189,7 +189,7 @@ BUGS = {
         changed(weight=lambda w: w.flip(2) if w.shape[2] > 1 else w.flip(1)),
     ),
     "padding is seen": ("d2net.ops.gaps.within", lambda x, _: torch.ones(x.shape[:2], dtype=torch.bool)),
-    "another slope": ("d2net.ops.network.SLOPE", 0.1),
+    "another slope": ("d2net.ops.network_call.SLOPE", 0.1),
 }
 
 

@@ -166,7 +166,7 @@ void stream_layer_backward(const StreamLayer<T>& g, int threads) {
   parallel_for(blocks, 1 + 16384 / (kBlockRows * (g.d + 1)), threads, [&](int64_t begin, int64_t end) {
     std::vector<T> grad(g.d);
     for (int64_t block = begin; block < end; ++block) {
-      T* const sums = g.grad_bias + block * g.d;
+      T* const sums = g.partial + block * g.width;
       std::fill_n(sums, g.d, T(0));
       for (int64_t row = block * kBlockRows; row < std::min(g.n, (block + 1) * kBlockRows); ++row) {
         backward_of_row(g, row, scale, grad, sums);
@@ -188,11 +188,11 @@ void class_head(const ClassHead<T>& g, int threads) {
           std::fill_n(logits, c, T(0));
           continue;
         }
-        std::copy_n(g.bias + s * c, c, logits);
+        std::copy_n(s == 0 ? g.bias_a : g.bias_b, c, logits);
         for (int64_t j = 0; j < g.k; ++j) {
           const int64_t from = row + (j - g.k / 2) * g.dilation;
           if (from < 0 || from >= g.n) continue;
-          const T* const products = g.products + (s * g.n + from) * c * g.k + j;
+          const T* const products = g.products + (s * g.n + from) * g.row + j;
           for (int64_t k = 0; k < c; ++k) logits[k] += products[k * g.k];
         }
         for (int64_t k = 0; k < c; ++k) tcam[k] += sigmoid(logits[k]);
@@ -204,24 +204,48 @@ void class_head(const ClassHead<T>& g, int threads) {
 
 template <typename T>
 void class_head_backward(const ClassHead<T>& g, int threads) {
-  const int64_t c = g.c;
-  parallel_for(g.streams * g.n, 1 + 4096 / (g.k * c + 1), threads, [&](int64_t begin, int64_t end) {
+  const int64_t c = g.c, blocks = (g.n + kBlockRows - 1) / kBlockRows;
+  // With respect to the logits of a row of stream s; 0 in gaps and past the ends.
+  const auto grad_logits = [&](int64_t s, int64_t row, T* to) {
+    std::fill_n(to, c, T(0));
+    if (row < 0 || row >= g.n || !g.mask[row]) return;
+    const T* const given = s == 0 ? g.grad_logits_a : g.grad_logits_b;
+    const T* const logits = (s == 0 ? g.logits_a : g.logits_b) + row * c;
+    for (int64_t k = 0; k < c; ++k) {
+      if (given != nullptr) to[k] = given[row * c + k];
+      if (g.grad_tcam == nullptr) continue;
+      const T probability = sigmoid(logits[k]);
+      to[k] += g.grad_tcam[row * c + k] / T(g.streams) * probability * (1 - probability);
+    }
+  };
+  parallel_for(g.streams * blocks, 1 + 4096 / (kBlockRows * g.row + 1), threads, [&](int64_t begin, int64_t end) {
+    std::vector<T> gradient(c);
     for (int64_t at = begin; at < end; ++at) {
-      const int64_t s = at / g.n;
-      const T* grad_logits = s == 0 ? g.grad_logits_a : g.grad_logits_b;
+      const int64_t s = at / blocks, first = at % blocks * kBlockRows, last = std::min(first + kBlockRows, g.n);
+      T* const sums = g.partial + s * g.partial_stride + at % blocks * g.width;
+      std::fill_n(sums, c, T(0));
+      std::fill_n(g.grad_products + (s * g.n + first) * g.row, (last - first) * g.row, T(0));
       for (int64_t j = 0; j < g.k; ++j) {
-        T* const to = g.grad_products + at * c * g.k + j;
-        const int64_t row = at % g.n - (j - g.k / 2) * g.dilation;  // the logits that the products are part of
-        const bool inside = row >= 0 && row < g.n && g.mask[row];
-        for (int64_t k = 0; k < c; ++k) {
-          T gradient = 0;
-          if (inside && g.grad_tcam != nullptr) {
-            const T probability = sigmoid((s == 0 ? g.logits_a : g.logits_b)[row * c + k]);
-            gradient = g.grad_tcam[row * c + k] / T(g.streams) * probability * (1 - probability);
-          }
-          if (inside && grad_logits != nullptr) gradient += grad_logits[row * c + k];
-          to[k * g.k] = gradient;
+        for (int64_t row = first; row < last; ++row) {
+          grad_logits(s, row - (j - g.k / 2) * g.dilation, gradient.data());  // of which the products are part
+          T* const to = g.grad_products + (s * g.n + row) * g.row + j;
+          for (int64_t k = 0; k < c; ++k) to[k * g.k] = gradient[k];
+          if (j == g.k / 2) add(gradient.data(), T(1), c, sums);
         }
+      }
+    }
+  });
+}
+
+template <typename T>
+void bias_sums(const BiasSums<T>& g, int threads) {
+  parallel_for(g.streams * 3, 1, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t which = begin; which < end; ++which) {
+      const int64_t columns = which % 3 == 2 ? g.c : g.d;
+      T* const sums = g.sums + which * g.width;
+      std::fill_n(sums, columns, T(0));
+      for (int64_t block = 0; block < g.blocks; ++block) {
+        add(g.partial + (which * g.blocks + block) * g.width, T(1), columns, sums);
       }
     }
   });
@@ -231,5 +255,6 @@ D2NET_INSTANTIATE_CPU(stream_layer, StreamLayer)
 D2NET_INSTANTIATE_CPU(stream_layer_backward, StreamLayer)
 D2NET_INSTANTIATE_CPU(class_head, ClassHead)
 D2NET_INSTANTIATE_CPU(class_head_backward, ClassHead)
+D2NET_INSTANTIATE_CPU(bias_sums, BiasSums)
 
 }  // namespace d2net::cpu

@@ -1,5 +1,7 @@
 // Bytes: every operand is read once, every result written once; signs and dropout are kept as bits, an eighth of a byte
-// an element. A thread takes 8 elements, which share a byte of them.
+// an element. A thread takes 8 elements of a row, which share a byte of them, of several rows: the loads of these are
+// on their way together, and a bias is read once for all.
+#include <algorithm>
 #include <cstdint>
 
 #include "cuda/common/device.h"
@@ -12,152 +14,185 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kBits = int(kBitsOf);
+constexpr int kLeastLanes = kThreads / int(kBlockRows);
 
 template <typename T>
 constexpr int kBytePack = kWidePackOf<T> < kBits ? kWidePackOf<T> : kBits;  // elements of one access
 
-// 8 neighbouring elements of a row. packs: that all of them are there, and aligned.
+// Rows that a thread loads at once.
+template <typename T>
+constexpr int kRowsAtOnce = sizeof(T) == 2 ? 4 : sizeof(T) == 4 ? 2 : 1;
+
+// 8 neighbouring elements of a row. kPacks: all of them are there, and aligned.
 template <typename T>
 struct Eight {
-  accumulator_t<T> at[kBits];
+  Pack<T, kBytePack<T>> parts[kBits / kBytePack<T>];
 
-  __device__ __forceinline__ static Eight read(const T* from, int present, bool packs) {
-    Eight result;
-    if (packs) {
-      Pack<T, kBytePack<T>> parts[kBits / kBytePack<T>];
+  template <bool kPacks>
+  __device__ __forceinline__ void read(const T* from, int present) {
+    if constexpr (kPacks) {
 #pragma unroll
       for (int p = 0; p < kBits / kBytePack<T>; ++p) parts[p] = load<kBytePack<T>>(from + p * kBytePack<T>);
-#pragma unroll
-      for (int i = 0; i < kBits; ++i) result.at[i] = to_float(parts[i / kBytePack<T>].at[i % kBytePack<T>]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kBits; ++i) result.at[i] = i < present ? to_float(from[i]) : 0;
-    }
-    return result;
-  }
-
-  __device__ __forceinline__ void write(T* to, int present, bool packs) const {
-    if (packs) {
-#pragma unroll
-      for (int p = 0; p < kBits / kBytePack<T>; ++p) {
-        Pack<T, kBytePack<T>> part;
-#pragma unroll
-        for (int i = 0; i < kBytePack<T>; ++i) part.at[i] = from_float<T>(at[p * kBytePack<T> + i]);
-        store(to + p * kBytePack<T>, part);
-      }
     } else {
 #pragma unroll
       for (int i = 0; i < kBits; ++i) {
-        if (i < present) to[i] = from_float<T>(at[i]);
+        if (i < present) parts[i / kBytePack<T>].at[i % kBytePack<T>] = from[i];
       }
     }
+  }
+  template <bool kPacks>
+  __device__ __forceinline__ void write(T* to, int present) const {
+    if constexpr (kPacks) {
+#pragma unroll
+      for (int p = 0; p < kBits / kBytePack<T>; ++p) store(to + p * kBytePack<T>, parts[p]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kBits; ++i) {
+        if (i < present) to[i] = parts[i / kBytePack<T>].at[i % kBytePack<T>];
+      }
+    }
+  }
+  __device__ __forceinline__ accumulator_t<T> get(int i) const {
+    return to_float(parts[i / kBytePack<T>].at[i % kBytePack<T>]);
+  }
+  __device__ __forceinline__ void set(int i, accumulator_t<T> value) {
+    parts[i / kBytePack<T>].at[i % kBytePack<T>] = from_float<T>(value);
   }
 };
 
-template <typename T>
+// Which rows and columns a thread has: a block takes kBlockRows rows of 8 `lanes` columns, a thread 8 columns of every
+// kThreads / lanes-th row.
+struct Place {
+  int64_t bytes_of_row, byte, column, first_row;
+  int present, groups, group;
+
+  __device__ __forceinline__ Place(int64_t d, unsigned lanes, unsigned tiles) {
+    const unsigned tile = blockIdx.x % tiles;
+    groups = int(kThreads / lanes), group = int(threadIdx.x / lanes);
+    bytes_of_row = (d + kBits - 1) / kBits;
+    byte = int64_t(tile) * lanes + threadIdx.x % lanes;
+    column = byte * kBits;
+    first_row = int64_t(blockIdx.x / tiles) * kBlockRows;
+    present = int(min(max(d - column, int64_t(0)), int64_t(kBits)));
+  }
+};
+
+template <typename T, bool kPacks>
 __global__ void __launch_bounds__(kThreads)
-    stream_layer_kernel(const StreamLayer<T> g, const math::Dropout dropout, unsigned bytes_of_row, int64_t bytes,
-                        bool packs) {
+    stream_layer_kernel(const StreamLayer<T> g, const math::Dropout dropout, unsigned lanes, unsigned tiles) {
   using A = accumulator_t<T>;
-  const int64_t place = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (place >= bytes) return;
-  // Dividing 64 bits takes several times as long.
-  const int64_t row = bytes <= 0xffffffffLL ? unsigned(place) / bytes_of_row : place / bytes_of_row;
-  const int64_t column = (place - row * bytes_of_row) * kBits, at = row * g.d + column;
-  const int present = int(min(g.d - column, int64_t(kBits)));
-  Eight<T> x = {}, dropped = {};
-  unsigned signs = 0, kept = 0;
-  if (g.mask[row]) {
-    x = Eight<T>::read(g.y + at, present, packs);
-    const A slope = A(g.slope);
-    Eight<A> bias = Eight<A>::read(g.bias + column, present, packs);
+  constexpr int R = kRowsAtOnce<T>;
+  const Place at(g.d, lanes, tiles);
+  if (at.present == 0) return;
+  const A slope = A(g.slope), share = A(g.share), scale = A(dropout.scale);
+  const bool drops = g.seed != nullptr, of_dropped = g.mean_of_dropped != 0 && drops;
+  const uint64_t seed = drops ? uint64_t(*g.seed) + uint64_t(g.stream) : 0;
+  Eight<A> bias = {};
+  bias.template read<kPacks>(g.bias + at.column, at.present);
+  for (int first = at.group; first < int(kBlockRows); first += at.groups * R) {
+    int64_t rows[R];
+    bool inside[R];
+    Eight<T> ys[R] = {}, residuals[R] = {}, others[R] = {};
 #pragma unroll
-    for (int i = 0; i < kBits; ++i) {
-      const A y = x.at[i] + bias.at[i];
-      const bool positive = y > 0;
-      signs |= unsigned(positive) << i;
-      x.at[i] = positive ? y : slope * y;
+    for (int i = 0; i < R; ++i) {
+      const int step = first + i * at.groups;
+      rows[i] = step < int(kBlockRows) && at.first_row + step < g.n ? at.first_row + step : -1;
+      inside[i] = rows[i] >= 0 && g.mask[rows[i]];
     }
-    if (g.residual != nullptr) {
-      const Eight<T> residual = Eight<T>::read(g.residual + at, present, packs);
 #pragma unroll
-      for (int i = 0; i < kBits; ++i) x.at[i] += residual.at[i];
+    for (int i = 0; i < R; ++i) {
+      if (!inside[i]) continue;
+      const int64_t from = rows[i] * g.d + at.column;
+      ys[i].template read<kPacks>(g.y + from, at.present);
+      if (g.residual != nullptr) residuals[i].template read<kPacks>(g.residual + from, at.present);
+      if (g.other != nullptr) others[i].template read<kPacks>(g.other + from, at.present);
     }
-    if (g.seed != nullptr) {
-      kept = dropout.kept(uint64_t(*g.seed) + uint64_t(g.stream), uint64_t(place));
-      const A scale = A(dropout.scale);
 #pragma unroll
-      for (int i = 0; i < kBits; ++i) dropped.at[i] = (kept >> i & 1) != 0 ? x.at[i] * scale : A(0);
+    for (int i = 0; i < R; ++i) {
+      if (rows[i] < 0) continue;
+      const int64_t to = rows[i] * g.d + at.column, byte = rows[i] * at.bytes_of_row + at.byte;
+      Eight<T> x = {}, dropped = {}, mean = {};
+      unsigned signs = 0, kept = 0;
+      if (inside[i]) {
+        if (drops) kept = dropout.kept(seed, uint64_t(byte));
+#pragma unroll
+        for (int j = 0; j < kBits; ++j) {
+          const A y = ys[i].get(j) + bias.get(j);
+          signs |= unsigned(y > 0) << j;
+          const A value = (y > 0 ? y : slope * y) + residuals[i].get(j);
+          x.set(j, value);
+          const A passed = (kept >> j & 1) != 0 ? value * scale : A(0);
+          dropped.set(j, passed);
+          mean.set(j, share * ((of_dropped ? passed : value) + others[i].get(j)));
+        }
+      }
+      x.template write<kPacks>(g.x + to, at.present);
+      if (g.signs != nullptr) g.signs[byte] = uint8_t(signs);
+      if (drops) dropped.template write<kPacks>(g.dropped + to, at.present);
+      if (g.kept != nullptr) g.kept[byte] = uint8_t(kept);
+      if (g.other != nullptr) mean.template write<kPacks>(g.mean + to, at.present);
     }
   }
-  x.write(g.x + at, present, packs);
-  if (g.signs != nullptr) g.signs[place] = uint8_t(signs);
-  if (g.seed != nullptr) {
-    dropped.write(g.dropped + at, present, packs);
-    if (g.kept != nullptr) g.kept[place] = uint8_t(kept);
-  }
-  if (g.other == nullptr) return;
-  Eight<T> mean = {};
-  if (g.mask[row]) {
-    const Eight<T> other = Eight<T>::read(g.other + at, present, packs);
-    const A share = A(g.share);
-    const bool of_dropped = g.mean_of_dropped != 0 && g.seed != nullptr;
-#pragma unroll
-    for (int i = 0; i < kBits; ++i) {
-      mean.at[i] = share * ((of_dropped ? dropped.at[i] : x.at[i]) + other.at[i]);
-    }
-  }
-  mean.write(g.mean + at, present, packs);
 }
 
-// A block takes kBlockRows rows of 8 kLanes columns: a thread a byte of every kThreads / kLanes-th row.
-constexpr int kLanes = 64, kRowGroups = kThreads / kLanes;
-static_assert(kBlockRows % kRowGroups == 0, "every thread takes as many rows");
-
-template <typename T>
+template <typename T, bool kPacks>
 __global__ void __launch_bounds__(kThreads)
-    stream_layer_backward_kernel(const StreamLayer<T> g, const math::Dropout dropout, unsigned bytes_of_row,
-                                 unsigned tiles, bool packs) {
+    stream_layer_backward_kernel(const StreamLayer<T> g, accumulator_t<T> scale, unsigned lanes, unsigned tiles) {
   using A = accumulator_t<T>;
-  D2NET_SHARED(A, sums, [kRowGroups][kLanes][kBits + 1]);
-  const unsigned tile = blockIdx.x % tiles, lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes;
-  const int64_t block = blockIdx.x / tiles, byte = int64_t(tile) * kLanes + lane, column = byte * kBits;
-  const int present = int(min(g.d - column, int64_t(kBits)));
+  constexpr int R = kRowsAtOnce<T>;
+  D2NET_SHARED(A, sums, [kThreads][kBits + 1]);
+  const Place at(g.d, lanes, tiles);
   const A slope = A(g.slope), share = A(g.share);
-  const A scale = g.kept == nullptr ? A(1) : A(dropout.scale);
   A sum[kBits] = {};
+  for (int first = at.group; first < int(kBlockRows); first += at.groups * R) {
+    int64_t rows[R];
+    bool inside[R];
+    unsigned signs[R] = {}, kept[R] = {};
+    Eight<T> of_dropped[R] = {}, of_mean[R] = {};
 #pragma unroll
-  for (int step = 0; step < int(kBlockRows) / kRowGroups; ++step) {
-    const int64_t row = block * kBlockRows + step * kRowGroups + group;
-    if (row >= g.n || column >= g.d) continue;
-    const int64_t at = row * g.d + column;
-    Eight<T> grad = {}, grad_y = {};
-    if (g.mask[row]) {
-      const unsigned signs = g.signs[row * bytes_of_row + byte];
-      const unsigned kept = g.kept == nullptr ? 0xffu : g.kept[row * bytes_of_row + byte];
-      Eight<T> dropped = {}, mean = {};
-      if (g.grad_dropped != nullptr) dropped = Eight<T>::read(g.grad_dropped + at, present, packs);
-      if (g.grad_mean != nullptr) mean = Eight<T>::read(g.grad_mean + at, present, packs);
-#pragma unroll
-      for (int i = 0; i < kBits; ++i) {
-        const A passed = (kept >> i & 1) != 0 ? scale : A(0);
-        const A of_mean = share * mean.at[i];
-        grad.at[i] = g.mean_of_dropped != 0 ? passed * (dropped.at[i] + of_mean) : passed * dropped.at[i] + of_mean;
-        grad_y.at[i] = (signs >> i & 1) != 0 ? grad.at[i] : slope * grad.at[i];
-        sum[i] += grad_y.at[i];
-      }
+    for (int i = 0; i < R; ++i) {
+      const int step = first + i * at.groups;
+      rows[i] = at.present > 0 && step < int(kBlockRows) && at.first_row + step < g.n ? at.first_row + step : -1;
+      inside[i] = rows[i] >= 0 && g.mask[rows[i]];
     }
-    grad_y.write(g.grad_y + at, present, packs);
-    if (g.grad_residual != nullptr) grad.write(g.grad_residual + at, present, packs);
+#pragma unroll
+    for (int i = 0; i < R; ++i) {
+      if (!inside[i]) continue;
+      const int64_t from = rows[i] * g.d + at.column, byte = rows[i] * at.bytes_of_row + at.byte;
+      if (g.grad_dropped != nullptr) of_dropped[i].template read<kPacks>(g.grad_dropped + from, at.present);
+      if (g.grad_mean != nullptr) of_mean[i].template read<kPacks>(g.grad_mean + from, at.present);
+      signs[i] = g.signs[byte];
+      kept[i] = g.kept == nullptr ? 0xffu : g.kept[byte];
+    }
+#pragma unroll
+    for (int i = 0; i < R; ++i) {
+      if (rows[i] < 0) continue;
+      const int64_t to = rows[i] * g.d + at.column;
+      Eight<T> grad = {}, grad_y = {};
+      if (inside[i]) {
+#pragma unroll
+        for (int j = 0; j < kBits; ++j) {
+          const A passed = (kept[i] >> j & 1) != 0 ? scale : A(0), mean = share * of_mean[i].get(j);
+          const A dropped = of_dropped[i].get(j);
+          const A value = g.mean_of_dropped != 0 ? passed * (dropped + mean) : passed * dropped + mean;
+          const A of_y = (signs[i] >> j & 1) != 0 ? value : slope * value;
+          grad.set(j, value);
+          grad_y.set(j, of_y);
+          sum[j] += of_y;
+        }
+      }
+      grad_y.template write<kPacks>(g.grad_y + to, at.present);
+      if (g.grad_residual != nullptr) grad.template write<kPacks>(g.grad_residual + to, at.present);
+    }
   }
 #pragma unroll
-  for (int i = 0; i < kBits; ++i) sums[group][lane][i] = sum[i];
+  for (int j = 0; j < kBits; ++j) sums[threadIdx.x][j] = sum[j];
   __syncthreads();
-  for (unsigned i = threadIdx.x; i < kLanes * kBits; i += kThreads) {
-    const int64_t k = int64_t(tile) * kLanes * kBits + i;
+  for (unsigned i = threadIdx.x; i < lanes * kBits; i += kThreads) {
+    const int64_t column = int64_t(blockIdx.x % tiles) * lanes * kBits + i;
     A total = 0;
-    for (int other = 0; other < kRowGroups; ++other) total += sums[other][i / kBits][i % kBits];
-    if (k < g.d) g.grad_bias[block * g.d + k] = total;
+    for (int other = 0; other < at.groups; ++other) total += sums[other * lanes + i / kBits][i % kBits];
+    if (column < g.d) g.partial[int64_t(blockIdx.x / tiles) * g.width + column] = total;
   }
 }
 
@@ -177,10 +212,10 @@ __global__ void __launch_bounds__(kThreads) class_head_kernel(const ClassHead<T>
   for (int64_t s = 0; s < g.streams; ++s) {
     A logit = 0;
     if (inside) {
-      logit = g.bias[s * g.c + of];
+      logit = (s == 0 ? g.bias_a : g.bias_b)[of];
       for (int64_t j = 0; j < g.k; ++j) {
         const int64_t from = row + (j - g.k / 2) * g.dilation;
-        if (from >= 0 && from < g.n) logit += A(to_float(g.products[((s * g.n + from) * g.c + of) * g.k + j]));
+        if (from >= 0 && from < g.n) logit += A(to_float(g.products[(s * g.n + from) * g.row + of * g.k + j]));
       }
       tcam += sigmoid(logit);
     }
@@ -189,28 +224,63 @@ __global__ void __launch_bounds__(kThreads) class_head_kernel(const ClassHead<T>
   g.tcam[place] = tcam / A(g.streams);
 }
 
+// With respect to the logit of a row and class of stream s; 0 in gaps and past the ends.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) class_head_backward_kernel(const ClassHead<T> g) {
+__device__ __forceinline__ accumulator_t<T> grad_logit(const ClassHead<T>& g, int64_t s, int64_t row, int64_t of) {
   using A = accumulator_t<T>;
-  const int64_t place = int64_t(blockIdx.x) * kThreads + threadIdx.x, row_size = g.k * g.c, of_stream = g.n * row_size;
-  if (place >= g.streams * of_stream) return;
-  const int64_t s = place / of_stream, in_stream = place % of_stream;
-  const int64_t of = in_stream % row_size / g.k, j = in_stream % g.k;
-  const int64_t row = in_stream / row_size - (j - g.k / 2) * g.dilation;  // the logit that the product is part of
-  A gradient = 0;
-  if (row >= 0 && row < g.n && g.mask[row]) {
-    const int64_t at = row * g.c + of;
-    const A* grad_logits = s == 0 ? g.grad_logits_a : g.grad_logits_b;
-    if (g.grad_tcam != nullptr) {
-      const A probability = sigmoid((s == 0 ? g.logits_a : g.logits_b)[at]);
-      gradient = g.grad_tcam[at] / A(g.streams) * probability * (1 - probability);
-    }
-    if (grad_logits != nullptr) gradient += grad_logits[at];
+  if (row < 0 || row >= g.n || !g.mask[row]) return 0;
+  const int64_t at = row * g.c + of;
+  const A* grad_logits = s == 0 ? g.grad_logits_a : g.grad_logits_b;
+  A gradient = grad_logits == nullptr ? A(0) : grad_logits[at];
+  if (g.grad_tcam != nullptr) {
+    const A probability = sigmoid((s == 0 ? g.logits_a : g.logits_b)[at]);
+    gradient += g.grad_tcam[at] / A(g.streams) * probability * (1 - probability);
   }
-  g.grad_products[place] = from_float<T>(gradient);
+  return gradient;
+}
+
+// A block takes kBlockRows rows of a stream.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) class_head_backward_kernel(const ClassHead<T> g, int64_t blocks) {
+  using A = accumulator_t<T>;
+  const int64_t s = blockIdx.x / blocks, block = blockIdx.x % blocks, first = block * kBlockRows;
+  const int64_t last = min(first + kBlockRows, g.n);
+  for (int64_t i = threadIdx.x; i < (last - first) * g.row; i += kThreads) {
+    const int64_t row = first + i / g.row, place = i % g.row, of = place / g.k, j = place % g.k;
+    const A gradient = of < g.c ? grad_logit(g, s, row - (j - g.k / 2) * g.dilation, of) : A(0);
+    g.grad_products[(s * g.n + row) * g.row + place] = from_float<T>(gradient);
+  }
+  for (int64_t of = threadIdx.x; of < g.c; of += kThreads) {
+    A sum = 0;
+    for (int64_t row = first; row < last; ++row) sum += grad_logit(g, s, row, of);
+    g.partial[s * g.partial_stride + block * g.width + of] = sum;
+  }
+}
+
+constexpr int kSumColumns = 32, kSumGroups = kThreads / kSumColumns;
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) bias_sums_kernel(const BiasSums<T> g, unsigned tiles) {
+  D2NET_SHARED(T, sums, [kSumGroups][kSumColumns]);
+  const int64_t which = blockIdx.x / tiles, column = int64_t(blockIdx.x % tiles) * kSumColumns + threadIdx.x % kSumColumns;
+  const int group = int(threadIdx.x / kSumColumns);
+  const bool present = column < (which % 3 == 2 ? g.c : g.d);
+  T sum = 0;
+  if (present) {
+    const T* const from = g.partial + which * g.blocks * g.width + column;
+#pragma unroll 8
+    for (int64_t block = group; block < g.blocks; block += kSumGroups) sum += from[block * g.width];
+  }
+  sums[group][threadIdx.x % kSumColumns] = sum;
+  __syncthreads();
+  if (group > 0 || !present) return;
+  for (int other = 1; other < kSumGroups; ++other) sum += sums[other][threadIdx.x];
+  g.sums[which * g.width + column] = sum;
 }
 
 int64_t blocks_for(int64_t n) { return (n + kThreads - 1) / kThreads; }
+
+int64_t row_blocks(int64_t n) { return (n + kBlockRows - 1) / kBlockRows; }
 
 template <typename T>
 bool fits(const StreamLayer<T>& g) {
@@ -220,22 +290,35 @@ bool fits(const StreamLayer<T>& g) {
          fits_packs_of<kBytePack<accumulator_t<T>>>(g.d, g.bias);
 }
 
+// Threads of a row, and tiles of so many.
+struct Tiling {
+  int64_t lanes = kLeastLanes, tiles;
+
+  explicit Tiling(int64_t d) {
+    const int64_t bytes = std::max<int64_t>(1, (d + kBits - 1) / kBits);
+    while (lanes < 64 && lanes < bytes) lanes *= 2;
+    tiles = (bytes + lanes - 1) / lanes;
+  }
+};
+
 }  // namespace
 
 template <typename T>
 void stream_layer(const StreamLayer<T>& g, int device, void* stream) {
-  const int64_t bytes_of_row = (g.d + kBits - 1) / kBits, bytes = g.n * bytes_of_row;
+  const Tiling by(g.d);
   Stream("stream_layer", device, stream)
-      .launch(stream_layer_kernel<T>, blocks_for(bytes), kThreads, 0, g, math::Dropout(g.dropout),
-              unsigned(bytes_of_row), bytes, fits(g));
+      .launch(fits(g) ? stream_layer_kernel<T, true> : stream_layer_kernel<T, false>, row_blocks(g.n) * by.tiles,
+              kThreads, 0, g, math::Dropout(g.dropout), unsigned(by.lanes), unsigned(by.tiles));
 }
 
 template <typename T>
 void stream_layer_backward(const StreamLayer<T>& g, int device, void* stream) {
-  const int64_t bytes_of_row = (g.d + kBits - 1) / kBits, tiles = (bytes_of_row + kLanes - 1) / kLanes;
+  using A = accumulator_t<T>;
+  const Tiling by(g.d);
+  const A scale = g.kept == nullptr ? A(1) : A(math::Dropout(g.dropout).scale);
   Stream("stream_layer_backward", device, stream)
-      .launch(stream_layer_backward_kernel<T>, (g.n + kBlockRows - 1) / kBlockRows * tiles, kThreads, 0, g,
-              math::Dropout(g.dropout), unsigned(bytes_of_row), unsigned(tiles), fits(g));
+      .launch(fits(g) ? stream_layer_backward_kernel<T, true> : stream_layer_backward_kernel<T, false>,
+              row_blocks(g.n) * by.tiles, kThreads, 0, g, scale, unsigned(by.lanes), unsigned(by.tiles));
 }
 
 template <typename T>
@@ -246,12 +329,20 @@ void class_head(const ClassHead<T>& g, int device, void* stream) {
 template <typename T>
 void class_head_backward(const ClassHead<T>& g, int device, void* stream) {
   Stream("class_head_backward", device, stream)
-      .launch(class_head_backward_kernel<T>, blocks_for(g.streams * g.n * g.k * g.c), kThreads, 0, g);
+      .launch(class_head_backward_kernel<T>, g.streams * row_blocks(g.n), kThreads, 0, g, row_blocks(g.n));
+}
+
+template <typename T>
+void bias_sums(const BiasSums<T>& g, int device, void* stream) {
+  const int64_t tiles = (g.width + kSumColumns - 1) / kSumColumns;
+  Stream("bias_sums", device, stream)
+      .launch(bias_sums_kernel<T>, g.streams * 3 * tiles, kThreads, 0, g, unsigned(tiles));
 }
 
 D2NET_INSTANTIATE_CUDA_HALF(stream_layer, StreamLayer)
 D2NET_INSTANTIATE_CUDA_HALF(stream_layer_backward, StreamLayer)
 D2NET_INSTANTIATE_CUDA_HALF(class_head, ClassHead)
 D2NET_INSTANTIATE_CUDA_HALF(class_head_backward, ClassHead)
+D2NET_INSTANTIATE_CUDA(bias_sums, BiasSums)
 
 }  // namespace d2net::cuda

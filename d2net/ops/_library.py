@@ -218,7 +218,8 @@ def _direct_function(
         return differentiable if len(differentiable) > 1 else differentiable[0]
 
     def backward_and_none(ctx: Any, *grads: Any) -> Any:
-        return *backward(ctx, *grads), None
+        # torch.library wants a list for a list, an autograd.Function None.
+        return *(None if type(grad) is list else grad for grad in backward(ctx, *grads)), None
 
     functions = {"forward": staticmethod(forward), "backward": staticmethod(backward_and_none)}
     return type(name, (torch.autograd.Function,), functions)

@@ -10,7 +10,7 @@ Weights are (width out, k, width in) here; :class:`d2net.model.TemporalConv` kee
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -26,11 +26,26 @@ def convolution(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
     return y[0, :, 0].T.contiguous()
 
 
-def gradient_of_rows(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    """(N, width out), 0 in gaps -> (N, width) as ``x``. Rows at both ends may stay unwritten."""
+def reversed_taps(weight: Tensor) -> Tensor:
+    """(k * width out, width): the weights that a gradient of rows is convolved with."""
+    return torch.cat([weight[:, j] for j in reversed(range(weight.shape[1]))])
+
+
+def gradient_of_rows(
+    grad: Tensor, x: Tensor, weight: Tensor, dilation: int, reverse: Callable[[], Tensor] | None = None
+) -> Tensor:
+    """(N, width out), 0 in gaps -> (N, width) as ``x``. Rows at both ends may stay unwritten.
+
+    Args:
+        grad: Of the rows of the result.
+        x: What was convolved.
+        weight: (width out, k, width).
+        dilation: As it was.
+        reverse: Gives :func:`reversed_taps` where they are needed; None: computed.
+    """
     k = weight.shape[1]
     if _by_windows(grad, k, dilation):
-        return _windows_times(grad, torch.cat([weight[:, j] for j in reversed(range(k))]), k)
+        return _windows_times(grad, reversed_taps(weight) if reverse is None else reverse(), k)
     images = _rows_as_image(grad), *_as_images(x, weight)
     wanted = [True, False, False]
     grad_x, _, _ = torch.ops.aten.convolution_backward(*images, None, *_geometry(k, dilation), False, [0, 0], 1, wanted)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from d2net.ops.adam import WeightCopies, adam_step
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # PyTorch's defaults
 
@@ -35,6 +37,17 @@ class Adam:
         self.steps = [torch.zeros((), dtype=torch.float32, device=p.device) for p in self.parameters]
         self.averages = [torch.zeros_like(p) for p in self.parameters]
         self.squares = [torch.zeros_like(p) for p in self.parameters]
+        self._copies: Sequence[WeightCopies] = ()
+
+    def keep(self, copies: Sequence[WeightCopies]) -> None:
+        """Write copies of the parameters in bfloat16, now and with every step; on a GPU only.
+
+        Args:
+            copies: For each parameter; none: write none from now on.
+        """
+        self._copies = copies
+        for p, of in zip(self.parameters, copies, strict=bool(copies)):
+            of.write(p.detach())
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -46,6 +59,12 @@ class Adam:
         """Change the parameters by their gradients, which all must have."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         torch._foreach_add_(self.steps, 1)
+        if self._copies:
+            rates = self.lr, BETA_1, BETA_2, EPSILON, self.weight_decay
+            adam_step(
+                rates, self.steps[0], self.parameters, gradients, self.averages, self.squares, copies=self._copies
+            )
+            return
         torch._fused_adam_(
             self.parameters,
             gradients,

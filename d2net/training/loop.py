@@ -24,6 +24,7 @@ SAVE_EVERY, SAVE_SECONDS = 500, 30  # where nobody says how often: iterations, a
 def train(run: Trainer) -> None:
     """Train from ``run.iteration`` to the last iteration of the recipe; :meth:`Trainer.run` says what is raised."""
     began, iterations = run.iteration, run.recipe.training.iterations
+    run.copies = None  # the weights may be others than at the last step
     run.model.train()
     run.loss.train()
     recent = RecentTerms(run.model, run.iteration, run.recipe.training.learning_rate, run.device)

@@ -21,6 +21,7 @@ from d2net.data.resident import ResidentFeatures
 from d2net.errors import InputError
 from d2net.fields import checked
 from d2net.files import check_writable, identity, locked
+from d2net.ops.network_call import NetworkCopies
 from d2net.recipes import Recipe
 from d2net.training.loop import train
 from d2net.training.process import threads_of_run
@@ -145,9 +146,9 @@ class Trainer:
             )
         if graph and self.resident is None:
             raise InputError("a CUDA graph needs resident features, which do not fit on the device; use --no-graph")
-        self.iteration = 0
+        self.iteration = self.trained = 0
         self.interrupted = self.saved = False
-        self.trained = 0
+        self.copies: NetworkCopies | None = None
         self._threads_before = 0  # threads of the run that is resumed
         self.checkpoint()  # raises now, not at the first save, for what a checkpoint cannot hold
 
@@ -200,7 +201,7 @@ class Trainer:
         """
         # No cache of cast weights: each is used once, and a cache must not outlive the capture of a graph.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
-            output = self.model.streams(batch.parts, batch.mask)
+            output = self.model.streams(batch.parts, batch.mask, self._copies())
         where: dict[str, Any] = {"offsets": batch.offsets, "max_length": batch.max_length}
         loss = self.loss(
             output.tcam,
@@ -221,6 +222,13 @@ class Trainer:
         self.state.optimizer.step()
         self.state.average()
         return torch.stack([getattr(loss, term).detach() for term in TERMS])
+
+    def _copies(self) -> NetworkCopies | None:
+        """The weights in bfloat16, which the optimizer writes: on a GPU, where casts of them would take long."""
+        if self.copies is None and self.precision == "bf16" and self.device.type == "cuda":
+            self.copies, of_parameters = self.model.copies(torch.bfloat16)
+            self.state.optimizer.keep(of_parameters)
+        return self.copies
 
     def update_resident(self, rows: Tensor, denoise: bool) -> Tensor:
         """:meth:`update` with a batch of resident features."""

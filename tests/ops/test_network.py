@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -13,7 +14,9 @@ from d2net.errors import InputError
 from d2net.ops import network as operator
 from d2net.ops import use_backend
 from d2net.ops.network import network, reach_of
-from d2net.ops.network_ref import NetworkInputs, NetworkSettings, dropout_ref, network_ref
+from d2net.ops.network_call import NetworkCopies
+from d2net.ops.network_ref import NetworkInputs, NetworkSettings, StreamWeights, dropout_ref, network_ref
+from d2net.ops.temporal_conv import reversed_taps
 
 LENGTHS = (7, 0, 18, 1)
 VARIANTS = {
@@ -68,7 +71,7 @@ def case(
 
 def kernels(inputs: NetworkInputs, weights: list[Tensor], settings: NetworkSettings) -> tuple[Tensor, ...]:
     """The kernels, whatever the type."""
-    return operator._network(*inputs, *weights, *[None] * (12 - len(weights)), *settings)[:4]
+    return operator._network(*inputs, *weights, *[None] * (12 - len(weights)), [], *settings)[:4]
 
 
 def run(x: Case, call: Callable[..., tuple] = network) -> tuple[list[Tensor], list[Tensor]]:
@@ -173,6 +176,33 @@ def test_some_gradients_alone(device):
         torch.testing.assert_close(ours.cpu(), *torch.autograd.grad(expected.sum(), same.weights[weight]))
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("streams", [1, 2])
+def test_copies_of_the_weights_give_the_same(device, name, streams, request):
+    x = case(name, streams, d=16, device=device)
+    copies = copies_of(x)
+    for ours, expected in zip(run(x, partial(network, copies=copies)), run(x), strict=True):
+        torch.testing.assert_close(ours, expected)
+    if "reference" in request.node.name:
+        return  # it reads the weights
+    with pytest.raises(InputError, match="copies of weights, expected"):
+        network(*x, copies=copies._replace(first=[]))
+    with pytest.raises(InputError, match=f"copy {streams} is"):
+        network(*x, copies=copies._replace(second=[y[1:] for y in copies.second]))
+
+
+def copies_of(x: Case) -> NetworkCopies:
+    of = [StreamWeights(*x.weights[i : i + 6]) for i in range(0, len(x.weights), 6)]
+    copies = NetworkCopies.blank(of, x.weights[0].dtype)
+    for s, weights in enumerate(of):
+        copies.first[s].copy_(weights.first.detach().mT)
+        copies.second[s].copy_(weights.second.detach().mT)
+        copies.reversed_second[s].copy_(reversed_taps(copies.second[s]))
+        classifier = weights.classifier.detach().mT.reshape(-1, weights.classifier.shape[1])
+        copies.classifier[s, : len(classifier)].copy_(classifier)
+    return copies
+
+
 def test_launches(simt_kernels):
     """One pass for each layer of each stream, and one for logits and TCAM, both ways."""
     x = case("release")
@@ -180,7 +210,7 @@ def test_launches(simt_kernels):
     outputs = [y for y in network(*x) if y is not None]
     assert simt_kernels.enqueued() - before == 5
     torch.autograd.grad([y.sum() for y in outputs], x.leaves())
-    assert simt_kernels.enqueued() - before == 10
+    assert simt_kernels.enqueued() - before == 11  # and one sum for all biases
 
 
 @pytest.mark.parametrize("name", ["THUMOS14", "release"])
@@ -188,7 +218,7 @@ def test_launches(simt_kernels):
 def test_opcheck(name, streams):
     x = case(name, streams, dtype=torch.float32)
     weights = [*x.weights, *[None] * (12 - len(x.weights))]
-    torch.library.opcheck(torch.ops.d2net.network.default, (*x.inputs, *weights, *x.settings))
+    torch.library.opcheck(torch.ops.d2net.network.default, (*x.inputs, *weights, [], *x.settings))
 
 
 def test_wrong_arguments(device):
