@@ -23,7 +23,7 @@ def as_offsets(operator: str, offsets: Any, max_length: Any, x: Tensor) -> tuple
 
     Args:
         operator: whose arguments these are, for messages.
-        offsets: (B+1,) integers from 0 on that never fall, at most N; None for a padded batch.
+        offsets: (B+1,) integers of at least 0 that never fall, at most N; None for a padded batch.
         max_length: an upper bound of the lengths, or None.
         x: (N, ...), or (B, T, ...) without offsets.
 
@@ -90,8 +90,8 @@ def blank_like(x: Tensor, offsets: Tensor | None) -> Tensor:
 
 
 def _check_values(operator: str, offsets: list[int], n: int) -> None:
-    if offsets[0] != 0:
-        raise InputError(f"{operator}: offsets[0] is {offsets[0]}, expected 0: offsets are (B+1,), from 0 on")
+    if offsets[0] < 0:
+        raise InputError(f"{operator}: offsets[0] is {offsets[0]}, expected 0 or more")
     for b, (first, end) in enumerate(zip(offsets, offsets[1:], strict=False)):
         if end < first:
             raise InputError(f"{operator}: offsets[{b + 1}] is {end}, below offsets[{b}], {first}; they must not fall")

@@ -28,18 +28,21 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> to
 LENGTHS_AND_GAPS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 4)), max_size=5)
 
 
-def offsets_of(lengths_and_gaps: list[tuple[int, int]]) -> torch.Tensor:
-    ends = [0]
+def offsets_of(lengths_and_gaps: list[tuple[int, int]], first: int = 0) -> torch.Tensor:
+    ends = [first]
     for length, gap in lengths_and_gaps:
         ends.append(ends[-1] + length + gap)
     return torch.tensor(ends)
 
 
-@given(LENGTHS_AND_GAPS, st.integers(0, 3), st.integers(0, 9), st.sampled_from([(), (2,), (3, 2)]))
+@given(LENGTHS_AND_GAPS, st.integers(0, 3), st.integers(0, 3), st.integers(0, 9), st.sampled_from([(), (2,), (3, 2)]))
 @settings(max_examples=60, deadline=None)
-def test_padded_and_packed_are_inverse(lengths_and_gaps, rest, max_length, shape):
+def test_padded_and_packed_are_inverse(lengths_and_gaps, first, rest, max_length, shape):
     """By the definition, row by row, gradients too; gap rows hold NaN and so do their gradients."""
-    offsets, lengths = offsets_of(lengths_and_gaps), torch.tensor([n for n, _ in lengths_and_gaps], dtype=torch.int64)
+    offsets, lengths = (
+        offsets_of(lengths_and_gaps, first),
+        torch.tensor([n for n, _ in lengths_and_gaps], dtype=torch.int64),
+    )
     n, b = int(offsets[-1]) + rest, len(lengths)
     inside = torch.zeros(n, dtype=torch.bool)
     wanted = torch.zeros(b, max_length, *shape, dtype=torch.float64)
@@ -78,7 +81,7 @@ def test_without_lengths_a_recording_ends_where_the_next_begins():
 @pytest.mark.parametrize(
     ("offsets", "max_length", "message"),
     [
-        ([1, 4], None, r"here: offsets\[0\] is 1, expected 0"),
+        ([-1, 4], None, r"here: offsets\[0\] is -1, expected 0 or more"),
         ([0, 4, 3], None, r"here: offsets\[2\] is 3, below offsets\[1\], 4"),
         ([0, 4, 7], None, r"here: offsets\[2\] is 7, past the 6 rows"),
         ([0.0, 4.0], None, "here: offsets has shape .2,. and dtype torch.float32, expected .B.1,. int64"),
@@ -98,7 +101,7 @@ def test_offsets_that_do_not_fit(offsets, max_length, message):
 def test_offsets_that_fit():
     x = torch.zeros(6, 2)
     assert as_offsets("here", None, None, x[None]) == (None, 0)
-    for offsets in ([0, 4], torch.tensor([0, 4, 4, 6], dtype=torch.int32), [0]):
+    for offsets in ([0, 4], [2, 4], torch.tensor([0, 4, 4, 6], dtype=torch.int32), [0]):
         found, t = as_offsets("here", offsets, None, x)
         assert t == 6 and found.tolist() == list(offsets)
     assert as_offsets("here", [0, 4], 3, x)[1] == 3 and as_offsets("here", [0, 4], 9, x)[1] == 6
@@ -197,20 +200,21 @@ TOLERANCE = {
 
 @given(
     lengths_and_gaps=st.lists(st.tuples(st.integers(0, 70), st.integers(0, 5)), max_size=5),
+    first=st.integers(0, 5),
     rest=st.integers(0, 40),
     slack=st.none() | st.integers(0, 40),
     dtype=st.sampled_from(sorted(TOLERANCE, key=str)),
     index=st.sampled_from([torch.int64, torch.int32]),
     seed=st.integers(0, 99),
 )
-@example([(70, 2), (0, 0), (1, 3), (33, 0)], 7, 0, torch.float64, torch.int64, 0)
-@example([(0, 0), (0, 4)], 0, None, torch.float32, torch.int64, 0)
-@example([(3, 0)], 0, None, torch.bfloat16, torch.int32, 0)
+@example([(70, 2), (0, 0), (1, 3), (33, 0)], 3, 7, 0, torch.float64, torch.int64, 0)
+@example([(0, 0), (0, 4)], 0, 0, None, torch.float32, torch.int64, 0)
+@example([(3, 0)], 0, 0, None, torch.bfloat16, torch.int32, 0)
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.parametrize("name", OPERATORS)
-def test_packed_results_equal_padded_ones(device, name, lengths_and_gaps, rest, slack, dtype, index, seed):
+def test_packed_results_equal_padded_ones(device, name, lengths_and_gaps, first, rest, slack, dtype, index, seed):
     """Gradients too, whatever gap rows and their gradients hold; in them results and gradients are 0."""
-    operator, offsets = OPERATORS[name], offsets_of(lengths_and_gaps)
+    operator, offsets = OPERATORS[name], offsets_of(lengths_and_gaps, first)
     lengths = torch.tensor([n for n, _ in lengths_and_gaps], dtype=torch.int64)
     n, longest = int(offsets[-1]) + rest, max(lengths.tolist(), default=0)
     t = n if slack is None else min(longest + slack, n)
@@ -344,7 +348,7 @@ def test_packing_takes_no_launch_more(simt_kernels):
         (lambda x: ops.topk_pool(x, [1, 2], offsets=[0, 4]), r"topk_pool: lengths has shape \(2,\).*expected \(1,\)"),
         (lambda x: ops.attention_pool(x, x[:, 0], offsets=[0, 4, 2]), r"attention_pool: offsets\[2\] is 2, below"),
         (lambda x: ops.attention_pool(x, x, offsets=[0, 4]), r"attention_pool: attention has .* expected \(N\)"),
-        (lambda x: ops.bottom_up_attention(x, x[0], offsets=[3, 4]), r"bottom_up_attention: offsets\[0\] is 3"),
+        (lambda x: ops.bottom_up_attention(x, x[0], offsets=[-3, 4]), r"bottom_up_attention: offsets\[0\] is -3"),
         (lambda x: ops.snippet_pdmi(x[:, 0], x[:, 1], offsets=[0.5]), "snippet_pdmi: offsets has shape"),
         (lambda x: d2net_loss(LossInputs(x, None, None, x, offsets=[0, 9]), LossSettings()), "d2net_loss: offsets"),
         (
