@@ -16,8 +16,11 @@ from d2net.recipes import load_recipe
 
 def loops(
     tcam: Tensor, embeddings: Tensor, lengths: list[int], labels: Tensor, x_ref: Tensor, partners: list[int]
-) -> Tensor:
-    """The paper's loss with one recording after the other, without d2net: what a training script would hold."""
+) -> tuple[Tensor, Tensor]:
+    """The paper's loss with one recording after the other, without d2net: what a training script would hold.
+
+    Returns the loss and the new x_ref.
+    """
     count, recipe = len(lengths), load_recipe("thumos14-paper").loss
     scores, foreground, background, attentions = [], [], [], []
     for b in range(count):
@@ -61,7 +64,7 @@ def loops(
     snippet = torch.stack(terms).mean() if terms else tcam.new_zeros(())
     p = torch.stack(scores).clamp(1e-6, 1 - 1e-6)
     video = log_condition_number(p.T @ (labels / count))
-    return total + recipe.alpha_snippet * snippet + recipe.alpha_video * video
+    return total + recipe.alpha_snippet * snippet + recipe.alpha_video * video, x_ref
 
 
 def log_condition_number(u: Tensor) -> Tensor:
@@ -130,7 +133,7 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
 
         def by_loops(tcam: Tensor, embeddings: Tensor, args=(lengths, labels, x_ref, partners)) -> Tensor:
             lengths, labels, x_ref, partners = args
-            return loops(tcam, embeddings, lengths.tolist(), labels, x_ref, partners.tolist())
+            return loops(tcam, embeddings, lengths.tolist(), labels, x_ref, partners.tolist())[0]
 
         run = forward_backward(ours, tcam, embeddings)
         contenders = {

@@ -1,153 +1,158 @@
-"""A training step of D2-Net: its time, the loss's share of it, launches, bytes moved, peak memory.
+"""A training step of D2-Net beside its floor: time, the loss's share of it, launches, peak memory; and plain PyTorch.
 
-The paper's sizes: 10 recordings of up to 750 snippets, two streams of 1024 features, 20 classes. A step is
-gathering the batch, network, loss, backward pass and Adam, as d2net.training.Trainer does it; the loss is measured
-alone, forward and backward, on the step's own activations. On a GPU both also as replayed CUDA graphs. The features are
-random numbers.
+A step is what d2net.training.Trainer does in an iteration: gathering the next batch, network, loss, backward pass and
+Adam. It is the mean over whole epochs, in which every recording is drawn once, of THUMOS14's lengths or of recordings
+that are all as long as the longest batch. The loss is measured alone too, forward and backward, on the activations of
+one batch after the other. The floor (training_floor.py) is that of the very batches, at rates measured between them.
+
+Peers on the same recordings (peers/plain_training.py): the authors' formulation, a padded network and a loss that loops
+over recordings, and the same with the loss in batched PyTorch. The features are random numbers.
 """
 
 from __future__ import annotations
 
+import gc
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn, Protocol
 
-import numpy as np
 import torch
-from harness import OUT_OF_TIME, arguments, attempt, clock, environment, machine_rates, peak_memory, save, synchronize
-from torch import Tensor
+from harness import (
+    OUT_OF_TIME,
+    arguments,
+    attempt,
+    clock,
+    copy_rate,
+    environment,
+    machine_rates,
+    peak_memory,
+    product_rate,
+    save,
+    synchronize,
+)
+from peers.plain_training import PlainTraining
+from training_floor import Network, floor, moved
+from training_sizes import EXECUTIONS, Drawn, Sizes, add_options, chosen, prepare
 
-from d2net.data.dataset import Dataset, Recording
-from d2net.recipes import Recipe, load_recipe
-from d2net.training import Trainer
-from d2net.training.step_graph import WARM_UP, StepGraph
+from d2net.data.dataset import Dataset
 
 LAUNCH_CALLS = ("cudaLaunch", "cuLaunch", "cudaMemcpy", "cudaMemset")  # what the profiler calls them, graphs included
+PEERS = {"loops": "PyTorch, loops over recordings", "batched": "PyTorch, batched loss"}
+WARM_UP_STEPS = 100  # on a GPU: enough to meet nearly every size that has a graph of its own
+LEAST_STEPS = 50  # in a round, rounded up to whole epochs
 
 
-class Sizes(NamedTuple):
-    batch: int = 10
-    snippets: int = 750
-    width: int = 1024
-    classes: int = 20
-    recordings: int = 200
+class Training(Protocol):
+    """What is timed: :class:`training_sizes.Prepared`, or a peer."""
 
-    def dataset(self) -> Dataset:
-        """Recordings of random features, from a quarter to one and a half times the longest batch."""
-        generator = np.random.default_rng(0)
-        names = tuple(f"class {c}" for c in range(self.classes))
-        recordings = []
-        for i in range(self.recordings):
-            length = int(generator.integers(self.snippets // 4, 3 * self.snippets // 2))
-            x = generator.random((length, 2 * self.width), dtype=np.float32)
-            labels = (names[i % self.classes],)
-            recordings.append(Recording(f"recording {i}", "train", labels, (), 0.64, "random", partial(np.asarray, x)))
-        return Dataset("random", names, (self.width, self.width), tuple(recordings))
+    @property
+    def drawn(self) -> list[Drawn]: ...
 
-    def recipe(self, iterations: int) -> Recipe:
-        return load_recipe("thumos14-paper").override(
-            [
-                f"training.iterations={iterations}",
-                f"training.batch_size={self.batch}",
-                f"training.max_snippets={self.snippets}",
-            ]
-        )
+    @property
+    def epoch(self) -> int: ...
 
-    def __str__(self) -> str:
-        return f"B={self.batch} T={self.snippets} D=2x{self.width} C={self.classes}"
+    def step(self) -> Any: ...
+
+    def loss(self) -> Callable[[], Any]: ...
 
 
-QUICK = Sizes(batch=2, snippets=40, width=16, classes=3, recordings=6)
-
-
-def precisions(device: torch.device) -> tuple[str, ...]:
-    """The default first."""
-    return ("tf32", "fp32", "bf16") if device.type == "cuda" else ("fp32",)
-
-
-class Runs(NamedTuple):
-    """What to call for a step and for its loss alone, by how they are executed; the bytes that the loss must move."""
-
-    executions: dict[str, tuple[Callable[[], Any], Callable[[], Any]]]
-    moved: int
-
-
-def prepare(sizes: Sizes, dataset: Dataset, device: torch.device, precision: str) -> Runs:
-    """A step eagerly and, on a GPU, as a CUDA graph."""
-    with tempfile.TemporaryDirectory() as out:
-        trainer = Trainer(
-            dataset,
-            sizes.recipe(1),
-            out=Path(out),
-            device=device,
-            precision=precision,
-            resident=True,
-            tensorboard=False,
-        )
-    # Trainer.run sets this for a whole run.
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    assert trainer.resident is not None
-    rows = trainer.resident.rows(trainer.sampler.windows(trainer.resident.lengths)).to(device)
-
-    def step(rows: Tensor, _: bool) -> Tensor:
-        return trainer.update(trainer.resident.gather(rows), True)
-
-    batch = trainer.resident.gather(rows)
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        output = trainer.model(batch.features, batch.lengths)
-    leaves = [x.detach().requires_grad_() for x in (output.tcam, output.embeddings)]
-
-    def loss(*_: Any) -> Tensor:
-        result = trainer.loss(*leaves, batch.lengths, batch.labels, generator=trainer.state.pairing)
-        torch.autograd.grad(result.total, leaves)
-        return result.total.detach()
-
-    executions: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-        "eager": (partial(step, rows, True), partial(loss, rows, True))
-    }
-    if device.type == "cuda":
-        graphs = [StepGraph(work, rows, [trainer.state.pairing], required=True) for work in (step, loss)]
-        executions["graph"] = (partial(graphs[0], rows, True), partial(graphs[1], rows, True))
-    # The embeddings are read twice forward and once backward, and their gradient is written.
-    return Runs(executions, 4 * leaves[1].nbytes + 3 * leaves[0].nbytes)
+def make(sizes: Sizes, dataset: Dataset, device: torch.device, precision: str, execution: str) -> Training:
+    if execution in PEERS:
+        return PlainTraining(sizes, dataset, device, precision, execution == "batched")
+    return prepare(sizes, dataset, device, precision, execution == "graph")
 
 
 def measure(
-    whole: Callable[[], Any], part: Callable[[], Any], moved: int, device: torch.device, rounds: int, bandwidth: float
+    sizes: Sizes,
+    dataset: Dataset,
+    device: torch.device,
+    precision: str,
+    execution: str,
+    rounds: int,
 ) -> dict[str, Any]:
-    for _ in range(WARM_UP + 1):
-        whole()
-        part()
-    times: dict[str, list[float]] = {"step": [], "loss": []}
-    for _ in range(rounds):  # interleaved: machines are noisy
-        times["step"].append(clock(whole, 1 if rounds < 10 else 5, device))
-        times["loss"].append(clock(part, 1 if rounds < 10 else 5, device))
-    seconds = {name: statistics.median(t) for name, t in times.items()}
+    """The numbers of one row."""
+    on_gpu, peer = device.type == "cuda", execution in PEERS
+    copy, product_of_matrices = copy_rate(device), product_rate(device, precision)
+    before = reserved(device)
+    training = make(sizes, dataset, device, precision, execution)
+    for _ in range(whole_epochs(WARM_UP_STEPS if on_gpu and not peer else 3, training.epoch)):
+        training.step()
+    synchronize(device)
+    memory = {}
+    if on_gpu and not peer:  # a peer's batches would count, which lie there beforehand
+        memory["reserved_mib"] = (torch.cuda.max_memory_reserved(device) - before) / 2**20
+    loss = training.loss()
+    for _ in range(training.epoch):
+        loss()
+    steps = training.epoch if peer or not on_gpu else whole_epochs(LEAST_STEPS, training.epoch)
+    training.drawn.clear()
+    measured = [  # in turn: machines are noisy
+        (clock(training.step, steps, device), clock(loss, training.epoch, device), product_of_matrices(), copy())
+        for _ in range(rounds)
+    ]
+    step_seconds, loss_seconds, flops, bytes_per_s = (statistics.median(x) for x in zip(*measured, strict=True))
+
+    drawn = list(training.drawn)
+    rows, computed = (statistics.fmean(x) for x in zip(*drawn, strict=True))
+    network = Network.of(sizes.width, sizes.classes, sizes.recipe(1).model)
+    bound = floor(network, rows, precision, flops, bytes_per_s)
+    parts = moved(network, rows, precision)
     return {
-        "step_ms": 1e3 * seconds["step"],
-        "loss_ms": 1e3 * seconds["loss"],
-        "loss_share": seconds["loss"] / seconds["step"],
-        "loss_bytes": moved,
-        "loss_bandwidth_share": moved / seconds["loss"] / bandwidth,
-        "step_peak_mib": peak_memory(whole, device) / 2**20,
+        "step_ms": 1e3 * step_seconds,
+        "steps": steps,
+        "rounds": rounds,
+        "snippets": rows,
+        "rows": computed,
+        "filler_share": 1 - rows / computed,
+        "flops": flops,
+        "bytes_per_s": bytes_per_s,
+        "floor_ms": 1e3 * bound.seconds,
+        "floor_products_ms": 1e3 * bound.products,
+        "floor_bytes_ms": 1e3 * bound.rest,
+        "flop": bound.flop,
+        "bytes": parts,
+        "times_floor": step_seconds / bound.seconds,
+        "loss_ms": 1e3 * loss_seconds,
+        "loss_share": loss_seconds / step_seconds,
+        "loss_bandwidth_share": parts["loss"] / loss_seconds / bytes_per_s,
+        "step_launches": launches(training.step, device),
+        "loss_launches": launches(loss, device),
+        "step_peak_mib": peak_memory(training.step, device) / 2**20,
+        **memory,
     }
 
 
+def whole_epochs(steps: int, epoch: int) -> int:
+    return -(-steps // epoch) * epoch
+
+
+def reserved(device: torch.device) -> int:
+    """Bytes that PyTorch holds on a GPU, from where on the peak counts."""
+    if device.type != "cuda":
+        return 0
+    gc.collect()  # the row before
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_reserved(device)
+
+
 def launches(run: Callable[[], Any], device: torch.device) -> int | None:
-    """Kernels, copies, fills and graphs that the host launches in one call; None on a CPU."""
+    """Kernels, copies, fills and graphs that the host launches in a call, the least of three; None on a CPU."""
     if device.type != "cuda":
         return None
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    synchronize(device)
-    with torch.profiler.profile(activities=activities) as profile:
-        run()
+    counts = []
+    for _ in range(3):
         synchronize(device)
-    return sum(event.name.startswith((*LAUNCH_CALLS, "cudaGraphLaunch")) for event in profile.events())
+        with torch.profiler.profile(activities=activities) as profile:
+            run()
+            synchronize(device)
+        counts.append(sum(event.name.startswith((*LAUNCH_CALLS, "cudaGraphLaunch")) for event in profile.events()))
+    return min(counts)
 
 
 def heading(result: dict[str, Any]) -> list[str]:
@@ -163,57 +168,74 @@ def heading(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def failure(row: dict[str, Any]) -> str:
+    return row["failed"].replace("|", "/")
+
+
 def markdown(result: dict[str, Any]) -> str:
+    """Times, what they are of, and the bytes that the floor counts."""
+    done = [row for row in result["rows"] if "failed" not in row]
     lines = heading(result) + [
-        "| network | execution | step ms | loss ms | loss / step | launches: step | loss | loss GB/s/copy | peak MiB |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| lengths | network | execution | step ms | floor ms = products + bytes | step / floor | loss ms | "
+        "loss / step | launches: step | loss | loss GB/s / copy | step MiB | reserved MiB |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in result["rows"]:
+        begin = f"| {row['lengths']} | {row['precision']} | {PEERS.get(row['execution'], row['execution'])} |"
         if "failed" in row:
-            lines.append(f"| {row['precision']} | {row['execution']} | {row['failed'].replace('|', '/')} |||||||")
+            lines.append(f"{begin} {failure(row)} ||||||||||")
             continue
-        counts = [row.get(key) or "-" for key in ("step_launches", "loss_launches")]
+        counts = [row[key] or "-" for key in ("step_launches", "loss_launches")]
         lines.append(
-            f"| {row['precision']} | {row['execution']} | {row['step_ms']:.3f} | {row['loss_ms']:.3f} | "
+            f"{begin} {row['step_ms']:.3f} | {row['floor_ms']:.3f} = {row['floor_products_ms']:.3f} + "
+            f"{row['floor_bytes_ms']:.3f} | {row['times_floor']:.2f} | {row['loss_ms']:.3f} | "
             f"{100 * row['loss_share']:.1f} % | {counts[0]} | {counts[1]} | "
-            f"{100 * row['loss_bandwidth_share']:.0f} % | {row['step_peak_mib']:.0f} |"
+            f"{100 * row['loss_bandwidth_share']:.0f} % | {row['step_peak_mib']:.0f} | "
+            f"{format(row['reserved_mib'], '.0f') if 'reserved_mib' in row else '-'} |"
         )
+    lines += [
+        "",
+        "| lengths | network | execution | snippets a batch | rows computed | of them padding, gaps, rounding | "
+        "floor: GFLOP | MB | a product, TFLOP/s | a copy, GB/s |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in done:
+        named = (row["lengths"], row["precision"], PEERS.get(row["execution"], row["execution"]))
+        size = (row["snippets"], row["rows"], 100 * row["filler_share"])
+        work = (row["flop"] / 1e9, sum(row["bytes"].values()) / 1e6, row["flops"] / 1e12, row["bytes_per_s"] / 1e9)
+        cells = [*named, "{:.0f} | {:.0f} | {:.1f} %".format(*size), *(f"{x:.3g}" for x in work)]
+        lines.append(f"| {' | '.join(cells)} |")
+    columns = {f"{row['lengths']}, {row['precision']}": row["bytes"] for row in done}
+    lines += ["", f"| bytes of the floor, MB a step | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    for name in next(iter(columns.values()), {}):
+        lines.append(f"| {name} | {' | '.join(f'{parts[name] / 1e6:.3g}' for parts in columns.values())} |")
+    lines.append(f"| all | {' | '.join(f'{sum(parts.values()) / 1e6:.3g}' for parts in columns.values())} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--rounds", type=int, default=15, help="default 15")
+    parser.add_argument("--rounds", type=int, help="default 5, on a CPU 3")
+    add_options(parser, (*EXECUTIONS, *PEERS))
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
     device = torch.device(options.device)
-    sizes = QUICK if options.quick else Sizes()
-    rounds = 3 if options.quick else options.rounds
-    dataset, rates = sizes.dataset(), machine_rates(device)
+    sizes, lengths, precisions, executions = chosen(options, device)
+    rounds = options.rounds or (5 if device.type == "cuda" else 3)
     rows: list[dict[str, Any]] = []
     result = {
         "title": "training step",
         "sizes": str(sizes),
         "environment": environment(device),
-        "rates": rates,
+        "rates": machine_rates(device),
         "rows": rows,
     }
-    for precision in precisions(device):
-        runs, failed = attempt(deadline, prepare, sizes, dataset, device, precision)
-        if failed:
-            rows.append({"precision": precision, "execution": "-", "failed": failed})
-            continue
-        for execution, (whole, part) in runs.executions.items():
-            row = {"precision": precision, "execution": execution}
-            rows.append(row)
-            numbers, failed = attempt(deadline, measure, whole, part, runs.moved, device, rounds, rates["bytes_per_s"])
-            if failed:
-                row["failed"] = failed
-                continue
-            row |= numbers
-            for key, run in (("step_launches", whole), ("loss_launches", part)):
-                row[key], _ = attempt(deadline, launches, run, device)
-            save(result, markdown(result), options.out)
+    datasets = {name: sizes.dataset(name) for name in lengths}
+    for execution, precision, name in product(executions, precisions, lengths):  # peers last
+        numbers, failed = attempt(deadline, measure, sizes, datasets[name], device, precision, execution, rounds)
+        row = {"lengths": name, "precision": precision, "execution": execution}
+        rows.append(row | (numbers or {"failed": failed}))
+        save(result, markdown(result), options.out)
     finish(result, markdown(result), options.out)
 
 

@@ -271,6 +271,26 @@ def replayed(run: Callable[[], Any], device: torch.device) -> float | None:
     return statistics.median(clock(graph.replay, repeats, device) for _ in range(5))
 
 
+def captured(run: Callable[[], Any], generators: Iterable[torch.Generator]) -> Callable[[], None]:
+    """``run`` as a CUDA graph; ``generators`` are those on the device that it draws from, besides PyTorch's own."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # libraries take memory
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        graph.register_generator_state(generator)
+    with torch.cuda.graph(graph, stream=stream):
+        run()
+
+    def replay(_: object = run) -> None:  # what the graph reads lives as long as this function
+        graph.replay()
+
+    return replay
+
+
 def repeats_in_a_round(run: Callable[[], Any], device: torch.device) -> int:
     return max(1, min(1000, int(ROUND_SECONDS / max(clock(run, 1, device), 1e-7))))
 
@@ -322,21 +342,44 @@ def resident(key: str) -> int:
 
 
 def machine_rates(device: torch.device) -> dict[str, float]:
-    """Bytes moved a second by a copy of 128 MiB and floating-point operations a second of a float32 product."""
-    # On a GPU more of both, beside which a launch and the wait for it are nothing.
-    side, repeats = (4096, 20) if device.type == "cuda" else (1024, 2)
+    """Bytes moved a second by a copy, and floating-point operations a second of a float32 product."""
+    copy, product = copy_rate(device), product_rate(device, "fp32")
+    copies, products = zip(*((copy(), product()) for _ in range(7)), strict=True)
+    return {"bytes_per_s": statistics.median(copies), "flops": statistics.median(products)}
+
+
+def copy_rate(device: torch.device) -> Callable[[], float]:
+    """A function that measures how many bytes a second a copy of 128 MiB reads and writes."""
+    repeats = 20 if device.type == "cuda" else 2
     source = torch.ones(2**25, device=device)
     target = torch.empty_like(source)
-    square = torch.rand(side, side, device=device)
-    out = torch.empty_like(square)
-    copies, products = [], []
-    for _ in range(7):
-        copies.append(clock(lambda: target.copy_(source), repeats, device))
-        products.append(clock(lambda: torch.mm(square, square, out=out), repeats, device))
-    return {
-        "bytes_per_s": 2 * 4 * len(source) / statistics.median(copies),
-        "flops": 2 * side**3 / statistics.median(products),
-    }
+    return lambda: 2 * source.nbytes / clock(lambda: target.copy_(source), repeats, device)
+
+
+def product_rate(device: torch.device, precision: str) -> Callable[[], float]:
+    """A function that measures the floating-point operations a second of a large matrix product.
+
+    Args:
+        device: Where.
+        precision: "fp32", "bf16", or "tf32" on a GPU.
+    """
+    # On a GPU so large that a launch and the wait for it are nothing beside it.
+    side, repeats = (8192, 3) if device.type == "cuda" else (1024, 2)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    # Of random numbers: a GPU computes faster with zeros, which take less power.
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+
+    def measured() -> float:
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        try:
+            return 2 * side**3 / clock(lambda: torch.mm(a, b, out=out), repeats, device)
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+
+    measured()  # libraries load
+    return measured
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bench_training_step import Sizes
+from training_sizes import Sizes
 
 from d2net.threads import computing, multiply_adds, threads_for
 from d2net.training import Trainer
@@ -47,7 +47,7 @@ def main() -> None:
                         step()
                         count += 1
                     found.append(1e3 * (time.perf_counter() - begin) / count)
-        work = multiply_adds(trainer.model, batch.features.shape[0] * batch.features.shape[1])
+        work = multiply_adds(trainer.model, sizes.batch * sizes.snippets)
         (one, all_), (best, best_all) = (list(map(f, times.values())) for f in (statistics.median, min))
         ratios = f"{all_ / one:.2f} | {best_all / best:.2f}"
         print(f"| {sizes} | {work:.1e} | {one:.2f} | {all_:.2f} | {ratios} | {threads_for(work)} |", flush=True)

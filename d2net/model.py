@@ -220,7 +220,7 @@ class D2Net(nn.Module):
                 parts, *(x.split(self.stream_widths) for x in (self.feature_mean, self.feature_scale)), strict=True
             )
             parts = [torch.where(mask[:, None], (x - mean) * scale, 0) for x, mean, scale in scales]
-        x_a, x_b = [*(x.to(dtype) for x in parts), None][:2]
+        x_a, x_b = parts[0].to(dtype), parts[1].to(dtype) if len(parts) == 2 else None
         seed = None
         if self.training and self.settings.dropout > 0:
             seed = torch.randint(2**62, (1,), device=mask.device)  # on the device: a CUDA graph draws anew

@@ -62,11 +62,12 @@ class Packed:
     """
 
     def __init__(self, features: Tensor, lengths: Tensor | None, offsets: Tensor, layout: Layout) -> None:
-        offsets, n = as_offsets("D2Net", offsets, None, features)
+        checked, n = as_offsets("D2Net", offsets, None, features)
+        assert checked is not None
         if lengths is not None:
             lengths = as_tensor("D2Net", "lengths", lengths, features)
-            check_lengths("D2Net", lengths, offsets[:-1])
-        begins, lengths = packed_extents(offsets, lengths, n, n)
+            check_lengths("D2Net", lengths, checked[:-1])
+        begins, lengths = packed_extents(checked, lengths, n, n)
         b, reach, device = len(begins), layout.reach, features.device
         shifts = reach * torch.arange(1, b + 1, device=device)
         rows = torch.arange(layout.rows(n + (b + 1) * reach), device=device)

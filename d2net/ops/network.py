@@ -91,7 +91,8 @@ def _check(mask: Tensor, x_a: Tensor, x_b: Tensor | None, seed: Tensor | None, *
     sizes = [len(w) for w in weights if w is not None and w.ndim == 3]
     if x_b is not None and sizes[:3] != sizes[3:]:
         raise InputError(f"{where}: the layers of the streams are {sizes[:3]} and {sizes[3:]} wide; they must match")
-    if rest[13] and {sizes[0], sizes[1]} != {x.shape[1] for x in (x_a, x_b) if x is not None}:
+    widths = [x.shape[1] for x in (x_a, x_b) if x is not None]
+    if rest[13] and any(width != size for width in widths for size in sizes[:2]):
         raise InputError(f"{where}: residual layers need features as wide as the layers, found {x_a.shape[1]}")
     reach = reach_of([w.shape[2] for w in weights if w is not None and w.ndim == 3], dilation)
     if reach and can_look_at(mask) and (mask[:reach].any() or mask[-reach:].any()):
@@ -173,11 +174,11 @@ def _forward(
     last = last if len(last) else embeddings[None]
     previous: Tensor | None = None  # the first stream's part of the embeddings
     for s, (x, of) in enumerate(zip(streams.x, streams.of, strict=True)):
-        first = streams.layer(settings, s, drops, mask, 1 / len(streams.x))
+        shape = streams.layer(settings, s, drops, mask, 1 / len(streams.x))
         y = convolution(x, streams.weight(of.first), settings.dilation)
         residual = x if settings.residual else None
-        members = of.first_bias.to(streams.sums), y, residual, None, hidden[s], None, None, None, signs[0, s], None
-        native("stream_layer", x, (*first, *members, *none))
+        of_first = of.first_bias.to(streams.sums), y, residual, None, hidden[s], None, None, None, signs[0, s], None
+        native("stream_layer", x, (*shape, *of_first, *none))
 
         y = convolution(hidden[s], streams.weight(of.second), settings.dilation)
         residual = hidden[s] if settings.residual else None
@@ -186,8 +187,8 @@ def _forward(
             activated, dropped = y if two or settings.dropout_embeddings else embeddings, last[s]
         mean = embeddings if previous is not None else None
         bits = signs[1, s], kept[s] if drops else None
-        members = of.second_bias.to(streams.sums), y, residual, seed if drops else None, activated, dropped, previous
-        native("stream_layer", x, (*first, *members, mean, *bits, *none))
+        of_second = of.second_bias.to(streams.sums), y, residual, seed if drops else None, activated, dropped, previous
+        native("stream_layer", x, (*shape, *of_second, mean, *bits, *none))
         previous = dropped if dropped is not None and settings.dropout_embeddings else activated
 
     of_taps = streams.blank(len(streams.x), streams.n, streams.c * streams.taps)
@@ -252,7 +253,7 @@ def _gradients(streams: _Streams, weights: Weights, need: Sequence[bool]) -> lis
 
 
 def _gradient_fake(grads: Tensors, inputs: Tensors, results: Tensors, *rest: Any) -> tuple[Tensor, ...]:
-    found = _gradients(_Streams(*inputs[1:3], inputs[4:]), inputs[4:], rest[4:])
+    found = _gradients(_Streams(inputs[1], inputs[2], inputs[4:]), inputs[4:], rest[4:])
     return tuple(x.new_empty(x.shape) for x in found)  # none is another's memory
 
 

@@ -67,12 +67,12 @@ def network_ref(
         dropped = x
         if inputs.seed is not None and settings.dropout > 0:
             # The seeds of two streams are neighbours; their generators begin apart, as SplitMix64's do.
-            kept, scale = dropout_ref(inputs.seed + s, *x.shape, settings.dropout)
+            kept, scale = dropout_ref(inputs.seed + s, x.shape[0], x.shape[1], settings.dropout)
             dropped = torch.where(kept, x * scale, 0)
         embeddings.append(dropped if settings.dropout_embeddings else x)
         y = _convolution(dropped, of.classifier, of.classifier_bias, settings.dilation)
         logits.append(at_least_float32(y).masked_fill(past, 0))
-    tcam = (sum(y.sigmoid() for y in logits) / len(logits)).masked_fill(past, 0)
+    tcam = torch.stack([y.sigmoid() for y in logits]).mean(0).masked_fill(past, 0)
     mean = embeddings[0] if len(embeddings) == 1 else 0.5 * (embeddings[0] + embeddings[1])
     return logits[0], logits[1] if len(logits) == 2 else None, tcam, mean
 

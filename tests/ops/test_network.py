@@ -1,0 +1,221 @@
+"""The streams of the network on every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from d2net.errors import InputError
+from d2net.ops import network as operator
+from d2net.ops import use_backend
+from d2net.ops.network import network, reach_of
+from d2net.ops.network_ref import NetworkInputs, NetworkSettings, dropout_ref, network_ref
+
+LENGTHS = (7, 0, 18, 1)
+VARIANTS = {
+    "THUMOS14": ((3, 3), NetworkSettings()),
+    "ActivityNet": ((5, 5), NetworkSettings(dilation=2)),
+    "release": ((3, 1), NetworkSettings(residual=True, dropout=0.7, dropout_embeddings=True)),
+    "ActivityNet release": ((5, 5), NetworkSettings(2, residual=True, dropout=0.7, dropout_embeddings=True)),
+    "dropout alone": ((3, 3), NetworkSettings(dropout=0.5)),
+    "residual, a wider classifier": ((1, 5), NetworkSettings(residual=True, dropout=0.3)),
+}
+
+
+class Case(NamedTuple):
+    inputs: NetworkInputs
+    weights: list[Tensor]
+    settings: NetworkSettings
+
+    def leaves(self) -> list[Tensor]:
+        return [x for x in self.inputs[1:3] if x is not None] + self.weights
+
+
+def case(
+    name: str, streams: int = 2, dtype: torch.dtype = torch.float64, d: int = 19, rows_by: int = 0, device="cpu"
+) -> Case:
+    """``rows_by``: how many rows more than a number of which convolutions are products of matrices."""
+    (k, of_classifier), settings = VARIANTS[name]
+    reach = reach_of((k, of_classifier), settings.dilation)
+    begins, n = [], reach
+    for length in LENGTHS:
+        begins.append(n)
+        n += length + reach
+    n += -(n + 1) % k + rows_by
+    mask = torch.zeros(n, dtype=torch.bool)
+    for begin, length in zip(begins, LENGTHS, strict=True):
+        mask[begin : begin + length] = True
+    generator = torch.Generator().manual_seed(1)
+
+    def drawn(*shape: int, scale: float = 1.0) -> Tensor:
+        return scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    width = d if settings.residual else 6
+    features, weights = [], []
+    for _ in range(streams):
+        features.append(torch.where(mask[:, None], drawn(n, width), 0))
+        for out, of, taps in ((d, width, k), (d, d, k), (5, d, of_classifier)):
+            weights += [drawn(out, of, taps, scale=0.3), drawn(out, scale=0.2)]
+    features, weights = ([x.to(device, dtype).requires_grad_() for x in y] for y in (features, weights))
+    seed = torch.tensor([2**61 + 5], device=device) if settings.dropout else None
+    inputs = NetworkInputs(mask.to(device), features[0], features[1] if streams == 2 else None, seed)
+    return Case(inputs, weights, settings)
+
+
+def kernels(inputs: NetworkInputs, weights: list[Tensor], settings: NetworkSettings) -> tuple[Tensor, ...]:
+    """The kernels, whatever the type."""
+    return operator._network(*inputs, *weights, *[None] * (12 - len(weights)), *settings)[:4]
+
+
+def run(x: Case, call: Callable[..., tuple] = network) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs and gradients, in float64 on the CPU."""
+    outputs = [y for y in call(*x) if y is not None]
+    generator = torch.Generator().manual_seed(2)
+    weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y) for y in outputs]
+    gradients = torch.autograd.grad(outputs, x.leaves(), weights)
+    return [[y.detach().cpu().double() for y in z] for z in (outputs, gradients)]
+
+
+def exact(x: Case) -> tuple[list[Tensor], list[Tensor]]:
+    with use_backend("reference"):
+        return run(x)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize(("d", "rows_by"), [(19, 0), (16, 0), (7, 1), (64, 2)])
+def test_same_as_the_reference_in_float64(device, name, streams, d, rows_by):
+    found = run(case(name, streams, d=d, rows_by=rows_by, device=device))
+    for ours, expected in zip(found, exact(case(name, streams, d=d, rows_by=rows_by)), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_error_is_that_of_the_type(device, name, dtype, monkeypatch, request):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    d = 24
+    x = case(name, dtype=dtype, d=d, device=device)
+    # What rounding of the inputs does is no error of ours.
+    same = case(name, d=d)
+    with torch.no_grad():
+        for leaf, rounded in zip(same.leaves(), x.leaves(), strict=True):
+            leaf.copy_(rounded.double())
+    bound = {torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 6e-3}[dtype]
+    call = kernels if "simt" in request.node.name else network  # which takes PyTorch for half precision on a CPU
+    for ours, expected in zip(run(x, call), exact(same), strict=True):
+        for y, z in zip(ours, expected, strict=True):
+            assert (y - z).norm() <= bound * z.norm()
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-7, 0.3, 0.5, 0.7, 0.999999])
+def test_dropout_of_every_backend_keeps_the_same_elements(device, share):
+    x = case("dropout alone", d=200, device=device)
+    x = x._replace(settings=NetworkSettings(dropout=share, dropout_embeddings=True))
+    *_, embeddings = network(*x)
+    *_, without = network(*x._replace(settings=NetworkSettings()))
+    n, d = embeddings.shape
+    kept_a, scale = dropout_ref(torch.tensor([2**61 + 5]), n, d, share)
+    kept_b, _ = dropout_ref(torch.tensor([2**61 + 6]), n, d, share)
+    mask = x.inputs.mask.cpu()[:, None]
+    assert torch.equal((embeddings != 0).cpu() & mask, (kept_a | kept_b) & mask)
+    kept = (kept_a[mask[:, 0]].double().mean() + kept_b[mask[:, 0]].double().mean()) / 2
+    assert abs(kept - (1 - share)) <= 4 * (share * (1 - share) / (2 * d * sum(LENGTHS))) ** 0.5 + 1 / 65536
+    assert scale == pytest.approx(1 / (1 - share), rel=1e-3 if share < 0.99 else 100)
+    if share == 0:
+        assert torch.equal(embeddings, without)
+
+
+def test_dropout_keeps_the_mean():
+    """The factor is that of the share that is dropped, which is a multiple of 1 / 65536."""
+    kept, scale = dropout_ref(torch.tensor([3]), 1000, 1024, 0.7)
+    assert (kept.double() * scale).mean().item() == pytest.approx(1, abs=5 * (0.7 / 0.3 / kept.numel()) ** 0.5)
+    columns = kept.double().mean(0)
+    assert (columns - 0.3).abs().max() < 6 * (0.21 / 1000) ** 0.5
+    other, _ = dropout_ref(torch.tensor([4]), 1000, 1024, 0.7)
+    assert (kept == other).double().mean().item() == pytest.approx(0.58, abs=0.005)
+
+
+@pytest.mark.parametrize("name", ["THUMOS14", "release", "ActivityNet"])
+def test_gradients_are_derivatives(device, name):
+    x = case(name, d=4, device=device)
+
+    def outputs(*leaves: Tensor) -> tuple[Tensor, ...]:
+        inputs = x.inputs._replace(x_a=leaves[0], x_b=leaves[1])
+        return tuple(y for y in network(inputs, list(leaves[2:]), x.settings) if y is not None)
+
+    mask = x.inputs.mask[:, None]
+    inside = [torch.where(mask, y, 0).detach().requires_grad_() for y in x.inputs[1:3]]
+    torch.autograd.gradcheck(lambda *w: outputs(*inside, *w), x.weights, fast_mode=True)
+
+
+def test_a_gradient_has_no_gradient(device, request):
+    if "reference" in request.node.name:
+        pytest.skip("plain PyTorch has one")
+    x = case("THUMOS14", d=4, device=device)
+    *_, embeddings = network(*x)
+    (gradient,) = torch.autograd.grad(embeddings.sum(), x.weights[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        gradient.sum().backward()
+
+
+def test_some_gradients_alone(device):
+    x, same = case("release", device=device), case("release")
+    for leaf in (x.inputs.x_a, x.weights[0], x.weights[7]):
+        leaf.requires_grad_(False)
+    for output, weight in ((0, 2), (1, 8), (2, 2), (3, 2)):
+        (ours,) = torch.autograd.grad(network(*x)[output].sum(), x.weights[weight])
+        expected = network_ref(same.inputs, tuple(same.weights), same.settings)[output]
+        torch.testing.assert_close(ours.cpu(), *torch.autograd.grad(expected.sum(), same.weights[weight]))
+
+
+def test_launches(simt_kernels):
+    """One pass for each layer of each stream, and one for logits and TCAM, both ways."""
+    x = case("release")
+    before = simt_kernels.enqueued()
+    outputs = [y for y in network(*x) if y is not None]
+    assert simt_kernels.enqueued() - before == 5
+    torch.autograd.grad([y.sum() for y in outputs], x.leaves())
+    assert simt_kernels.enqueued() - before == 10
+
+
+@pytest.mark.parametrize("name", ["THUMOS14", "release"])
+@pytest.mark.parametrize("streams", [1, 2])
+def test_opcheck(name, streams):
+    x = case(name, streams, dtype=torch.float32)
+    weights = [*x.weights, *[None] * (12 - len(x.weights))]
+    torch.library.opcheck(torch.ops.d2net.network.default, (*x.inputs, *weights, *x.settings))
+
+
+def test_wrong_arguments(device):
+    x = case("THUMOS14", device=device)
+    inputs, weights, settings = x
+    wrong = {
+        "x_a has shape": inputs._replace(x_a=inputs.x_a[0]),
+        "x_a has dtype": inputs._replace(x_a=inputs.x_a.detach().long()),
+        "mask is": inputs._replace(mask=inputs.mask[1:]),
+        "x_b is": inputs._replace(x_b=inputs.x_b[1:]),
+        "seed is": inputs._replace(seed=torch.zeros(1, device=device)),
+    }
+    for message, changed in wrong.items():
+        with pytest.raises(InputError, match=message):
+            network(changed, weights, settings)
+    with pytest.raises(InputError, match="dropout is 1.0"):
+        network(inputs, weights, settings._replace(dropout=1.0))
+    with pytest.raises(InputError, match=r"second is .*odd"):
+        network(inputs, [*weights[:2], weights[2][:, :, :2], *weights[3:]], settings)
+    with pytest.raises(InputError, match="first_bias is"):
+        network(inputs, [weights[0], weights[1][1:], *weights[2:]], settings)
+    with pytest.raises(InputError, match="classifier of stream 2 is missing"):
+        network(inputs, weights[:10], settings)
+    with pytest.raises(InputError, match="must match"):
+        network(inputs, [*weights[:4], weights[4][:3], weights[5][:3], *weights[6:]], settings)
+    with pytest.raises(InputError, match="residual layers need features as wide"):
+        network(inputs, weights, settings._replace(residual=True))
+    if device.type == "cpu":
+        with pytest.raises(InputError, match="the first and the last 1 rows must be gaps"):
+            network(inputs._replace(mask=torch.ones_like(inputs.mask)), weights, settings)
