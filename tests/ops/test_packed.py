@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from d2net import ops
 from d2net.errors import InputError
+from d2net.ops.loss import d2net_loss
+from d2net.ops.loss_ref import LossInputs, LossResult, LossSettings
 from d2net.ops.packed import as_offsets, packed, padded
 
 NAN = float("nan")
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 LENGTHS_AND_GAPS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 4)), max_size=5)
@@ -108,3 +115,141 @@ def test_nothing_is_read_while_a_function_is_traced():
     x, offsets, lengths = random(8, 2), torch.tensor([0, 1, 6]), torch.tensor([1, 5])
     assert torch.equal(graph(x, offsets, lengths), both(x, offsets, lengths))
     assert both(x.to("meta"), offsets.to("meta"), lengths.to("meta")).shape == (8, 2)
+
+
+# Operators on packed batches and the same on padded ones.
+
+PAPER = LossSettings(
+    classify=True, separate=True, embed=True, update=True, score=True, snippet=True, alpha_snippet=0.2, video=True,
+    alpha_video=0.3, gamma=0.3,
+)  # fmt: skip
+RELEASE = PAPER._replace(
+    topk_divisor=4, min_snippets=3, skip_unlabelled=True, mean_over_classes=True, balanced=True, threshold=0.3,
+    background_threshold=0.6, mean_embeddings=True, lowest_attention=True, fg_threshold=0.6, bg_threshold=0.4,
+    own_classes=True, snippet_per_class=True, entry_floor=0.01, peak_share=0.3, video_per_class=True,
+)  # fmt: skip
+C, D = 5, 36
+
+
+def loss_of(settings: LossSettings) -> Callable[..., list[Tensor]]:
+    def function(tcam, embeddings, lengths, offsets=None, max_length=None):
+        b = len(offsets) - 1 if lengths is None else len(lengths)
+        labels = (random(b, C, seed=1) > 0).to(tcam)
+        labels[: b // 4] = 0
+        partner = torch.randint(-1, b + 1, (3, b), generator=torch.Generator().manual_seed(b)).to(tcam.device)
+        pairs = {"x_ref": random(D, seed=2).to(tcam), "partner": partner, "offsets": offsets}
+        batch = LossInputs(tcam, embeddings, lengths, labels, **pairs)
+        return list(d2net_loss(batch, settings, max_length)[:-1])
+
+    return function
+
+
+class Operator(NamedTuple):
+    """``function(*rows, lengths, **packing)``; rows have these widths, the last ``embeddings`` of them may be of half
+    precision. of_row: the results that have a row for each snippet."""
+
+    function: Callable[..., list[Tensor]]
+    widths: list[tuple[int, ...]]
+    embeddings: int = 0
+    of_row: tuple[int, ...] = ()
+
+
+LOSS_ROWS = tuple(LossResult._fields.index(name) for name in ("attention", "scores"))
+OPERATORS = {
+    "topk_pool": Operator(lambda x, n, **at: [ops.topk_pool(x, n, divisor=3, **at)], [(C,)]),
+    "tcam_pool": Operator(lambda x, n, **at: list(ops.tcam_pool(x, n, **at)), [(C,)], of_row=(0,)),
+    "tcam_pool of one class": Operator(lambda x, n, **at: list(ops.tcam_pool(x, n, **at)), [(1,)], of_row=(0,)),
+    "attention_pool": Operator(lambda a, x, n, **at: list(ops.attention_pool(x, a, n, **at)), [(), (D,)], embeddings=1),
+    "attention_pool by mean": Operator(
+        lambda a, x, n, **at: list(ops.attention_pool(x, a, n, threshold=0.3, reduction="mean", **at)),
+        [(), (33,)],
+        embeddings=1,
+    ),
+    "bottom_up_attention": Operator(
+        lambda x, n, **at: [ops.bottom_up_attention(x, random(D, seed=2).to(x.device), n, **at)],
+        [(D,)],
+        embeddings=1,
+        of_row=(0,),
+    ),
+    "snippet_pdmi": Operator(lambda a, s, n, **at: list(ops.snippet_pdmi(a, s, n, **at)), [(), ()]),
+    "d2net_loss": Operator(loss_of(PAPER), [(C,), (D,)], embeddings=1, of_row=LOSS_ROWS),
+    "d2net_loss of the release": Operator(loss_of(RELEASE), [(C,), (D,)], embeddings=1, of_row=LOSS_ROWS),
+}
+
+
+def evaluated(operator: Operator, rows: list[Tensor], weigh: Callable[[int, Tensor], Tensor], *lengths, **packing):
+    """Results, then gradients of their weighted sum with respect to the rows."""
+    leaves = [x.clone().requires_grad_() for x in rows]
+    results = operator.function(*leaves, *lengths, **packing)
+    smooth = [i for i, x in enumerate(results) if x.requires_grad]
+    weights = [weigh(i, results[i]) for i in smooth]
+    gradients = torch.autograd.grad([results[i] for i in smooth], leaves, weights, materialize_grads=True)
+    return [x.detach().cpu() for x in (*results, *gradients)]
+
+
+TOLERANCE = {
+    torch.float64: {"rtol": 1e-10, "atol": 1e-12},
+    torch.float32: {"rtol": 1e-4, "atol": 1e-5},
+    torch.float16: {"rtol": 1e-2, "atol": 1e-4},
+    torch.bfloat16: {"rtol": 3e-2, "atol": 1e-3},
+}
+
+
+@given(
+    lengths_and_gaps=st.lists(st.tuples(st.integers(0, 70), st.integers(0, 5)), max_size=5),
+    rest=st.integers(0, 40),
+    slack=st.none() | st.integers(0, 40),
+    dtype=st.sampled_from(sorted(TOLERANCE, key=str)),
+    index=st.sampled_from([torch.int64, torch.int32]),
+    seed=st.integers(0, 99),
+)
+@example([(70, 2), (0, 0), (1, 3), (33, 0)], 7, 0, torch.float64, torch.int64, 0)
+@example([(0, 0), (0, 4)], 0, None, torch.float32, torch.int64, 0)
+@example([(3, 0)], 0, None, torch.bfloat16, torch.int32, 0)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_packed_results_equal_padded_ones(device, name, lengths_and_gaps, rest, slack, dtype, index, seed):
+    """Gradients too, whatever gap rows and their gradients hold; in them results and gradients are 0."""
+    operator, offsets = OPERATORS[name], offsets_of(lengths_and_gaps)
+    lengths = torch.tensor([n for n, _ in lengths_and_gaps], dtype=torch.int64)
+    n, longest = int(offsets[-1]) + rest, max(lengths.tolist(), default=0)
+    t = n if slack is None else min(longest + slack, n)
+    inside = packed(torch.ones(len(lengths), t, dtype=torch.bool), offsets, lengths, n)
+    wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+    rows = []
+    for i, width in enumerate(operator.widths):
+        x = random(n, *width, seed=seed + i)
+        x = x if i >= len(operator.widths) - operator.embeddings else x.sigmoid() ** 2
+        x[~inside] = NAN
+        rows.append(x.to(dtype if i >= len(operator.widths) - operator.embeddings else wide))
+
+    def weigh(i: int, x: Tensor) -> Tensor:
+        if i not in operator.of_row:
+            return 1 + random(*x.shape, seed=i).to(x)
+        weights = random(n, seed=i)
+        weights[~inside] = NAN
+        return (weights if x.ndim == 1 else padded(weights, offsets, lengths, t)).to(x)
+
+    moved = [x.to(device) for x in rows]
+    where = {"offsets": offsets.to(device, index), "max_length": None if slack is None else longest + slack}
+    found = evaluated(operator, moved, weigh, lengths.to(device, index), **where)
+    expected = evaluated(operator, [padded(x, offsets, lengths, t).to(device) for x in rows], weigh, lengths.to(device))
+    of_row = [*operator.of_row, *range(len(found) - len(rows), len(found))]
+    for i, (x, y) in enumerate(zip(found, expected, strict=True)):
+        if i in of_row:
+            assert not x[~inside].any()
+            y = packed(y, offsets, lengths, n)
+        limit = TOLERANCE[x.dtype if x.dtype in TOLERANCE else torch.float64]
+        torch.testing.assert_close(x, y, **limit, msg=lambda text, i=i: f"result {i}: {text}")
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_without_lengths_recordings_touch(device, name):
+    operator, offsets = OPERATORS[name], torch.tensor([0, 40, 40, 75, 80])
+    rows = [random(80, *width, seed=i).sigmoid() ** 2 for i, width in enumerate(operator.widths)]
+    results = []
+    for lengths in (None, offsets.diff(), torch.full((4,), 2**40)):  # the last are clamped
+        moved, n = [x.to(device) for x in rows], None if lengths is None else lengths.to(device)
+        results.append(evaluated(operator, moved, lambda i, x: 1 + x.detach().cos(), n, offsets=offsets.to(device)))
+    for x, *others in zip(*results, strict=True):
+        assert all(torch.equal(x, y) for y in others)
