@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from harness import captured
 from thumos14_lengths import thumos14_lengths
+from torch import Tensor
 
+from d2net.data.batches import Batch
 from d2net.data.dataset import Dataset, Recording
 from d2net.recipes import Recipe, load_recipe
 from d2net.training import Trainer
@@ -146,8 +148,9 @@ def prepare(sizes: Sizes, dataset: Dataset, device: torch.device, precision: str
 
     def step() -> None:
         windows = trainer.sampler.windows(resident.lengths)
-        drawn.append(Drawn(sum(w.length for w in windows), len(windows) * resident.snippets))
-        update(resident.rows(windows), True)
+        rows = resident.rows(windows)
+        drawn.append(Drawn(sum(w.length for w in windows), len(rows) - 3 * len(windows) - 1))
+        update(rows, True)
 
     epoch = len(dataset) // trainer.sampler.batch_size
 
@@ -157,11 +160,12 @@ def prepare(sizes: Sizes, dataset: Dataset, device: torch.device, precision: str
             rows = resident.rows(trainer.sampler.windows(resident.lengths)).to(device)
             batch = resident.gather(rows)
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                output = trainer.model(batch.features, batch.lengths)
+                output = trainer.model.streams(batch.parts, batch.mask)
             leaves = [x.detach().requires_grad_() for x in (output.tcam, output.embeddings)]
 
-            def run(leaves=leaves, lengths=batch.lengths, labels=batch.labels) -> None:
-                result = trainer.loss(*leaves, lengths, labels, generator=trainer.state.pairing)
+            def run(leaves: list[Tensor] = leaves, batch: Batch = batch) -> None:
+                where: dict[str, Any] = {"offsets": batch.offsets, "max_length": batch.max_length}
+                result = trainer.loss(*leaves, batch.lengths, batch.labels, generator=trainer.state.pairing, **where)
                 torch.autograd.grad(result.total, leaves)
 
             runs.append(captured(run, [trainer.state.pairing]) if graph else run)

@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import secrets
+import tempfile
 import unicodedata
 import warnings
 from collections.abc import Iterator
@@ -145,6 +146,28 @@ def inside(folder: Path, *names: str) -> Path:
         if path.is_symlink():
             raise InputError(f"{path}: a symbolic link, which is not followed; remove it or choose another --out")
     return path
+
+
+def check_writable(folder: Path) -> None:
+    """Raises InputError where the folder of ``--out`` cannot be written: better now than after hours of work.
+
+    Makes the folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"d2net")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Identifies the file at ``path``, None where there is none: every :func:`write_whole` makes a new one."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 @contextmanager

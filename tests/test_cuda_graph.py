@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from d2net.checkpoint import load_checkpoint
+from d2net.data import batches
 from d2net.data.dataset import Dataset, Recording
 from d2net.losses import D2NetLoss
 from d2net.recipes import load_recipe
@@ -98,13 +99,27 @@ def test_the_loss_waits_for_nothing(recipe):
 @pytest.mark.parametrize("settings", [[], VARIANTS], ids=["paper", "variants"])
 def test_a_training_step_waits_for_nothing(tmp_path, settings):
     trainer = make_trainer(tmp_path, 10, settings)
+    resident = trainer.resident
     for step in range(3):
-        rows = trainer.resident.rows(trainer.sampler.windows(trainer.resident.lengths))
-        if step == 2:
-            with no_wait():
-                trainer.update(trainer.resident.gather(rows.to("cuda", non_blocking=True)), True)
-        else:
-            trainer.update(trainer.resident.gather(rows.to("cuda", non_blocking=True)), True)
+        rows = resident.rows(trainer.sampler.windows(resident.lengths))
+        with no_wait() if step == 2 else nullcontext():
+            trainer.update_resident(rows, True)
+
+
+def test_a_batch_comes_by_one_copy_and_without_waiting(tmp_path):
+    trainer = make_trainer(tmp_path, 10, precision="bf16")
+    resident = trainer.resident
+    windows = trainer.sampler.windows(resident.lengths)
+    rows = resident.rows(windows)
+    assert rows.is_pinned() and rows.dtype == torch.int64
+    with no_wait():
+        batch = resident.gather(rows.to("cuda", non_blocking=True))
+    assert {part.dtype for part in batch.parts} == {torch.bfloat16} and batch.features.shape == (len(batch.mask), 64)
+    expected = torch.zeros(len(batch.mask), 64)
+    for window, first in zip(windows, batch.offsets.tolist(), strict=False):
+        x = torch.from_numpy(trainer.dataset.features(window.recording))
+        expected[first : first + window.length] = x[window.start : window.start + window.length]
+    assert torch.equal(batch.features.cpu(), expected.bfloat16())
 
 
 def test_the_loss_as_a_graph_gives_what_it_gives_eagerly():
@@ -145,10 +160,13 @@ def test_a_training_run_of_graphs_is_like_an_eager_one(tmp_path, monkeypatch, pr
             made.append(self)
 
     monkeypatch.setattr(trainer, "StepGraph", Recorded)
+    monkeypatch.setattr(batches, "ROWS", 32)  # more sizes
     eager = load_checkpoint(make_trainer(tmp_path / "eager", 25, precision=precision, graph=False).run()).tensors
     assert not made
     graphed = load_checkpoint(make_trainer(tmp_path / "graph", 25, precision=precision, graph=True).run()).tensors
-    assert made[0].captured == {True, False}  # with the denoising terms and without
+    captured = made[0].captured
+    assert {flag for _, flag in captured} == {True, False}  # with the denoising terms and without
+    assert len({size for size, _ in captured}) > 1
     make_trainer(tmp_path / "parts", 13, precision=precision, graph=True).run()
     path = make_trainer(tmp_path / "parts", 25, precision=precision, graph=True).run(resume=True)
     tolerance = {"rtol": 1e-2, "atol": 1e-3} if precision == "bf16" else {"rtol": 1e-3, "atol": 1e-5}
@@ -169,7 +187,7 @@ def test_a_step_that_waits_is_found_out_and_goes_on():
         return weight.clone()
 
     rows = torch.ones(3, dtype=torch.int64)
-    graph = StepGraph(step, rows.cuda(), [])
+    graph = StepGraph(step, rows.cuda().device, [])
     with pytest.warns(UserWarning, match="waits for the device"):
         for _ in range(6):
             result = graph(rows.pin_memory(), True)

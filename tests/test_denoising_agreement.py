@@ -15,6 +15,7 @@ from d2net.checkpoint import load_checkpoint
 from d2net.data.dataset import Dataset, Recording
 from d2net.errors import InputError
 from d2net.losses import bottom_up_attention
+from d2net.ops.packed import padded
 from d2net.recipes import load_recipe
 from d2net.training import Trainer
 from d2net.training.agreement import MEMORY, agreement
@@ -145,7 +146,8 @@ def test_the_running_mean_is_of_every_batch_and_begins_at_chance(tmp_path: Path)
     running = [0.5]
 
     def see(module: Any, args: Any, keywords: Any, result: Any) -> None:
-        tcam, embeddings, lengths = args[:3]
+        lengths = args[2]
+        tcam, embeddings = (padded(x, keywords["offsets"], lengths, keywords["max_length"]) for x in args[:2])
         scores = bottom_up_attention(embeddings.detach(), module.reference, lengths)
         now = by_definition(tcam.detach().amax(2), scores, lengths, 0.5, 0.5)
         running.append(MEMORY * running[-1] + (1 - MEMORY) * now)

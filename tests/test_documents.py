@@ -22,6 +22,7 @@ from d2net.report.timeline import MIN_SCORE
 from d2net.report.timeline.rows import MAX_CLASSES
 from d2net.studies.ablation.plan import RECORDINGS
 from d2net.training import Trainer
+from d2net.training.loop import SAVE_EVERY, SAVE_SECONDS
 from d2net.training.terms import CHECK_EVERY
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +72,7 @@ def lines_of_code(text: str) -> list[str]:
 # The numbers that a help text gives as a default, with where the code has them. Recipes' numbers never stand there.
 STATED = {
     ("train", "seed"): [0],
+    ("train", "save_every"): [SAVE_EVERY, SAVE_SECONDS],
     ("features", "fps"): [default(video_method, "fps"), default(sensor_method, "fps")],
     ("features", "window"): [default(video_method, "window"), default(sensor_method, "window")],
     **{(" ".join(words), "offset"): [0] for words, flags in FLAGS.items() if "--offset" in flags},
@@ -221,7 +223,7 @@ SAID = [
         f"Recordings are cropped to {generic.training.max_snippets} snippets, as in the released code",
     ),
     ("docs/fidelity.md", f"of more than {load_recipe('thumos14-paper').training.max_snippets} snippets"),
-    ("docs/gpu.md", f"saves every {default(Trainer, 'save_every')} iterations by default"),
+    ("docs/gpu.md", f"saves every {SAVE_EVERY} iterations by default, but not twice within {SAVE_SECONDS} seconds"),
     ("docs/gpu.md", f"(`--total`, {re.search(r'^total=([0-9]+)', SCRIPTS, re.MULTILINE)[1]} s by default)"),
     ("docs/plots.md", f"`--min-score SHARE` ({MIN_SCORE:g})"),
     (

@@ -21,6 +21,7 @@ from d2net.recipes import differences, load_recipe
 from d2net.recipes.recipe import SECTIONS
 from d2net.report.paper_tables import load_table
 from d2net.training import Trainer
+from d2net.training.adam import Adam
 
 BOTH = ("thumos14-paper", "activitynet12-paper")
 THUMOS14, ACTIVITYNET12 = (BOTH[0],), (BOTH[1],)
@@ -265,9 +266,8 @@ def test_paper_values_that_are_no_settings(recipe, tmp_path):
     torch.testing.assert_close(layer.activated(x, torch.tensor([9])), torch.where(y > 0, y, 0.2 * y))
     small = settings.override(["model.embedding_dim=4", "training.max_snippets=8"])
     trainer = Trainer(simulate(stream_widths=(4, 4)).subset("train"), small, out=tmp_path, device="cpu")
-    (group,) = trainer.state.optimizer.param_groups
-    assert type(trainer.state.optimizer) is torch.optim.Adam
-    assert (group["lr"], group["weight_decay"]) == (1e-4, 0.005)
+    optimizer = trainer.state.optimizer
+    assert type(optimizer) is Adam and (optimizer.lr, optimizer.weight_decay) == (1e-4, 0.005)
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["thumos14", "activitynet12"])

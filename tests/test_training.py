@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2net.checkpoint import CHECKSUM, Checkpoint, checksum, load_checkpoint, load_model, save_checkpoint
-from d2net.data.batches import BatchSampler
+from d2net.data.batches import Batch, BatchSampler, Rows, rounded_rows
 from d2net.data.dataset import Dataset, Recording
 from d2net.data.resident import ResidentFeatures
 from d2net.errors import D2NetError, InputError
@@ -26,9 +28,12 @@ from d2net.files import locked
 from d2net.localization import localize, predict
 from d2net.losses import D2NetLoss
 from d2net.model import D2Net
-from d2net.recipes import Recipe, TrainingRecipe, load_recipe
+from d2net.ops.packed import padded
+from d2net.recipes import ModelRecipe, Recipe, TrainingRecipe, load_recipe
 from d2net.threads import threads
-from d2net.training import Trainer, denoising_is_on
+from d2net.training import Trainer, denoising_is_on, loop
+from d2net.training.adam import Adam
+from d2net.training.terms import TERMS, RecentTerms
 from d2net.training_log import read_log
 
 CLASSES = ("jump", "throw")
@@ -732,6 +737,69 @@ def test_a_loss_that_is_not_finite_stops_and_saves_nothing(tmp_path: Path) -> No
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
+@pytest.mark.parametrize(("every", "seconds", "expected"), [(2, 0, [2, 4, 6, 7]), (2, 1e9, [7]), (3, 0, [3, 6, 7])])
+def test_checkpoints_are_saved_by_default_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, seconds: float, expected: list[int]
+) -> None:
+    monkeypatch.setattr(loop, "SAVE_EVERY", every)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", seconds)
+    saved = []
+    monkeypatch.setattr(loop, "save_checkpoint", lambda path, checkpoint: saved.append(checkpoint.iteration))
+    make_trainer(tmp_path, 7).run()
+    assert saved == expected
+
+
+def test_terms_are_read_later_and_are_those_of_then() -> None:
+    model = torch.nn.Linear(1, 1)
+    recent = RecentTerms(model, 3, 1e-3, torch.device("cpu"))
+    for i in (3, 4):
+        recent.add(i, torch.full((5,), float(i)))
+    recent.ask(5)
+    for i in range(5, 15):  # all places are overwritten
+        recent.add(i, torch.full((5,), float(i)))
+    assert recent.asked == 5 and recent.means() == dict.fromkeys(TERMS, 3.5) and recent.asked is None
+    recent.add(12, torch.tensor([1.0, 1.0, float("nan"), 1.0, 1.0]))
+    recent.ask(15)
+    with pytest.raises(D2NetError, match=r"not finite at iteration 13 \(.*snippet nan"):
+        recent.means()
+    recent.check_weights(15)
+    model.weight.data[0] = float("inf")
+    with pytest.raises(D2NetError, match="not finite at iteration 15 .weights hold NaN or Inf, the loss does not yet"):
+        recent.check_weights(15)
+
+
+def test_adam_is_pytorchs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours = [torch.randn(3, 4, generator=generator), torch.randn(7, generator=generator)]
+    theirs = [x.clone() for x in ours]
+    optimizer = Adam(ours, lr=1e-2, weight_decay=0.1)
+    reference = torch.optim.Adam(theirs, lr=1e-2, weight_decay=0.1, fused=True)
+    for _ in range(5):
+        for first, second in zip(ours, theirs, strict=True):
+            first.grad = torch.randn(first.shape, generator=generator)
+            second.grad = first.grad.clone()
+        optimizer.step()
+        reference.step()
+    state = {f"{i}.{key}": t for i, s in reference.state_dict()["state"].items() for key, t in s.items()}
+    for first, second in zip(ours, theirs, strict=True):
+        assert torch.equal(first, second)
+    assert optimizer.tensors().keys() == state.keys()
+    assert all(torch.equal(t, state[key]) for key, t in optimizer.tensors().items())
+    optimizer.zero_grad()
+    assert ours[0].grad is None
+
+
+def test_training_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
+    """torch._dynamo alone takes a second."""
+    code = (
+        "import sys; from pathlib import Path; sys.path.append('tests'); from test_training import make_trainer\n"
+        f"make_trainer(Path({str(tmp_path)!r}), 2).run(); import d2net.report.facts\n"
+        "print(sorted({'matplotlib', 'torch._dynamo', 'sympy'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert found.stdout == "[]\n", found.stdout + found.stderr
+
+
 def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="--out"):
@@ -772,25 +840,37 @@ def test_an_unlabelled_recording_is_named(tmp_path: Path) -> None:
         make_trainer(tmp_path, dataset=bad)
 
 
-def test_batches_are_padded_cropped_and_without_replacement() -> None:
+def recordings_of(batch: Batch) -> list[np.ndarray]:
+    """The rows of each recording; everything else in the batch must be 0, and outside of the mask."""
+    features, mask = batch.features, torch.zeros(len(batch.mask), dtype=torch.bool)
+    found = []
+    for first, length in zip(batch.offsets[:-1].tolist(), batch.lengths.tolist(), strict=True):
+        mask[first : first + length] = True
+        found.append(features[first : first + length].numpy())
+    assert torch.equal(batch.mask, mask) and not features[~mask].any()
+    return found
+
+
+def test_batches_are_packed_cropped_and_without_replacement() -> None:
     dataset = make_dataset(7)
-    sampler = BatchSampler(dataset, batch_size=3, max_snippets=15)
+    sampler = BatchSampler(dataset, batch_size=3, max_snippets=15, layout=Rows(4))
     for _ in range(20):
         seen = []
         for _ in range(2):  # an epoch of 7 is two batches of 3
             batch = sampler.next()
-            assert batch.features.shape == (3, int(batch.lengths.max()), 12) and batch.features.dtype == torch.float32
-            assert batch.lengths.dtype == torch.int64 and batch.lengths.max() <= 15
-            for x, length, label in zip(batch.features, batch.lengths, batch.labels, strict=True):
-                assert not x[length:].any()
+            assert [part.shape for part in batch.parts] == [(64, 6), (64, 6)] and batch.features.dtype == torch.float32
+            assert batch.lengths.dtype == batch.offsets.dtype == torch.int64
+            assert batch.offsets.tolist() == [4, *(4 + np.cumsum(batch.lengths.numpy() + 4))]
+            assert batch.max_length == batch.lengths.max() <= 15
+            for x, label in zip(recordings_of(batch), batch.labels, strict=True):
                 (found,) = (
                     i
                     for i in range(7)
                     for full in [dataset.features(i)]
-                    for start in range(len(full) - int(length) + 1)
-                    if np.array_equal(full[start : start + int(length)], x[:length].numpy())
+                    for start in range(len(full) - len(x) + 1)
+                    if np.array_equal(full[start : start + len(x)], x)
                 )
-                assert int(length) == min(15, len(dataset.features(found)))
+                assert len(x) == min(15, len(dataset.features(found)))
                 assert label.tolist() == dataset.label_matrix()[found].tolist()
                 seen.append(found)
         assert len(set(seen)) == 6
@@ -800,8 +880,37 @@ def test_crops_reach_both_ends() -> None:
     dataset = make_dataset(1)
     x = dataset.features(0)
     sampler = BatchSampler(dataset, batch_size=1, max_snippets=len(x) - 1)
-    starts = {int(not np.array_equal(sampler.next().features[0].numpy(), x[:-1])) for _ in range(30)}
+    starts = {int(not np.array_equal(recordings_of(sampler.next())[0], x[:-1])) for _ in range(30)}
     assert starts == {0, 1}
+
+
+def test_a_seed_draws_what_it_always_drew() -> None:
+    dataset = make_dataset(7)
+    sampler = BatchSampler(dataset, batch_size=3, max_snippets=15, seed=3)
+    drawn = [tuple(w) for _ in range(2) for w in sampler.windows([len(dataset.features(i)) for i in range(7)])]
+    assert drawn == [(5, 2, 15), (3, 5, 15), (4, 1, 15), (6, 9, 15), (0, 6, 15), (2, 0, 15)]
+
+
+@pytest.mark.parametrize(
+    ("recordings", "longest", "gap"), [(10, 750, 2), (10, 100, 1), (1, 1, 0), (20, 320, 3), (7, 5000, 8)]
+)
+def test_rows_are_rounded_up_to_few_numbers(recordings: int, longest: int, gap: int) -> None:
+    most = gap + recordings * (longest + gap)
+    found = [rounded_rows(rows, recordings, longest, Rows(gap)) for rows in range(1, most + 1)]
+    assert all(rows <= n and n % 64 == 0 for rows, n in enumerate(found, 1))
+    assert len(set(found)) <= 32 and max(found) < most + max(64, most / 32 + 64)
+    network = D2Net(2, (8,), ModelRecipe(kernel_size=5, embedding_dim=8))
+    wanted = [rounded_rows(rows, recordings, longest, network) for rows in range(1, most + 1)]
+    assert all(rows <= n == network.rows(n) for rows, n in enumerate(wanted, 1)) and len(set(wanted)) <= 32
+
+
+def test_usual_sizes_of_a_batch() -> None:
+    known = with_lengths(make_dataset(7))
+    lengths = [r.snippets for r in known.recordings]
+    for dataset, longest, mean in ((known, max(lengths), np.mean(lengths)), (make_dataset(7), 99, 99)):
+        sampler = BatchSampler(dataset, batch_size=3, max_snippets=99, layout=Rows(2))
+        assert sampler.max_length == longest and sampler.usual_rows == round(3 * (mean + 2))
+    assert BatchSampler(known, batch_size=3, max_snippets=12).usual_rows == 36
 
 
 def test_denoising_is_on_as_the_recipe_says(tmp_path):
@@ -826,23 +935,49 @@ def test_trains_with_the_release_recipe(tmp_path):
     assert trainer.loss.reference.abs().sum() > 0
 
 
-def test_resident_features_give_the_same_batches(tmp_path):
+def load_resident(dataset: Dataset, **options: object) -> ResidentFeatures | None:
+    return ResidentFeatures.load(dataset, torch.device("cpu"), **{"batch_size": 3, "max_snippets": 15, **options})
+
+
+def test_resident_features_give_the_same_batches() -> None:
     dataset = make_dataset(7)
-    settings = {"batch_size": 3, "max_snippets": 15, "seed": 3}
-    usual, other = BatchSampler(dataset, **settings), BatchSampler(dataset, **settings)
-    resident = ResidentFeatures.load(dataset, torch.device("cpu"), max_snippets=15)
+    settings = {"batch_size": 3, "max_snippets": 15, "layout": Rows(2)}
+    usual, other = (BatchSampler(dataset, seed=3, **settings) for _ in range(2))
+    resident = load_resident(dataset, layout=Rows(2))
     for _ in range(9):
         expected = usual.next()
         batch = resident.gather(resident.rows(other.windows(resident.lengths)))
-        longest = expected.features.shape[1]
-        assert batch.features.shape == (3, 15, 12)
-        assert torch.equal(batch.features[:, :longest], expected.features) and not batch.features[:, longest:].any()
-        assert torch.equal(batch.lengths, expected.lengths) and torch.equal(batch.labels, expected.labels)
-    assert resident.snippets == 15
-    assert ResidentFeatures.load(dataset, torch.device("cpu"), max_snippets=99).snippets == max(resident.lengths)
-    size = 4 * 12 * sum(resident.lengths)
-    assert ResidentFeatures.load(dataset, torch.device("cpu"), max_snippets=15, budget=size) is not None
-    assert ResidentFeatures.load(dataset, torch.device("cpu"), max_snippets=15, budget=size - 1) is None
+        for found, wanted in zip((*batch.parts, *batch[1:5]), (*expected.parts, *expected[1:5]), strict=True):
+            assert torch.equal(found, wanted) and found.dtype == wanted.dtype
+        assert batch.max_length == 15
+    assert load_resident(dataset, max_snippets=99).max_length == max(resident.lengths)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("known", [False, True])
+def test_features_stay_out_where_they_take_too_much(dtype: torch.dtype, known: bool) -> None:
+    seen = []
+    dataset = make_dataset(7, read=lambda x: seen.append(1) or x)
+    size = dtype.itemsize * 12 * sum(len(dataset.features(i)) for i in range(7))
+    if known:
+        dataset = with_lengths(dataset)
+    assert load_resident(dataset, dtype=dtype, budget=size).streams[0].dtype == dtype
+    seen.clear()
+    assert load_resident(dataset, dtype=dtype, budget=size - 1) is None
+    assert len(seen) == (0 if known else 7)  # with lengths, nothing is read
+
+
+def test_resident_features_have_the_precision_of_the_network(tmp_path: Path) -> None:
+    def dtypes(recipe: Recipe, **options: object) -> set[torch.dtype]:
+        trainer = Trainer(make_dataset(), recipe, out=tmp_path, tensorboard=False, resident=True, **options)
+        trainer.run(resume="precision" not in options)
+        return {stream.dtype for stream in trainer.resident.streams}
+
+    assert dtypes(make_recipe(2), precision="bf16") == {torch.bfloat16}
+    assert dtypes(make_recipe(3)) == {torch.bfloat16}  # of the run that is resumed
+    # Features are standardized in float32 first: bfloat16 has few digits for what lies far from 0.
+    standardized = make_recipe(2).override(["model.standardize=true"])
+    assert dtypes(standardized, precision="bf16", overwrite=True) == {torch.float32}
 
 
 def test_resident_features_train_alike_and_resume_to_the_bit(tmp_path):
@@ -855,6 +990,61 @@ def test_resident_features_train_alike_and_resume_to_the_bit(tmp_path):
             assert torch.equal(tensor, usual[key]), key
     make_trainer(tmp_path / "parts", 4, resident=True).run()
     assert_same_checkpoint(whole, make_trainer(tmp_path / "parts", 9, resident=True).run(resume=True))
+
+
+class PaddedTrainer(Trainer):
+    """Pads its batches before network and loss see them."""
+
+    def update(self, batch: Batch, denoise: bool) -> torch.Tensor:
+        offsets, lengths, most = batch.offsets, batch.lengths, batch.max_length
+        x = padded(batch.features, offsets, lengths, most)
+        output = self.model(x, lengths)
+        logits = output.logits if self.loss.recipe.um_weight else None
+        loss = self.loss(
+            output.tcam,
+            output.embeddings,
+            lengths,
+            batch.labels,
+            generator=self.state.pairing,
+            logits=logits,
+            denoise=denoise,
+        )
+        if self.state.agreement is not None:
+            x_ref = self.loss.reference
+            self.state.agreement.add(output.tcam, output.embeddings, lengths, batch.labels, x_ref)
+        self.state.optimizer.zero_grad()
+        loss.total.backward()
+        self.state.optimizer.step()
+        self.state.average()
+        return torch.stack([getattr(loss, term).detach() for term in TERMS])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["model.standardize=true"],
+        ["loss.um_weight=0.1", "loss.um_margin=2", "loss.video_queue=9", "loss.alpha_video=0.1"],
+        ["training.denoising_agreement=0.51", "loss.alpha_snippet=0.2", "training.ema_decay=0.9"],
+        ["loss.pairing=permutation", "loss.reference_update=lowest_attention", "training.denoising_every=2"],
+        ["model.kernel_size=5", "model.dilation=2", "model.classifier_kernel_size=1"],
+    ],
+    ids=["plain", "standardize", "variants", "agreement", "release", "kernels"],
+)
+@pytest.mark.parametrize("resident", [False, True])
+def test_packed_batches_train_as_padded_ones(tmp_path: Path, settings: list[str], resident: bool) -> None:
+    recipe = make_recipe(12, max_snippets=17).override(["model.dropout=0", *settings])
+    found = []
+    for kind in (Trainer, PaddedTrainer):
+        trainer = kind(make_dataset(7), recipe, out=tmp_path / kind.__name__, tensorboard=False, resident=resident)
+        found.append(load_checkpoint(trainer.run()).tensors)
+    for key, tensor in found[0].items():
+        if key.startswith(("model.", "video_queue.", "denoising.")):
+            torch.testing.assert_close(
+                tensor, found[1][key], rtol=1e-3, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+            )
+        elif key.startswith(("sampler.", "rng.")):
+            assert torch.equal(tensor, found[1][key]), key
 
 
 def test_bfloat16_trains_alike_and_resumes_to_the_bit(tmp_path):

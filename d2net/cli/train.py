@@ -70,7 +70,14 @@ def train(
         str | None,
         typer.Option(metavar="NAME[,NAME]", help="Subsets of --eval-every; default: the one named as test data."),
     ] = None,
-    save_every: Annotated[int, typer.Option(metavar="N", min=0, help="Save every N iterations; 0: at the end.")] = 500,
+    save_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Save every N iterations; 0: at the end; default: every 500, but not twice within 30 s.",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
 ) -> None:

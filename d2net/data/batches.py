@@ -1,8 +1,9 @@
-"""Mini-batches of recordings: drawn at random, cropped, padded; a resumed run draws the same ones."""
+"""Mini-batches of recordings: drawn at random, cropped, packed; a resumed run draws the same ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -10,24 +11,42 @@ from torch import Tensor
 
 from d2net.data.dataset import Dataset
 from d2net.errors import InputError
+from d2net.ops.gaps import Layout
+
+SIZES = 32  # how many numbers of rows a batch can have, so that a CUDA graph for each is enough
+ROWS = 64  # batches have a multiple of it
 
 
 class Batch(NamedTuple):
-    """Padded recordings.
+    """Packed recordings: their rows one after another; before, between and behind them are gap rows, which are 0.
 
     Attributes:
-        features: (B, T, W) float32, zero past a recording's length.
+        parts: (N, width) for each stream; float32, or the precision that :class:`d2net.data.resident.ResidentFeatures`
+            keeps. N is a number of :func:`rounded_rows`.
         lengths: (B,) int64, snippets.
         labels: (B, C) float32, multi-hot.
+        offsets: (B+1,) int64: recording b begins in row ``offsets[b]``, and the gap behind it ends where the next one
+            begins.
+        mask: (N,) bool, True in rows that are of a recording.
+        max_length: The most snippets of a recording; a length is at most that.
     """
 
-    features: Tensor
+    parts: tuple[Tensor, ...]
     lengths: Tensor
     labels: Tensor
+    offsets: Tensor
+    mask: Tensor
+    max_length: int
+
+    @property
+    def features(self) -> Tensor:
+        """(N, W), the streams beside each other."""
+        return torch.cat(self.parts, 1)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return Batch(*(t.to(device) for t in self))
+        lengths, labels, offsets, mask = (t.to(device) for t in self[1:5])
+        return Batch(tuple(part.to(device) for part in self.parts), lengths, labels, offsets, mask, self.max_length)
 
 
 class Window(NamedTuple):
@@ -36,6 +55,42 @@ class Window(NamedTuple):
     recording: int
     start: int
     length: int
+
+
+class Rows(NamedTuple):
+    """A layout of packed rows without a network: gaps of ``reach`` rows, and any number of rows."""
+
+    reach: int = 0
+
+    def rows(self, least: int) -> int:
+        """The next number of rows, from ``least`` on."""
+        return least
+
+
+NO_GAPS = Rows()
+
+
+def packed_offsets(lengths: Sequence[int], gap: int) -> list[int]:
+    """B+1 numbers: where each recording begins, with ``gap`` rows before and behind it; where the last gap ends."""
+    return list(accumulate((length + gap for length in lengths), initial=gap))
+
+
+def rounded_rows(rows: int, recordings: int, max_length: int, layout: Layout) -> int:
+    """``rows`` rounded up to one of at most 32 numbers: multiples of 64, and what the network adds to those.
+
+    Args:
+        rows: Of a batch: the last of :func:`packed_offsets`.
+        recordings: B.
+        max_length: The most snippets of a recording.
+        layout: The network.
+    """
+    most = layout.reach + recordings * (max_length + layout.reach)
+    step = max(ROWS, _up(-(-most // SIZES), ROWS))
+    return layout.rows(_up(rows, step))
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 class BatchSampler:
@@ -48,8 +103,14 @@ class BatchSampler:
         dataset: The recordings to draw from.
         batch_size: Recordings a batch.
         max_snippets: Longer recordings are cropped to this many snippets, at a random offset.
+        layout: The network, which says how wide gaps are and how many rows there may be.
         seed: Of the order and the offsets.
         allow_unlabelled: Whether recordings without a label, which are only background, are drawn like the others.
+
+    Attributes:
+        max_length: The most snippets that a recording of a batch can have: ``max_snippets``, or the length of the
+            longest recording where all lengths are known and none is that long.
+        usual_rows: Rows of a batch on average, gaps included, where all lengths are known; else the most.
 
     Raises:
         InputError: a recording without a label where that is not allowed, or with an unknown class; no recording, or
@@ -62,6 +123,7 @@ class BatchSampler:
         *,
         batch_size: int,
         max_snippets: int,
+        layout: Layout = NO_GAPS,
         seed: int = 0,
         allow_unlabelled: bool = False,
     ) -> None:
@@ -70,6 +132,10 @@ class BatchSampler:
         self.dataset = dataset
         self.batch_size = min(batch_size, len(dataset))
         self.max_snippets = max_snippets
+        self.layout = layout
+        lengths = [max_snippets if r.snippets is None else min(r.snippets, max_snippets) for r in dataset.recordings]
+        self.max_length = max(lengths)
+        self.usual_rows = round(self.batch_size * (sum(lengths) / len(lengths) + layout.reach))
         self.labels = torch.from_numpy(dataset.label_matrix(allow_unlabelled=allow_unlabelled))
         if not self.labels.any():
             raise InputError(f"dataset '{dataset.name}': no recording has a label, and so there is nothing to learn")
@@ -90,11 +156,19 @@ class BatchSampler:
             windows.append(window)
             cut = x[window.start : window.start + window.length]
             features.append(cut if window.length == len(x) else cut.copy())  # a view would keep all of x in memory
-        lengths = torch.tensor([w.length for w in windows])
-        padded = torch.zeros(len(features), int(lengths.max()), self.dataset.width)
-        for row, x in zip(padded.numpy(), features, strict=True):
-            row[: len(x)] = x
-        return Batch(padded, lengths, self.labels[[w.recording for w in windows]])
+        lengths = [w.length for w in windows]
+        offsets = packed_offsets(lengths, self.layout.reach)
+        rows = rounded_rows(offsets[-1], len(windows), self.max_length, self.layout)
+        parts = tuple(torch.zeros(rows, width) for width in self.dataset.stream_widths)
+        mask = torch.zeros(rows, dtype=torch.bool)
+        for x, first in zip(features, offsets, strict=False):
+            mask[first : first + len(x)] = True
+            column = 0
+            for part in parts:
+                part.numpy()[first : first + len(x)] = x[:, column : column + part.shape[1]]
+                column += part.shape[1]
+        labels = self.labels[[w.recording for w in windows]]
+        return Batch(parts, torch.tensor(lengths), labels, torch.tensor(offsets), mask, max(lengths))
 
     def windows(self, lengths: Sequence[int]) -> list[Window]:
         """The windows of the next batch, without reading features; ``lengths`` are those of all recordings."""

@@ -1,62 +1,135 @@
-"""Keeps all features of a dataset on one device and gathers batches of one shape there, without waiting for it."""
+"""Keeps all features of a dataset on one device and gathers packed batches there, without waiting for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from d2net.data.batches import Batch, Window
+from d2net.data.batches import NO_GAPS, Batch, Window, packed_offsets, rounded_rows
 from d2net.data.dataset import Dataset
+from d2net.ops.gaps import Layout
 
 
 class ResidentFeatures:
     """Features and labels of all recordings on a device.
 
+    Args:
+        streams: (all snippets + 1, width) for each stream, recording after recording; the last row is zero.
+        lengths: Snippets of every recording.
+        labels: (recordings, C) float32, multi-hot; on any device.
+        batch_size: Recordings of every batch.
+        max_snippets: The most snippets of a window.
+        layout: The network, as of :class:`d2net.data.batches.BatchSampler`.
+
     Attributes:
-        features: (all snippets + 1, W) float32, recording after recording; the last row is zero.
-        labels: (recordings, C) float32, multi-hot.
-        lengths: snippets of every recording.
-        snippets: T of every batch: the longest recording, or ``max_snippets`` where that is less.
+        streams: As given.
+        lengths: As given.
+        labels: On the device of the streams.
+        max_length: Of every batch: the longest recording, or ``max_snippets`` where that is less.
     """
 
-    def __init__(self, parts: Sequence[Tensor], labels: Tensor, *, max_snippets: int) -> None:
-        self.lengths = [len(x) for x in parts]
-        self.snippets = min(max_snippets, max(self.lengths))
-        self.features = torch.cat([*parts, parts[0].new_zeros(1, parts[0].shape[1])])
-        self.labels = labels.to(self.features.device)
+    def __init__(
+        self,
+        streams: tuple[Tensor, ...],
+        lengths: Sequence[int],
+        labels: Tensor,
+        *,
+        batch_size: int,
+        max_snippets: int,
+        layout: Layout,
+    ) -> None:
+        self.streams = streams
+        self.lengths = list(lengths)
+        self.labels = labels.to(streams[0].device)
+        self.batch_size, self.layout = batch_size, layout
+        self.max_length = min(max_snippets, max(self.lengths))
         self._begin = [0, *accumulate(self.lengths)]
 
     @classmethod
     def load(
-        cls, dataset: Dataset, device: torch.device, *, max_snippets: int, budget: float = float("inf")
+        cls,
+        dataset: Dataset,
+        device: torch.device,
+        *,
+        batch_size: int,
+        max_snippets: int,
+        layout: Layout = NO_GAPS,
+        dtype: torch.dtype = torch.float32,
+        budget: float = float("inf"),
     ) -> ResidentFeatures | None:
         """Read all features; None if they take more than ``budget`` bytes. A recording may have no label.
+
+        Args:
+            dataset: All recordings.
+            device: Where to keep them.
+            batch_size: Recordings of every batch.
+            max_snippets: The most snippets of a window.
+            layout: The network, as of :class:`d2net.data.batches.BatchSampler`.
+            dtype: In which to keep the features.
+            budget: In bytes. Loading takes up to twice as much for a moment.
 
         Raises:
             InputError: features that are missing, of another width, empty, NaN or Inf.
         """
-        parts, size = [], 0
+        a_row = dataset.width * dtype.itemsize
+        if a_row * sum(r.snippets or 0 for r in dataset.recordings) > budget:  # said before anything is read
+            return None
+        size = 0
+        parts: list[list[Tensor]] = [[] for _ in dataset.stream_widths]
+        lengths: list[int] = []
         for i in range(len(dataset)):
             x = dataset.features(i)
-            size += x.nbytes
+            lengths.append(len(x))
+            size += a_row * len(x)
             if size > budget:
                 return None
-            parts.append(torch.tensor(x, device=device))
-        return cls(parts, torch.from_numpy(dataset.label_matrix(allow_unlabelled=True)), max_snippets=max_snippets)
+            own = torch.from_numpy(np.require(x, requirements="W")).to(device)
+            for part, columns in zip(parts, own.split(dataset.stream_widths, 1), strict=True):
+                part.append(columns.to(dtype))
+        streams = []
+        for part in parts:
+            streams.append(torch.cat([*part, part[0].new_zeros(1, part[0].shape[1])]))
+            part.clear()
+        labels = torch.from_numpy(dataset.label_matrix(allow_unlabelled=True))
+        return cls(tuple(streams), lengths, labels, batch_size=batch_size, max_snippets=max_snippets, layout=layout)
+
+    def convert(self, dtype: torch.dtype) -> None:
+        """Keep the features in another precision from now on."""
+        self.streams = tuple(stream.to(dtype) for stream in self.streams)
 
     def rows(self, windows: Sequence[Window]) -> Tensor:
-        """(3, B) int64 on the CPU, pinned for a GPU: recording, row of the first snippet, snippets of each window."""
-        rows = torch.tensor([(w.recording, self._begin[w.recording] + w.start, w.length) for w in windows]).T
-        rows = rows.contiguous()
-        return rows.pin_memory() if self.features.is_cuda else rows
+        """Everything that :meth:`gather` needs for a batch, in one tensor on the CPU, so that one copy brings it.
+
+        Pinned for a GPU. PyTorch keeps such memory when a tensor of it ends, and gives it to another one only when the
+        copies from it are done, so nobody has to wait for the copy.
+
+        Args:
+            windows: Of ``batch_size`` recordings.
+
+        Returns:
+            (N + 3 B + 1,) int64: the row of the streams for each row of the batch, where gaps are the row of zeros;
+            the lengths; the offsets; the recordings.
+        """
+        lengths = [w.length for w in windows]
+        offsets = packed_offsets(lengths, self.layout.reach)
+        n = rounded_rows(offsets[-1], len(windows), self.max_length, self.layout)
+        rows = torch.empty(n + 3 * len(windows) + 1, dtype=torch.int64, pin_memory=self.labels.is_cuda)
+        host = rows.numpy()
+        host[:n] = self._begin[-1]
+        for window, offset in zip(windows, offsets, strict=False):
+            first = self._begin[window.recording] + window.start
+            host[offset : offset + window.length] = np.arange(first, first + window.length)
+        host[n:] = [*lengths, *offsets, *(w.recording for w in windows)]
+        return rows
 
     def gather(self, rows: Tensor) -> Batch:
-        """The batch of :meth:`rows`, which must be on this device, padded to ``snippets``."""
-        recording, first, length = rows
-        time = torch.arange(self.snippets, device=rows.device)
-        index = torch.where(time < length[:, None], first[:, None] + time, len(self.features) - 1)
-        features = self.features.index_select(0, index.flatten()).view(*index.shape, -1)
-        return Batch(features, length, self.labels.index_select(0, recording))
+        """The batch of :meth:`rows`, which must be on this device."""
+        b = self.batch_size
+        index, lengths, offsets, recordings = rows.split([len(rows) - 3 * b - 1, b, b + 1, b])
+        parts = tuple(stream.index_select(0, index) for stream in self.streams)
+        labels = self.labels.index_select(0, recordings)
+        return Batch(parts, lengths, labels, offsets, index < self._begin[-1], self.max_length)

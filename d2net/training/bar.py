@@ -37,6 +37,7 @@ class TrainingBar:
                 TextColumn("{task.description}"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
+                refresh_per_second=4,  # each draws for milliseconds, in which no step is launched
             )
             self.task = self.progress.add_task("", total=self.total, completed=self.start)
             self.progress.start()

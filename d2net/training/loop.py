@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from d2net.checkpoint import save_checkpoint
 from d2net.recipes import TrainingRecipe
@@ -17,14 +18,17 @@ from d2net.training_log import TrainingLog
 if TYPE_CHECKING:
     from d2net.training.trainer import Trainer
 
+SAVE_EVERY, SAVE_SECONDS = 500, 30  # where nobody says how often: iterations, and the least time, between checkpoints
+
 
 def train(run: Trainer) -> None:
     """Train from ``run.iteration`` to the last iteration of the recipe; :meth:`Trainer.run` says what is raised."""
     began, iterations = run.iteration, run.recipe.training.iterations
     run.model.train()
     run.loss.train()
-    recent = RecentTerms(run.model, run.iteration, run.device)
+    recent = RecentTerms(run.model, run.iteration, run.recipe.training.learning_rate, run.device)
     graph, agreement = run.step_graph(), run.state.agreement
+    saved_at = time.monotonic()
     with (
         Stop() as stop,  # first, so that a signal after the last save is still caught
         run.own_threads(),
@@ -33,6 +37,15 @@ def train(run: Trainer) -> None:
         TrainingLog(run.out, run.iteration, run.tensorboard, run.name()) as log,
         TrainingBar(run.iteration, iterations, run.progress, shown_terms(run.recipe.loss)) as bar,
     ):
+        said: dict[str, Any] = {}  # what the log says beside the terms that were asked for
+
+        def report() -> None:
+            iteration = recent.asked
+            if iteration is not None:
+                terms = recent.means()
+                log.write(iteration, {**terms, **said})
+                bar.update(iteration, terms)
+
         while run.iteration < iterations:
             denoise = denoising_is_on(run.recipe.training, run.iteration)
             denoise = denoise and (agreement is None or agreement.began is not None)
@@ -47,18 +60,23 @@ def train(run: Trainer) -> None:
             last = run.iteration == iterations
             asked = stop.requested  # read once, as a signal may come at any line
             stopping = asked and not last
-            save = stopping or last or _due(run.iteration, run.save_every)
+            save = stopping or last or _save_is_due(run, saved_at)
             evaluation = not asked and _due(run.iteration, run.eval_every)
             # Not wherever a checkpoint or an evaluation is due, which must not decide when L_D begins.
             if agreement is not None and _due(run.iteration, CHECK_EVERY) and agreement.look(run.iteration):
                 bar.tell(f"iteration {run.iteration}: L_D begins, as lambda' agrees with lambda")
             if save or evaluation or _due(run.iteration, CHECK_EVERY):
-                terms = recent.means(run.iteration, run.recipe.training.learning_rate)
-                log.write(run.iteration, terms if agreement is None else {**terms, "denoising": agreement.state()})
-                bar.update(run.iteration, terms)
+                report()  # of what was asked for ten iterations ago, so that a GPU does not wait for it
+                recent.ask(run.iteration)
+                said = {} if agreement is None else {"denoising": agreement.state()}
+                if save or evaluation or run.device.type != "cuda":
+                    report()
+            if save or evaluation:
+                recent.check_weights(run.iteration)
             if save:
                 save_checkpoint(run.path, run.checkpoint())
                 run.saved = True
+                saved_at = time.monotonic()
             if evaluation:
                 found = run.evaluate()
                 log.write(run.iteration, found)
@@ -94,3 +112,10 @@ def denoising_is_on(settings: TrainingRecipe, iteration: int) -> bool:
 
 def _due(iteration: int, every: int) -> bool:
     return every > 0 and iteration % every == 0
+
+
+def _save_is_due(run: Trainer, saved_at: float) -> bool:
+    if run.save_every is not None:
+        return _due(run.iteration, run.save_every)
+    # Checkpoints of a fast training would take as long as it.
+    return _due(run.iteration, SAVE_EVERY) and time.monotonic() - saved_at >= SAVE_SECONDS

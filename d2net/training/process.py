@@ -20,7 +20,7 @@ def threads_of_run(model: nn.Module, snippets: int, before: int, path: Path) -> 
 
     Args:
         model: The network.
-        snippets: Of a batch.
+        snippets: Of a batch, on average.
         before: Threads of the run that is resumed; 0: none is.
         path: Its checkpoint, for the message.
     """

@@ -17,6 +17,7 @@ from d2net.errors import InputError
 from d2net.losses import D2NetLoss
 from d2net.model import D2Net
 from d2net.recipes import Recipe
+from d2net.training.adam import Adam
 from d2net.training.agreement import Agreement
 from d2net.training.resume import check_tensors, digests
 
@@ -46,20 +47,20 @@ class TrainingState:
     def __init__(self, dataset: Dataset, recipe: Recipe, seed: int, device: torch.device) -> None:
         self._device = device
         self._decay = recipe.training.ema_decay
-        on_gpu = device.type == "cuda"
-        self.sampler = BatchSampler(
-            dataset,
-            batch_size=recipe.training.batch_size,
-            max_snippets=recipe.training.max_snippets,
-            seed=seed,
-            allow_unlabelled=recipe.loss.skip_unlabelled,
-        )
         with self._own_rng():
             torch.manual_seed(seed)
             self.model = D2Net.from_recipe(
                 recipe.model, num_classes=len(dataset.classes), stream_widths=dataset.stream_widths
             ).to(device)
             self._rng = self._rng_state()  # dropout draws from here on
+        self.sampler = BatchSampler(
+            dataset,
+            batch_size=recipe.training.batch_size,
+            max_snippets=recipe.training.max_snippets,
+            layout=self.model,
+            seed=seed,
+            allow_unlabelled=recipe.loss.skip_unlabelled,
+        )
         if self.model.feature_mean is not None and self.model.feature_scale is not None:
             mean, deviation = moments(dataset)
             self.model.feature_mean.copy_(torch.from_numpy(mean))
@@ -76,12 +77,8 @@ class TrainingState:
         # One tensor, which the loss updates in place, so that evaluations and checkpoints have the same x_ref as the
         # loss. x_ref is not averaged, also where the weights are.
         self.loss.reference = self.result.x_ref = self.model.x_ref
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(),
-            lr=recipe.training.learning_rate,
-            weight_decay=recipe.training.weight_decay,
-            fused=on_gpu or None,
-            capturable=on_gpu,
+        self.optimizer = Adam(
+            self.model.parameters(), lr=recipe.training.learning_rate, weight_decay=recipe.training.weight_decay
         )
         self.pairing = torch.Generator(device).manual_seed(seed)
         self.agreement: Agreement | None = None
@@ -129,13 +126,10 @@ class TrainingState:
             # Older files lack it: their averages began with the initial weights, whose sum of weights is the limit.
             limit = torch.tensor(1 / (1 - self._decay))
             self._average_size.copy_(saved.group("average").get("size", limit))
-        state: dict[int, dict[str, Tensor]] = {}
         for key, t in saved.group("optimizer").items():
-            index, _, name = key.partition(".")
-            state.setdefault(int(index), {})[name] = t
-            if (name == "step" and t != saved.iteration) or (name == "exp_avg_sq" and (t < 0).any()):
+            if (key.endswith(".step") and t != saved.iteration) or (key.endswith(".exp_avg_sq") and (t < 0).any()):
                 raise InputError(f"optimizer.{key} is none of an optimizer after {saved.iteration} steps")
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.optimizer.restore(saved.group("optimizer"))
         self.sampler.restore(saved.group("sampler"))
         if self.loss.queue is not None:
             self.loss.queue.load_state_dict(saved.group("video_queue"))
@@ -151,11 +145,7 @@ class TrainingState:
     def _groups(self) -> dict[str, Mapping[str, Tensor]]:
         groups: dict[str, Mapping[str, Tensor]] = {
             "model": self.result.state_dict(),
-            "optimizer": {
-                f"{index}.{key}": value
-                for index, state in self.optimizer.state_dict()["state"].items()
-                for key, value in state.items()
-            },
+            "optimizer": self.optimizer.tensors(),
             "sampler": self.sampler.state(),
             "rng": {self._pairing_key: self.pairing.get_state(), **self._rng_state()},
             "recordings": {"digests": self._digests},
@@ -172,12 +162,6 @@ class TrainingState:
     def _needed(self, saved: Checkpoint) -> dict[str, Mapping[str, Tensor]]:
         """Tensors with the names, shapes and dtypes that ``saved`` must have."""
         groups = self._groups()
-        if saved.iteration > 0:  # Adam has state from its first step on
-            groups["optimizer"] = {
-                f"{index}.{name}": like
-                for index, weight in enumerate(self.model.parameters())
-                for name, like in (("step", torch.zeros(())), ("exp_avg", weight), ("exp_avg_sq", weight))
-            }
         if self._began_elsewhere(saved):
             groups["rng"] = {"cpu": groups["rng"]["cpu"]}
         if saved.format == 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +20,7 @@ from d2net.data.dataset import Dataset
 from d2net.data.resident import ResidentFeatures
 from d2net.errors import InputError
 from d2net.fields import checked
-from d2net.files import locked
+from d2net.files import check_writable, identity, locked
 from d2net.recipes import Recipe
 from d2net.training.loop import train
 from d2net.training.process import threads_of_run
@@ -56,12 +55,13 @@ class Trainer:
         precision: Of the network. "fp32"; "tf32": convolutions round their inputs to 10 bits of mantissa (GPUs only);
             "bf16": layers compute in bfloat16; weights, class activations and loss are float32. None: that of the run
             that is resumed, else tf32 on a GPU, which is PyTorch's default there, and fp32 elsewhere.
-        resident: Keep all features on the device, and pad every batch to the same length. None: on a GPU, where they
-            take up to a quarter of its free memory.
+        resident: Keep all features on the device, in bfloat16 where the network computes in it. None: on a GPU, where
+            they take up to a quarter of its free memory.
         graph: Replay the step as a CUDA graph, which needs resident features. None: where possible.
         eval_every: Iterations between evaluations on ``evaluation_dataset``; 0 for none.
         evaluation_dataset: Recordings with segments, of the same classes and stream widths.
-        save_every: Iterations between checkpoints; 0 for one at the end only.
+        save_every: Iterations between checkpoints; 0 for one at the end only. None: 500, and at least 30 seconds, as
+            saving would else take most of a fast training's time.
         tensorboard: Write events for TensorBoard; None: where it is installed.
         overwrite: Start anew although ``out`` holds a checkpoint.
         progress: Called with (iterations done, all iterations) now and then; None: a bar on stderr.
@@ -89,7 +89,7 @@ class Trainer:
         graph: bool | None = None,
         eval_every: int = 0,
         evaluation_dataset: Dataset | None = None,
-        save_every: int = 500,
+        save_every: int | None = None,
         tensorboard: bool | None = None,
         overwrite: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -127,7 +127,7 @@ class Trainer:
         self.overwrite = overwrite
         self.progress = progress
 
-        _check_writable(self.out)
+        check_writable(self.out)
         self.state = TrainingState(dataset, recipe, self.seed, self.device)
         self.sampler, self.loss = self.state.sampler, self.state.loss
         self.model, self.result = self.state.model, self.state.result
@@ -135,7 +135,13 @@ class Trainer:
         if resident or (resident is None and on_gpu):
             budget = math.inf if resident else RESIDENT_FRACTION * torch.cuda.mem_get_info(self.device)[0]
             self.resident = ResidentFeatures.load(
-                dataset, self.device, max_snippets=recipe.training.max_snippets, budget=budget
+                dataset,
+                self.device,
+                batch_size=self.sampler.batch_size,
+                max_snippets=recipe.training.max_snippets,
+                layout=self.model,
+                dtype=self._resident_dtype(),
+                budget=budget,
             )
         if graph and self.resident is None:
             raise InputError("a CUDA graph needs resident features, which do not fit on the device; use --no-graph")
@@ -164,12 +170,12 @@ class Trainer:
             D2NetError: the loss or the weights became NaN or Inf. The last checkpoint is from before that.
             KeyboardInterrupt: after saving; or at once, with a message where an earlier checkpoint was saved.
         """
-        earlier = None if resume else _identity(self.path)
+        earlier = None if resume else identity(self.path)
         try:
             with locked(self.out):
                 return self._run(resume)
         except KeyboardInterrupt as error:
-            if str(error) or _identity(self.path) == earlier:
+            if str(error) or identity(self.path) == earlier:
                 raise
             raise KeyboardInterrupt(f"stopped at once; what was saved last is {self.path}") from error
 
@@ -194,7 +200,8 @@ class Trainer:
         """
         # No cache of cast weights: each is used once, and a cache must not outlive the capture of a graph.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
-            output = self.model(batch.features, batch.lengths)
+            output = self.model.streams(batch.parts, batch.mask)
+        where: dict[str, Any] = {"offsets": batch.offsets, "max_length": batch.max_length}
         loss = self.loss(
             output.tcam,
             output.embeddings,
@@ -203,11 +210,12 @@ class Trainer:
             generator=self.state.pairing,
             logits=output.logits if self.loss.recipe.um_weight != 0 else None,
             denoise=denoise,
+            **where,
         )
         if self.state.agreement is not None:
             x_ref = self.loss.reference
-            self.state.agreement.add(output.tcam, output.embeddings, batch.lengths, batch.labels, x_ref)
-        self.state.optimizer.zero_grad(set_to_none=True)
+            self.state.agreement.add(output.tcam, output.embeddings, batch.lengths, batch.labels, x_ref, **where)
+        self.state.optimizer.zero_grad()
         with torch.autograd.set_multithreading_enabled(False):  # waking autograd's thread for a GPU takes some 0.2 ms
             loss.total.backward()
         self.state.optimizer.step()
@@ -219,12 +227,16 @@ class Trainer:
         assert self.resident is not None
         return self.update(self.resident.gather(rows.to(self.device, non_blocking=True)), denoise)
 
+    def _resident_dtype(self) -> torch.dtype:
+        """The network rounds its input to bfloat16 anyway; not before it has standardized it, though."""
+        standardized = self.model.feature_mean is not None
+        return torch.bfloat16 if self.precision == "bf16" and not standardized else torch.float32
+
     def step_graph(self) -> StepGraph | None:
         """:meth:`update_resident` as a CUDA graph; None where that is not wanted or not possible."""
         if self.resident is None or self.device.type != "cuda" or self.graph is False:
             return None
-        rows = torch.zeros(3, self.sampler.batch_size, dtype=torch.int64, device=self.device)
-        return StepGraph(self.update_resident, rows, [self.state.pairing], required=bool(self.graph))
+        return StepGraph(self.update_resident, self.device, [self.state.pairing], required=bool(self.graph))
 
     def evaluate(self) -> dict[str, Any]:
         """mAP and F1 on the evaluation dataset, or why it could not be evaluated."""
@@ -283,6 +295,8 @@ class Trainer:
         if self._asked[1] is None and saved.precision is not None:
             if saved.precision in self._precisions:
                 self.precision = saved.precision
+                if self.resident is not None:
+                    self.resident.convert(self._resident_dtype())
             else:
                 warnings.warn(
                     f"{self.path}: was trained in {saved.precision}, which {self.device} does not have, and goes on in "
@@ -295,24 +309,4 @@ class Trainer:
         """Sets the number of threads that the run computes in."""
         if self.device.type != "cpu":
             return nullcontext()
-        snippets = self.sampler.batch_size * self.sampler.max_snippets
-        return threads_of_run(self.model, snippets, self._threads_before, self.path)
-
-
-def _check_writable(out: Path) -> None:
-    """Raises InputError where ``out`` cannot be written: better now than after hours of training."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out) as probe:
-            probe.write(b"d2net")
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Identifies the file at ``path``: every save makes a new one."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
+        return threads_of_run(self.model, self.sampler.usual_rows, self._threads_before, self.path)
