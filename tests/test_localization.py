@@ -465,6 +465,14 @@ def test_a_group_ends_before_it_is_too_long_and_a_long_recording_runs_alone(monk
     assert shapes == [(20, 5), (1, 50, 5), (33, 5), (40, 5), (1, 1, 5)]
 
 
+def test_a_group_is_not_padded_to_a_multiple_of_its_rows(monkeypatch):
+    monkeypatch.setattr(network_module, "GROUP_ROWS", 40)
+    model = network()
+    shapes = forwards(model)
+    localize(model, random_dataset(*[1] * 5, 20, *[1] * 9), RECIPE)  # 8 times 20 snippets are 160
+    assert shapes == [(27, 5), (7, 5)]
+
+
 def test_on_a_cpu_recordings_with_enough_work_run_alone_with_the_bits_of_predict(monkeypatch):
     model, data = network(), random_dataset(*MANY)
     monkeypatch.setattr(network_module, "WORK_PER_THREAD", multiply_adds(model, 1))
