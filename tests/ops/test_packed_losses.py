@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -346,3 +347,20 @@ def test_other_precisions(recipe: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(found, results, rtol=1e-5, atol=1e-6)
     expected = [packed(g, PLAIN.offsets, batch.lengths, PLAIN.rows) for g in grads]
     torch.testing.assert_close(found_grads, expected, rtol=1e-5 if dtype == torch.float32 else 0.02, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_lengths_are_cut_to_the_rows_there_are_and_to_the_longest_allowed(name: str) -> None:
+    batch = batch_of(PLAIN._replace(given=False), 1, torch.device("cpu"))
+    bounds = {"offsets": batch.layout.offsets, "max_length": 10}
+    cut = call(name, batch, lengths=batch.lengths.clamp(max=10), **bounds)
+    for lengths in (torch.tensor([99, 99, 99, 99, 12, 6]), [23, -3, 9, 1, 12, 10**12], batch.lengths.short()):
+        torch.testing.assert_close(call(name, batch, lengths=torch.as_tensor(lengths), **bounds), cut, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_offsets_may_be_a_list_or_an_array(name: str) -> None:
+    batch = batch_of(PLAIN, 2, torch.device("cpu"))
+    expected = call(name, batch)
+    for offsets in (batch.layout.offsets.tolist(), batch.layout.offsets.numpy().astype(np.int32)):
+        torch.testing.assert_close(call(name, batch, offsets=offsets), expected, rtol=0, atol=0)
