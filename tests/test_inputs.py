@@ -58,7 +58,7 @@ def same(found: object, expected: object) -> None:
         assert one.dtype == other.dtype and torch.equal(one, other)
 
 
-@pytest.mark.parametrize("name", [name for name in every.CASES if name not in INTERNAL])
+@pytest.mark.parametrize("name", [name for name in every.CASES if name.split()[0] not in INTERNAL])
 def test_operators_take_arrays_and_lists(name):
     function, differentiable, others = every.CASES[name]
     inputs = [*differentiable, *others]
@@ -68,7 +68,7 @@ def test_operators_take_arrays_and_lists(name):
     same(function(inputs[0], *(x.tolist() for x in inputs[1:])), expected)
 
 
-@pytest.mark.parametrize("name", [name for name in every.CASES if name not in INTERNAL])
+@pytest.mark.parametrize("name", [name for name in every.CASES if name.split()[0] not in INTERNAL])
 def test_operators_compute_arrays_of_float64_in_float64(name):
     function, differentiable, others = every.CASES[name]
     wide = [x.double() if x.is_floating_point() else x for x in (*differentiable, *others)]

@@ -1,5 +1,6 @@
 """Operators of temporal action localization. Shapes: B recordings, T snippets, C classes, D embedding width.
 
+Operators that take ``offsets`` also take packed batches, (N, ...) in place of (B, T, ...): see :mod:`d2net.ops.packed`.
 Each size may be 0: results then have the shapes that follow, and a sum, mean or maximum over nothing is 0.
 
 Within :func:`use_backend` they compute in plain PyTorch, to compare with. :func:`backend_of` tells what runs an

@@ -132,8 +132,8 @@ def _check(
     t: int,
     operator: str = "attention_pool",
 ) -> None:
-    check_rows(operator, "x", x, ", D", offsets, t)
-    check_rows(operator, "attention", attention, "", offsets, t)
+    check_rows(operator, "x", x, "B, T, D", offsets, t)
+    check_rows(operator, "attention", attention, "B, T", offsets, t)
     check_floating(operator, "x", x)
     check_same(operator, "x", x, "attention", attention, attention.ndim)
     if attention.dtype is not _native.accumulator(x.dtype):

@@ -73,7 +73,7 @@ def bottom_up_attention_ref(embeddings: Tensor, x_ref: Tensor, lengths: Tensor |
 
 
 def _check(embeddings: Tensor, x_ref: Tensor, lengths: Tensor | None, offsets: Tensor | None, t: int) -> None:
-    check_rows("bottom_up_attention", "embeddings", embeddings, ", D", offsets, t)
+    check_rows("bottom_up_attention", "embeddings", embeddings, "B, T, D", offsets, t)
     check_lengths("bottom_up_attention", lengths, embeddings, offsets=offsets)
     _check_vectors("bottom_up_attention", embeddings, x_ref)
 

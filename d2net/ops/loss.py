@@ -180,7 +180,7 @@ def _check_backward(
         expected = f"{_SMOOTH} gradients, {_INPUTS} inputs and {len(LossResult._fields)} results"
         raise InputError(f"{where}: expected {expected}")
     x, device = LossInputs(*inputs), inputs[0].device
-    check_rows(where, "tcam", x.tcam, ", C", x.offsets, t)
+    check_rows(where, "tcam", x.tcam, "B, T, C", x.offsets, t)
     # The backward reads no labels, lengths or x_ref: what it needs of them is in the workspace.
     b, _, c, _ = sizes_of(x, t)
     on = settings._replace(update=False, score=False, snippet=False)

@@ -47,11 +47,11 @@ def sizes_of(x: LossInputs, t: int) -> tuple[int, int, int, int]:
 
 
 def check_inputs(operator: str, x: LossInputs, settings: LossSettings, t: int) -> None:
-    check_rows(operator, "tcam", x.tcam, ", C", x.offsets, t)
+    check_rows(operator, "tcam", x.tcam, "B, T, C", x.offsets, t)
     check_computed(operator, "tcam", x.tcam)
     dtype, device = x.tcam.dtype, x.tcam.device
     if x.embeddings is not None:
-        check_rows(operator, "embeddings", x.embeddings, ", D", x.offsets, t)
+        check_rows(operator, "embeddings", x.embeddings, "B, T, D", x.offsets, t)
         check_floating(operator, "embeddings", x.embeddings)
         check_same(operator, "tcam", x.tcam, "embeddings", x.embeddings, x.tcam.ndim - 1)
         if _native.accumulator(x.embeddings.dtype) is not dtype:

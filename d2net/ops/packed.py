@@ -23,7 +23,7 @@ def as_offsets(operator: str, offsets: Any, max_length: Any, x: Tensor) -> tuple
 
     Args:
         operator: whose arguments these are, for messages.
-        offsets: (B+1,) integers from 0 on that never fall, at most N; None for a padded batch.
+        offsets: (B+1,) integers of at least 0 that never fall, at most N; None for a padded batch.
         max_length: an upper bound of the lengths, or None.
         x: (N, ...), or (B, T, ...) without offsets.
 
@@ -72,14 +72,16 @@ def check_offsets(operator: str, offsets: Tensor | None, x: Tensor, max_length: 
 
 
 def check_rows(operator: str, name: str, x: Tensor, dims: str, offsets: Tensor | None, max_length: int) -> None:
-    """Require (B, T, ``dims``) or, with offsets, (N, ``dims``) and offsets that fit."""
-    check_offsets(operator, offsets, x, max_length)
-    check_shape(operator, name, x, ("B, T" if offsets is None else "N") + dims)
+    """Require the dimensions ``dims``, such as "B, T, C"; with offsets "N, C", and offsets that fit."""
+    if offsets is not None:
+        check_offsets(operator, offsets, x, max_length)
+        dims = dims.replace("B, T", "N")
+    check_shape(operator, name, x, dims)
 
 
 def padded_shape(x: Tensor, offsets: Tensor | None, max_length: int) -> tuple[int, ...]:
     """(B, T, ...) of a batch, padded or not."""
-    return tuple(x.shape) if offsets is None else (offsets.shape[0] - 1, max_length, *x.shape[1:])
+    return x.shape if offsets is None else (offsets.shape[0] - 1, max_length, *x.shape[1:])
 
 
 def blank_like(x: Tensor, offsets: Tensor | None) -> Tensor:

@@ -137,7 +137,7 @@ def _check(
     offsets: Tensor | None,
     t: int,
 ) -> None:
-    check_rows("snippet_pdmi", "attention", attention, "", offsets, t)
+    check_rows("snippet_pdmi", "attention", attention, "B, T", offsets, t)
     check_computed("snippet_pdmi", "attention", attention)
     check_same("snippet_pdmi", "attention", attention, "scores", scores)
     check_lengths("snippet_pdmi", lengths, attention, offsets=offsets)
@@ -198,7 +198,7 @@ def _check_backward(
     t: int,
 ) -> None:
     where = "snippet_pdmi_backward"
-    check_rows(where, "scores", scores, "", offsets, t)
+    check_rows(where, "scores", scores, "B, T", offsets, t)
     check_computed(where, "scores", scores)
     b, dtype, device = padded_shape(scores, offsets, t)[0], scores.dtype, scores.device
     check_like(where, "grad", grad, (b,), dtype, device)

@@ -89,17 +89,14 @@ def _check(tcam: Tensor, lengths: Tensor | None, divisor: int, offsets: Tensor |
 def _fake(
     tcam: Tensor, lengths: Tensor | None, divisor: int, offsets: Tensor | None, t: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    b, _, c = padded_shape(tcam, offsets, t)
-    rows = tcam.shape[:-1]
-    # Kernels leave the gap rows of a packed batch out.
-    blank = offsets is None
-    return (
-        tcam.new_empty(rows) if blank else tcam.new_zeros(rows),
-        tcam.new_empty(b, c),
-        tcam.new_empty(rows, dtype=torch.int32) if blank else tcam.new_full(rows, -1, dtype=torch.int32),
-        _native.empty_sums(tcam, b, c),
-        tcam.new_empty(b, c, dtype=torch.int32),
-    )
+    b, t, c = padded_shape(tcam, offsets, t)
+    if offsets is None:
+        attention, argmax = tcam.new_empty(b, t), tcam.new_empty(b, t, dtype=torch.int32)
+    else:  # kernels leave gap rows out
+        n = tcam.shape[0]
+        attention, argmax = tcam.new_zeros(n), tcam.new_full((n,), -1, dtype=torch.int32)
+    kth, last = _native.empty_sums(tcam, b, c), tcam.new_empty(b, c, dtype=torch.int32)
+    return attention, tcam.new_empty(b, c), argmax, kth, last
 
 
 def _forward(

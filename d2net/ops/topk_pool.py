@@ -72,7 +72,7 @@ def check_pooled(
     operator: str, name: str, x: Tensor, lengths: Tensor | None, divisor: int, offsets: Tensor | None, t: int
 ) -> None:
     """The checks of every operator that pools activations ``x`` over time."""
-    check_rows(operator, name, x, ", C", offsets, t)
+    check_rows(operator, name, x, "B, T, C", offsets, t)
     check_floating(operator, name, x)
     check_lengths(operator, lengths, x, offsets=offsets)
     if x.shape[-2] >= 2**31 or x.shape[-1] >= 2**31:

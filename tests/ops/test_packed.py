@@ -28,18 +28,21 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> to
 LENGTHS_AND_GAPS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 4)), max_size=5)
 
 
-def offsets_of(lengths_and_gaps: list[tuple[int, int]]) -> torch.Tensor:
-    ends = [0]
+def offsets_of(lengths_and_gaps: list[tuple[int, int]], first: int = 0) -> torch.Tensor:
+    ends = [first]
     for length, gap in lengths_and_gaps:
         ends.append(ends[-1] + length + gap)
     return torch.tensor(ends)
 
 
-@given(LENGTHS_AND_GAPS, st.integers(0, 3), st.integers(0, 9), st.sampled_from([(), (2,), (3, 2)]))
+@given(LENGTHS_AND_GAPS, st.integers(0, 3), st.integers(0, 3), st.integers(0, 9), st.sampled_from([(), (2,), (3, 2)]))
 @settings(max_examples=60, deadline=None)
-def test_padded_and_packed_are_inverse(lengths_and_gaps, rest, max_length, shape):
+def test_padded_and_packed_are_inverse(lengths_and_gaps, first, rest, max_length, shape):
     """By the definition, row by row, gradients too; gap rows hold NaN and so do their gradients."""
-    offsets, lengths = offsets_of(lengths_and_gaps), torch.tensor([n for n, _ in lengths_and_gaps], dtype=torch.int64)
+    offsets, lengths = (
+        offsets_of(lengths_and_gaps, first),
+        torch.tensor([n for n, _ in lengths_and_gaps], dtype=torch.int64),
+    )
     n, b = int(offsets[-1]) + rest, len(lengths)
     inside = torch.zeros(n, dtype=torch.bool)
     wanted = torch.zeros(b, max_length, *shape, dtype=torch.float64)
@@ -78,7 +81,7 @@ def test_without_lengths_a_recording_ends_where_the_next_begins():
 @pytest.mark.parametrize(
     ("offsets", "max_length", "message"),
     [
-        ([1, 4], None, r"here: offsets\[0\] is 1, expected 0"),
+        ([-1, 4], None, r"here: offsets\[0\] is -1, expected 0 or more"),
         ([0, 4, 3], None, r"here: offsets\[2\] is 3, below offsets\[1\], 4"),
         ([0, 4, 7], None, r"here: offsets\[2\] is 7, past the 6 rows"),
         ([0.0, 4.0], None, "here: offsets has shape .2,. and dtype torch.float32, expected .B.1,. int64"),
@@ -98,7 +101,7 @@ def test_offsets_that_do_not_fit(offsets, max_length, message):
 def test_offsets_that_fit():
     x = torch.zeros(6, 2)
     assert as_offsets("here", None, None, x[None]) == (None, 0)
-    for offsets in ([0, 4], torch.tensor([0, 4, 4, 6], dtype=torch.int32), [0]):
+    for offsets in ([0, 4], [2, 4], torch.tensor([0, 4, 4, 6], dtype=torch.int32), [0]):
         found, t = as_offsets("here", offsets, None, x)
         assert t == 6 and found.tolist() == list(offsets)
     assert as_offsets("here", [0, 4], 3, x)[1] == 3 and as_offsets("here", [0, 4], 9, x)[1] == 6
@@ -197,20 +200,21 @@ TOLERANCE = {
 
 @given(
     lengths_and_gaps=st.lists(st.tuples(st.integers(0, 70), st.integers(0, 5)), max_size=5),
+    first=st.integers(0, 5),
     rest=st.integers(0, 40),
     slack=st.none() | st.integers(0, 40),
     dtype=st.sampled_from(sorted(TOLERANCE, key=str)),
     index=st.sampled_from([torch.int64, torch.int32]),
     seed=st.integers(0, 99),
 )
-@example([(70, 2), (0, 0), (1, 3), (33, 0)], 7, 0, torch.float64, torch.int64, 0)
-@example([(0, 0), (0, 4)], 0, None, torch.float32, torch.int64, 0)
-@example([(3, 0)], 0, None, torch.bfloat16, torch.int32, 0)
+@example([(70, 2), (0, 0), (1, 3), (33, 0)], 3, 7, 0, torch.float64, torch.int64, 0)
+@example([(0, 0), (0, 4)], 0, 0, None, torch.float32, torch.int64, 0)
+@example([(3, 0)], 0, 0, None, torch.bfloat16, torch.int32, 0)
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.parametrize("name", OPERATORS)
-def test_packed_results_equal_padded_ones(device, name, lengths_and_gaps, rest, slack, dtype, index, seed):
+def test_packed_results_equal_padded_ones(device, name, lengths_and_gaps, first, rest, slack, dtype, index, seed):
     """Gradients too, whatever gap rows and their gradients hold; in them results and gradients are 0."""
-    operator, offsets = OPERATORS[name], offsets_of(lengths_and_gaps)
+    operator, offsets = OPERATORS[name], offsets_of(lengths_and_gaps, first)
     lengths = torch.tensor([n for n, _ in lengths_and_gaps], dtype=torch.int64)
     n, longest = int(offsets[-1]) + rest, max(lengths.tolist(), default=0)
     t = n if slack is None else min(longest + slack, n)
@@ -253,3 +257,106 @@ def test_without_lengths_recordings_touch(device, name):
         results.append(evaluated(operator, moved, lambda i, x: 1 + x.detach().cos(), n, offsets=offsets.to(device)))
     for x, *others in zip(*results, strict=True):
         assert all(torch.equal(x, y) for y in others)
+
+
+def loss_arguments(seed: int, device: str = "cpu") -> list[Tensor]:
+    """TCAM (200, C), embeddings, lengths and offsets of recordings of any lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(0, 45, (4,), generator=generator)
+    offsets = torch.nn.functional.pad((lengths + 5).cumsum(0), (1, 0))
+    tcam, embeddings = random(200, C, seed=seed).sigmoid().float(), random(200, D, seed=seed + 1).float()
+    return [x.to(device) for x in (tcam.requires_grad_(), embeddings.requires_grad_(), lengths, offsets)]
+
+
+def total_loss(x: list[Tensor], max_length: int | None) -> Tensor:
+    tcam, embeddings, lengths, offsets = x
+    labels, keys = torch.eye(4, C, device=tcam.device), torch.linspace(0, 1, 12, device=tcam.device).view(3, 4)
+    x_ref = torch.ones(D, device=tcam.device)
+    return d2net_loss(
+        LossInputs(tcam, embeddings, lengths, labels, x_ref, keys, None, None, offsets), RELEASE, max_length
+    ).total
+
+
+def loss_and_gradients(x: list[Tensor]) -> list[Tensor]:
+    total = total_loss(x, 45)
+    return [total, *torch.autograd.grad(total, x[:2])]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_loss_compiles_to_one_graph(dynamic):
+    """For all offsets and, with dynamic sizes, for all N."""
+    torch._dynamo.reset()
+    compiled = torch.compile(total_loss, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for seed in range(2):
+        x = loss_arguments(seed)
+        if dynamic:
+            x[:2] = [y[: 197 + seed].detach().requires_grad_() for y in x[:2]]
+        found, expected = (f(x, 45 if dynamic else None) for f in (compiled, total_loss))
+        assert torch.equal(found, expected)
+        gradients = [torch.autograd.grad(y, x[:2]) for y in (found, expected)]
+        assert all(torch.equal(y, z) for y, z in zip(*gradients, strict=True))
+
+
+@pytest.mark.gpu
+def test_the_loss_is_one_graph_for_all_offsets():
+    """Captured once, without a wait; replayed with other offsets and lengths it gives what an eager call gives."""
+    static = loss_arguments(0, "cuda")
+    loss_and_gradients(static)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            loss_and_gradients(static)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph, stream=stream):
+            results = loss_and_gradients(static)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for seed in range(1, 5):
+        inputs = loss_arguments(seed, "cuda")
+        with torch.no_grad():
+            for to, value in zip(static, inputs, strict=True):
+                to.copy_(value)
+        graph.replay()
+        torch.testing.assert_close(results, loss_and_gradients(inputs), rtol=1e-5, atol=1e-7)
+
+
+def test_packing_takes_no_launch_more(simt_kernels):
+    counts = []
+    for offsets in (None, torch.tensor([0, 50, 101, 160])):
+        shape = (3, 50) if offsets is None else (160,)
+        leaves = [torch.rand(*shape, n).requires_grad_() for n in (C, D)]
+        batch = LossInputs(*leaves, torch.tensor([50, 30, 0]), torch.eye(3, C), torch.ones(D), offsets=offsets)
+        batch = batch._replace(partner=torch.tensor([[1, 2, 0]] * 3))
+        before = simt_kernels.enqueued()
+        total = d2net_loss(batch, RELEASE, None if offsets is None else 50).total
+        between = simt_kernels.enqueued()
+        torch.autograd.grad(total, leaves)
+        counts.append((between - before, simt_kernels.enqueued() - between))
+    assert counts == [(5, 2), (5, 2)]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: ops.topk_pool(x, offsets=[0, 9]), r"topk_pool: offsets\[1\] is 9, past the 8 rows"),
+        (lambda x: ops.topk_pool(x[None], offsets=[0, 1]), r"topk_pool: x has shape \(1, 8, 3\), expected \(N, C\)"),
+        (lambda x: ops.tcam_pool(x[None], max_length=4), "tcam_pool: max_length is given without offsets"),
+        (lambda x: ops.topk_pool(x, [1, 2], offsets=[0, 4]), r"topk_pool: lengths has shape \(2,\).*expected \(1,\)"),
+        (lambda x: ops.attention_pool(x, x[:, 0], offsets=[0, 4, 2]), r"attention_pool: offsets\[2\] is 2, below"),
+        (lambda x: ops.attention_pool(x, x, offsets=[0, 4]), r"attention_pool: attention has .* expected \(N\)"),
+        (lambda x: ops.bottom_up_attention(x, x[0], offsets=[-3, 4]), r"bottom_up_attention: offsets\[0\] is -3"),
+        (lambda x: ops.snippet_pdmi(x[:, 0], x[:, 1], offsets=[0.5]), "snippet_pdmi: offsets has shape"),
+        (lambda x: d2net_loss(LossInputs(x, None, None, x, offsets=[0, 9]), LossSettings()), "d2net_loss: offsets"),
+        (
+            lambda x: d2net_loss(LossInputs(x, None, None, x, offsets=[0, 8]), LossSettings()),
+            r"d2net_loss: labels is \(8, 3\)",
+        ),
+    ],
+)
+def test_what_does_not_fit_a_packed_batch_is_refused(device, call, message):
+    with pytest.raises(InputError, match=message):
+        call(torch.rand(8, 3, device=device) if device.type == "cpu" else torch.rand(8, 3))
