@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from operator import index
 from typing import Any, NamedTuple
 
@@ -214,7 +215,8 @@ class D2Net(nn.Module):
             InputError: wrong shape, type or device.
         """
         device = mask.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else parts[0].dtype
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else parts[0].dtype
         if self.feature_mean is not None and self.feature_scale is not None:
             scales = zip(
                 parts, *(x.split(self.stream_widths) for x in (self.feature_mean, self.feature_scale)), strict=True
@@ -225,7 +227,7 @@ class D2Net(nn.Module):
         if self.training and self.settings.dropout > 0:
             seed = torch.randint(2**62, (1,), device=mask.device)  # on the device: a CUDA graph draws anew
         weights = [x for stream in (self.stream_a, self.stream_b) if stream is not None for x in stream.weights()]
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(device, enabled=False) if autocast else nullcontext():
             return D2NetOutput(*network(NetworkInputs(mask, x_a, x_b, seed), weights, self.settings))
 
 

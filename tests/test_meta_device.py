@@ -71,15 +71,16 @@ def test_an_operator_waits_for_nothing(name, launched):
 @pytest.mark.parametrize("widths", [(32, 32), (64,)])
 def test_a_training_step_waits_for_nothing(recipe, widths, launched):
     recipe = load_recipe(recipe)
-    resident = ResidentFeatures(
-        [torch.empty(n, 64, device=META) for n in (30, 20, 50)], torch.zeros(3, 4), max_snippets=40
-    )
     model = D2Net.from_recipe(recipe.model, num_classes=4, stream_widths=widths).to(META)
+    streams = tuple(torch.empty(101, width, device=META) for width in widths)
+    labels, sizes = torch.zeros(3, 4), {"batch_size": 2, "max_snippets": 40}
+    resident = ResidentFeatures(streams, [30, 20, 50], labels, layout=model, **sizes)
     loss = D2NetLoss.from_recipe(recipe.loss, num_classes=4, embedding_dim=model.embedding_dim).to(META)
-    batch = resident.gather(torch.empty(3, 2, dtype=torch.int64, device=META))
-    output = model(batch.features, batch.lengths)
-    loss(output.tcam, output.embeddings, batch.lengths, batch.labels).total.backward()
-    assert {"d2net_loss", "d2net_loss_backward"} <= {f"d2net_{name}" for name in launched}
+    batch = resident.gather(torch.empty(model.rows(64) + 3 * 2 + 1, dtype=torch.int64, device=META))
+    output = model.streams(batch.parts, batch.mask)
+    where = {"offsets": batch.offsets, "max_length": batch.max_length}
+    loss(output.tcam, output.embeddings, batch.lengths, batch.labels, **where).total.backward()
+    assert {"loss", "loss_backward", "stream_layer", "class_head_backward"} <= set(launched)
     assert all(p.grad is not None for p in model.parameters())
 
 
