@@ -72,7 +72,8 @@ class Layout(NamedTuple):
 def layouts(draw: st.DrawFn) -> Layout:
     lengths = draw(st.lists(st.integers(0, 23), max_size=5))
     gaps = draw(st.lists(st.integers(0, 4), min_size=len(lengths), max_size=len(lengths)))
-    return Layout(lengths, draw(st.integers(0, 3)), gaps, draw(st.integers(0, 6)), draw(st.booleans()), draw(st.sampled_from([None, 0, 3])))
+    lead, tail = draw(st.integers(0, 3)), draw(st.integers(0, 6))
+    return Layout(lengths, lead, gaps, tail, draw(st.booleans()), draw(st.sampled_from([None, 0, 3])))
 
 
 PLAIN = Layout([23, 0, 9, 1, 12, 6], 1, [2, 2, 0, 4, 1, 3], 5, True, 0)
