@@ -87,8 +87,8 @@ def test_a_batch_equals_its_recordings_whatever_lies_past_their_lengths():
 
 
 def in_rows(x: torch.Tensor, lengths: list[int], gaps: list[int], rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The recordings of ``x`` (B, T, ...) one after another, NaN between them and behind, and where each begins."""
-    ends = torch.tensor([0, *(n + gap for n, gap in zip(lengths, gaps, strict=True))]).cumsum(0)
+    """The recordings of ``x`` (B, T, ...) one after another, NaN in all other rows, and where each begins."""
+    ends = torch.tensor([2, *(n + gap for n, gap in zip(lengths, gaps, strict=True))]).cumsum(0)
     packed = torch.full((rows, *x.shape[2:]), float("nan"))
     for recording, first, n in zip(x, ends.tolist(), lengths, strict=False):
         packed[first : first + n] = recording[:n]
@@ -105,7 +105,7 @@ def test_a_packed_batch_equals_its_recordings(recipe, gaps):
     expected = []
     for b, n in enumerate(lengths):
         expected += [(b, *r[1:]) for r in rows(localizer(tcam[b, :n], attention[b, :n]))]
-    packed_tcam, offsets = in_rows(tcam, lengths, gaps, sum(lengths) + sum(gaps) + 6)
+    packed_tcam, offsets = in_rows(tcam, lengths, gaps, sum(lengths) + sum(gaps) + 8)
     packed_attention, _ = in_rows(attention, lengths, gaps, len(packed_tcam))
     given = None if sum(gaps) == 0 else torch.tensor(lengths)
     for max_length in (None, 50, 60):
@@ -463,6 +463,14 @@ def test_a_group_ends_before_it_is_too_long_and_a_long_recording_runs_alone(monk
     shapes = forwards(model)
     localize(model, random_dataset(10, 10, 50, 30, 3, 20, 20, 1), RECIPE)
     assert shapes == [(20, 5), (1, 50, 5), (33, 5), (40, 5), (1, 1, 5)]
+
+
+def test_a_group_is_not_padded_to_a_multiple_of_its_rows(monkeypatch):
+    monkeypatch.setattr(network_module, "GROUP_ROWS", 40)
+    model = network()
+    shapes = forwards(model)
+    localize(model, random_dataset(*[1] * 5, 20, *[1] * 9), RECIPE)  # 8 times 20 snippets are 160
+    assert shapes == [(27, 5), (7, 5)]
 
 
 def test_on_a_cpu_recordings_with_enough_work_run_alone_with_the_bits_of_predict(monkeypatch):

@@ -23,6 +23,7 @@ from d2net.recipes import LocalizationRecipe, Recipe
 from d2net.threads import WORK_PER_THREAD, computing, multiply_adds, threads_for
 
 GROUP_ROWS = 8192  # at most, of recordings that run through a network together
+PADDING = 4  # times as many snippets, at most, that their activations have when they are padded
 
 
 def predict(model: nn.Module, features: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
@@ -153,18 +154,19 @@ def _groups(model: nn.Module, dataset: Dataset) -> Iterator[list[np.ndarray]]:
         if model.x_ref.device.type == "cpu":
             most = min(most, WORK_PER_THREAD // multiply_adds(model, 1))  # so much work hides what a call costs
     group: list[np.ndarray] = []
-    rows = 0
+    rows = longest = 0
     for index in range(len(dataset)):
         x = dataset.features(index)
-        if group and rows + len(x) > most:
+        padded = (len(group) + 1) * max(longest, len(x))  # the localizer pads
+        if group and (rows + len(x) > most or padded > PADDING * most):
             yield group
-            group, rows = [], 0
+            group, rows, longest = [], 0, 0
         group.append(x)
-        rows += len(x)
+        rows, longest = rows + len(x), max(longest, len(x))
         del x  # a long recording is not kept while the next is read
         if rows >= most:
             yield group
-            group, rows = [], 0
+            group, rows, longest = [], 0, 0
     if group:
         yield group
 

@@ -3,6 +3,11 @@
 They take plain tensors (activations, embeddings, lengths, labels) and return a scalar or a small named result. Nothing
 here waits for the device, so a training step can be one CUDA graph. Every loss is finite for every batch of finite
 inputs, within the limits of docs/numbers.md.
+
+A batch is padded, (B, T, ...), or packed: with ``offsets`` the recordings lie one after another in (N, ...), recording
+b from row ``offsets[b]`` on, as many rows as its length, and no further than ``offsets[b + 1]``. Other rows may hold
+anything; their gradient is 0. ``max_length`` is an upper bound of the lengths, by which memory is reserved. On a CPU it
+is found where it is not given; elsewhere that would wait for the device, and N is taken.
 """
 
 from d2net.losses.comparison import (

@@ -98,7 +98,7 @@ def take_scores(
 ) -> tuple[Tensor, Rows, Tensor]:
     """Class activations, rows and labels of a batch, as tensors and checked; half precision becomes float32."""
     tcam, labels = as_tensors(loss, tcam=tcam, labels=labels)
-    check_rows(loss, offsets, tcam=(tcam, "C"))
+    check_same_rows(loss, offsets, tcam=(tcam, "C"))
     rows = Rows.of(loss, tcam, lengths, offsets, max_length)
     check_labels(loss, tcam, labels, rows)
     check_scores(loss, tcam, rows)
@@ -121,7 +121,7 @@ def take_batch(
     Embeddings keep their dtype: the operators that read them sum in float32.
     """
     tcam, embeddings, labels = as_tensors(loss, tcam=tcam, embeddings=embeddings, labels=labels)
-    check_rows(loss, offsets, tcam=(tcam, "C"), embeddings=(embeddings, "D"))
+    check_same_rows(loss, offsets, tcam=(tcam, "C"), embeddings=(embeddings, "D"))
     rows = Rows.of(loss, tcam, lengths, offsets, max_length)
     check_labels(loss, tcam, labels, rows)
     check_scores(loss, tcam, rows)
@@ -129,7 +129,7 @@ def take_batch(
     return at_least_float32(tcam), embeddings, rows, labels
 
 
-def check_rows(loss: str, offsets: Tensor | None, **named: tuple[Tensor, str]) -> None:
+def check_same_rows(loss: str, offsets: Tensor | None, **named: tuple[Tensor, str]) -> None:
     """Require the same rows of every tensor: (B, T) or, with offsets, (N,), and the dimension that is given with it."""
     (name, (first, _)), *_ = named.items()
     for other, (x, width) in named.items():

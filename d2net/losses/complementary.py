@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from d2net.errors import InputError
 from d2net.fields import Range
-from d2net.losses._common import Rows, check_known, check_labels, check_rows, setting
+from d2net.losses._common import Rows, check_known, check_labels, check_same_rows, setting
 from d2net.ops.checks import as_tensors, check_floating, within
 from d2net.ops.loss_ref import mean_of, unit_vectors
 from d2net.ops.precision import at_least_float32, product
@@ -66,7 +66,7 @@ class CoActivitySimilarity(nn.Module):
         logits, embeddings, labels = as_tensors(
             "CoActivitySimilarity", logits=logits, embeddings=embeddings, labels=labels
         )
-        check_rows("CoActivitySimilarity", offsets, logits=(logits, "C"), embeddings=(embeddings, "D"))
+        check_same_rows("CoActivitySimilarity", offsets, logits=(logits, "C"), embeddings=(embeddings, "D"))
         rows = Rows.of("CoActivitySimilarity", logits, lengths, offsets, max_length)
         check_labels("CoActivitySimilarity", logits, labels, rows)
         check_known("CoActivitySimilarity", labels, logits, rows)
@@ -165,7 +165,7 @@ class SnippetContrast(nn.Module):
         embeddings, actionness = as_tensors("SnippetContrast", embeddings=embeddings, actionness=actionness)
         check_floating("SnippetContrast", "embeddings", embeddings)
         check_floating("SnippetContrast", "actionness", actionness)
-        check_rows("SnippetContrast", offsets, embeddings=(embeddings, "D"), actionness=(actionness, ""))
+        check_same_rows("SnippetContrast", offsets, embeddings=(embeddings, "D"), actionness=(actionness, ""))
         rows = Rows.of("SnippetContrast", embeddings, lengths, offsets, max_length)
         lengths = rows.padded_lengths(embeddings)
         embeddings, actionness = rows.padded(embeddings), rows.padded(actionness)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from d2net.errors import InputError
-from d2net.losses._common import Normalization, Rows, check_known, check_labels, check_rows, check_scores, setting
+from d2net.losses._common import Normalization, Rows, check_known, check_labels, check_same_rows, check_scores, setting
 from d2net.losses.video_denoising import VideoDenoising, VideoTerm
 from d2net.ops.checks import as_tensor, as_tensors, within
 from d2net.ops.loss import d2net_loss
@@ -87,7 +87,7 @@ class SnippetTerm(nn.Module, ABC):
         """
         name = type(self).__name__
         tcam, embeddings = as_tensors(name, tcam=tcam, embeddings=embeddings)
-        check_rows(name, offsets, tcam=(tcam, "C"), embeddings=(embeddings, "D"))
+        check_same_rows(name, offsets, tcam=(tcam, "C"), embeddings=(embeddings, "D"))
         rows = Rows.of(name, tcam, lengths, offsets, max_length)
         if labels is not None:
             labels = as_tensor(name, "labels", labels, tcam)

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from d2net.losses._common import Rows, check_rows, setting
+from d2net.losses._common import Rows, check_same_rows, setting
 from d2net.ops.attention_pool import attention_pool
 from d2net.ops.checks import as_tensors, check_floating, within
 from d2net.ops.loss_ref import mean_of
@@ -92,7 +92,7 @@ class UncertaintyModeling(nn.Module):
         embeddings, logits = as_tensors("UncertaintyModeling", embeddings=embeddings, logits=logits)
         check_floating("UncertaintyModeling", "embeddings", embeddings)
         check_floating("UncertaintyModeling", "logits", logits)
-        check_rows("UncertaintyModeling", offsets, embeddings=(embeddings, "D"), logits=(logits, "C"))
+        check_same_rows("UncertaintyModeling", offsets, embeddings=(embeddings, "D"), logits=(logits, "C"))
         rows = Rows.of("UncertaintyModeling", embeddings, lengths, offsets, max_length)
         lengths = rows.padded_lengths(embeddings)
         logits = rows.padded(logits)

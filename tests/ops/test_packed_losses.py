@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -28,6 +29,7 @@ class Layout(NamedTuple):
 
     Attributes:
         lengths: Of each recording.
+        lead: Rows before the first recording.
         gaps: Rows behind each recording.
         tail: Rows behind the last gap, past offsets[B].
         given: Whether lengths are given; else there are no gaps, only a tail.
@@ -35,6 +37,7 @@ class Layout(NamedTuple):
     """
 
     lengths: list[int]
+    lead: int
     gaps: list[int]
     tail: int
     given: bool
@@ -43,7 +46,7 @@ class Layout(NamedTuple):
     @property
     def offsets(self) -> Tensor:
         gaps = self.gaps if self.given else [0] * len(self.gaps)
-        return torch.tensor([0, *(n + gap for n, gap in zip(self.lengths, gaps, strict=True))]).cumsum(0)
+        return torch.tensor([self.lead, *(n + gap for n, gap in zip(self.lengths, gaps, strict=True))]).cumsum(0)
 
     @property
     def rows(self) -> int:
@@ -69,10 +72,11 @@ class Layout(NamedTuple):
 def layouts(draw: st.DrawFn) -> Layout:
     lengths = draw(st.lists(st.integers(0, 23), max_size=5))
     gaps = draw(st.lists(st.integers(0, 4), min_size=len(lengths), max_size=len(lengths)))
-    return Layout(lengths, gaps, draw(st.integers(0, 6)), draw(st.booleans()), draw(st.sampled_from([None, 0, 3])))
+    lead, tail = draw(st.integers(0, 3)), draw(st.integers(0, 6))
+    return Layout(lengths, lead, gaps, tail, draw(st.booleans()), draw(st.sampled_from([None, 0, 3])))
 
 
-PLAIN = Layout([23, 0, 9, 1, 12, 6], [2, 2, 0, 4, 1, 3], 5, True, 0)
+PLAIN = Layout([23, 0, 9, 1, 12, 6], 1, [2, 2, 0, 4, 1, 3], 5, True, 0)
 
 
 class Batch(NamedTuple):
@@ -231,8 +235,6 @@ def check(name: str, layout: Layout, seed: int, device: torch.device, **toleranc
     results, grads = evaluated(loss, {n: batch.padded[n] for n in names}, batch.lengths, *given)
     packed_inputs = {n: batch.packed[n] for n in names}
     lengths = batch.lengths if layout.given else None
-    if not layout.given:  # the tail belongs to no recording
-        assert int(layout.offsets[-1]) == sum(layout.lengths)
     found, found_grads = evaluated(loss, packed_inputs, lengths, *given, **layout.keywords(device))
     assert all(x.isfinite().all() for x in (*results, *found, *grads, *found_grads))
     torch.testing.assert_close(found, results, **tolerance)
@@ -268,7 +270,7 @@ def test_wrong_packing_is_refused_in_one_line(name: str) -> None:
     falling, past = ends.clone(), ends.clone()
     falling[2], past[-1] = 3, n + 1
     for changes, message in (
-        ({"offsets": falling}, r"offsets\[2\] is 3, below offsets\[1\], 25"),
+        ({"offsets": falling}, r"offsets\[2\] is 3, below offsets\[1\], 26"),
         ({"offsets": past}, rf"offsets\[6\] is {n + 1}, past the {n} rows"),
         ({"offsets": ends.double()}, "offsets has shape .7,. and dtype torch.float64"),
         ({"max_length": -1}, "max_length is -1, expected 0 or more"),
@@ -346,3 +348,20 @@ def test_other_precisions(recipe: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(found, results, rtol=1e-5, atol=1e-6)
     expected = [packed(g, PLAIN.offsets, batch.lengths, PLAIN.rows) for g in grads]
     torch.testing.assert_close(found_grads, expected, rtol=1e-5 if dtype == torch.float32 else 0.02, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_lengths_are_cut_to_the_rows_there_are_and_to_the_longest_allowed(name: str) -> None:
+    batch = batch_of(PLAIN._replace(given=False), 1, torch.device("cpu"))
+    bounds = {"offsets": batch.layout.offsets, "max_length": 10}
+    cut = call(name, batch, lengths=batch.lengths.clamp(max=10), **bounds)
+    for lengths in (torch.tensor([99, 99, 99, 99, 12, 6]), [23, -3, 9, 1, 12, 10**12], batch.lengths.short()):
+        torch.testing.assert_close(call(name, batch, lengths=torch.as_tensor(lengths), **bounds), cut, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_offsets_may_be_a_list_or_an_array(name: str) -> None:
+    batch = batch_of(PLAIN, 2, torch.device("cpu"))
+    expected = call(name, batch)
+    for offsets in (batch.layout.offsets.tolist(), batch.layout.offsets.numpy().astype(np.int32)):
+        torch.testing.assert_close(call(name, batch, offsets=offsets), expected, rtol=0, atol=0)
