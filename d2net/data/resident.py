@@ -128,5 +128,5 @@ class ResidentFeatures:
         b = self.batch_size
         index, lengths, offsets, recordings = rows.split([len(rows) - 3 * b - 1, b, b + 1, b])
         parts = tuple(stream.index_select(0, index) for stream in self.streams)
-        labels = self.labels.index_select(0, recordings)
+        labels = self.labels[recordings]  # index_select takes several times as long for so few
         return Batch(parts, lengths, labels, offsets, index < self._begin[-1], self.max_length)
