@@ -38,11 +38,11 @@ template <typename T, int N, typename A = accumulator_t<T>>
 __global__ void __launch_bounds__(kSumThreads, 4) pool_over_time_kernel(const PoolOverTime<T> pool, int64_t chunks) {
   const int64_t t = pool.t, d = pool.d, recording = blockIdx.x / chunks;
   const int64_t first = blockIdx.x % chunks * kPoolChunk, length = pool.rows.length(pool.lengths, recording, t);
-  const int64_t origin = pool.rows.first(recording, t);
   const int64_t last = min(first + kPoolChunk, length);
   const int64_t column = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * N;
   const bool has_column = column < d;
   if (first < last) {
+    const int64_t origin = pool.rows.first(recording, t);
     const Weights<A> mine =
         weights_of_lane(pool.attention + origin, first, last, pool.threshold, pool.background_threshold);
     const T* __restrict__ rows = pool.x + (origin + first) * d + column;
@@ -83,11 +83,12 @@ __global__ void __launch_bounds__(kSumThreads, 4) pool_over_time_kernel(const Po
   const bool is_last = is_last_block(pool.arrived + recording * gridDim.y + blockIdx.y, unsigned(chunks));
   // What depends on attention alone is computed by a recording's first block.
   const bool is_first = blockIdx.x % chunks == 0 && blockIdx.y == 0;
+  const A* attention = pool.attention + pool.rows.first(recording, t);
   double totals[2] = {};
   if (is_first || (is_last && pool.mean)) {
 #pragma unroll 4
     for (int64_t s = threadIdx.x; s < length; s += blockDim.x) {
-      const Weights<A> weights = weights_of(pool.attention[origin + s], pool.threshold, pool.background_threshold);
+      const Weights<A> weights = weights_of(attention[s], pool.threshold, pool.background_threshold);
       totals[0] += selected(weights.fg) ? double(weights.fg) : 0.0;
       totals[1] += selected(weights.bg) ? double(weights.bg) : 0.0;
     }
@@ -123,7 +124,7 @@ __global__ void __launch_bounds__(kSumThreads, 4) pool_over_time_kernel(const Po
     }
   }
   if (pool.lowest != nullptr) {
-    const int64_t lowest = lowest_of(pool.attention + origin, length);
+    const int64_t lowest = lowest_of(attention, length);
     if (threadIdx.x == 0) pool.lowest[recording] = lowest;
   }
 }

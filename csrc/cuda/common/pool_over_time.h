@@ -101,7 +101,7 @@ struct PoolGradient {
 
 // A block takes 20 snippets of one recording (blockIdx.x) and all columns, tile by tile. At the end all threads call
 // use(recording, first, rows, gradient): thread i with the gradient with respect to the attention of snippet first + i.
-// Without the bound for float the compiler takes registers for which an H100 would run two blocks a multiprocessor.
+// Without the bound for float the compiler takes so many registers that an H100 would run two blocks a multiprocessor.
 template <typename T, int N, typename Use, typename A = accumulator_t<T>>
 __global__ void __launch_bounds__(kBackwardThreads, sizeof(T) == 4 ? 3 : 2)
     pool_gradient_kernel(const PoolGradient<T> g, int64_t groups, const Use use) {
@@ -109,18 +109,20 @@ __global__ void __launch_bounds__(kBackwardThreads, sizeof(T) == 4 ? 3 : 2)
   const T* __restrict__ x = g.x;
   T* __restrict__ grad_x = g.grad_x;
   const int64_t d = g.d, recording = blockIdx.x / groups, first = blockIdx.x % groups * kBackwardRows;
-  const int64_t length = g.rows.length(g.lengths, recording, g.t), origin = g.rows.first(recording, g.t);
+  const int64_t length = g.rows.length(g.lengths, recording, g.t), first_row = g.rows.first(recording, g.t) + first;
   const int rows = int(min(g.rows.written(g.lengths, recording, g.t) - first, int64_t(kBackwardRows)));
   if (rows <= 0) return;  // the whole block, of a packed batch
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t last = min(first + rows, length);
-  const Weights<A> mine = weights_of_lane(g.attention + origin, first, last, g.threshold, g.background_threshold);
+  const int64_t inside = min(int64_t(rows), length - first);
+  const Weights<A> mine = weights_of_lane(g.attention + first_row, 0, inside, g.threshold, g.background_threshold);
   const A* term = g.terms + 4 * recording;
   const A scale_fg = g.terms == nullptr ? A(1) : term[0], scale_bg = g.terms == nullptr ? A(1) : term[2];
   if (lane < kBackwardRows) dots[lane][warp] = 0;
   __syncwarp();
   for (int64_t tile = 0; tile < d; tile += int64_t(blockDim.x) * N) {
-    const int64_t column = tile + threadIdx.x * N, from = (origin + first) * d + column;
+    const int64_t column = tile + threadIdx.x * N;
+    // The row is computed again: kept until here, it takes registers that the bound above does not leave.
+    const int64_t from = (g.rows.first(recording, g.t) + first) * d + column;
     const bool has_column = column < d;
     Pack<A, N> fg = {}, bg = {};
     if (has_column) {
