@@ -41,10 +41,14 @@ from d2net.training_log import read_log
 REFERENCE = "fp32"
 TERMS = ("total", "discriminative", "snippet", "video")
 LAST = 100  # iterations over which the terms at the end are averaged, as a batch's own are noisy
-COMPARED = {"map": ("mAP@0.5", 1), "average": ("average mAP", 1), "total": ("loss at the end", 4)}  # title, digits
+COMPARED = {  # title, digits
+    "map": ("mAP@0.5", 1),
+    "average": ("average mAP", 1),
+    "total": ("loss at the end", 4),
+    "discriminative": ("L_Dis at the end", 4),
+}
 SHOWN = {
     **COMPARED,
-    "discriminative": ("L_Dis at the end", 4),
     "snippet": ("L_DS at the end", 4),
     "video": ("L_DV at the end", 4),
     "train_seconds": ("training, s", 1),
