@@ -73,6 +73,7 @@ def recipe_of(iterations: int, width: int) -> Recipe:
 def measure(dataset: Dataset, recipe: Recipe, device: torch.device, precision: str, seed: int) -> dict[str, Any]:
     """Train once and judge: mAP in percent, the loss and its terms (before their weights) at the end, seconds."""
     held_out, settings = dataset.subset("test"), recipe.evaluation
+    since = max(recipe.training.iterations - LAST, recipe.training.denoising_start)  # L_D is 0 before it begins
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
         checkpoint = Trainer(
@@ -86,7 +87,7 @@ def measure(dataset: Dataset, recipe: Recipe, device: torch.device, precision: s
             tensorboard=False,
             progress=lambda *_: None,
         ).run()
-        log = [entry for entry in read_log(Path(out)) if entry["iteration"] > recipe.training.iterations - LAST]
+        log = [entry for entry in read_log(Path(out)) if entry["iteration"] > since]
         model = load_model(checkpoint, device)
     synchronize(device)
     trained = time.perf_counter()
