@@ -90,12 +90,6 @@ CASES: dict[str, Case] = {
     "joint_log_condition_number": (ops.joint_log_condition_number, [uniform(2, C, 9), uniform(2, 9, C)], []),
     "log_condition_number": (ops.log_condition_number, [uniform(4, 7, 9)], []),
     "log_condition_number of 2 x 2": (ops.log_condition_number, [uniform(B, 2, 2)], []),
-    "masked_leaky_relu": (ops.masked_leaky_relu, [uniform(B, T, D) - 0.5], [lengths()]),
-    "masked_leaky_relu of (B, D, T)": (
-        lambda x, n: ops.masked_leaky_relu(x, n, time_dim=2),
-        [uniform(B, D, T) - 0.5],
-        [lengths()],
-    ),
     "nms_1d": (lambda *x: ops.nms_1d(*x, 0.5), [], list(segments())),
     "snippet_pdmi": (lambda a, s, n: ops.snippet_pdmi(a, s, n), [uniform(B, T)], [uniform(B, T, 1)[..., 0], lengths()]),
     "snippet_pdmi packed": (
@@ -191,7 +185,6 @@ def test_8_bit_floats_are_refused_in_one_line():
     for call in (
         lambda: ops.topk_pool(x),
         lambda: ops.tcam_pool(x),
-        lambda: ops.masked_leaky_relu(x),
         lambda: ops.attention_pool(x, torch.zeros(2, 8)),
         lambda: ops.bottom_up_attention(x, torch.zeros(3)),
         lambda: ops.log_condition_number(x),

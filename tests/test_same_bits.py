@@ -64,7 +64,6 @@ def per_recording(b: int, t: int, c: int, d: int) -> dict[str, Case]:
         "snippet_pdmi": (ops.snippet_pdmi, [drawn(b, t)], [scores, *lengths]),
         "tcam_pool": (ops.tcam_pool, [drawn(b, t, c)], lengths),
         "topk_pool": (ops.topk_pool, [drawn(b, t, c)], lengths),
-        "masked_leaky_relu": (ops.masked_leaky_relu, [drawn(b, t, c) - 0.5], lengths),
         "log_condition_number": (ops.log_condition_number, [drawn(b, 7, 9)], []),
         "log_condition_number of 2 x 2": (ops.log_condition_number, [drawn(b, 2, 2)], []),
         "joint_log_condition_number": (ops.joint_log_condition_number, [drawn(b, c, 9), drawn(b, 9, c)], []),

@@ -43,7 +43,6 @@ def cases(b: int, t: int, c: int, d: int):
         "topk_pool": (ops.topk_pool, [x(b, t, c)], [lengths]),
         "topk_pool without lengths": (ops.topk_pool, [x(b, t, c)], []),
         "tcam_pool": (ops.tcam_pool, [x(b, t, c)], [lengths]),
-        "masked_leaky_relu": (ops.masked_leaky_relu, [x(b, t, d)], [lengths]),
         "attention_pool": (ops.attention_pool, [x(b, t, d), x(b, t)], [lengths]),
         "attention_pool by mean": (
             lambda x, a, n: ops.attention_pool(x, a, n, reduction="mean"),

@@ -174,14 +174,6 @@ def tcam_pool(n: Numbers) -> Call:
     return Call("tcam_pool", lambda x, y: ops.tcam_pool(x, y, divisor=divisor), [x], [lengths])
 
 
-def masked_leaky_relu(n: Numbers) -> Call:
-    b, t, d = n.size(5), n.size(), n.size(40)
-    lengths, slope, time_dim = n.lengths(b, t), n.rng.choice((0, 0.2, 1, 2.5)), n.rng.choice((1, 2))
-    x = n.padded(n.normal(b, t, d), lengths).transpose(1, time_dim)
-    call = lambda x, y: ops.masked_leaky_relu(x, y, slope=slope, time_dim=time_dim)  # noqa: E731
-    return Call("masked_leaky_relu", call, [x], [lengths])
-
-
 def attention_pool(n: Numbers) -> Call:
     b, t, d = n.size(5), n.size(), n.size(40)
     lengths = n.lengths(b, t)
@@ -370,7 +362,7 @@ def draw_permutations(n: Numbers) -> Call:
 
 
 DRAWN: list[Callable[[Numbers], Call]] = [
-    *(topk_pool, tcam_pool, masked_leaky_relu, attention_pool, bottom_up_attention, log_condition_number),
+    *(topk_pool, tcam_pool, attention_pool, bottom_up_attention, log_condition_number),
     *(joint_log_condition_number, snippet_pdmi, nms_1d, batched_nms_1d, soft_nms_1d, iou_1d, extract_proposals),
     *(discriminative_loss, d2net_loss, uncertainty_modeling, co_activity_similarity, snippet_contrast),
     *(denoising_loss, draw_permutations),
