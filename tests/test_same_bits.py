@@ -172,7 +172,7 @@ def test_the_loss_for_every_number_of_threads(recipe: str, settings: list[str]) 
 
 @pytest.mark.parametrize("recipe", ["thumos14-paper", "thumos14-release", "activitynet12-paper"])
 def test_the_network_repeats_its_bits_and_threads_change_roundings_alone(recipe: str) -> None:
-    """Between numbers of threads, 2.3e-7 of the largest was the most that was seen (torch 2.13, widths 128 and 1024)."""
+    """Between numbers of threads, 2.3e-7 of the largest was the most that was seen (torch 2.13)."""
     b, t, width = 5, 300, 128
     torch.manual_seed(0)
     model = D2Net.from_recipe(load_recipe(recipe).model, num_classes=20, stream_widths=(width, width))

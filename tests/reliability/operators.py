@@ -395,8 +395,8 @@ def draw_permutations(n: Numbers) -> Call:
 
 
 DRAWN: list[Callable[[Numbers], Call]] = [
-    *(topk_pool, tcam_pool, attention_pool, bottom_up_attention, log_condition_number),
-    *(network, joint_log_condition_number, snippet_pdmi, nms_1d, batched_nms_1d, soft_nms_1d, iou_1d, extract_proposals),
+    *(topk_pool, tcam_pool, network, attention_pool, bottom_up_attention, log_condition_number),
+    *(joint_log_condition_number, snippet_pdmi, nms_1d, batched_nms_1d, soft_nms_1d, iou_1d, extract_proposals),
     *(discriminative_loss, d2net_loss, uncertainty_modeling, co_activity_similarity, snippet_contrast),
     *(denoising_loss, draw_permutations),
     *(
