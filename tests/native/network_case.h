@@ -92,9 +92,24 @@ struct Layer {
   std::vector<uint8_t> signs, kept;
 
   Layer(LayerParts parts, int64_t n, int64_t d, int64_t offset = 0)
-      : parts(parts), n(n), d(d), bytes((d + 7) / 8), mask(mask_of(n)), bias(d, offset),
-        grad_bias((n + d2net::kBlockRows - 1) / d2net::kBlockRows * d, offset), y(n * d, offset), residual(y), other(y),
-        x(y), dropped(y), mean(y), grad_dropped(y), grad_mean(y), grad_y(y), grad_residual(y), signs(n * bytes, 0xee),
+      : parts(parts),
+        n(n),
+        d(d),
+        bytes((d + 7) / 8),
+        mask(mask_of(n)),
+        bias(d, offset),
+        grad_bias((n + d2net::kBlockRows - 1) / d2net::kBlockRows * d, offset),
+        y(n * d, offset),
+        residual(y),
+        other(y),
+        x(y),
+        dropped(y),
+        mean(y),
+        grad_dropped(y),
+        grad_mean(y),
+        grad_y(y),
+        grad_residual(y),
+        signs(n * bytes, 0xee),
         kept(signs) {
     bias.draw(1);
     y.draw_rows(2, d);
@@ -149,9 +164,21 @@ struct Head {
   Memory<A> bias, logits_a, logits_b, tcam, grad_tcam, grad_a, grad_b;
 
   Head(int64_t n, int64_t c, int64_t k, int64_t dilation, int64_t streams)
-      : n(n), c(c), k(k), dilation(dilation), streams(streams), mask(mask_of(n)), products(streams * n * c * k, 0),
-        grad_products(products), bias(streams * c, 0), logits_a(n * c, 0), logits_b(streams == 2 ? n * c : 0, 0),
-        tcam(n * c, 0), grad_tcam(tcam), grad_a(tcam), grad_b(tcam) {
+      : n(n),
+        c(c),
+        k(k),
+        dilation(dilation),
+        streams(streams),
+        mask(mask_of(n)),
+        products(streams * n * c * k, 0),
+        grad_products(products),
+        bias(streams * c, 0),
+        logits_a(n * c, 0),
+        logits_b(streams == 2 ? n * c : 0, 0),
+        tcam(n * c, 0),
+        grad_tcam(tcam),
+        grad_a(tcam),
+        grad_b(tcam) {
     products.draw(1);
     bias.draw(2);
     grad_tcam.draw_rows(3, c);

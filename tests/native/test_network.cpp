@@ -153,7 +153,8 @@ TEST(a_layer_without_rows_or_columns) {
 
 // What a layer of another call left is not needed: a training without gradients has no signs.
 TEST(a_layer_that_keeps_no_bits) {
-  check::Layer<float> found({true, true, true, true, false}, 100, 20), expected({true, true, true, true, false}, 100, 20);
+  check::Layer<float> found({true, true, true, true, false}, 100, 20),
+      expected({true, true, true, true, false}, 100, 20);
   d2net::cpu::stream_layer(expected.call(), 1);
   auto g = found.call();
   g.signs = g.kept = nullptr;
