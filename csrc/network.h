@@ -6,7 +6,7 @@
 
 namespace d2net {
 
-constexpr int64_t kBitsOf = 8;     // elements of a row that one byte of signs, or of kept, tells of
+constexpr int64_t kBitsOf = 8;      // elements of a row that one byte of signs, or of kept, tells of
 constexpr int64_t kBlockRows = 16;  // rows of one partial sum of the bias' gradient
 
 // Rows n, some of them gaps between recordings, which are 0.
@@ -59,8 +59,8 @@ struct ClassHead {
   int64_t partial_stride = 0, width = 0;
 };
 
-// The gradients of all biases from their sums over blocks of rows: partial (streams, 3, blocks, width) -> sums (streams,
-// 3, width). Of the third of three, the class head's, c columns are there, of the others d.
+// The gradients of all biases from their sums over blocks of rows: partial (streams, 3, blocks, width) -> sums
+// (streams, 3, width). Of the third of three, the class head's, c columns are there, of the others d.
 template <typename T>
 struct BiasSums {
   static constexpr int kSettings = 0;

@@ -1,5 +1,5 @@
-// Bytes: weights, gradients and both moments are read once, all but gradients written once, and the copies: 28 and up to
-// 4 an element, where PyTorch's fused Adam and a cast of the weights take 28 and 6 to 14.
+// Bytes: weights, gradients and both moments are read once, all but gradients written once, and the copies: 28 and up
+// to 4 an element, where PyTorch's fused Adam and a cast of the weights take 28 and 6 to 14.
 #include <cstdint>
 
 #include "adam.h"

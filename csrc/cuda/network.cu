@@ -21,7 +21,9 @@ constexpr int kBytePack = kWidePackOf<T> < kBits ? kWidePackOf<T> : kBits;  // e
 
 // Rows that a thread loads at once.
 template <typename T>
-constexpr int kRowsAtOnce = sizeof(T) == 2 ? 4 : sizeof(T) == 4 ? 2 : 1;
+constexpr int kRowsAtOnce = sizeof(T) == 2   ? 4
+                            : sizeof(T) == 4 ? 2
+                                             : 1;
 
 // 8 neighbouring elements of a row. kPacks: all of them are there, and aligned.
 template <typename T>
@@ -345,7 +347,8 @@ constexpr int kSumColumns = 32, kSumGroups = kThreads / kSumColumns;
 template <typename T>
 __global__ void __launch_bounds__(kThreads) bias_sums_kernel(const BiasSums<T> g, unsigned tiles) {
   D2NET_SHARED(T, sums, [kSumGroups][kSumColumns]);
-  const int64_t which = blockIdx.x / tiles, column = int64_t(blockIdx.x % tiles) * kSumColumns + threadIdx.x % kSumColumns;
+  const int64_t which = blockIdx.x / tiles,
+                column = int64_t(blockIdx.x % tiles) * kSumColumns + threadIdx.x % kSumColumns;
   const int group = int(threadIdx.x / kSumColumns);
   const bool present = column < (which % 3 == 2 ? g.c : g.d);
   T sum = 0;
