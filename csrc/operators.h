@@ -6,7 +6,6 @@
 #include "condition_number.h"
 #include "iou.h"
 #include "loss.h"
-#include "masked_leaky_relu.h"
 #include "network.h"
 #include "snippet_pdmi.h"
 #include "topk_pool.h"
@@ -21,8 +20,6 @@
   HALF(loss)                           \
   HALF(loss_backward)                  \
   HALF(bottom_up_attention)            \
-  HALF(masked_leaky_relu)              \
-  HALF(masked_leaky_relu_backward)     \
   HALF(stream_layer)                   \
   HALF(stream_layer_backward)          \
   HALF(class_head)                     \

@@ -15,6 +15,7 @@ from d2net import ops
 from d2net.info import operator_names
 from d2net.localization import Localizer
 from d2net.losses import D2NetLoss
+from d2net.model import D2Net
 from d2net.ops.loss import d2net_loss
 from d2net.ops.loss_ref import LossInputs, LossSettings
 from d2net.recipes import load_recipe
@@ -64,7 +65,6 @@ def per_recording(b: int, t: int, c: int, d: int) -> dict[str, Case]:
         "snippet_pdmi": (ops.snippet_pdmi, [drawn(b, t)], [scores, *lengths]),
         "tcam_pool": (ops.tcam_pool, [drawn(b, t, c)], lengths),
         "topk_pool": (ops.topk_pool, [drawn(b, t, c)], lengths),
-        "masked_leaky_relu": (ops.masked_leaky_relu, [drawn(b, t, c) - 0.5], lengths),
         "log_condition_number": (ops.log_condition_number, [drawn(b, 7, 9)], []),
         "log_condition_number of 2 x 2": (ops.log_condition_number, [drawn(b, 2, 2)], []),
         "joint_log_condition_number": (ops.joint_log_condition_number, [drawn(b, c, 9), drawn(b, 9, c)], []),
@@ -168,6 +168,30 @@ def test_the_loss_for_every_number_of_threads(recipe: str, settings: list[str]) 
     for threads in (2, 3, 7):
         torch.set_num_threads(threads)
         assert same(results(case), expected), threads
+
+
+@pytest.mark.parametrize("recipe", ["thumos14-paper", "thumos14-release", "activitynet12-paper"])
+def test_the_network_repeats_its_bits_and_threads_change_roundings_alone(recipe: str) -> None:
+    """Between numbers of threads, 2.3e-7 of the largest was the most that was seen (torch 2.13)."""
+    b, t, width = 5, 300, 128
+    torch.manual_seed(0)
+    model = D2Net.from_recipe(load_recipe(recipe).model, num_classes=20, stream_widths=(width, width))
+    x, lengths = drawn(b, t, 2 * width) - 0.5, drawn_lengths(b, t)
+
+    def run() -> list[Tensor]:
+        torch.manual_seed(1)  # of the dropout
+        out = model(x, lengths)
+        gradients = torch.autograd.grad(sum(1.3 * y.sum() for y in out), list(model.parameters()))
+        return [y.detach() for y in (*out, *gradients)]
+
+    torch.set_num_threads(1)
+    of_one = run()
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        found = run()
+        assert same(run(), found), threads
+        for y, expected in zip(found, of_one, strict=True):
+            assert (y - expected).abs().max() <= 1e-6 * expected.abs().max(), threads
 
 
 @pytest.mark.parametrize("recipe", ["thumos14-paper", "thumos14-release"])

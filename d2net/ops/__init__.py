@@ -13,7 +13,6 @@ from d2net.ops.attention_pool import Pooled, attention_pool
 from d2net.ops.bottom_up_attention import bottom_up_attention
 from d2net.ops.condition_number import joint_log_condition_number, log_condition_number
 from d2net.ops.iou import iou_1d
-from d2net.ops.masked_leaky_relu import masked_leaky_relu
 from d2net.ops.nms import batched_nms_1d, nms_1d, soft_nms_1d
 from d2net.ops.proposals import Proposals, extract_proposals
 from d2net.ops.snippet_pdmi import SnippetPDMI, snippet_pdmi
@@ -34,7 +33,6 @@ __all__ = [
     "iou_1d",
     "joint_log_condition_number",
     "log_condition_number",
-    "masked_leaky_relu",
     "nms_1d",
     "runs_on",
     "snippet_pdmi",

@@ -34,7 +34,6 @@ def proposals(activations: Tensor = X, classes: Tensor = LABELS > 0, **changed: 
 SETTINGS: dict[str, tuple[Callable[..., object], dict[str, float]]] = {
     "topk_pool": (lambda **s: ops.topk_pool(X, **s), {"divisor": 2}),
     "tcam_pool": (lambda **s: ops.tcam_pool(X, **s), {"divisor": 2}),
-    "masked_leaky_relu": (lambda **s: ops.masked_leaky_relu(X, **s), {"slope": 0.1, "time_dim": 2}),
     "attention_pool": (
         lambda **s: ops.attention_pool(X, X[..., 0], **s),
         {"threshold": 0.4, "background_threshold": 0.6},
@@ -146,7 +145,6 @@ TAKEN: dict[str, tuple[Callable[[object], object], Tensor]] = {
     "topk_pool: x": (ops.topk_pool, X),
     "topk_pool: lengths": (lambda x: ops.topk_pool(X, x), torch.tensor([3, 4])),
     "tcam_pool: tcam": (ops.tcam_pool, X),
-    "masked_leaky_relu: x": (ops.masked_leaky_relu, X),
     "attention_pool: x": (lambda x: ops.attention_pool(x, X[..., 0]), X),
     "attention_pool: attention": (lambda x: ops.attention_pool(X, x), X[..., 0]),
     "bottom_up_attention: embeddings": (lambda x: ops.bottom_up_attention(x, X[0, 0]), X),

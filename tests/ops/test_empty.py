@@ -15,6 +15,8 @@ from d2net.info import operator_names
 from d2net.ops import use_backend
 from d2net.ops.loss import d2net_loss
 from d2net.ops.loss_ref import LossInputs, LossSettings
+from d2net.ops.network import network
+from d2net.ops.network_ref import NetworkInputs, NetworkSettings
 
 SIZES = list(itertools.product((0, 2), (0, 3), (0, 4), (0, 5)))
 WAIT = ("nms_1d", "batched_nms_1d", "soft_nms_1d", "extract_proposals")
@@ -37,13 +39,13 @@ def cases(b: int, t: int, c: int, d: int):
     def x(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, dtype=torch.float64)
 
+    mask = torch.cat([torch.tensor([0]), torch.cat([torch.ones(t), torch.zeros(1)]).repeat(b)]).bool()  # gaps of a row
     lengths, labels = torch.full((b,), t), (x(b, c) > 0.5).double()
     partner = ((torch.arange(b) + 1) % max(b, 1)).expand(3, b).clone()
     return {
         "topk_pool": (ops.topk_pool, [x(b, t, c)], [lengths]),
         "topk_pool without lengths": (ops.topk_pool, [x(b, t, c)], []),
         "tcam_pool": (ops.tcam_pool, [x(b, t, c)], [lengths]),
-        "masked_leaky_relu": (ops.masked_leaky_relu, [x(b, t, d)], [lengths]),
         "attention_pool": (ops.attention_pool, [x(b, t, d), x(b, t)], [lengths]),
         "attention_pool by mean": (
             lambda x, a, n: ops.attention_pool(x, a, n, reduction="mean"),
@@ -51,6 +53,11 @@ def cases(b: int, t: int, c: int, d: int):
             [lengths],
         ),
         "bottom_up_attention": (ops.bottom_up_attention, [x(b, t, d), x(d)], [lengths]),
+        "network": (  # none has layers without width
+            lambda x, mask, *w: network(NetworkInputs(mask, x, None, None), w, NetworkSettings())[2:],
+            [x(len(mask), d + 1).masked_fill(~mask[:, None], 0)],
+            [mask, *(y for size in ((5, d + 1, 3), (5, 5, 3), (c + 1, 5, 3)) for y in (x(*size), x(size[0])))],
+        ),
         "log_condition_number": (ops.log_condition_number, [x(b, t, c)], []),
         "joint_log_condition_number": (ops.joint_log_condition_number, [x(d, c, b), x(d, b, c)], []),
         "snippet_pdmi": (ops.snippet_pdmi, [x(b, t)], [x(b, t), lengths]),
@@ -125,7 +132,7 @@ def test_nothing_gives_what_the_reference_gives(kernels, sizes, request):
 
 def test_no_operator_is_left_out():
     names = {name.split()[0] for name in cases(0, 0, 0, 0)}
-    assert names == {*operator_names(), "d2net_loss"}
+    assert names == {*operator_names(), "d2net_loss", "network"}
 
 
 @pytest.mark.parametrize("sizes", [(2, 3, 4, 5), (0, 3, 4, 5), (2, 0, 0, 0)], ids=str)

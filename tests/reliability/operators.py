@@ -41,6 +41,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from d2net import losses, ops
 from d2net.errors import D2NetError
 from d2net.ops import use_backend
+from d2net.ops.network import network as streams
+from d2net.ops.network_ref import NetworkInputs, NetworkSettings
 
 EPS = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float32: 2e-5, torch.float64: 1e-9}
 # Squares of these are within the type that is computed in, as docs/numbers.md asks for.
@@ -174,14 +176,6 @@ def tcam_pool(n: Numbers) -> Call:
     return Call("tcam_pool", lambda x, y: ops.tcam_pool(x, y, divisor=divisor), [x], [lengths])
 
 
-def masked_leaky_relu(n: Numbers) -> Call:
-    b, t, d = n.size(5), n.size(), n.size(40)
-    lengths, slope, time_dim = n.lengths(b, t), n.rng.choice((0, 0.2, 1, 2.5)), n.rng.choice((1, 2))
-    x = n.padded(n.normal(b, t, d), lengths).transpose(1, time_dim)
-    call = lambda x, y: ops.masked_leaky_relu(x, y, slope=slope, time_dim=time_dim)  # noqa: E731
-    return Call("masked_leaky_relu", call, [x], [lengths])
-
-
 def attention_pool(n: Numbers) -> Call:
     b, t, d = n.size(5), n.size(), n.size(40)
     lengths = n.lengths(b, t)
@@ -204,7 +198,7 @@ def bottom_up_attention(n: Numbers) -> Call:
 
 
 def tame(x: Tensor) -> Tensor:
-    """Without huge numbers, beside which every other singular value is rounding, also LAPACK's."""
+    """Without huge numbers, beside which every other one is rounding: a singular value (also LAPACK's), a logit."""
     return torch.where(x.isfinite() & (x.abs() > 10), 1, x)
 
 
@@ -275,6 +269,37 @@ def extract_proposals(n: Numbers) -> Call:
         return ops.extract_proposals(x, classes, lengths, thresholds=levels, **options)
 
     return Call("extract_proposals", call, [], [x, n.bools(b, c), lengths])
+
+
+def network(n: Numbers) -> Call:
+    """Biases decide on the sign of what a leaky ReLU gets, not rounding: products with the weights are below 1."""
+    two, residual, dilation = n.chance(0.7), n.chance(0.4), n.rng.choice((1, 1, 2))
+    k, taps = n.rng.choice((1, 3, 3, 5)), n.rng.choice((1, 3, 5))
+    d, c = max(1, n.size(33)), max(1, n.size(20))
+    width, reach = d if residual else max(1, n.size(17)), max(k, taps) // 2 * dilation
+    runs = [False] * reach
+    for _ in range(n.size(5)):
+        runs += [True] * n.size(40) + [False] * reach
+    mask = torch.tensor(runs + [False] * (n.size(3) + (-(len(runs) + 1) % k)), dtype=torch.bool)
+    if len(mask) == 0:
+        mask = torch.zeros(1, dtype=torch.bool)
+    leaves = [n.uniform(len(mask), width, low=-1).masked_fill(~mask[:, None], 0) for _ in range(1 + two)]
+    for _ in range(1 + two):
+        # A residual layer adds its input, of at most 1, to its output, of at most 3.
+        for out, of, size, most in ((d, width, k, 1), (d, d, k, 3 + residual), (c, d, taps, 12)):
+            leaves.append(n.uniform(out, of, size, low=-1 / (most * of * size), high=1 / (most * of * size)))
+            signs = torch.randint(2, (out,), generator=n.torch) * 2 - 1
+            leaves.append(n.uniform(out, low=1.25, high=2).clamp(min=1.25) * signs.to(n.dtype))
+    settings = NetworkSettings(dilation, residual, n.rng.choice((0.0, 0.3, 0.7)), n.chance(0.5))
+    seed = torch.randint(2**62, (1,), generator=n.torch)
+
+    def call(*given: Any) -> Any:
+        *inputs, mask, seed = given
+        inputs = inputs if two else [inputs[0], None, *inputs[1:]]
+        found = streams(NetworkInputs(mask, *inputs[:2], seed), inputs[2:], settings)
+        return [x for x in found if x is not None]
+
+    return Call("network", call, [tame(x) for x in leaves], [mask, seed])
 
 
 # -- the losses, whose whole computation runs once with the operators and once with their references
@@ -370,7 +395,7 @@ def draw_permutations(n: Numbers) -> Call:
 
 
 DRAWN: list[Callable[[Numbers], Call]] = [
-    *(topk_pool, tcam_pool, masked_leaky_relu, attention_pool, bottom_up_attention, log_condition_number),
+    *(topk_pool, tcam_pool, network, attention_pool, bottom_up_attention, log_condition_number),
     *(joint_log_condition_number, snippet_pdmi, nms_1d, batched_nms_1d, soft_nms_1d, iou_1d, extract_proposals),
     *(discriminative_loss, d2net_loss, uncertainty_modeling, co_activity_similarity, snippet_contrast),
     *(denoising_loss, draw_permutations),
@@ -485,7 +510,9 @@ def spoil(x: Any, n: Numbers) -> Any:
     if isinstance(x, (int, float)):
         return rng.choice((0, -1, 1, 2**31, 2**62, -(2**62), math.nan, math.inf, -math.inf, 1e308, None))
     if isinstance(x, list):
-        return rng.choice(([], x + x, [math.nan] * max(1, len(x)), None))
+        at = rng.randrange(len(x)) if x else 0
+        one_of_it = [*x[:at], *(spoil(y, n) for y in x[at : at + 1]), *x[at + 1 :]]
+        return rng.choice(([], x + x, [math.nan] * max(1, len(x)), None, one_of_it, one_of_it))
     return rng.choice((torch.zeros(3), torch.zeros(0), 1))
 
 
