@@ -94,7 +94,17 @@ def _check(mask: Tensor, x_a: Tensor, x_b: Tensor | None, seed: Tensor | None, *
     widths = [x.shape[1] for x in (x_a, x_b) if x is not None]
     if settings.residual and any(width != size for width in widths for size in layers[:2]):
         raise InputError(f"{where}: residual layers need features as wide as the layers, found {x_a.shape[1]}")
-    reach = reach_of([w.shape[2] for w in weights if w is not None and w.ndim == 3], settings.dilation)
+    if any(size == 0 for size in (*widths, *layers)):
+        raise InputError(f"{where}: features are {widths} and the layers {layers} wide, expected at least 1")
+    if settings.dilation < 1:
+        raise InputError(f"{where}: dilation is {settings.dilation}, expected at least 1")
+    taps = [w.shape[2] for w in weights if w is not None and w.ndim == 3]
+    if any(k != taps[0] for k in (*taps[::3], *taps[1::3])) or any(k != taps[2] for k in taps[2::3]):
+        raise InputError(
+            f"{where}: the kernels have {taps} taps; those of the first two layers must be alike, in both streams, and "
+            "so must those of the classifiers"
+        )
+    reach = reach_of(taps, settings.dilation)
     if reach and can_look_at(mask) and (mask[:reach].any() or mask[-reach:].any()):
         raise InputError(f"{where}: the first and the last {reach} rows must be gaps, mask False")
     if copies:

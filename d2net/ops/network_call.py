@@ -105,7 +105,7 @@ class Call:
         return weight.permute(0, 2, 1).to(self.dtype).contiguous()
 
     def bias(self, s: int, name: str) -> Tensor | None:
-        return getattr(self.of[s], name).to(self.sums) if s < len(self.of) else None
+        return getattr(self.of[s], name).to(self.sums).contiguous() if s < len(self.of) else None
 
     def blank(self, *size: int, dtype: torch.dtype | None = None) -> Tensor:
         return self.x[0].new_empty(size, dtype=dtype)

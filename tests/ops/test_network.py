@@ -246,6 +246,16 @@ def test_wrong_arguments(device):
         network(inputs, [*weights[:4], weights[4][:3], weights[5][:3], *weights[6:]], settings)
     with pytest.raises(InputError, match="residual layers need features as wide"):
         network(inputs, weights, settings._replace(residual=True))
+    for at, k in ((0, 5), (2, 5), (4, 1), (10, 1)):  # first, second, both classifiers
+        changed = [*weights]
+        changed[at] = weights[at].new_zeros(*weights[at].shape[:2], k)
+        with pytest.raises(InputError, match="taps; those of the first two layers must be alike"):
+            network(inputs, changed, settings)
+    with pytest.raises(InputError, match="dilation is 0"):
+        network(inputs, weights, settings._replace(dilation=0))
+    with pytest.raises(InputError, match="wide, expected at least 1"):
+        empty = inputs._replace(x_a=inputs.x_a[:, :0])
+        network(empty, [weights[0][:, :0], *weights[1:]], settings)
     if device.type == "cpu":
         with pytest.raises(InputError, match="the first and the last 1 rows must be gaps"):
             network(inputs._replace(mask=torch.ones_like(inputs.mask)), weights, settings)
