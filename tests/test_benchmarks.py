@@ -1,4 +1,4 @@
-"""The benchmarks' harness and gpu_check.sh keep what was measured, whatever fails."""
+"""The benchmarks' harness and gpu_check.sh keep what was measured, whatever fails; precision.py compares over seeds."""
 
 from __future__ import annotations
 
@@ -181,3 +181,77 @@ def test_gpu_check_says_what_it_runs_and_for_how_long():
 def test_gpu_check_refuses_what_it_does_not_know(arguments, message):
     done = gpu_check(*arguments)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def precision(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import precision
+
+    return precision
+
+
+def test_precisions_are_compared_over_seeds(precision, tmp_path, monkeypatch, one_thread):
+    monkeypatch.setattr(sys, "argv", ["precision.py", "--quick", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        precision.main()
+    assert not stopped.value.code
+    result, table = json.loads((tmp_path / "precision.json").read_text()), (tmp_path / "precision.md").read_text()
+    rows = result["rows"]
+    named = [(row["precision"], row["seed"]) for row in rows]
+    assert named == [("bf16", 0), ("fp32", 0), ("bf16", 1), ("fp32", 1)]
+    assert len({row["total"] for row in rows}) == 4  # every seed and every precision is a training of its own
+    for row, other in zip(rows[::2], rows[1::2], strict=True):
+        assert row["total"] == pytest.approx(other["total"], rel=0.05)  # from the same weights and batches
+        terms = row["discriminative"] + 0.2 * (row["snippet"] + row["video"])
+        assert row["total"] == pytest.approx(terms) and row["video"] > 0  # L_D came on
+    assert [x["measure"] for x in result["comparisons"]] == ["map", "average", "total", "discriminative"]
+    means = [sum(row["map"] for row in rows if row["precision"] == p) / 2 for p in ("bf16", "fp32")]
+    assert result["comparisons"][0]["difference"] == pytest.approx(means[0] - means[1])
+    assert f"| mAP@0.5 | bf16 | {rows[0]['map']:.1f} | {rows[2]['map']:.1f} | {means[0]:.1f} |" in table
+    assert "by more than the spread of seeds" in table.lower()
+
+
+@pytest.mark.parametrize(
+    ("a", "differ"),
+    [([12.2, 13.2, 14.2], False), ([12.3, 13.3, 14.3], True), ([7.7, 8.7, 9.7], True), ([10, 11, 12], False)],
+)
+def test_the_spread_of_seeds(precision, a, differ):
+    found = precision.compare(a, [10, 11, 12])  # standard deviation 1 in both; t of 4 degrees is 2.776
+    assert found["pooled"] == pytest.approx(1) and found["spread"] == pytest.approx(2.776 * (2 / 3) ** 0.5, abs=1e-3)
+    assert found["differ"] is differ and found["difference"] == pytest.approx(sum(a) / 3 - 11)
+
+
+def trainings(**of: list) -> list[dict]:
+    """Rows with these values in every measure, one a seed; None: failed."""
+    numbers = ("map", "average", "total", "discriminative", "snippet", "video", "train_seconds", "judge_seconds")
+    return [
+        {"precision": name, "seed": seed} | ({"failed": "out | of luck"} if x is None else dict.fromkeys(numbers, x))
+        for name, values in of.items()
+        for seed, x in enumerate(values)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (trainings(bf16=[50, 51], tf32=[40, 50], fp32=[50, 51]), "No mean differs from that of fp32 by more"),
+        (trainings(bf16=[30, 31], tf32=[50, 51], fp32=[50, 51]), "differ from fp32: mAP@0.5 in bf16, average mAP in"),
+        (trainings(bf16=[95, 95], fp32=[95, 95]), "This tells little: mAP@0.5 in fp32 is 95.0"),
+        (trainings(bf16=[50, 51], fp32=[50, None]), "Nothing to compare: fp32 and another precision need two"),
+        (trainings(bf16=[50, 51], fp32=[50, None]), "fp32, seed 1: out / of luck."),
+        (trainings(bf16=[None, None], fp32=[50, 51]), "| mAP@0.5 | bf16 | - | - | - | - |"),
+    ],
+)
+def test_what_is_said_of_precisions(precision, rows, said):
+    where = {"device": "cpu", "processor": "", "threads": 1, "torch": "", "commit": "", "date": ""}
+    compared = precision.comparisons(rows)
+    result = {"title": "", "sizes": "", "environment": where, "rows": rows, "comparisons": compared}
+    assert said in precision.markdown(result)
+
+
+def test_one_seed_has_no_spread(precision, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["precision.py", "--seeds", "1"])
+    with pytest.raises(SystemExit):
+        precision.main()
+    assert "--seeds 1: a spread needs 2 or more" in capsys.readouterr().err

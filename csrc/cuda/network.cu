@@ -55,10 +55,62 @@ struct Eight {
   __device__ __forceinline__ accumulator_t<T> get(int i) const {
     return to_float(parts[i / kBytePack<T>].at[i % kBytePack<T>]);
   }
-  __device__ __forceinline__ void set(int i, accumulator_t<T> value) {
-    parts[i / kBytePack<T>].at[i % kBytePack<T>] = from_float<T>(value);
+  __device__ __forceinline__ void set_pair(int i, accumulator_t<T> first, accumulator_t<T> second) {
+    parts[i / kBytePack<T>].at[i % kBytePack<T>] = from_float<T>(first);
+    parts[(i + 1) / kBytePack<T>].at[(i + 1) % kBytePack<T>] = from_float<T>(second);
   }
 };
+
+// Of bfloat16, whose halves of a word the compiler would take apart and put together one by one.
+template <>
+struct Eight<bfloat16> {
+  Pack<unsigned, 4> words;
+
+  template <bool kPacks>
+  __device__ __forceinline__ void read(const bfloat16* from, int present) {
+    if constexpr (kPacks) {
+      words = load<4>(reinterpret_cast<const unsigned*>(from));
+    } else {
+#pragma unroll
+      for (int i = 0; i < kBits; ++i) {
+        if (i < present) words.at[i / 2] |= unsigned(from[i].bits) << (i % 2 * 16);
+      }
+    }
+  }
+  template <bool kPacks>
+  __device__ __forceinline__ void write(bfloat16* to, int present) const {
+    if constexpr (kPacks) {
+#ifdef D2NET_SIMT
+      store(reinterpret_cast<unsigned*>(to), words);
+#else  // ptxas would make four stores of it
+      const unsigned* w = words.at;
+      asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                   :
+                   : "l"(__cvta_generic_to_global(to)), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
+                   : "memory");
+#endif
+    } else {
+#pragma unroll
+      for (int i = 0; i < kBits; ++i) {
+        if (i < present) to[i].bits = uint16_t(words.at[i / 2] >> (i % 2 * 16));
+      }
+    }
+  }
+  __device__ __forceinline__ float get(int i) const {
+    return __uint_as_float(i % 2 == 0 ? words.at[i / 2] << 16 : words.at[i / 2] & 0xffff0000u);
+  }
+  __device__ __forceinline__ void set_pair(int i, float first, float second) {
+    words.at[i / 2] = unsigned(from_float<bfloat16>(first).bits) | unsigned(from_float<bfloat16>(second).bits) << 16;
+  }
+};
+
+template <bool kPacks, typename T, typename A>
+__device__ __forceinline__ void write_eight(T* to, const A (&values)[kBits], int present) {
+  Eight<T> eight;
+#pragma unroll
+  for (int j = 0; j < kBits; j += 2) eight.set_pair(j, values[j], values[j + 1]);
+  eight.template write<kPacks>(to, present);
+}
 
 // Which rows and columns a thread has: a block takes kBlockRows rows of 8 `lanes` columns, a thread 8 columns of every
 // kThreads / lanes-th row.
@@ -111,26 +163,35 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < R; ++i) {
       if (rows[i] < 0) continue;
       const int64_t to = rows[i] * g.d + at.column, byte = rows[i] * at.bytes_of_row + at.byte;
-      Eight<T> x = {}, dropped = {}, mean = {};
+      // Branches are the same for all threads but at gaps: what is off costs nothing.
+      A value[kBits] = {};
       unsigned signs = 0, kept = 0;
       if (inside[i]) {
-        if (drops) kept = dropout.kept(seed, uint64_t(byte));
 #pragma unroll
         for (int j = 0; j < kBits; ++j) {
           const A y = ys[i].get(j) + bias.get(j);
-          signs |= unsigned(y > 0) << j;
-          const A value = (y > 0 ? y : slope * y) + residuals[i].get(j);
-          x.set(j, value);
-          const A passed = (kept >> j & 1) != 0 ? value * scale : A(0);
-          dropped.set(j, passed);
-          mean.set(j, share * ((of_dropped ? passed : value) + others[i].get(j)));
+          signs |= y > 0 ? 1u << j : 0u;
+          value[j] = y > 0 ? y : slope * y;
         }
+        if (g.residual != nullptr) {
+#pragma unroll
+          for (int j = 0; j < kBits; ++j) value[j] += residuals[i].get(j);
+        }
+        if (drops) kept = dropout.kept(seed, uint64_t(byte));
       }
-      x.template write<kPacks>(g.x + to, at.present);
+      write_eight<kPacks>(g.x + to, value, at.present);
       if (g.signs != nullptr) g.signs[byte] = uint8_t(signs);
-      if (drops) dropped.template write<kPacks>(g.dropped + to, at.present);
-      if (g.kept != nullptr) g.kept[byte] = uint8_t(kept);
-      if (g.other != nullptr) mean.template write<kPacks>(g.mean + to, at.present);
+      A passed[kBits] = {};
+      if (drops) {
+#pragma unroll
+        for (int j = 0; j < kBits; ++j) passed[j] = (kept >> j & 1) != 0 ? value[j] * scale : A(0);
+        write_eight<kPacks>(g.dropped + to, passed, at.present);
+        if (g.kept != nullptr) g.kept[byte] = uint8_t(kept);
+      }
+      if (g.other == nullptr) continue;
+#pragma unroll
+      for (int j = 0; j < kBits; ++j) value[j] = share * ((of_dropped ? passed[j] : value[j]) + others[i].get(j));
+      write_eight<kPacks>(g.mean + to, value, at.present);
     }
   }
 }
@@ -162,27 +223,37 @@ __global__ void __launch_bounds__(kThreads)
       if (g.grad_dropped != nullptr) of_dropped[i].template read<kPacks>(g.grad_dropped + from, at.present);
       if (g.grad_mean != nullptr) of_mean[i].template read<kPacks>(g.grad_mean + from, at.present);
       signs[i] = g.signs[byte];
-      kept[i] = g.kept == nullptr ? 0xffu : g.kept[byte];
+      if (g.kept != nullptr) kept[i] = g.kept[byte];
     }
 #pragma unroll
     for (int i = 0; i < R; ++i) {
       if (rows[i] < 0) continue;
       const int64_t to = rows[i] * g.d + at.column;
-      Eight<T> grad = {}, grad_y = {};
+      A grad[kBits] = {};
       if (inside[i]) {
+        const bool mean_first = g.grad_mean != nullptr && g.mean_of_dropped != 0;
 #pragma unroll
-        for (int j = 0; j < kBits; ++j) {
-          const A passed = (kept[i] >> j & 1) != 0 ? scale : A(0), mean = share * of_mean[i].get(j);
-          const A dropped = of_dropped[i].get(j);
-          const A value = g.mean_of_dropped != 0 ? passed * (dropped + mean) : passed * dropped + mean;
-          const A of_y = (signs[i] >> j & 1) != 0 ? value : slope * value;
-          grad.set(j, value);
-          grad_y.set(j, of_y);
-          sum[j] += of_y;
+        for (int j = 0; j < kBits; ++j) grad[j] = of_dropped[i].get(j);
+        if (mean_first) {
+#pragma unroll
+          for (int j = 0; j < kBits; ++j) grad[j] += share * of_mean[i].get(j);
+        }
+        if (g.kept != nullptr) {
+#pragma unroll
+          for (int j = 0; j < kBits; ++j) grad[j] = (kept[i] >> j & 1) != 0 ? scale * grad[j] : A(0);
+        }
+        if (g.grad_mean != nullptr && !mean_first) {
+#pragma unroll
+          for (int j = 0; j < kBits; ++j) grad[j] += share * of_mean[i].get(j);
         }
       }
-      grad_y.template write<kPacks>(g.grad_y + to, at.present);
-      if (g.grad_residual != nullptr) grad.template write<kPacks>(g.grad_residual + to, at.present);
+      if (g.grad_residual != nullptr) write_eight<kPacks>(g.grad_residual + to, grad, at.present);
+#pragma unroll
+      for (int j = 0; j < kBits; ++j) {
+        grad[j] = (signs[i] >> j & 1) != 0 ? grad[j] : slope * grad[j];
+        sum[j] += grad[j];
+      }
+      write_eight<kPacks>(g.grad_y + to, grad, at.present);
     }
   }
 #pragma unroll
@@ -201,27 +272,30 @@ __device__ __forceinline__ A sigmoid(A x) {
   return A(1) / (A(1) + exp(-x));
 }
 
+// A block takes kBlockRows rows.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) class_head_kernel(const ClassHead<T> g) {
   using A = accumulator_t<T>;
-  const int64_t place = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (place >= g.n * g.c) return;
-  const int64_t row = place / g.c, of = place % g.c;
-  const bool inside = g.mask[row];
-  A tcam = 0;
-  for (int64_t s = 0; s < g.streams; ++s) {
-    A logit = 0;
-    if (inside) {
-      logit = (s == 0 ? g.bias_a : g.bias_b)[of];
-      for (int64_t j = 0; j < g.k; ++j) {
-        const int64_t from = row + (j - g.k / 2) * g.dilation;
-        if (from >= 0 && from < g.n) logit += A(to_float(g.products[(s * g.n + from) * g.row + of * g.k + j]));
+  const int64_t first = int64_t(blockIdx.x) * kBlockRows;
+  const unsigned c = unsigned(g.c), count = unsigned(min(kBlockRows, g.n - first)) * c;
+  for (unsigned i = threadIdx.x; i < count; i += kThreads) {
+    const int64_t row = first + i / c, of = i % c, place = first * c + i;
+    const bool inside = g.mask[row];
+    A tcam = 0;
+    for (int64_t s = 0; s < g.streams; ++s) {
+      A logit = 0;
+      if (inside) {
+        logit = (s == 0 ? g.bias_a : g.bias_b)[of];
+        for (int64_t j = 0; j < g.k; ++j) {
+          const int64_t from = row + (j - g.k / 2) * g.dilation;
+          if (from >= 0 && from < g.n) logit += A(to_float(g.products[(s * g.n + from) * g.row + of * g.k + j]));
+        }
+        tcam += sigmoid(logit);
       }
-      tcam += sigmoid(logit);
+      (s == 0 ? g.logits_a : g.logits_b)[place] = logit;
     }
-    (s == 0 ? g.logits_a : g.logits_b)[place] = logit;
+    g.tcam[place] = tcam / A(g.streams);
   }
-  g.tcam[place] = tcam / A(g.streams);
 }
 
 // With respect to the logit of a row and class of stream s; 0 in gaps and past the ends.
@@ -241,19 +315,28 @@ __device__ __forceinline__ accumulator_t<T> grad_logit(const ClassHead<T>& g, in
 
 // A block takes kBlockRows rows of a stream.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) class_head_backward_kernel(const ClassHead<T> g, int64_t blocks) {
+__global__ void __launch_bounds__(kThreads) class_head_backward_kernel(const ClassHead<T> g, unsigned blocks) {
   using A = accumulator_t<T>;
+  constexpr int kClasses = kThreads / int(kBlockRows);  // at once
+  D2NET_SHARED(A, sums, [kBlockRows][kClasses + 1]);
   const int64_t s = blockIdx.x / blocks, block = blockIdx.x % blocks, first = block * kBlockRows;
-  const int64_t last = min(first + kBlockRows, g.n);
-  for (int64_t i = threadIdx.x; i < (last - first) * g.row; i += kThreads) {
-    const int64_t row = first + i / g.row, place = i % g.row, of = place / g.k, j = place % g.k;
-    const A gradient = of < g.c ? grad_logit(g, s, row - (j - g.k / 2) * g.dilation, of) : A(0);
-    g.grad_products[(s * g.n + row) * g.row + place] = from_float<T>(gradient);
+  const unsigned width = unsigned(g.row), k = unsigned(g.k), count = unsigned(min(kBlockRows, g.n - first)) * width;
+  for (unsigned i = threadIdx.x; i < count; i += kThreads) {
+    const unsigned place = i % width, of = place / k, j = place % k;
+    const int64_t row = first + i / width;
+    const A gradient = of < g.c ? grad_logit(g, s, row - (int64_t(j) - g.k / 2) * g.dilation, of) : A(0);
+    g.grad_products[(s * g.n + first) * width + i] = from_float<T>(gradient);
   }
-  for (int64_t of = threadIdx.x; of < g.c; of += kThreads) {
-    A sum = 0;
-    for (int64_t row = first; row < last; ++row) sum += grad_logit(g, s, row, of);
-    g.partial[s * g.partial_stride + block * g.width + of] = sum;
+  const int row = int(threadIdx.x) / kClasses, of = int(threadIdx.x) % kClasses;
+  for (int64_t tile = 0; tile < g.c; tile += kClasses) {
+    sums[row][of] = tile + of < g.c ? grad_logit(g, s, first + row, tile + of) : A(0);
+    __syncthreads();
+    if (row == 0 && tile + of < g.c) {
+      A sum = 0;
+      for (int other = 0; other < int(kBlockRows); ++other) sum += sums[other][of];
+      g.partial[s * g.partial_stride + block * g.width + tile + of] = sum;
+    }
+    __syncthreads();
   }
 }
 
@@ -277,8 +360,6 @@ __global__ void __launch_bounds__(kThreads) bias_sums_kernel(const BiasSums<T> g
   for (int other = 1; other < kSumGroups; ++other) sum += sums[other][threadIdx.x];
   g.sums[which * g.width + column] = sum;
 }
-
-int64_t blocks_for(int64_t n) { return (n + kThreads - 1) / kThreads; }
 
 int64_t row_blocks(int64_t n) { return (n + kBlockRows - 1) / kBlockRows; }
 
@@ -323,13 +404,13 @@ void stream_layer_backward(const StreamLayer<T>& g, int device, void* stream) {
 
 template <typename T>
 void class_head(const ClassHead<T>& g, int device, void* stream) {
-  Stream("class_head", device, stream).launch(class_head_kernel<T>, blocks_for(g.n * g.c), kThreads, 0, g);
+  Stream("class_head", device, stream).launch(class_head_kernel<T>, row_blocks(g.n), kThreads, 0, g);
 }
 
 template <typename T>
 void class_head_backward(const ClassHead<T>& g, int device, void* stream) {
   Stream("class_head_backward", device, stream)
-      .launch(class_head_backward_kernel<T>, g.streams * row_blocks(g.n), kThreads, 0, g, row_blocks(g.n));
+      .launch(class_head_backward_kernel<T>, g.streams * row_blocks(g.n), kThreads, 0, g, unsigned(row_blocks(g.n)));
 }
 
 template <typename T>

@@ -15,8 +15,22 @@ __device__ __forceinline__ Pack<T, N> load(const T* from) {
   return *reinterpret_cast<const Pack<T, N>*>(from);
 }
 
+// Through a type that is one word to the compiler: of a struct of halves it makes a store for every two of them.
 template <typename T, int N>
 __device__ __forceinline__ void store(T* to, const Pack<T, N>& values) {
+#ifndef D2NET_SIMT
+  if constexpr (N * sizeof(T) == 16) {
+    uint4 word;
+    memcpy(&word, &values, sizeof word);
+    *reinterpret_cast<uint4*>(to) = word;
+    return;
+  } else if constexpr (N * sizeof(T) == 8) {
+    uint2 word;
+    memcpy(&word, &values, sizeof word);
+    *reinterpret_cast<uint2*>(to) = word;
+    return;
+  }
+#endif
   *reinterpret_cast<Pack<T, N>*>(to) = values;
 }
 
