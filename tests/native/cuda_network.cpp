@@ -35,7 +35,7 @@ void compare_layers(int64_t n, int64_t d, int64_t offset = 0) {
     CHECK(same(found.gradient(), expected.gradient(), by));
     if (parts.residual) CHECK(same(found.grad_residual, expected.grad_residual, by));
     // Sums are of what is not rounded yet.
-    CHECK(same(found.grad_bias, expected.grad_bias, sizeof(A) == 4 ? 1e-5 : by));
+    CHECK(same(found.partial, expected.partial, sizeof(A) == 4 ? 1e-5 : by));
   }
 }
 
@@ -53,6 +53,17 @@ void compare_heads(int64_t n, int64_t c, int64_t k, int64_t dilation, int64_t st
     d2net::cpu::class_head_backward(expected.call(gradients), 1);
     d2net::cuda::class_head_backward(found.call(gradients), 0, nullptr);
     CHECK(same(found.grad_products, expected.grad_products, rounding<T>()));
+    CHECK(same(found.partial, expected.partial, sizeof(A) == 4 ? 1e-5 : 1e-14));
+  }
+}
+
+template <typename T>
+void compare_sums(int64_t blocks, int64_t d, int64_t c) {
+  for (int64_t streams : {1, 2}) {
+    check::Sums<T> expected(streams, blocks, d, c), found(streams, blocks, d, c);
+    d2net::cpu::bias_sums(expected.call(), 1);
+    d2net::cuda::bias_sums(found.call(), 0, nullptr);
+    CHECK(same(found.sums, expected.sums, sizeof(T) == 4 ? 1e-5 : 1e-14));
   }
 }
 
@@ -72,6 +83,13 @@ void compare_all() {
 TEST(cuda_network_equals_the_cpu_in_float32) { compare_all<float>(); }
 TEST(cuda_network_equals_the_cpu_in_float64) { compare_all<double>(); }
 TEST(cuda_network_equals_the_cpu_in_bfloat16) { compare_all<d2net::bfloat16>(); }
+
+TEST(cuda_sums_of_the_gradients_of_biases_equal_the_cpu) {
+  for (int64_t blocks : {0, 1, 7, 40}) {
+    compare_sums<float>(blocks, 37, 5);
+    compare_sums<double>(blocks, 5, 70);
+  }
+}
 
 TEST(cuda_network_of_nothing) {
   for (int64_t n : {0, 5}) {

@@ -1,6 +1,7 @@
 // A layer of a stream and the head of the classifier with all their memory, for the tests of both devices.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -37,6 +38,8 @@ double value(T x) {
 }
 
 inline bool is_gap(int64_t row) { return row % 9 < 2; }
+
+inline int64_t blocks_of(int64_t n) { return (n + d2net::kBlockRows - 1) / d2net::kBlockRows; }
 
 inline std::unique_ptr<bool[]> mask_of(int64_t n) {
   std::unique_ptr<bool[]> mask(new bool[n]);
@@ -84,10 +87,10 @@ struct Layer {
   using A = d2net::accumulator_t<T>;
   static constexpr double kSlope = 0.25, kDropout = 0.375;
   LayerParts parts;
-  int64_t n, d, bytes;
+  int64_t n, d, bytes, width;  // of a row of partial sums
   std::unique_ptr<bool[]> mask;
   int64_t seed = 5;
-  Memory<A> bias, grad_bias;
+  Memory<A> bias, partial;
   Memory<T> y, residual, other, x, dropped, mean, grad_dropped, grad_mean, grad_y, grad_residual;
   std::vector<uint8_t> signs, kept;
 
@@ -96,9 +99,10 @@ struct Layer {
         n(n),
         d(d),
         bytes((d + 7) / 8),
+        width(d + 3),
         mask(mask_of(n)),
         bias(d, offset),
-        grad_bias((n + d2net::kBlockRows - 1) / d2net::kBlockRows * d, offset),
+        partial(blocks_of(n) * width, offset),
         y(n * d, offset),
         residual(y),
         other(y),
@@ -147,7 +151,8 @@ struct Layer {
     g.grad_dropped = grad_dropped.data();
     g.grad_y = parts.in_place ? grad_dropped.data() : grad_y.data();
     g.grad_residual = parts.residual ? grad_residual.data() : nullptr;
-    g.grad_bias = grad_bias.data();
+    g.partial = partial.data();
+    g.width = width;
     return g;
   }
 
@@ -158,10 +163,10 @@ struct Layer {
 template <typename T>
 struct Head {
   using A = d2net::accumulator_t<T>;
-  int64_t n, c, k, dilation, streams;
+  int64_t n, c, k, dilation, streams, row, width;  // numbers of a row of products, of a row of partial sums
   std::unique_ptr<bool[]> mask;
   Memory<T> products, grad_products;
-  Memory<A> bias, logits_a, logits_b, tcam, grad_tcam, grad_a, grad_b;
+  Memory<A> bias_a, bias_b, logits_a, logits_b, tcam, grad_tcam, grad_a, grad_b, partial;
 
   Head(int64_t n, int64_t c, int64_t k, int64_t dilation, int64_t streams)
       : n(n),
@@ -169,18 +174,26 @@ struct Head {
         k(k),
         dilation(dilation),
         streams(streams),
+        row(c * k + 2),
+        width(c + 3),
         mask(mask_of(n)),
-        products(streams * n * c * k, 0),
+        products(streams * n * row, 0),
         grad_products(products),
-        bias(streams * c, 0),
+        bias_a(c, 0),
+        bias_b(streams == 2 ? c : 0, 0),
         logits_a(n * c, 0),
         logits_b(streams == 2 ? n * c : 0, 0),
         tcam(n * c, 0),
         grad_tcam(tcam),
         grad_a(tcam),
-        grad_b(tcam) {
+        grad_b(tcam),
+        partial(streams * (blocks_of(n) + 1) * width, 0) {
     products.draw(1);
-    bias.draw(2);
+    for (int64_t i = 0; i < streams * n * row; ++i) {  // what is not used must not matter
+      if (i % row >= c * k) products.data()[i] = number<T>(std::numeric_limits<float>::quiet_NaN());
+    }
+    bias_a.draw(2);
+    bias_b.draw(6);
     grad_tcam.draw_rows(3, c);
     grad_a.draw_rows(4, c);
     grad_b.draw_rows(5, c);
@@ -188,22 +201,52 @@ struct Head {
 
   // Bits of `gradients`: of the TCAM, of the first stream's logits, of the second's.
   d2net::ClassHead<T> call(int gradients) {
-    return {n,
-            c,
-            k,
-            dilation,
-            streams,
-            mask.get(),
-            products.data(),
-            bias.data(),
-            logits_a.data(),
-            logits_b.data(),
-            tcam.data(),
-            (gradients & 1) != 0 ? grad_tcam.data() : nullptr,
-            (gradients & 2) != 0 ? grad_a.data() : nullptr,
-            (gradients & 4) != 0 ? grad_b.data() : nullptr,
-            grad_products.data()};
+    d2net::ClassHead<T> g{};
+    g.n = n;
+    g.c = c;
+    g.k = k;
+    g.dilation = dilation;
+    g.streams = streams;
+    g.row = row;
+    g.mask = mask.get();
+    g.products = products.data();
+    g.bias_a = bias_a.data();
+    g.bias_b = bias_b.data();
+    g.logits_a = logits_a.data();
+    g.logits_b = logits_b.data();
+    g.tcam = tcam.data();
+    g.grad_tcam = (gradients & 1) != 0 ? grad_tcam.data() : nullptr;
+    g.grad_logits_a = (gradients & 2) != 0 ? grad_a.data() : nullptr;
+    g.grad_logits_b = (gradients & 4) != 0 ? grad_b.data() : nullptr;
+    g.grad_products = grad_products.data();
+    g.partial = partial.data();
+    g.partial_stride = (blocks_of(n) + 1) * width;
+    g.width = width;
+    return g;
   }
+};
+
+// The sums of the biases' gradients; what is past the columns of a row must not matter, and stays.
+template <typename T>
+struct Sums {
+  int64_t streams, blocks, width, d, c;
+  Memory<T> partial, sums;
+
+  Sums(int64_t streams, int64_t blocks, int64_t d, int64_t c)
+      : streams(streams),
+        blocks(blocks),
+        width(std::max(d, c) + 1),
+        d(d),
+        c(c),
+        partial(streams * 3 * blocks * width, 0),
+        sums(streams * 3 * width, 0) {
+    partial.draw(1);
+    for (int64_t i = 0; i < streams * 3 * blocks * width; ++i) {
+      if (i % width >= columns(i / (blocks * width))) partial.data()[i] = std::numeric_limits<T>::quiet_NaN();
+    }
+  }
+  int64_t columns(int64_t which) const { return which % 3 == 2 ? c : d; }
+  d2net::BiasSums<T> call() { return {streams, blocks, width, d, c, partial.data(), sums.data()}; }
 };
 
 }  // namespace check

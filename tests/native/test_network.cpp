@@ -14,7 +14,7 @@ void check_layer(check::Layer<T>& given, const check::Layer<T>& found) {
   const check::LayerParts parts = given.parts;
   const d2net::math::Dropout dropout(given.kDropout);
   const int64_t d = given.d;
-  std::vector<double> of_bias(found.grad_bias.all.size(), 0);
+  std::vector<double> of_bias(check::blocks_of(given.n) * d, 0);
   for (int64_t i = 0; i < given.n * d; ++i) {
     const int64_t row = i / d, column = i % d, byte = row * given.bytes + column / 8;
     const bool inside = given.mask[row], positive = inside && given.y[i] + given.bias[column] > 0;
@@ -42,7 +42,10 @@ void check_layer(check::Layer<T>& given, const check::Layer<T>& found) {
     CHECK(near<T>(found.gradient()[i], grad_y));
     if (parts.residual) CHECK(near<T>(found.grad_residual[i], grad));
   }
-  for (size_t i = 0; i < of_bias.size(); ++i) CHECK(near<T>(found.grad_bias[i], of_bias[i]));
+  for (int64_t i = 0; i < check::blocks_of(given.n) * given.width; ++i) {
+    const int64_t column = i % given.width;
+    CHECK(near<T>(found.partial[i], column < d ? of_bias[i / given.width * d + column] : given.partial[i]));
+  }
 }
 
 template <typename T>
@@ -67,7 +70,7 @@ void check_layers(int64_t n, int64_t d) {
       CHECK(same_bits(found.x.all, first.x.all) && same_bits(found.mean.all, first.mean.all));
       CHECK(same_bits(found.dropped.all, first.dropped.all) && same_bits(found.grad_y.all, first.grad_y.all));
       CHECK(same_bits(found.grad_residual.all, first.grad_residual.all));
-      CHECK(same_bits(found.grad_bias.all, first.grad_bias.all));
+      CHECK(same_bits(found.partial.all, first.partial.all));
       CHECK(found.signs == first.signs && found.kept == first.kept);
     }
   }
@@ -85,33 +88,42 @@ void check_head(int64_t c, int64_t k, int64_t dilation, int64_t streams) {
       if (threads != check::kThreads[0]) {
         CHECK(same_bits(x.logits_a.all, first.logits_a.all) && same_bits(x.logits_b.all, first.logits_b.all));
         CHECK(same_bits(x.tcam.all, first.tcam.all) && same_bits(x.grad_products.all, first.grad_products.all));
+        CHECK(same_bits(x.partial.all, first.partial.all));
         continue;
       }
       const auto inside = [&](int64_t row) { return row >= 0 && row < n && x.mask[row]; };
       for (int64_t i = 0; i < n * c; ++i) {
         double tcam = 0;
         for (int64_t s = 0; s < streams; ++s) {
-          double logit = x.bias[s * c + i % c];
+          double logit = (s == 0 ? x.bias_a : x.bias_b)[i % c];
           for (int64_t j = 0; j < k; ++j) {
             const int64_t from = i / c + (j - k / 2) * dilation;
-            if (from >= 0 && from < n) logit += x.products[((s * n + from) * c + i % c) * k + j];
+            if (from >= 0 && from < n) logit += x.products[(s * n + from) * x.row + i % c * k + j];
           }
           CHECK(near<T>((s == 0 ? x.logits_a : x.logits_b)[i], inside(i / c) ? logit : 0));
           tcam += 1 / (1 + std::exp(-logit)) / double(streams);
         }
         CHECK(near<T>(x.tcam[i], inside(i / c) ? tcam : 0));
       }
-      for (int64_t i = 0; i < streams * n * c * k; ++i) {
-        const int64_t s = i / (n * c * k), of = i / k % c, j = i % k, row = i / (c * k) % n - (j - k / 2) * dilation;
+      const int64_t of_stream = x.call(0).partial_stride;
+      std::vector<double> of_bias(streams * of_stream, -7);
+      for (int64_t i = 0; i < streams * of_stream; ++i) {
+        if (i % of_stream / x.width < check::blocks_of(n) && i % x.width < c) of_bias[i] = 0;
+      }
+      for (int64_t i = 0; i < streams * n * x.row; ++i) {
+        const int64_t s = i / (n * x.row), of = i % x.row / k, j = i % x.row % k;
+        const int64_t row = i / x.row % n - (j - k / 2) * dilation;
         double grad = 0;
-        if (inside(row)) {
+        if (of < c && inside(row)) {
           const int64_t at = row * c + of;
           const double p = 1 / (1 + std::exp(-(s == 0 ? x.logits_a : x.logits_b)[at]));
           if ((gradients & 1) != 0) grad += x.grad_tcam[at] / double(streams) * p * (1 - p);
           if ((gradients & (s == 0 ? 2 : 4)) != 0) grad += (s == 0 ? x.grad_a : x.grad_b)[at];
         }
         CHECK(near<T>(x.grad_products[i], grad));
+        if (j == k / 2 && of < c) of_bias[s * of_stream + row / d2net::kBlockRows * x.width + of] += grad;
       }
+      for (int64_t i = 0; i < streams * of_stream; ++i) CHECK(near<T>(x.partial[i], of_bias[i]));
       first = std::move(x);
     }
   }
@@ -136,6 +148,25 @@ TEST(the_head_of_the_classifier_equals_its_definition) {
   }
 }
 
+TEST(sums_of_the_gradients_of_biases) {
+  for (int64_t streams : {1, 2}) {
+    for (int64_t c : {5, 40}) {
+      for (int threads : check::kThreads) {
+        check::Sums<double> x(streams, 70, 37, c);
+        d2net::cpu::bias_sums(x.call(), threads);
+        for (int64_t i = 0; i < streams * 3 * x.width; ++i) {
+          const int64_t which = i / x.width, column = i % x.width;
+          double sum = column < x.columns(which) ? 0 : -7;
+          for (int64_t block = 0; block < 70 && column < x.columns(which); ++block) {
+            sum += x.partial[(which * 70 + block) * x.width + column];
+          }
+          CHECK(x.sums[i] == sum);
+        }
+      }
+    }
+  }
+}
+
 TEST(a_layer_without_rows_or_columns) {
   for (const check::LayerParts parts : check::every_layer()) {
     for (int64_t n : {0, 5}) {
@@ -148,6 +179,9 @@ TEST(a_layer_without_rows_or_columns) {
     check::Head<float> x(n, n == 0 ? 3 : 0, 3, 1, 2);
     d2net::cpu::class_head(x.call(7), 2);
     d2net::cpu::class_head_backward(x.call(7), 2);
+    check::Sums<float> sums(2, n, 3, 4);
+    d2net::cpu::bias_sums(sums.call(), 2);
+    for (int64_t i = 0; n == 0 && i < 3; ++i) CHECK(sums.sums[i] == 0);
   }
 }
 
