@@ -174,7 +174,7 @@ def changed(
 ) -> Callable:
     """The operator, with other weights than it should have."""
 
-    def called(inputs: NetworkInputs, weights: list[Tensor], settings: NetworkSettings) -> tuple:
+    def called(inputs: NetworkInputs, weights: list[Tensor], settings: NetworkSettings, _: None) -> tuple:
         return network(inputs, [weight(x) if x.ndim == 3 else bias(x) for x in weights], settings)
 
     return called

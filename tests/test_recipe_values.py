@@ -259,11 +259,17 @@ def test_paper_values_that_are_no_settings(recipe, tmp_path):
     convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv1d)]
     assert len(convolutions) == 2 * 3
     assert all(c.kernel_size == (settings.model.kernel_size,) for c in convolutions)
-    assert all(c.dilation == (settings.model.dilation,) for c in convolutions)
+    assert model.settings.dilation == settings.model.dilation
     assert D2NetLoss.from_recipe(recipe, num_classes=20, embedding_dim=1024).reference.shape == (1024,)
-    layer, x = convolutions[0], torch.randn(1, 9, 1024, generator=torch.Generator().manual_seed(0))
-    y = layer(x)
-    torch.testing.assert_close(layer.activated(x, torch.tensor([9])), torch.where(y > 0, y, 0.2 * y))
+    torch.manual_seed(0)
+    one_stream = D2Net(20, (8,), settings.model).eval()
+    x = torch.randn(1, 9, 8)
+    y, dilation = x.mT, settings.model.dilation
+    for layer in [m for m in one_stream.modules() if isinstance(m, torch.nn.Conv1d)][:2]:
+        padding = settings.model.kernel_size // 2 * dilation
+        y = torch.nn.functional.conv1d(y, layer.weight, layer.bias, padding=padding, dilation=dilation)
+        y = torch.where(y > 0, y, 0.2 * y)
+    torch.testing.assert_close(one_stream(x).embeddings, y.mT)
     small = settings.override(["model.embedding_dim=4", "training.max_snippets=8"])
     trainer = Trainer(simulate(stream_widths=(4, 4)).subset("train"), small, out=tmp_path, device="cpu")
     optimizer = trainer.state.optimizer

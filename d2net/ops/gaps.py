@@ -34,7 +34,7 @@ class Padded:
     def __init__(self, features: Tensor, lengths: Tensor | None, layout: Layout) -> None:
         self.b, self.t = features.shape[:2]
         self.reach = layout.reach
-        self.n = layout.rows(self.reach + self.b * (self.t + self.reach))
+        self.n = layout.rows(self.reach + max(self.reach, self.b * (self.t + self.reach)))
         self.inside = within(features, as_lengths("D2Net", lengths, features))
         self.mask = self.insert(self.inside)
 
@@ -70,7 +70,7 @@ class Packed:
         begins, lengths = packed_extents(checked, lengths, n, n)
         b, reach, device = len(begins), layout.reach, features.device
         shifts = reach * torch.arange(1, b + 1, device=device)
-        rows = torch.arange(layout.rows(n + (b + 1) * reach), device=device)
+        rows = torch.arange(layout.rows(n + (max(b, 1) + 1) * reach), device=device)
         self.mask, recording, at = _place(rows, begins + shifts, lengths)
         self.source = torch.where(self.mask, at + begins[recording], 0) if b else rows
         inside, recording, at = _place(torch.arange(n, device=device), begins, lengths)
