@@ -105,8 +105,8 @@ def _check(mask: Tensor, x_a: Tensor, x_b: Tensor | None, seed: Tensor | None, *
             "so must those of the classifiers"
         )
     reach = reach_of(taps, settings.dilation)
-    if n < 2 * reach:
-        raise InputError(f"{where}: there are {n} rows, expected the first and the last {reach} as gaps")
+    if n < reach:
+        raise InputError(f"{where}: there are {n} rows, expected gaps of {reach} at both ends")
     if reach and can_look_at(mask) and (mask[:reach].any() or mask[-reach:].any()):
         raise InputError(f"{where}: the first and the last {reach} rows must be gaps, mask False")
     if copies:
