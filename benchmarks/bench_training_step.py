@@ -42,7 +42,7 @@ from d2net.data.dataset import Dataset
 
 LAUNCH_CALLS = ("cudaLaunch", "cuLaunch", "cudaMemcpy", "cudaMemset")  # what the profiler calls them, graphs included
 PEERS = {"loops": "PyTorch, loops over recordings", "batched": "PyTorch, batched loss"}
-WARM_UP_STEPS = 100  # on a GPU: enough to meet nearly every size that has a graph of its own
+WARM_UP_STEPS = 600  # of graphs: enough to meet nearly every size, each of which has one of its own, twice
 LEAST_STEPS = 50  # in a round, rounded up to whole epochs
 
 

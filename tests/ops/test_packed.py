@@ -265,7 +265,7 @@ def loss_arguments(seed: int, device: str = "cpu") -> list[Tensor]:
     lengths = torch.randint(0, 45, (4,), generator=generator)
     offsets = torch.nn.functional.pad((lengths + 5).cumsum(0), (1, 0))
     tcam, embeddings = random(200, C, seed=seed).sigmoid().float(), random(200, D, seed=seed + 1).float()
-    return [x.to(device) for x in (tcam.requires_grad_(), embeddings.requires_grad_(), lengths, offsets)]
+    return [*(x.to(device).requires_grad_() for x in (tcam, embeddings)), *(x.to(device) for x in (lengths, offsets))]
 
 
 def total_loss(x: list[Tensor], max_length: int | None) -> Tensor:
