@@ -23,7 +23,7 @@ _spec = importlib.util.spec_from_file_location("every", Path(__file__).with_name
 every = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(every)
 
-INTERNAL = ("d2net_loss",)
+INTERNAL = ("d2net_loss", "network")
 B, T, C, D = 4, 30, 3, 8
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from d2net.errors import InputError
 from d2net.files import locked, write_whole
 from d2net.losses import D2NetLoss, bottom_up_attention
+from d2net.ops.packed import padded
 from d2net.ops.topk_pool import topk_pool
 from d2net.report.names import fit, fonts_for
 from d2net.report.pictures import save_figure
@@ -132,9 +133,10 @@ def training_points(trainer: Trainer) -> dict[str, Points]:
     """
     found: dict[str, list[Points]] = {"snippet": [], "video": []}
 
-    def look(loss: D2NetLoss, inputs: tuple[Tensor | None, ...], _: object) -> None:
-        tcam, embeddings, lengths, labels = (None if x is None else x.detach() for x in inputs[:4])
-        assert tcam is not None and embeddings is not None and labels is not None
+    def look(loss: D2NetLoss, inputs: tuple[Tensor, ...], named: dict[str, Any], _: object) -> None:
+        packed_tcam, packed_embeddings, lengths, labels = (x.detach() for x in inputs[:4])
+        rows = named["offsets"], lengths, named["max_length"]
+        tcam, embeddings = padded(packed_tcam, *rows), padded(packed_embeddings, *rows)
         # The loss has updated x_ref and then used it, so these are the matrices of the loss.
         for name, u in joint_matrices(
             tcam, embeddings, lengths, labels, loss.reference, topk_divisor=loss.recipe.topk_divisor
@@ -142,7 +144,7 @@ def training_points(trainer: Trainer) -> dict[str, Points]:
             if len(u):
                 found[name].append(measure(u.cpu().numpy()))
 
-    handle = trainer.loss.register_forward_hook(look)
+    handle = trainer.loss.register_forward_hook(look, with_kwargs=True)
     try:
         trainer.run()
     finally:

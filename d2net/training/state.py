@@ -47,6 +47,7 @@ class TrainingState:
     def __init__(self, dataset: Dataset, recipe: Recipe, seed: int, device: torch.device) -> None:
         self._device = device
         self._decay = recipe.training.ema_decay
+        dataset.label_matrix(allow_unlabelled=recipe.loss.skip_unlabelled)  # before a network of no class is refused
         with self._own_rng():
             torch.manual_seed(seed)
             self.model = D2Net.from_recipe(
