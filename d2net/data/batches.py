@@ -93,6 +93,18 @@ def _up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
+def labels_of(dataset: Dataset, allow_unlabelled: bool) -> Tensor:
+    """(recordings, C) float32, multi-hot.
+
+    Raises:
+        InputError: a recording without a label where that is not allowed, or with an unknown class; or no label at all.
+    """
+    labels = torch.from_numpy(dataset.label_matrix(allow_unlabelled=allow_unlabelled))
+    if not labels.any():
+        raise InputError(f"dataset '{dataset.name}': no recording has a label, and so there is nothing to learn")
+    return labels
+
+
 class BatchSampler:
     """Draws batches of distinct recordings, without replacement within an epoch.
 
@@ -136,9 +148,7 @@ class BatchSampler:
         lengths = [max_snippets if r.snippets is None else min(r.snippets, max_snippets) for r in dataset.recordings]
         self.max_length = max(lengths)
         self.usual_rows = round(self.batch_size * (sum(lengths) / len(lengths) + layout.reach))
-        self.labels = torch.from_numpy(dataset.label_matrix(allow_unlabelled=allow_unlabelled))
-        if not self.labels.any():
-            raise InputError(f"dataset '{dataset.name}': no recording has a label, and so there is nothing to learn")
+        self.labels = labels_of(dataset, allow_unlabelled)
         self.generator = torch.Generator().manual_seed(seed)
         self.order = torch.randperm(len(dataset), generator=self.generator)
         self.position = 0

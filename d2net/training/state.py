@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from d2net.checkpoint import X_REF, Checkpoint
-from d2net.data.batches import BatchSampler
+from d2net.data.batches import BatchSampler, labels_of
 from d2net.data.dataset import Dataset
 from d2net.data.moments import moments
 from d2net.errors import InputError
@@ -47,7 +47,8 @@ class TrainingState:
     def __init__(self, dataset: Dataset, recipe: Recipe, seed: int, device: torch.device) -> None:
         self._device = device
         self._decay = recipe.training.ema_decay
-        dataset.label_matrix(allow_unlabelled=recipe.loss.skip_unlabelled)  # before a network of no class is refused
+        if len(dataset) > 0:  # which the sampler refuses
+            labels_of(dataset, recipe.loss.skip_unlabelled)  # raises now, not for a network without classes
         with self._own_rng():
             torch.manual_seed(seed)
             self.model = D2Net.from_recipe(
