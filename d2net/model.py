@@ -229,8 +229,10 @@ class D2Net(nn.Module):
             InputError: wrong shape, type or device.
         """
         device = mask.device.type
+        dtype = parts[0].dtype
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else parts[0].dtype
+        if autocast and dtype is not torch.float64:  # which autocast leaves alone
+            dtype = torch.get_autocast_dtype(device)
         if self.feature_mean is not None and self.feature_scale is not None:
             scales = zip(
                 parts, *(x.split(self.stream_widths) for x in (self.feature_mean, self.feature_scale)), strict=True

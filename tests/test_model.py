@@ -355,3 +355,14 @@ def test_standardised_features():
     torch.testing.assert_close(found.embeddings, expected.embeddings)
     assert inside.half().feature_mean.dtype == torch.float32 and inside.double().feature_mean.dtype == torch.float64
     assert "feature_mean" not in outside.state_dict() and outside.feature_mean is None
+
+
+def test_autocast_leaves_float64_alone():
+    torch.manual_seed(0)
+    model, features = D2Net(3, (4,)).double(), torch.randn(2, 9, 4, dtype=torch.float64)
+    expected = model(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(features)
+        half = D2Net(3, (4,))(features.float())
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True) if x is not None)
+    assert half.embeddings.dtype == torch.bfloat16 and half.tcam.dtype == torch.float32
