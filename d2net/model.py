@@ -51,7 +51,14 @@ class TemporalConv(nn.Conv1d):
 
     def __init__(self, width_in: int, width_out: int, kernel_size: int) -> None:
         super().__init__(width_in, width_out, kernel_size)
+        self._order()
+
+    def _order(self) -> None:
         self.weight.data = self.weight.data.mT.contiguous().mT
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._order()  # loaded with assign=True they may lie otherwise
 
 
 class Stream(nn.Module):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -366,3 +370,54 @@ def test_autocast_leaves_float64_alone():
         half = D2Net(3, (4,))(features.float())
     assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True) if x is not None)
     assert half.embeddings.dtype == torch.bfloat16 and half.tcam.dtype == torch.float32
+
+
+def test_weights_keep_their_order_in_memory(tmp_path):
+    """That of the products, in which they need not be copied, however they come."""
+    model = D2Net(3, (6, 4), ModelRecipe(embedding_dim=5))
+    contiguous = {name: x.clone(memory_format=torch.contiguous_format) for name, x in model.state_dict().items()}
+    for assign in (False, True):
+        other = D2Net(3, (6, 4), ModelRecipe(embedding_dim=5))
+        other.load_state_dict(contiguous, assign=assign)
+        for changed in (other, copy.deepcopy(other), other.double(), pickle.loads(pickle.dumps(other))):
+            weights = [p for p in changed.parameters() if p.ndim == 3]
+            assert len(weights) == 6 and all(w.mT.is_contiguous() for w in weights)
+            assert torch.equal(weights[0], contiguous["stream_a.first.weight"].to(weights[0]))
+
+
+def test_no_recording_but_rows():
+    model = D2Net(3, (6,))
+    out = model(torch.randn(5, 6), None, torch.tensor([0]))
+    assert out.tcam.shape == (5, 3) and not out.tcam.any() and out.embeddings.shape == (5, 6)
+    assert D2Net(3, (6,), ModelRecipe(kernel_size=1)).bfloat16()(torch.zeros(0, 5, 6).bfloat16()).tcam.shape == (
+        0,
+        5,
+        3,
+    )
+
+
+def test_a_backward_within_autocast_is_that_of_its_forward():
+    torch.manual_seed(0)
+    model, features = D2Net(3, (6,)), torch.randn(2, 9, 6)
+    expected = torch.autograd.grad(model(features).tcam.sum(), list(model.parameters()))
+    loss = model(features).tcam.sum()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(loss, list(model.parameters()))
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        'torch.backends.cuda.matmul.fp32_precision = "tf32"',
+        'torch.backends.fp32_precision = "tf32"',
+        'torch.backends.cudnn.conv.fp32_precision = "ieee"',
+    ],
+)
+def test_newer_settings_of_precision(setting):
+    """After which PyTorch answers no question about the older ones. In a process of its own."""
+    if not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("this PyTorch has only the older ones")
+    code = f"import torch; {setting}; from d2net.model import D2Net; m = D2Net(3, (6,)); x = torch.ones(1, 5, 6); "
+    code += "m(x).tcam.sum().backward()"
+    subprocess.run([sys.executable, "-c", code], check=True)

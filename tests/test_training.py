@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2net.checkpoint import CHECKSUM, Checkpoint, checksum, load_checkpoint, load_model, save_checkpoint
-from d2net.data.batches import Batch, BatchSampler, Rows, rounded_rows
+from d2net.data.batches import Batch, BatchSampler, rounded_rows
 from d2net.data.dataset import Dataset, Recording
 from d2net.data.resident import ResidentFeatures
 from d2net.errors import D2NetError, InputError
@@ -40,6 +41,15 @@ CLASSES = ("jump", "throw")
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Gaps(NamedTuple):
+    """A layout of packed rows without a network: gaps of ``reach`` rows, and any number of rows."""
+
+    reach: int = 0
+
+    def rows(self, least: int) -> int:
+        return least
 
 
 def make_dataset(
@@ -889,7 +899,7 @@ def test_an_unlabelled_recording_is_named(tmp_path: Path) -> None:
 
 def recordings_of(batch: Batch) -> list[np.ndarray]:
     """The rows of each recording; everything else in the batch must be 0, and outside of the mask."""
-    features, mask = batch.features, torch.zeros(len(batch.mask), dtype=torch.bool)
+    features, mask = torch.cat(batch.parts, 1), torch.zeros(len(batch.mask), dtype=torch.bool)
     found = []
     for first, length in zip(batch.offsets[:-1].tolist(), batch.lengths.tolist(), strict=True):
         mask[first : first + length] = True
@@ -900,12 +910,12 @@ def recordings_of(batch: Batch) -> list[np.ndarray]:
 
 def test_batches_are_packed_cropped_and_without_replacement() -> None:
     dataset = make_dataset(7)
-    sampler = BatchSampler(dataset, batch_size=3, max_snippets=15, layout=Rows(4))
+    sampler = BatchSampler(dataset, batch_size=3, max_snippets=15, layout=Gaps(4))
     for _ in range(20):
         seen = []
         for _ in range(2):  # an epoch of 7 is two batches of 3
             batch = sampler.next()
-            assert [part.shape for part in batch.parts] == [(64, 6), (64, 6)] and batch.features.dtype == torch.float32
+            assert [part.shape for part in batch.parts] == [(64, 6), (64, 6)] and batch.parts[0].dtype == torch.float32
             assert batch.lengths.dtype == batch.offsets.dtype == torch.int64
             assert batch.offsets.tolist() == [4, *(4 + np.cumsum(batch.lengths.numpy() + 4))]
             assert batch.max_length == batch.lengths.max() <= 15
@@ -926,14 +936,14 @@ def test_batches_are_packed_cropped_and_without_replacement() -> None:
 def test_crops_reach_both_ends() -> None:
     dataset = make_dataset(1)
     x = dataset.features(0)
-    sampler = BatchSampler(dataset, batch_size=1, max_snippets=len(x) - 1)
+    sampler = BatchSampler(dataset, batch_size=1, max_snippets=len(x) - 1, layout=Gaps())
     starts = {int(not np.array_equal(recordings_of(sampler.next())[0], x[:-1])) for _ in range(30)}
     assert starts == {0, 1}
 
 
 def test_a_seed_draws_what_it_always_drew() -> None:
     dataset = make_dataset(7)
-    sampler = BatchSampler(dataset, batch_size=3, max_snippets=15, seed=3)
+    sampler = BatchSampler(dataset, batch_size=3, max_snippets=15, layout=Gaps(), seed=3)
     drawn = [tuple(w) for _ in range(2) for w in sampler.windows([len(dataset.features(i)) for i in range(7)])]
     assert drawn == [(5, 2, 15), (3, 5, 15), (4, 1, 15), (6, 9, 15), (0, 6, 15), (2, 0, 15)]
 
@@ -943,7 +953,7 @@ def test_a_seed_draws_what_it_always_drew() -> None:
 )
 def test_rows_are_rounded_up_to_few_numbers(recordings: int, longest: int, gap: int) -> None:
     most = gap + recordings * (longest + gap)
-    found = [rounded_rows(rows, recordings, longest, Rows(gap)) for rows in range(1, most + 1)]
+    found = [rounded_rows(rows, recordings, longest, Gaps(gap)) for rows in range(1, most + 1)]
     assert all(rows <= n and n % 64 == 0 for rows, n in enumerate(found, 1))
     assert len(set(found)) <= 32 and max(found) < most + max(64, most / 32 + 64)
     network = D2Net(2, (8,), ModelRecipe(kernel_size=5, embedding_dim=8))
@@ -955,9 +965,9 @@ def test_usual_sizes_of_a_batch() -> None:
     known = with_lengths(make_dataset(7))
     lengths = [r.snippets for r in known.recordings]
     for dataset, longest, mean in ((known, max(lengths), np.mean(lengths)), (make_dataset(7), 99, 99)):
-        sampler = BatchSampler(dataset, batch_size=3, max_snippets=99, layout=Rows(2))
+        sampler = BatchSampler(dataset, batch_size=3, max_snippets=99, layout=Gaps(2))
         assert sampler.max_length == longest and sampler.usual_rows == round(3 * (mean + 2))
-    assert BatchSampler(known, batch_size=3, max_snippets=12).usual_rows == 36
+    assert BatchSampler(known, batch_size=3, max_snippets=12, layout=Gaps()).usual_rows == 36
 
 
 def test_denoising_is_on_as_the_recipe_says(tmp_path):
@@ -983,14 +993,16 @@ def test_trains_with_the_release_recipe(tmp_path):
 
 
 def load_resident(dataset: Dataset, **options: object) -> ResidentFeatures | None:
-    return ResidentFeatures.load(dataset, torch.device("cpu"), **{"batch_size": 3, "max_snippets": 15, **options})
+    return ResidentFeatures.load(
+        dataset, torch.device("cpu"), **{"batch_size": 3, "max_snippets": 15, "layout": Gaps(), **options}
+    )
 
 
 def test_resident_features_give_the_same_batches() -> None:
     dataset = make_dataset(7)
-    settings = {"batch_size": 3, "max_snippets": 15, "layout": Rows(2)}
+    settings = {"batch_size": 3, "max_snippets": 15, "layout": Gaps(2)}
     usual, other = (BatchSampler(dataset, seed=3, **settings) for _ in range(2))
-    resident = load_resident(dataset, layout=Rows(2))
+    resident = load_resident(dataset, layout=Gaps(2))
     for _ in range(9):
         expected = usual.next()
         batch = resident.gather(resident.rows(other.windows(resident.lengths)))
@@ -1044,7 +1056,7 @@ class PaddedTrainer(Trainer):
 
     def update(self, batch: Batch, denoise: bool) -> torch.Tensor:
         offsets, lengths, most = batch.offsets, batch.lengths, batch.max_length
-        x = padded(batch.features, offsets, lengths, most)
+        x = padded(torch.cat(batch.parts, 1), offsets, lengths, most)
         output = self.model(x, lengths)
         logits = output.logits if self.loss.recipe.um_weight else None
         loss = self.loss(

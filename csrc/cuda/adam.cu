@@ -17,7 +17,7 @@ struct Rates {
   T rest_1, beta_2, rest_2, epsilon, weight_decay;  // 1 - beta_1, 1 - beta_2: in float they have few digits
 };
 
-// As PyTorch's fused kernel computes it. Elements from `at` on, N of them.
+// Elements from `at` on, N of them.
 template <int N, typename T>
 __device__ __forceinline__ void step(const AdamStep<T>& g, const Rates<T>& rates, int w, int64_t at, T step_size,
                                      T root_of_correction) {
@@ -42,6 +42,11 @@ __device__ __forceinline__ void step(const AdamStep<T>& g, const Rates<T>& rates
   store(g.turned[w] + ((k - 1 - tap) * (g.size[w] / (k * width)) + out) * width + at % width, copy);
 }
 
+template <typename T, typename... P>
+__device__ __forceinline__ bool aligned(const P*... addresses) {
+  return ((reinterpret_cast<std::uintptr_t>(addresses) % alignof(Pack<T, kAtOnce>) == 0) && ...);
+}
+
 template <typename T>
 __global__ void __launch_bounds__(kThreads) adam_step_kernel(const AdamStep<T> g, const Rates<T> rates) {
   int64_t block = blockIdx.x;
@@ -55,8 +60,10 @@ __global__ void __launch_bounds__(kThreads) adam_step_kernel(const AdamStep<T> g
   }
   __syncthreads();
   const T step_size = shared[0], root_of_correction = shared[1];
-  // All addresses of tensors are multiples of 16 bytes, and rows of `turned` where they have packs.
-  const bool packs = g.size[w] % kAtOnce == 0 && (g.turned[w] == nullptr || g.width[w] % kAtOnce == 0);
+  // A gradient may be part of a larger tensor and begin anywhere.
+  const bool packs = g.size[w] % kAtOnce == 0 && (g.turned[w] == nullptr || g.width[w] % kAtOnce == 0) &&
+                     aligned<T>(g.weight[w], g.grad[w], g.average[w], g.square[w]) &&
+                     aligned<bfloat16>(g.copy[w], g.turned[w]);
   for (int round = 0; round < kRounds; ++round) {
     const int64_t at = block * kBlock + (int64_t(round) * kThreads + threadIdx.x) * kAtOnce;
     if (packs) {

@@ -38,11 +38,6 @@ class Batch(NamedTuple):
     mask: Tensor
     max_length: int
 
-    @property
-    def features(self) -> Tensor:
-        """(N, W), the streams beside each other."""
-        return torch.cat(self.parts, 1)
-
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         lengths, labels, offsets, mask = (t.to(device) for t in self[1:5])
@@ -55,19 +50,6 @@ class Window(NamedTuple):
     recording: int
     start: int
     length: int
-
-
-class Rows(NamedTuple):
-    """A layout of packed rows without a network: gaps of ``reach`` rows, and any number of rows."""
-
-    reach: int = 0
-
-    def rows(self, least: int) -> int:
-        """The next number of rows, from ``least`` on."""
-        return least
-
-
-NO_GAPS = Rows()
 
 
 def packed_offsets(lengths: Sequence[int], gap: int) -> list[int]:
@@ -135,7 +117,7 @@ class BatchSampler:
         *,
         batch_size: int,
         max_snippets: int,
-        layout: Layout = NO_GAPS,
+        layout: Layout,
         seed: int = 0,
         allow_unlabelled: bool = False,
     ) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2net.data.batches import NO_GAPS, Batch, Window, packed_offsets, rounded_rows
+from d2net.data.batches import Batch, Window, packed_offsets, rounded_rows
 from d2net.data.dataset import Dataset
 from d2net.ops.gaps import Layout
 
@@ -57,7 +57,7 @@ class ResidentFeatures:
         *,
         batch_size: int,
         max_snippets: int,
-        layout: Layout = NO_GAPS,
+        layout: Layout,
         dtype: torch.dtype = torch.float32,
         budget: float = float("inf"),
     ) -> ResidentFeatures | None:

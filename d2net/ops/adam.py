@@ -56,11 +56,17 @@ def adam_step(
         copies: Of each weight; they are written.
 
     Raises:
-        InputError: more weights than it takes, or others than float32.
+        InputError: more weights than it takes, others than float32, fewer gradients or moments than weights, or one
+            that does not lie in memory as said.
     """
     count = len(weights)
     if count > MOST_WEIGHTS or any(w.dtype is not torch.float32 for w in weights):
         raise InputError(f"adam_step: takes up to {MOST_WEIGHTS} weights of float32, found {count}")
+    if {len(x) for x in (gradients, averages, squares, copies)} != {count}:
+        raise InputError(f"adam_step: there are {count} weights, but {len(gradients)} gradients: each needs one")
+    for x in (*weights, *averages, *squares):  # what is copied first would be changed in vain
+        if not (x.mT if x.ndim == 3 else x).is_contiguous():
+            raise InputError(f"adam_step: a tensor {tuple(x.shape)} does not lie in memory as (D, k, width)")
     none = (None,) * (MOST_WEIGHTS - count)
     zeros = (0,) * (MOST_WEIGHTS - count)
     members = (
@@ -73,6 +79,8 @@ def adam_step(
     columns += [[*(of.plain for of in copies), *none], [*(of.turned for of in copies), *none]]
     arrays = [x for column in columns for x in column]
     _native.cuda("adam_step", torch.float32, step.device, (*rates, count, step, *members, *arrays))
+    for x in (*weights, *averages, *squares):
+        torch.autograd.graph.increment_version(x)  # as PyTorch's own operators that work in place
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -160,14 +160,6 @@ def check_lengths(
         raise InputError(f"{operator}: {name} is on {lengths.device} but the input on {x.device}; move one of them")
 
 
-def check_counted(operator: str, counted: Tensor, x: Tensor) -> None:
-    """Require (B,) bool or integers on the device of ``x`` (B, ...)."""
-    if counted.dtype is torch.bool:
-        check_like(operator, "counted", counted, x.shape[:1], torch.bool, x.device)
-    else:
-        check_lengths(operator, counted, x, "counted")
-
-
 def as_whole(operator: str, name: str, value: Any) -> int:
     """A whole number as an int. It may come from Python or numpy, or be a tensor of one integer.
 

@@ -72,7 +72,7 @@ class Packed:
         shifts = reach * torch.arange(1, b + 1, device=device)
         rows = torch.arange(layout.rows(n + (max(b, 1) + 1) * reach), device=device)
         self.mask, recording, at = _place(rows, begins + shifts, lengths)
-        self.source = torch.where(self.mask, at + begins[recording], 0) if b else rows
+        self.source = torch.where(self.mask, at + begins[recording], 0) if b else torch.zeros_like(rows)
         inside, recording, at = _place(torch.arange(n, device=device), begins, lengths)
         # Row 0 is a gap.
         self.target = torch.where(inside, at + (begins + shifts)[recording], 0) if b else torch.zeros_like(at)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -174,7 +175,10 @@ def _backward(ctx, *grads: Tensor | None) -> tuple[Any, ...]:
     if all(grad is None for grad in grads):
         return *(None,) * INPUTS, *none
     inputs, results = [*ctx.saved_tensors[:INPUTS]], [*ctx.saved_tensors[INPUTS:]]
-    found = _network_backward([*grads], inputs, results, ctx.copies, *ctx.settings, needed[1], needed[2])
+    device = inputs[1].device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+        found = _network_backward([*grads], inputs, results, ctx.copies, *ctx.settings, needed[1], needed[2])
     leaves = [x for x in (*inputs[1:3], *inputs[4:], *grads) if x is not None]
     gradients: list[Tensor | None] = [None] * INPUTS
     for i, gradient in zip((1, 2, *range(4, INPUTS)), found, strict=True):

@@ -71,7 +71,7 @@ def gradient_of_weight(grad: Tensor, x: Tensor, k: int, dilation: int, dtype: to
 
 def products(a: Tensor, b: Tensor, out: Tensor) -> None:
     """A batch of products. On a GPU sums of half precision are not rounded to it where ``out`` is float32."""
-    with _tf32_as_in_convolutions():
+    with _tf32_as_in_convolutions(a):
         if out.dtype is a.dtype:
             torch.bmm(a, b, out=out)
         elif a.is_cuda and out.dtype is torch.float32 and _HAS_OUT_DTYPE:
@@ -85,13 +85,13 @@ _HAS_OUT_DTYPE = "dtype_out" in torch.ops.aten.bmm.overloads()  # since torch 2.
 
 def _by_windows(x: Tensor, k: int, dilation: int) -> bool:
     # In TF32 cuDNN's convolution is twice as fast as the batch of products; in half precision and float32 it is slower.
-    in_tf32 = x.is_cuda and x.dtype is torch.float32 and torch.backends.cudnn.allow_tf32
+    in_tf32 = x.is_cuda and x.dtype is torch.float32 and _convolutions_in_tf32()
     return dilation == 1 and (len(x) + 1) % k == 0 and not in_tf32
 
 
 def _windows_times(x: Tensor, matrix: Tensor, k: int) -> Tensor:
     y = x.new_empty(len(x), matrix.shape[1])
-    torch.bmm(_every_kth(x, k, 0, k), matrix.expand(k, -1, -1), out=_every_kth(y, k, k // 2, 1))
+    products(_every_kth(x, k, 0, k), matrix.expand(k, -1, -1), _every_kth(y, k, k // 2, 1))
     return y
 
 
@@ -116,15 +116,29 @@ def _geometry(k: int, dilation: int) -> tuple[list[int], list[int], list[int]]:
     return [1, 1], [0, k // 2 * dilation], [1, dilation]
 
 
+def _convolutions_in_tf32() -> bool:
+    try:
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # PyTorch's newer settings are in use, and it refuses to answer by the older ones
+        return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+
+
 @contextmanager
-def _tf32_as_in_convolutions() -> Iterator[None]:
+def _tf32_as_in_convolutions(x: Tensor) -> Iterator[None]:
     """PyTorch has two settings, for products and for convolutions; what is a convolution here follows the latter."""
-    before, wanted = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    if not x.is_cuda or x.dtype is not torch.float32:
+        yield
+        return
+    matmul, wanted = torch.backends.cuda.matmul, _convolutions_in_tf32()
+    try:
+        before = matmul.allow_tf32
+    except RuntimeError:  # as above; products follow their own setting then
+        before = wanted
     if before == wanted:
         yield
         return
-    torch.backends.cuda.matmul.allow_tf32 = wanted
+    matmul.allow_tf32 = wanted
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        matmul.allow_tf32 = before

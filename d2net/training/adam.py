@@ -1,4 +1,4 @@
-"""Adam, one call of PyTorch's fused kernel a step."""
+"""Adam, one call of a fused kernel a step."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # PyTorch's defaults
 
 class Adam:
     """``torch.optim.Adam(parameters, lr, weight_decay, fused=True)``, with the same results.
+
+    With copies (:meth:`keep`) a kernel of our own takes the step. PyTorch's for GPUs rounds 1 - beta_2 to four digits,
+    ours does not, so their results differ by as much.
 
     That class imports ``torch._dynamo`` when it is made, which takes about a second; this one does not, and does less
     in Python each step. It never waits for the device, and a CUDA graph can hold its step.

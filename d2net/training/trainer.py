@@ -68,9 +68,10 @@ class Trainer:
         progress: Called with (iterations done, all iterations) now and then; None: a bar on stderr.
 
     Attributes:
+        copies: In bf16 on a GPU, the weights in bfloat16. Set it to None after changing weights between two updates.
         interrupted: After :meth:`run`: whether a signal came in the last iteration, too late to stop anything.
-        trained: After :meth:`run`: the iterations it trained; 0 where the resumed run was at its end already.
-        saved: After :meth:`run`: whether it wrote a checkpoint.
+        trained, saved: After it: the iterations it trained, 0 where the resumed run was at its end already; whether it
+            wrote a checkpoint.
 
     Raises:
         InputError: settings that do not go together, unlabelled recordings, class names that a checkpoint cannot hold,

@@ -18,8 +18,11 @@ from d2net.data.batches import BatchSampler
 from d2net.data.containers import open_file, open_npy
 from d2net.data.resident import ResidentFeatures
 from d2net.errors import InputError
+from d2net.model import D2Net
 
 X = np.random.default_rng(0).random((9, 4), dtype=np.float32)
+
+LAYOUT = D2Net(2, (4,))  # gaps of one row
 
 
 def annotations(folder: Path, names=("a",), **top) -> Path:
@@ -473,11 +476,11 @@ def test_a_file_that_changes_while_it_is_in_use(tmp_path, kind):
     shrunk = (
         r"shrank while it was read \(expected 144128 bytes, found 72064\); write it again" if kind == "npy" else "a"
     )
-    sampler = BatchSampler(dataset, batch_size=1, max_snippets=5)
+    sampler = BatchSampler(dataset, batch_size=1, max_snippets=5, layout=LAYOUT)
     for use in (
         lambda: dataset.features(0),
         sampler.next,
-        lambda: ResidentFeatures.load(dataset, torch.device("cpu"), batch_size=1, max_snippets=5),
+        lambda: ResidentFeatures.load(dataset, torch.device("cpu"), batch_size=1, max_snippets=5, layout=LAYOUT),
     ):
         with pytest.raises(InputError, match=rf"{path.name}.*{shrunk}") as error:
             use()
@@ -494,8 +497,8 @@ def test_a_file_that_changes_while_it_is_in_use(tmp_path, kind):
 def test_a_long_recording_is_not_kept_for_a_short_window(tmp_path):
     np.save(annotations(tmp_path) / "a.npy", X)
     dataset = open_dataset(tmp_path)
-    batch = BatchSampler(dataset, batch_size=1, max_snippets=2).next()
-    assert any(np.array_equal(batch.features[:2], X[i : i + 2]) for i in range(8))
+    batch = BatchSampler(dataset, batch_size=1, max_snippets=2, layout=LAYOUT).next()
+    assert any(np.array_equal(batch.parts[0][1:3], X[i : i + 2]) for i in range(8))
 
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "..", "a/../secret", "sub\\x", "x\0", "\ud800"])

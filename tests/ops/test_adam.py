@@ -75,6 +75,27 @@ def assert_copies(model: D2Net, copies) -> None:
         assert not copies.classifier[s, len(used) :].any()
 
 
+@pytest.mark.parametrize(("d", "c"), [(46, 20), (45, 20), (20, 22), (7, 3)])
+def test_gradients_of_a_backward_may_begin_anywhere(device, d, c):
+    """Those of the biases are parts of one tensor."""
+    torch.manual_seed(0)
+    models = [D2Net(c, (12, 9), ModelRecipe(embedding_dim=d)).to(place) for place in (device, "cpu")]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [Adam(model.parameters(), lr=1e-2, weight_decay=0) for model in models]
+    _, of_parameters = models[0].copies(torch.bfloat16)
+    optimizers[0].keep(of_parameters)
+    features = torch.randn(2, 11, 21)
+    for model, optimizer in zip(models, optimizers, strict=True):
+        before = [p._version for p in model.parameters()]
+        out = model(features.to(model.x_ref.device))
+        (out.tcam.sum() + out.embeddings.sum()).backward()
+        optimizer.step()
+        if model is models[0]:  # so that autograd sees that they changed
+            assert all(p._version > version for p, version in zip(model.parameters(), before, strict=True))
+    for x, y in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(x.cpu(), y, rtol=1e-4, atol=2e-3)  # a step of 1e-2 has the sign of the gradient
+
+
 def test_copies_are_those_of_now(device):
     model, _ = networks(device, ModelRecipe(embedding_dim=8), (6, 6))
     copies, of_parameters = model.copies(torch.bfloat16)
@@ -95,3 +116,8 @@ def test_wrong_weights(device):
         call(weights)
     with pytest.raises(InputError, match="float32"):
         call([x.double() for x in weights[:2]])
+    with pytest.raises(InputError, match="2 weights, but 1 gradients"):
+        adam_step(rates, step, weights[:2], weights[:1], weights[:2], weights[:2], copies=copies[:2])
+    with pytest.raises(InputError, match="does not lie in memory as"):
+        contiguous = [torch.zeros(4, 3, 5, device=device)]
+        adam_step(rates, step, contiguous, contiguous, contiguous, contiguous, copies=copies[:1])
