@@ -53,7 +53,7 @@ class FocalLoss(nn.Module):
             lengths: (B,) int64, or None (all T).
             labels: (B, C) multi-hot.
             offsets: (B+1,) int64, the first row of each recording in a packed batch (:mod:`d2net.losses`).
-            max_length: Of a packed batch, an upper bound of the lengths; None: N.
+            max_length: Of a packed batch, an upper bound of the lengths; None: see :mod:`d2net.losses`.
 
         Returns:
             A scalar.

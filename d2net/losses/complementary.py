@@ -55,7 +55,7 @@ class CoActivitySimilarity(nn.Module):
             lengths: (B,) int64, or None (all T).
             labels: (B, C) multi-hot.
             offsets: (B+1,) int64, the first row of each recording in a packed batch (:mod:`d2net.losses`).
-            max_length: Of a packed batch, an upper bound of the lengths; None: N.
+            max_length: Of a packed batch, an upper bound of the lengths; None: see :mod:`d2net.losses`.
 
         Returns:
             A scalar.
@@ -154,7 +154,7 @@ class SnippetContrast(nn.Module):
             actionness: (B, T), or (N,); it only selects, so it gets no gradient.
             lengths: (B,) int64, or None (all T).
             offsets: (B+1,) int64, the first row of each recording in a packed batch (:mod:`d2net.losses`).
-            max_length: Of a packed batch, an upper bound of the lengths; None: N.
+            max_length: Of a packed batch, an upper bound of the lengths; None: see :mod:`d2net.losses`.
 
         Returns:
             A scalar.

@@ -80,7 +80,7 @@ class SnippetTerm(nn.Module, ABC):
             x_ref: (D,) background reference of Eq. 8.
             labels: (B, C) multi-hot, for ``own_classes`` only.
             offsets: (B+1,) int64, the first row of each recording in a packed batch (:mod:`d2net.losses`).
-            max_length: Of a packed batch, an upper bound of the lengths; None: N.
+            max_length: Of a packed batch, an upper bound of the lengths; None: see :mod:`d2net.losses`.
 
         Raises:
             InputError: shapes or devices that do not fit; logits as ``tcam`` or NaN labels (checked on a CPU only).
@@ -254,7 +254,7 @@ class DenoisingLoss(nn.Module):
             labels: (B, C) multi-hot.
             x_ref: (D,) background reference of Eq. 8.
             offsets: (B+1,) int64, the first row of each recording in a packed batch (:mod:`d2net.losses`).
-            max_length: Of a packed batch, an upper bound of the lengths; None: N.
+            max_length: Of a packed batch, an upper bound of the lengths; None: see :mod:`d2net.losses`.
 
         Raises:
             InputError: shapes or devices that do not fit; logits as ``tcam`` or NaN labels (checked on a CPU only).

@@ -119,7 +119,7 @@ class DiscriminativeLoss(nn.Module):
                 wait for a GPU; there an index out of range is clamped.
             generator: draws the partners; None: PyTorch's default generator.
             offsets: (B+1,) int64, the first row of each recording in a packed batch (:mod:`d2net.losses`).
-            max_length: Of a packed batch, an upper bound of the lengths; None: N.
+            max_length: Of a packed batch, an upper bound of the lengths; None: see :mod:`d2net.losses`.
 
         Returns:
             The loss, and the embeddings of Eq. 2.

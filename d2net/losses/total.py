@@ -154,7 +154,7 @@ class D2NetLoss(nn.Module):
                 ``output.logits``.
             denoise: whether L_D is on in this step (``training.denoising_start`` and ``denoising_every``).
             offsets: (B+1,) int64, the first row of each recording in a packed batch (:mod:`d2net.losses`).
-            max_length: Of a packed batch, an upper bound of the lengths; None: N.
+            max_length: Of a packed batch, an upper bound of the lengths; None: see :mod:`d2net.losses`.
 
         Raises:
             InputError: shapes or devices that do not fit, no ``logits`` where ``um_weight`` is not 0; and, on a CPU

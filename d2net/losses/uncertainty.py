@@ -84,7 +84,7 @@ class UncertaintyModeling(nn.Module):
             logits: (B, T, C) class logits, or (N, C).
             lengths: (B,) int64, or None (all T).
             offsets: (B+1,) int64, the first row of each recording in a packed batch (:mod:`d2net.losses`).
-            max_length: Of a packed batch, an upper bound of the lengths; None: N.
+            max_length: Of a packed batch, an upper bound of the lengths; None: see :mod:`d2net.losses`.
 
         Raises:
             InputError: shapes or devices that do not fit.

@@ -46,7 +46,7 @@ class VideoTerm(nn.Module, ABC):
             lengths: (B,) int64, or None (all T); recordings of length 0 do not count.
             labels: (B, C) multi-hot.
             offsets: (B+1,) int64, the first row of each recording in a packed batch (:mod:`d2net.losses`).
-            max_length: Of a packed batch, an upper bound of the lengths; None: N.
+            max_length: Of a packed batch, an upper bound of the lengths; None: see :mod:`d2net.losses`.
 
         Raises:
             InputError: shapes or devices that do not fit; logits as ``tcam`` or NaN labels (checked on a CPU only).

@@ -70,8 +70,8 @@ class Trainer:
     Attributes:
         copies: In bf16 on a GPU, the weights in bfloat16. Set it to None after changing weights between two updates.
         interrupted: After :meth:`run`: whether a signal came in the last iteration, too late to stop anything.
-        trained, saved: After it: the iterations it trained, 0 where the resumed run was at its end already; whether it
-            wrote a checkpoint.
+        trained: After it: the iterations it trained; 0 where the resumed run was at its end already.
+        saved: After it: whether it wrote a checkpoint.
 
     Raises:
         InputError: settings that do not go together, unlabelled recordings, class names that a checkpoint cannot hold,
@@ -200,8 +200,7 @@ class Trainer:
             batch: On the device.
             denoise: Whether L_D is on.
         """
-        # No cache of cast weights: each is used once, and a cache must not outlive the capture of a graph.
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             output = self.model.streams(batch.parts, batch.mask, self._copies())
         where: dict[str, Any] = {"offsets": batch.offsets, "max_length": batch.max_length}
         loss = self.loss(
