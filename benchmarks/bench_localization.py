@@ -54,7 +54,7 @@ def with_network(
     name: str, recipe_name: str, width: int, lengths: list[int], classes: int, device: torch.device
 ) -> Case:
     generator, recipe = torch.Generator().manual_seed(0), load_recipe(recipe_name)
-    model = D2Net(classes, (width, width), recipe.model).to(device)
+    model = D2Net(classes, (width, width), recipe.model).to(device).order_weights()  # as load_model gives it
     model.x_ref.copy_(torch.randn(model.embedding_dim, generator=generator))
     features = [torch.randn(n, 2 * width, generator=generator).numpy() for n in lengths]
     recordings = tuple(Recording(str(i), "test", (), (), 1.0, "memory", lambda x=x: x) for i, x in enumerate(features))

@@ -274,4 +274,4 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> D2Net:
         raise InputError(f"{path}: its tensors do not fit its recipe ({why}); train again") from error
     model.classes, model.recipe, model.trained_on = checkpoint.classes, checkpoint.recipe, checkpoint.dataset
     model.extraction = checkpoint.extraction
-    return model.to(device).eval()
+    return model.to(device).order_weights().eval()

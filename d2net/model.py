@@ -43,37 +43,21 @@ class D2NetOutput(NamedTuple):
         return self.logits_a if self.logits_b is None else 0.5 * (self.logits_a + self.logits_b)
 
 
-class TemporalConv(nn.Conv1d):
-    """Weights (width out, width in, k) and bias of a convolution over time, which :mod:`d2net.ops.network` computes.
-
-    In memory the weights are (width out, k, width in), the order in which products of matrices read them.
-    """
-
-    def __init__(self, width_in: int, width_out: int, kernel_size: int) -> None:
-        super().__init__(width_in, width_out, kernel_size)
-        self._order()
-
-    def _order(self) -> None:
-        self.weight.data = self.weight.data.mT.contiguous().mT
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self._order()  # loaded with assign=True they may lie otherwise
-
-
 class Stream(nn.Module):
-    """Three temporal convolutions (Sec. 3.1)."""
+    """Weights of three temporal convolutions (Sec. 3.1), which :mod:`d2net.ops.network` computes.
+
+    The layers are never called themselves: hooks on them, or others in their place, have no effect.
+    """
 
     def __init__(self, width: int, embedding_dim: int, num_classes: int, recipe: ModelRecipe) -> None:
         super().__init__()
         k = recipe.kernel_size
-        self.first = TemporalConv(width, embedding_dim, k)
-        self.second = TemporalConv(embedding_dim, embedding_dim, k)
-        self.classifier = TemporalConv(embedding_dim, num_classes, recipe.classifier_kernel_size or k)
+        self.first = nn.Conv1d(width, embedding_dim, k)
+        self.second = nn.Conv1d(embedding_dim, embedding_dim, k)
+        self.classifier = nn.Conv1d(embedding_dim, num_classes, recipe.classifier_kernel_size or k)
         if recipe.weight_std is not None:
             for layer in (self.first, self.second, self.classifier):
-                drawn = torch.empty(layer.weight.shape, dtype=layer.weight.dtype)  # in the order of its dimensions
-                layer.weight.data.copy_(nn.init.normal_(drawn, std=recipe.weight_std))
+                nn.init.normal_(layer.weight, std=recipe.weight_std)
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def weights(self) -> StreamWeights:
@@ -209,8 +193,19 @@ class D2Net(nn.Module):
         k = self.stream_a.first.kernel_size[0]
         return least + -(least + 1) % k
 
+    def order_weights(self) -> D2Net:
+        """Let the weights lie in memory as products of matrices read them, (width out, k, width in).
+
+        Else every call copies them so. What needs contiguous parameters (LBFGS, ``safetensors.torch.save_file``) raises
+        then, and state of ``torch.optim.Adam(fused=True)`` that was saved before does not fit without an error.
+        """
+        for p in self.parameters():
+            if p.ndim == 3:
+                p.data = p.data.mT.contiguous().mT
+        return self
+
     def copies(self, dtype: torch.dtype) -> tuple[NetworkCopies, list[WeightCopies]]:
-        """Memory for copies of the weights in ``dtype``: as :meth:`streams` takes them, and for each parameter."""
+        """Memory for copies of weights that :meth:`order_weights` ordered: for :meth:`streams`, and by parameter."""
         of = [stream.weights() for stream in (self.stream_a, self.stream_b) if stream is not None]
         copies = NetworkCopies.blank(of, dtype)
         of_parameters = []

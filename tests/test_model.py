@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 
 import pytest
 import torch
+import torch._dynamo.testing
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -372,17 +374,42 @@ def test_autocast_leaves_float64_alone():
     assert half.embeddings.dtype == torch.bfloat16 and half.tcam.dtype == torch.float32
 
 
-def test_weights_keep_their_order_in_memory(tmp_path):
-    """That of the products, in which they need not be copied, however they come."""
+def test_the_order_of_weights_in_memory():
+    """That of the products, in which they need not be copied, where it is asked for; else PyTorch's."""
     model = D2Net(3, (6, 4), ModelRecipe(embedding_dim=5))
-    contiguous = {name: x.clone(memory_format=torch.contiguous_format) for name, x in model.state_dict().items()}
-    for assign in (False, True):
-        other = D2Net(3, (6, 4), ModelRecipe(embedding_dim=5))
-        other.load_state_dict(contiguous, assign=assign)
-        for changed in (other, copy.deepcopy(other), other.double(), pickle.loads(pickle.dumps(other))):
-            weights = [p for p in changed.parameters() if p.ndim == 3]
-            assert len(weights) == 6 and all(w.mT.is_contiguous() for w in weights)
-            assert torch.equal(weights[0], contiguous["stream_a.first.weight"].to(weights[0]))
+    before = copy.deepcopy(model.state_dict())
+    assert all(p.is_contiguous() for p in model.parameters())
+    model.order_weights().load_state_dict(before)
+    for changed in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model.double()):
+        weights = [p for p in changed.parameters() if p.ndim == 3]
+        assert len(weights) == 6 and all(w.mT.is_contiguous() for w in weights)
+        assert all(torch.equal(x, before[name].to(x)) for name, x in changed.state_dict().items())
+
+
+def test_rows_of_no_recording_are_0_whatever_the_kernel():
+    for kernel_size in (1, 3):
+        model, x = D2Net(2, (4,), ModelRecipe(kernel_size=kernel_size)), torch.randn(8, 4, requires_grad=True)
+        out = model(x, torch.tensor([3, 3]), torch.tensor([0, 5, 8]))
+        for y in (out.tcam, out.logits_a, out.embeddings):
+            assert not y[3:5].any() and y[:3].all()
+        out.tcam[3:5].sum().backward()
+        assert not x.grad.any()
+
+
+def test_checkpointing_and_one_graph_for_all_sizes():
+    torch.manual_seed(0)
+    model, x = D2Net(2, (4,)), torch.randn(2, 5, 4)
+    expected = torch.autograd.grad(model(x).tcam.sum(), list(model.parameters()))
+    again = torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False).tcam.sum()
+    assert all(
+        torch.equal(*pair) for pair in zip(torch.autograd.grad(again, list(model.parameters())), expected, strict=True)
+    )
+    torch._dynamo.reset()
+    graphs = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=graphs)
+    for t in range(20, 32):
+        compiled(torch.randn(3, t, 4))
+    assert graphs.frame_count <= 2
 
 
 def test_no_recording_but_rows():

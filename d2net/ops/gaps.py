@@ -68,29 +68,29 @@ class Packed:
             lengths = as_tensor("D2Net", "lengths", lengths, features)
             check_lengths("D2Net", lengths, checked[:-1])
         begins, lengths = packed_extents(checked, lengths, n, n)
-        b, reach, device = len(begins), layout.reach, features.device
+        b, reach, device = begins.shape[0], layout.reach, features.device
         shifts = reach * torch.arange(1, b + 1, device=device)
         rows = torch.arange(layout.rows(n + (max(b, 1) + 1) * reach), device=device)
         self.mask, recording, at = _place(rows, begins + shifts, lengths)
         self.source = torch.where(self.mask, at + begins[recording], 0) if b else torch.zeros_like(rows)
         inside, recording, at = _place(torch.arange(n, device=device), begins, lengths)
-        # Row 0 is a gap.
+        self.inside = inside[:, None]
         self.target = torch.where(inside, at + (begins + shifts)[recording], 0) if b else torch.zeros_like(at)
 
     def insert(self, x: Tensor) -> Tensor:
         """(N, ...) -> with gaps, which are 0."""
-        if len(x) == 0:
-            return x.new_zeros(len(self.mask), *x.shape[1:])
+        if x.shape[0] == 0:
+            return x.new_zeros(self.mask.shape[0], *x.shape[1:])
         return torch.where(self.mask[:, None], x[self.source], 0)
 
     def remove(self, rows: Tensor) -> Tensor:
         """With gaps -> (N, ...)."""
-        return rows[self.target]
+        return torch.where(self.inside, rows[self.target], 0)
 
 
 def _place(rows: Tensor, begins: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of every row: whether it belongs to a recording, to which, and the place in it."""
-    if len(begins) == 0:
+    if begins.shape[0] == 0:
         return torch.zeros_like(rows, dtype=torch.bool), rows, rows
     recording = torch.searchsorted(begins, rows, right=True) - 1
     inside = recording >= 0

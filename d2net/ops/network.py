@@ -64,7 +64,7 @@ def _check(mask: Tensor, x_a: Tensor, x_b: Tensor | None, seed: Tensor | None, *
     where, weights, copies, settings = "network", rest[:12], rest[12], NetworkSettings(*rest[13:])
     check_shape(where, "x_a", x_a, "N, width")
     check_floating(where, "x_a", x_a)
-    n, device = len(x_a), x_a.device
+    n, device = x_a.shape[0], x_a.device
     check_like(where, "mask", mask, (n,), torch.bool, device)
     if x_b is not None:
         check_like(where, "x_b", x_b, (n, *x_b.shape[1:2]), x_a.dtype, device)
@@ -174,7 +174,8 @@ def _backward(ctx, *grads: Tensor | None) -> tuple[Any, ...]:
     grads = grads[:OUTPUTS]
     if all(grad is None for grad in grads):
         return *(None,) * INPUTS, *none
-    inputs, results = [*ctx.saved_tensors[:INPUTS]], [*ctx.saved_tensors[INPUTS:]]
+    saved = [*ctx.saved_tensors]  # read once, for torch.utils.checkpoint
+    inputs, results = saved[:INPUTS], saved[INPUTS:]
     device = inputs[1].device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if autocast else nullcontext():

@@ -76,7 +76,7 @@ class Call:
     def __init__(self, x_a: Tensor, x_b: Tensor | None, weights: Weights, copies: Sequence[Tensor] = ()) -> None:
         self.x = [x for x in (x_a, x_b) if x is not None]
         self.of = [StreamWeights(*weights[6 * s : 6 * s + 6]) for s in range(len(self.x))]  # type: ignore[arg-type]
-        self.n, self.dtype, self.sums = len(x_a), x_a.dtype, _native.accumulator(x_a.dtype)
+        self.n, self.dtype, self.sums = x_a.shape[0], x_a.dtype, _native.accumulator(x_a.dtype)
         self.d, self.c = len(self.of[0].second), len(self.of[0].classifier)
         self.k, self.taps = self.of[0].first.shape[2], self.of[0].classifier.shape[2]
         self.bytes = (self.d + BITS - 1) // BITS

@@ -5,7 +5,7 @@ row r of the result is computed from are one stretch of memory, k * width number
 row these stretches do not overlap: they are the rows of a matrix, and the convolution is k products of such matrices,
 in one batch, with nothing copied and each sum of k * width products in one accumulator.
 
-Weights are (width out, k, width in) here; :class:`d2net.model.TemporalConv` keeps them so in memory.
+Weights are (width out, k, width in) here; ``D2Net.order_weights()`` lets them lie so in memory.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ _HAS_OUT_DTYPE = "dtype_out" in torch.ops.aten.bmm.overloads()  # since torch 2.
 def _by_windows(x: Tensor, k: int, dilation: int) -> bool:
     # In TF32 cuDNN's convolution is twice as fast as the batch of products; in half precision and float32 it is slower.
     in_tf32 = x.is_cuda and x.dtype is torch.float32 and _convolutions_in_tf32()
-    return dilation == 1 and (len(x) + 1) % k == 0 and not in_tf32
+    if len(x) == 0:  # which PyTorch's convolutions refuse
+        return True
+    return (dilation == 1 or k == 1) and (len(x) + 1) % k == 0 and not in_tf32
 
 
 def _windows_times(x: Tensor, matrix: Tensor, k: int) -> Tensor:

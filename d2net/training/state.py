@@ -51,9 +51,11 @@ class TrainingState:
             labels_of(dataset, recipe.loss.skip_unlabelled)  # raises now, not for a network without classes
         with self._own_rng():
             torch.manual_seed(seed)
-            self.model = D2Net.from_recipe(
-                recipe.model, num_classes=len(dataset.classes), stream_widths=dataset.stream_widths
-            ).to(device)
+            self.model = (
+                D2Net.from_recipe(recipe.model, num_classes=len(dataset.classes), stream_widths=dataset.stream_widths)
+                .to(device)
+                .order_weights()
+            )
             self._rng = self._rng_state()  # dropout draws from here on
         self.sampler = BatchSampler(
             dataset,

@@ -27,7 +27,7 @@ def networks(device: torch.device, recipe: ModelRecipe, widths: tuple[int, ...])
     models = []
     for place in (device, torch.device("cpu")):
         torch.manual_seed(0)
-        models.append(D2Net(5, widths, recipe).to(place))
+        models.append(D2Net(5, widths, recipe).to(place).order_weights())
     return models[0], models[1]
 
 
@@ -79,7 +79,7 @@ def assert_copies(model: D2Net, copies) -> None:
 def test_gradients_of_a_backward_may_begin_anywhere(device, d, c):
     """Those of the biases are parts of one tensor."""
     torch.manual_seed(0)
-    models = [D2Net(c, (12, 9), ModelRecipe(embedding_dim=d)).to(place) for place in (device, "cpu")]
+    models = [D2Net(c, (12, 9), ModelRecipe(embedding_dim=d)).to(place).order_weights() for place in (device, "cpu")]
     models[1].load_state_dict(models[0].state_dict())
     optimizers = [Adam(model.parameters(), lr=1e-2, weight_decay=0) for model in models]
     _, of_parameters = models[0].copies(torch.bfloat16)
