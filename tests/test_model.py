@@ -441,10 +441,10 @@ def test_a_backward_within_autocast_is_that_of_its_forward():
         'torch.backends.cudnn.conv.fp32_precision = "ieee"',
     ],
 )
-def test_newer_settings_of_precision(setting):
+def test_newer_settings_of_precision(setting, tmp_path):
     """After which PyTorch answers no question about the older ones. In a process of its own."""
     if not hasattr(torch.backends, "fp32_precision"):
         pytest.skip("this PyTorch has only the older ones")
     code = f"import torch; {setting}; from d2net.model import D2Net; m = D2Net(3, (6,)); x = torch.ones(1, 5, 6); "
     code += "m(x).tcam.sum().backward()"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)  # not where d2net/ has no built module

@@ -849,11 +849,12 @@ def test_adam_is_pytorchs() -> None:
 def test_training_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
     """torch._dynamo alone takes a second."""
     code = (
-        "import sys; from pathlib import Path; sys.path.append('tests'); from test_training import make_trainer\n"
+        f"import sys; from pathlib import Path; sys.path.append({str(Path(__file__).parent)!r})\n"
+        "from test_training import make_trainer\n"
         f"make_trainer(Path({str(tmp_path)!r}), 2).run(); import d2net.report.facts\n"
         "print(sorted({'matplotlib', 'torch._dynamo', 'sympy'} & set(sys.modules)))"
     )
-    found = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert found.stdout == "[]\n", found.stdout + found.stderr
 
 
