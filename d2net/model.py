@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from operator import index
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from d2net.ops.gaps import Packed, Padded
 from d2net.ops.network import network, reach_of
 from d2net.ops.network_call import NetworkCopies
 from d2net.ops.network_ref import NetworkInputs, NetworkSettings, StreamWeights
-from d2net.ops.precision import at_least_float32, kept_in_float32
+from d2net.ops.precision import at_least_float32, autocasts, kept_in_float32, without_autocast
 from d2net.recipes import ModelRecipe, Recipe
 
 
@@ -232,8 +231,7 @@ class D2Net(nn.Module):
         """
         device = mask.device.type
         dtype = parts[0].dtype
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        if autocast and dtype is not torch.float64:  # which autocast leaves alone
+        if autocasts(device) and dtype is not torch.float64:  # which autocast leaves alone
             dtype = torch.get_autocast_dtype(device)
         if self.feature_mean is not None and self.feature_scale is not None:
             scales = zip(
@@ -245,7 +243,7 @@ class D2Net(nn.Module):
         if self.training and self.settings.dropout > 0:
             seed = torch.randint(2**62, (1,), device=mask.device)  # on the device: a CUDA graph draws anew
         weights = [x for stream in (self.stream_a, self.stream_b) if stream is not None for x in stream.weights()]
-        with torch.autocast(device, enabled=False) if autocast else nullcontext():
+        with without_autocast(device):
             return D2NetOutput(*network(NetworkInputs(mask, x_a, x_b, seed), weights, self.settings, copies))
 
 

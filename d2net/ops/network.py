@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ from d2net.ops._native import Native
 from d2net.ops.checks import can_look_at, check_floating, check_like, check_shape
 from d2net.ops.network_call import BLOCK_ROWS, Call, NetworkCopies, Weights, sizes_of_copies
 from d2net.ops.network_ref import NetworkInputs, NetworkSettings, StreamWeights, network_ref
+from d2net.ops.precision import without_autocast
 from d2net.ops.temporal_conv import convolution, gradient_of_rows, gradient_of_weight, products
 
 OUTPUTS = 4
@@ -176,9 +176,7 @@ def _backward(ctx, *grads: Tensor | None) -> tuple[Any, ...]:
         return *(None,) * INPUTS, *none
     saved = [*ctx.saved_tensors]  # read once, for torch.utils.checkpoint
     inputs, results = saved[:INPUTS], saved[INPUTS:]
-    device = inputs[1].device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+    with without_autocast(inputs[1].device.type):
         found = _network_backward([*grads], inputs, results, ctx.copies, *ctx.settings, needed[1], needed[2])
     leaves = [x for x in (*inputs[1:3], *inputs[4:], *grads) if x is not None]
     gradients: list[Tensor | None] = [None] * INPUTS
@@ -198,12 +196,14 @@ def _check_backward(grads: Tensors, inputs: Tensors, results: Tensors, copies: T
     if (len(grads), len(inputs), len(results)) != (OUTPUTS, INPUTS, len(names)) or inputs[1] is None:
         raise InputError(f"{where}: expected {OUTPUTS} gradients, {INPUTS} inputs and {len(names)} results")
     _check(*inputs, copies, *rest[:4])
-    expected = _fake(*inputs, copies, *rest[:4])
+    # On the meta device the expected results take no memory.
+    meta: list[Any] = [None if x is None else torch.empty_like(x, device="meta") for x in inputs[1:3]]
+    expected, device = _fake(inputs[0], *meta, *inputs[3:], copies, *rest[:4]), inputs[1].device
     for name, x, like in zip(names, results, expected, strict=True):
-        check_like(where, name, x, like.shape, like.dtype, like.device)
+        check_like(where, name, x, like.shape, like.dtype, device)
     for name, grad, like in zip(names, grads, expected, strict=False):
         if grad is not None:
-            check_like(where, f"the gradient of {name}", grad, like.shape, like.dtype, like.device)
+            check_like(where, f"the gradient of {name}", grad, like.shape, like.dtype, device)
 
 
 def _gradient_fake(

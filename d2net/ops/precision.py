@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,15 @@ def kept_in_float32(before: Tensor, after: Tensor) -> Tensor:
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` in the dtype of ``a`` and ``b``, also under autocast: the sums may exceed the largest float16."""
-    if a.is_meta:  # no autocast on the meta device
+    with without_autocast(a.device.type):
         return a @ b
-    with torch.autocast(a.device.type, enabled=False):
-        return a @ b
+
+
+def autocasts(device: str) -> bool:
+    """Whether autocast is on for a type of device, of which some, such as "meta", have none."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def without_autocast(device: str) -> AbstractContextManager[None]:
+    """Within the block autocast is off for a type of device."""
+    return torch.autocast(device, enabled=False) if autocasts(device) else nullcontext()
