@@ -43,7 +43,7 @@ class D2NetOutput(NamedTuple):
 
 
 class Stream(nn.Module):
-    """Weights of three temporal convolutions (Sec. 3.1), which :mod:`d2net.ops.network` computes.
+    """Weights of three temporal convolutions (Fig. 2), which :mod:`d2net.ops.network` computes.
 
     The layers are never called themselves: hooks on them, or others in their place, have no effect.
     """

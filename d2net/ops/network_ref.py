@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from d2net.ops.precision import at_least_float32
 
-SLOPE = 0.2  # of the leaky ReLUs (Sec. 3.1)
+SLOPE = 0.2  # of the leaky ReLUs (Sec. 4, implementation details)
 
 
 class StreamWeights(NamedTuple):
