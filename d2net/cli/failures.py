@@ -13,7 +13,8 @@ from typer.core import TyperGroup
 
 from d2net.cli.options import refuse_odd_numbers
 from d2net.cli.terminal import say
-from d2net.errors import D2NetError
+from d2net.errors import D2NetError, InputError
+from d2net.launch import launched
 from d2net.words import escaped
 
 
@@ -33,6 +34,8 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         found = super().resolve_command(ctx, args)
+        if launched() and not getattr(getattr(found[1], "callback", None), "in_ranks", False):
+            raise InputError(f"d2net {found[0]} runs in one process; start it without torchrun")
         refuse_odd_numbers(found[1])
         return found
 
@@ -84,7 +87,12 @@ def _one_line(error: BaseException) -> str:
 
 
 def _report(error: BaseException, message: str, debug: bool) -> None:
+    if launched():
+        from d2net.distributed import speaks
+
+        if not speaks(error):
+            return
     if debug:
         for line in "".join(traceback.format_exception(error)).rstrip().split("\n"):
-            say(line, err=True)
-    say(message, err=True)
+            say(line, err=True, any_rank=True)
+    say(message, err=True, any_rank=True)

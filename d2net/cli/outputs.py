@@ -13,6 +13,7 @@ import typer
 from d2net.cli.terminal import notes, say
 from d2net.errors import InputError
 from d2net.files import LOCK_NAME, check_unlocked, locked
+from d2net.launch import launched_rank
 from d2net.spec import is_made
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def check_output(
         InputError: the file is read here, or is one that a run is made of; another suffix; a folder, a link or a device
             of that name is there; its folder cannot be made or written to, or another d2net writes in it.
     """
+    if launched_rank():  # which writes nothing
+        return
     _check_place(path, option)
     for place in _paths(reads):
         if place.is_dir() and path.exists():
@@ -100,6 +103,8 @@ def claim_folder(context: typer.Context, folder: Path, *names: str, reads: Itera
         InputError: they cannot, as :func:`check_output` says; ``folder`` is a dataset that is read here; another d2net
             writes in it.
     """
+    if launched_rank():  # which writes nothing
+        return
     for name in names:
         if name != LOG_NAME:  # without which a training goes on, and says so
             _check_place(folder / name, "--out")

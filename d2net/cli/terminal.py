@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,14 +13,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from d2net.launch import launched_rank
 from d2net.words import escaped
 
 OFF_TERMINAL_WIDTH = 120  # columns of tables that go to a file or a pipe
 
 
-def say(text: str, *, err: bool = False) -> None:
-    """Print one line, as :func:`d2net.words.escaped` makes it: whatever names it holds, it stays one."""
-    typer.echo(escaped(text), err=err)
+def say(text: str, *, err: bool = False, any_rank: bool = False) -> None:
+    """Print one line, as :func:`d2net.words.escaped` makes it: whatever names it holds, it stays one.
+
+    Of several processes that run a command together the first speaks; with ``any_rank`` another one says who it is.
+    """
+    rank = launched_rank()
+    if rank and not any_rank:
+        return
+    typer.echo(f"rank {rank} on {escaped(socket.gethostname())}: " * (rank > 0) + escaped(text), err=err)
 
 
 class _Console(Console):
@@ -40,8 +48,9 @@ def make_console(*, stderr: bool = False) -> Console:
 def progress_bar(label: str) -> Iterator[Callable[[float, int], None]]:
     """A bar on stderr for ``progress(done, total)``; nothing is drawn where stderr is no terminal."""
     console = make_console(stderr=True)
+    shown = console.is_terminal and launched_rank() == 0
     columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
