@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
@@ -19,6 +20,12 @@ if importlib.util.find_spec("hypothesis") is None:
     _absent.given = lambda *_, **__: pytest.mark.skip(reason="hypothesis is not installed")
     _absent.settings = lambda *_, **__: lambda test: test
     sys.modules["hypothesis"] = _absent
+
+# Not a test module and not importable by name under --import-mode=importlib.
+_spec = importlib.util.spec_from_file_location("ranks", Path(__file__).with_name("ranks.py"))
+assert _spec is not None and _spec.loader is not None
+_ranks = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_ranks)
 
 # Ignored in what a script starts in the background, and then by the children of tests too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -42,3 +49,11 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[Any]:
+    """Processes that run a test's function as ranks of a process group."""
+    started = _ranks.Processes()
+    yield started
+    started.end()

@@ -115,12 +115,18 @@ class SnippetTerm(nn.Module, ABC):
 
     def of(self, batch: LossInputs, result: LossResult, max_length: int | None = None) -> Tensor:
         """The term, from the result of ``d2net_loss`` with :meth:`settings` and ``max_length``."""
-        rows = Rows(result.counted, batch.offsets, max_length)
-        attention, scores = rows.padded(result.attention), rows.padded(result.scores)
+        return mean_of(*self.terms(batch, result.attention, result.scores, result.counted, max_length))
+
+    def terms(
+        self, batch: LossInputs, attention: Tensor, scores: Tensor, counted: Tensor, max_length: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B,) losses, and (B,) bool whether they count; arguments as in the result of ``d2net_loss``."""
+        rows = Rows(counted, batch.offsets, max_length)
+        attention, scores = rows.padded(attention), rows.padded(scores)
         if self.own_classes:
             labels = batch.labels.to(attention.dtype)
             attention = own_class_attention(attention, rows.padded(batch.tcam), scores, labels, self.fg_threshold)
-        return mean_of(*self.per_recording(attention, scores, result.counted))
+        return self.per_recording(attention, scores, counted)
 
     @abstractmethod
     def per_recording(self, attention: Tensor, scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

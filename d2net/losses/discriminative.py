@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from d2net.losses._common import Rows, setting, take_batch
-from d2net.losses.pairing import Pairing, Pairs, pair_by_permutation, pair_different
+from d2net.losses.pairing import Pairing, Pairs, have_embeddings, pair_by_permutation, pair_different, uniform
 from d2net.ops.attention_pool import Pooled
 from d2net.ops.loss import d2net_loss
 from d2net.ops.loss_ref import LossInputs, LossSettings, counted_lengths
@@ -166,6 +166,8 @@ class DiscriminativeLoss(nn.Module):
         """Which recordings are compared in Eq. 3; see :meth:`forward`."""
         if self.pairing == "different":
             return pair_different(rows.count(tcam), tcam.device, partners, generator)
+        keys = None if partners is not None else uniform((4, rows.count(tcam)), tcam.device, generator)
         lengths, tcam = rows.padded_lengths(tcam), rows.padded(tcam.detach())
         counted = counted_lengths(tcam, lengths, labels, settings)
-        return pair_by_permutation(tcam, counted, self.threshold, self.background_threshold, partners, generator)
+        valid = have_embeddings(tcam, counted, self.threshold, self.background_threshold)
+        return pair_by_permutation(valid, counted, partners, keys)

@@ -45,14 +45,18 @@ def draw_permutations(counts: Tensor, size: int, generator: torch.Generator | No
         )
     if can_look_at(counts) and counts.numel() and not (counts.min() >= 0 and counts.max() <= size):
         raise InputError(f"draw_permutations: counts are {counts.min()} to {counts.max()}, expected 0 to {size}")
-    keys = _uniform((len(counts), size), counts.device, generator)
-    return (keys + (torch.arange(size, device=counts.device) >= counts[:, None])).argsort(1)
+    return _permutations(uniform((len(counts), size), counts.device, generator), counts)
+
+
+def _permutations(keys: Tensor, counts: Tensor) -> Tensor:
+    """:func:`draw_permutations` from random numbers (N, size)."""
+    return (keys + (torch.arange(keys.shape[1], device=counts.device) >= counts[:, None])).argsort(1)
 
 
 def pair_different(b: int, device: torch.device, partners: Tensor | None, generator: torch.Generator | None) -> Pairs:
     """The paper's pairs: every weight of Eq. 3 comes from two different recordings."""
     if partners is None:
-        return Pairs(keys=_uniform((3, b), device, generator))
+        return Pairs(keys=uniform((3, b), device, generator))
     partners = as_tensor("DiscriminativeLoss", "partners", partners).to(device)
     if partners.shape not in ((b,), (3, b)) or partners.dtype not in INTEGERS:
         raise InputError(
@@ -61,14 +65,7 @@ def pair_different(b: int, device: torch.device, partners: Tensor | None, genera
     return Pairs(partner=partners.to(torch.int64).expand(3, b))
 
 
-def pair_by_permutation(
-    tcam: Tensor,
-    counted: Tensor,
-    threshold: float,
-    background_threshold: float,
-    partners: Tensor | None,
-    generator: torch.Generator | None,
-) -> Pairs:
+def pair_by_permutation(valid: Tensor, counted: Tensor, partners: Tensor | None, keys: Tensor | None) -> Pairs:
     """The released code's pairs: see ``partners`` of :class:`~d2net.losses.DiscriminativeLoss`.
 
     In the released code w_fb of pair j is computed from the foreground embedding number perm2[j] and the background
@@ -76,35 +73,45 @@ def pair_by_permutation(
     perm2[j] of all recordings that count. These differ where some recordings have no foreground embedding.
 
     Args:
+        valid: (2, B) bool, whether a recording has a foreground and a background embedding.
+        counted: (B,), above 0 where a recording counts.
+        partners: (4, B), or None.
+        keys: (4, B) random numbers, where there are no partners.
+    """
+    valid = torch.stack((*valid, counted > 0))
+    number = (valid.cumsum(1) - 1).clamp(min=0)  # the number of each recording among the valid ones
+    recording = (~valid[:2]).byte().argsort(dim=1, stable=True)  # the inverse: the recording of each number
+    counts = valid[:2].sum(1)
+    if keys is not None:
+        partners = _permutations(keys, counts.repeat(2))
+    assert partners is not None
+    partners = _given_permutations(partners, counts.repeat(2), counted)
+    own = recording.gather(1, partners[:2].gather(1, number[:2]))
+    row = number[2]
+    pair = partners[2].argsort()[row]  # the j with perm2[j] = row
+    mixed = recording[1][partners[3][pair]]
+    usable = valid[2] & (row < counts[0]) & (pair < counts.amin())
+    partner = torch.where(torch.cat((usable[None], valid[:2])), torch.cat((mixed[None], own)), -1)
+    return Pairs(partner=partner, source=recording[0][row])
+
+
+def have_embeddings(tcam: Tensor, counted: Tensor, threshold: float, background_threshold: float) -> Tensor:
+    """(2, B) bool: which recordings have a foreground and a background embedding (Eq. 2).
+
+    Args:
         tcam: (B, T, C).
         counted: (B,), lengths of the recordings that count.
-        threshold: of Eq. 2, to know which recordings have a foreground embedding.
-        background_threshold: the same for background embeddings.
-        partners: (4, B), or None.
-        generator: draws the partners where they are not given.
+        threshold: on the foreground attention.
+        background_threshold: on the background attention.
     """
     with torch.no_grad():
-        b, inside = len(counted), within(tcam, counted)
+        inside = within(tcam, counted)
         attention = class_max(tcam.detach()).masked_fill(~inside, 0)
         has = [
             torch.where(inside & (weight > over), weight, 0).sum(1) > 0
             for weight, over in ((attention, threshold), (1 - attention, background_threshold))
         ]
-        valid = torch.stack((*has, counted > 0))
-        number = (valid.cumsum(1) - 1).clamp(min=0)  # the number of each recording among the valid ones
-        recording = (~valid[:2]).byte().argsort(dim=1, stable=True)  # the inverse: the recording of each number
-        counts = valid[:2].sum(1)
-        if partners is None:
-            partners = draw_permutations(counts.repeat(2), b, generator)
-        else:
-            partners = _given_permutations(partners, counts.repeat(2), tcam)
-        own = recording.gather(1, partners[:2].gather(1, number[:2]))
-        row = number[2]
-        pair = partners[2].argsort()[row]  # the j with perm2[j] = row
-        mixed = recording[1][partners[3][pair]]
-        usable = valid[2] & (row < counts[0]) & (pair < counts.amin())
-        partner = torch.where(torch.cat((usable[None], valid[:2])), torch.cat((mixed[None], own)), -1)
-        return Pairs(partner=partner, source=recording[0][row])
+        return torch.stack(has)
 
 
 def _given_permutations(partners: Tensor, counts: Tensor, like: Tensor) -> Tensor:
@@ -129,7 +136,8 @@ def _given_permutations(partners: Tensor, counts: Tensor, like: Tensor) -> Tenso
     return partners
 
 
-def _uniform(shape: tuple[int, int], device: torch.device, generator: torch.Generator | None) -> Tensor:
+def uniform(shape: tuple[int, int], device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Random numbers in [0, 1), float32; None: of PyTorch's default generator."""
     if generator is not None and not isinstance(generator, torch.Generator):
         raise InputError(f"generator is {quoted(generator)}, expected a torch.Generator or None")
     source = device if generator is None else generator.device

@@ -18,6 +18,7 @@ from d2net.losses.pairing import Pairs
 from d2net.losses.uncertainty import UncertaintyModeling
 from d2net.losses.video_denoising import VideoDenoising, VideoJoint, VideoTerm
 from d2net.losses.video_queue import VideoQueue
+from d2net.losses.whole_batch import WholeBatch, WholeLoss, loss_of_whole_batch
 from d2net.ops.loss import d2net_loss, has_video_kernel
 from d2net.ops.loss_ref import LossInputs, LossSettings
 from d2net.ops.precision import at_least_float32, kept_in_float32
@@ -140,6 +141,7 @@ class D2NetLoss(nn.Module):
         denoise: bool = True,
         offsets: Tensor | None = None,
         max_length: int | None = None,
+        whole: WholeBatch | None = None,
     ) -> D2NetLossResult:
         """All terms of one batch; finite for any batch of finite inputs, half precision too (docs/numbers.md).
 
@@ -155,6 +157,9 @@ class D2NetLoss(nn.Module):
             denoise: whether L_D is on in this step (``training.denoising_start`` and ``denoising_every``).
             offsets: (B+1,) int64, the first row of each recording in a packed batch (:mod:`d2net.losses`).
             max_length: Of a packed batch, an upper bound of the lengths; None: see :mod:`d2net.losses`.
+            whole: The batch that these recordings are a part of, where others lie on other ranks
+                (:mod:`d2net.losses.whole_batch`). The loss is that of the whole batch then, the same on all ranks, and
+                the gradients of weights must be added up over the ranks. None: these are the batch.
 
         Raises:
             InputError: shapes or devices that do not fit, no ``logits`` where ``um_weight`` is not 0; and, on a CPU
@@ -176,6 +181,12 @@ class D2NetLoss(nn.Module):
         if type(denoise) is not bool:
             denoise = setting(self, bool, denoise=denoise)
         recipe, settings = self.recipe, self._settings[self.training, denoise]
+        if whole is not None:
+            batch = LossInputs(tcam, embeddings, rows.lengths, labels, self.reference, offsets=rows.offsets)
+            um = logits if recipe.um_weight != 0 else None
+            return self._whole(
+                loss_of_whole_batch(self, batch, rows, settings, whole, partners, generator, um), whole.labels, denoise
+            )
         pairs = Pairs()
         if settings.separate:
             pairs = self.discriminative.pairs(tcam, rows, labels, settings, partners, generator)
@@ -202,6 +213,25 @@ class D2NetLoss(nn.Module):
             ).total
             total = total + recipe.um_weight * uncertainty
         return D2NetLossResult(total, result.discriminative, snippet, video, uncertainty)
+
+    def _whole(self, found: WholeLoss, labels: Tensor, denoise: bool) -> D2NetLossResult:
+        """The terms of a whole batch, and their sum; in training mode updates x_ref and the queue."""
+        recipe, total = self.recipe, found.discriminative
+        video = uncertainty = torch.zeros_like(total)
+        if self.training:
+            self.reference.copy_(found.x_ref)
+        if denoise and recipe.alpha_snippet != 0:
+            total = total + recipe.alpha_snippet * found.snippet
+        recordings = found.pooled, found.counted, labels
+        if denoise and recipe.alpha_video != 0:
+            video = self.video.from_pooled(*(recordings if self.queue is None else self.queue.after(*recordings)))
+            total = total + recipe.alpha_video * video
+        if self.training and self.queue is not None:
+            self.queue.push(*recordings)
+        if found.uncertainty is not None:
+            uncertainty = self.uncertainty.of_recordings(found.uncertainty).total
+            total = total + recipe.um_weight * uncertainty
+        return D2NetLossResult(total, found.discriminative, found.snippet, video, uncertainty)
 
     def _settings_of(self, training: bool, denoise: bool) -> LossSettings:
         recipe, settings = self.recipe, self.discriminative.settings()

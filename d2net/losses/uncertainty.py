@@ -32,6 +32,26 @@ class UncertaintyModelingResult(NamedTuple):
     entropy: Tensor
 
 
+class RecordingUncertainty(NamedTuple):
+    """Of each recording of a batch, (B,) each.
+
+    Attributes:
+        act_norm: ||f_act||.
+        background_norm: ||f_bkg||.
+        entropy: Its term of L_be.
+        usable: Whether it counts, bool.
+        norms: The sum of ||x(t)|| over its snippets, without gradient.
+        snippets: Their number.
+    """
+
+    act_norm: Tensor
+    background_norm: Tensor
+    entropy: Tensor
+    usable: Tensor
+    norms: Tensor
+    snippets: Tensor
+
+
 class UncertaintyModeling(nn.Module):
     """UM's feature-magnitude and background-entropy terms.
 
@@ -89,6 +109,19 @@ class UncertaintyModeling(nn.Module):
         Raises:
             InputError: shapes or devices that do not fit.
         """
+        where = {"offsets": offsets, "max_length": max_length}
+        return self.of_recordings(self.recordings(embeddings, logits, lengths, **where))  # type: ignore[arg-type]
+
+    def recordings(
+        self,
+        embeddings: Tensor,
+        logits: Tensor,
+        lengths: Tensor | None,
+        *,
+        offsets: Tensor | None = None,
+        max_length: int | None = None,
+    ) -> RecordingUncertainty:
+        """What the terms are computed from; arguments and errors as of :meth:`forward`."""
         embeddings, logits = as_tensors("UncertaintyModeling", embeddings=embeddings, logits=logits)
         check_floating("UncertaintyModeling", "embeddings", embeddings)
         check_floating("UncertaintyModeling", "logits", logits)
@@ -115,13 +148,20 @@ class UncertaintyModeling(nn.Module):
             embeddings, selection, lengths, reduction="mean", offsets=rows.offsets, max_length=rows.max_length
         )
         act_norm, background_norm = torch.linalg.vector_norm(at_least_float32(torch.stack((f.x_fg, f.x_bg))), dim=2)
+        mean_logits = torch.where(background[:, :, None], at_least_float32(logits), 0).sum(1) / size[:, None]
+        entropy = -mean_logits.log_softmax(1).sum(1) / max(logits.shape[2], 1)
+        total_norm = torch.where(mask, norms, 0).sum(1)
+        return RecordingUncertainty(act_norm, background_norm, entropy, usable, total_norm, count)
+
+    def of_recordings(self, found: RecordingUncertainty) -> UncertaintyModelingResult:
+        """The terms of the recordings of a batch."""
+        act_norm, background_norm, entropies, usable, norms, count = found
         if self.margin_unit == "embedding":
-            unit = torch.where(mask, norms, 0).sum() / count.sum().clamp(min=1)
+            unit = norms.sum() / count.sum().clamp(min=1)
             unit = unit.clamp(min=torch.finfo(unit.dtype).tiny)  # where all embeddings are 0
             act_norm, background_norm = act_norm / unit, background_norm / unit
         magnitude = mean_of(((self.margin - act_norm).clamp(min=0) + background_norm).square(), usable)
-        mean_logits = torch.where(background[:, :, None], at_least_float32(logits), 0).sum(1) / size[:, None]
-        entropy = mean_of(-mean_logits.log_softmax(1).sum(1) / max(logits.shape[2], 1), usable)
+        entropy = mean_of(entropies, usable)
         # 0 * NaN is NaN: a term of weight 0 is left out.
         total = self.magnitude * magnitude + entropy if self.magnitude != 0 else entropy
         return UncertaintyModelingResult(total, magnitude, entropy)

@@ -156,11 +156,9 @@ def d2net_loss_ref(inputs: LossInputs, settings: LossSettings, max_length: int =
     if embeddings is not None and x_ref is not None and settings.update:
         background = x[BG].detach()
         if settings.lowest_attention and t:
-            lowest = (1 - attention.detach()).masked_fill(~within(tcam, counted), -1).argmax(1)
-            background = embeddings.detach()[torch.arange(b, device=tcam.device), lowest].to(tcam.dtype)
-        mean = torch.where(valid[BG][:, None], background, 0).sum(0) / valid[BG].sum().clamp(min=1)
-        moved = settings.momentum * x_ref + (1 - settings.momentum) * mean
-        x_ref = new_x_ref = torch.where(valid[BG].any(), moved, x_ref)
+            background = embeddings.detach()[torch.arange(b, device=tcam.device), lowest_snippet(attention, counted)]
+            background = background.to(tcam.dtype)
+        x_ref = new_x_ref = moved_x_ref(x_ref, background, valid[BG], settings.momentum)
     if embeddings is not None and x_ref is not None and settings.score:
         scores = bottom_up_attention_ref(embeddings.detach(), x_ref, counted)
 
@@ -213,6 +211,17 @@ def counted_lengths(tcam: Tensor, lengths: Tensor | None, labels: Tensor, settin
     if settings.skip_unlabelled:
         counts = counts & (labels > 0).any(1)
     return torch.where(counts, lengths.long().clamp(0, t), 0)
+
+
+def lowest_snippet(attention: Tensor, counted: Tensor) -> Tensor:
+    """(B,): the snippet of the lowest attention (B, T) of every recording, T at least 1."""
+    return (1 - attention.detach()).masked_fill(~within(attention, counted), -1).argmax(1)
+
+
+def moved_x_ref(x_ref: Tensor, background: Tensor, valid: Tensor, momentum: float) -> Tensor:
+    """x_ref (D,), moved towards the mean of ``background`` (B, D) where that is ``valid`` (B,), if it is anywhere."""
+    mean = torch.where(valid[:, None], background, 0).sum(0) / valid.sum().clamp(min=1)
+    return torch.where(valid.any(), momentum * x_ref + (1 - momentum) * mean, x_ref)
 
 
 def different_partners(keys: Tensor, valid: Tensor) -> Tensor:
