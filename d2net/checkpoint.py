@@ -67,6 +67,7 @@ class Checkpoint:
             with ``loss.video_queue`` also ``video_queue.*`` (:class:`d2net.losses.video_queue.VideoQueue`).
         threads: The number of CPU threads that it was trained in, which decides the last bits; 0: trained on a GPU, or
             not known.
+        ranks: The number of processes that trained it together, which decides the last bits too.
         precision: Of the network in training; None: not known.
         extraction: How the features were made (:class:`d2net.data.dataset.Dataset`); None: not known.
         format: Of the file. Format 1 has no checksum, ``precision`` and ``recordings``. In files of formats 1 and 2
@@ -85,6 +86,7 @@ class Checkpoint:
     version: str
     tensors: Mapping[str, Tensor]
     threads: Annotated[int, Range(0, 65_536)] = 0
+    ranks: Annotated[int, Range(1, 1_000_000)] = 1
     precision: Precision | None = None
     extraction: Mapping[str, Any] | None = None
     format: Annotated[int, Range(1, FORMAT)] = FORMAT
@@ -111,6 +113,7 @@ class Checkpoint:
             "iteration": self.iteration,
             "seed": self.seed,
             "threads": self.threads,
+            **({} if self.ranks == 1 else {"ranks": self.ranks}),
             "precision": self.precision,
             "recipe": self.recipe.to_dict(),
             **({} if self.extraction is None else {"extraction": dict(self.extraction)}),
@@ -160,7 +163,12 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     if not path.exists():
         what = missing(path) if path.is_symlink() else "there is no such checkpoint"
         raise InputError(f"{path}: {what}; train one or correct the path")
-    content = read_bytes(path)  # not memory-mapped, so that a later change of the file does not change the tensors
+    # Not memory-mapped, so that a later change of the file does not change the tensors.
+    return parse_checkpoint(read_bytes(path), path)
+
+
+def parse_checkpoint(content: bytes, path: Path) -> Checkpoint:
+    """The checkpoint with the bytes of a file; ``path`` is for messages. Errors: as :func:`load_checkpoint`."""
     try:
         tensors = load(content)
     # Besides SafetensorError: dtypes that torch does not have, or sizes that it cannot have.

@@ -23,8 +23,10 @@ from d2net.cli.options import (
     data_options,
 )
 from d2net.cli.outputs import REPORT_NAME, RUN_FILES, claim_folder, command_of
+from d2net.cli.ranks import in_ranks, join
 from d2net.cli.terminal import notes, say
 from d2net.errors import InputError
+from d2net.launch import restarted
 
 if TYPE_CHECKING:
     from d2net.data import Dataset
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from d2net.training import Trainer
 
 
+@in_ranks
 @data_options
 def train(
     context: typer.Context,
@@ -89,6 +92,7 @@ def train(
       d2net train --data watch --recipe watch --out runs/watch
       d2net train --data features/ --recipe thumos14-paper --out runs/t14 --set training.batch_size=20
       d2net train --data features/ --recipe mine.yaml --out runs/t14 --resume
+      torchrun --nproc-per-node 4 -m d2net train --data features/ --out runs/t14
     """
     from d2net.data.describe import describe, everywhere
     from d2net.recipes import load_recipe
@@ -99,7 +103,7 @@ def train(
         raise InputError("--resume goes on with a run and --overwrite replaces it; give one of them")
     if recipe is not None:
         load_recipe(recipe).override(settings or [])  # what is wrong with it is said before the data are looked at
-    where = choose_device(device)
+    ranks, where = join(context, choose_device(device))
     reads = [data] if recipe is None else [data, recipe]
     claim_folder(context, out, *RUN_FILES[:3], RUN_NAME, *([REPORT_NAME] if eval_every else []), reads=reads)
     catalog = options.find(data)
@@ -129,7 +133,10 @@ def train(
         evaluation_dataset=dataset.subset(*evaluating) if evaluating else None,
         save_every=save_every,
         overwrite=overwrite,
+        ranks=ranks,
     )
+    # torchrun has started all anew after a failure: what was saved goes on, whatever the command says.
+    resume = resume or bool(restarted() and ranks.most(ranks.leads and trainer.path.exists())[0])
     said = asdict(options)
     del said["trust_pickle"]
     said = {name: value for name, value in said.items() if value not in (None, False)}
@@ -138,9 +145,11 @@ def train(
         try:
             checkpoint = trainer.run(resume=resume)
         except KeyboardInterrupt:
-            if trainer.saved:
+            if trainer.saved and ranks.leads:
                 record.write(out)
             raise
+        if not ranks.leads:
+            return
         record = record.write(out)
     if not trainer.trained:
         say(f"nothing left to train, as {checkpoint} is at iteration {trainer.iteration}: raise training.iterations")

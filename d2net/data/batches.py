@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from d2net.data.dataset import Dataset
+from d2net.data.deal import Share, Window, packed_offsets
+from d2net.distributed import ALONE, Ranks
 from d2net.errors import InputError
+from d2net.losses.whole_batch import WholeBatch
 from d2net.ops.gaps import Layout
 
 SIZES = 32  # how many numbers of rows a batch can have, so that a CUDA graph for each is enough
@@ -29,6 +32,8 @@ class Batch(NamedTuple):
             begins.
         mask: (N,) bool, True in rows that are of a recording.
         max_length: The most snippets of a recording; a length is at most that.
+        whole: The batch that these recordings are a part of, where others lie on other ranks.
+        numbers: (N,) int64, then: of each row its number among those of the whole batch.
     """
 
     parts: tuple[Tensor, ...]
@@ -37,24 +42,19 @@ class Batch(NamedTuple):
     offsets: Tensor
     mask: Tensor
     max_length: int
+    whole: WholeBatch | None = None
+    numbers: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         lengths, labels, offsets, mask = (t.to(device) for t in self[1:5])
-        return Batch(tuple(part.to(device) for part in self.parts), lengths, labels, offsets, mask, self.max_length)
-
-
-class Window(NamedTuple):
-    """Snippets ``start`` to ``start + length`` of the recording with index ``recording``."""
-
-    recording: int
-    start: int
-    length: int
-
-
-def packed_offsets(lengths: Sequence[int], gap: int) -> list[int]:
-    """B+1 numbers: where each recording begins, with ``gap`` rows before and behind it; where the last gap ends."""
-    return list(accumulate((length + gap for length in lengths), initial=gap))
+        parts, whole, numbers = tuple(part.to(device) for part in self.parts), self.whole, self.numbers
+        if whole is not None and numbers is not None:
+            whole, numbers = (
+                WholeBatch(whole.labels.to(device), whole.places.to(device), whole.most),
+                numbers.to(device),
+            )
+        return Batch(parts, lengths, labels, offsets, mask, self.max_length, whole, numbers)
 
 
 def rounded_rows(rows: int, recordings: int, max_length: int, layout: Layout) -> int:
@@ -100,11 +100,13 @@ class BatchSampler:
         layout: The network, which says how wide gaps are and how many rows there may be.
         seed: Of the order and the offsets.
         allow_unlabelled: Whether recordings without a label, which are only background, are drawn like the others.
+        ranks: Among which each batch is dealt. The batches are the same, however many there are.
 
     Attributes:
         max_length: The most snippets that a recording of a batch can have: ``max_snippets``, or the length of the
             longest recording where all lengths are known and none is that long.
-        usual_rows: Rows of a batch on average, gaps included, where all lengths are known; else the most.
+        usual_rows: Rows that this rank has of a batch on average, gaps included, where all lengths are known; else the
+            most.
 
     Raises:
         InputError: a recording without a label where that is not allowed, or with an unknown class; no recording, or
@@ -120,50 +122,62 @@ class BatchSampler:
         layout: Layout,
         seed: int = 0,
         allow_unlabelled: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         if len(dataset) == 0:
             raise InputError(f"dataset '{dataset.name}' holds no recording to train on; check its training subset")
         self.dataset = dataset
         self.batch_size = min(batch_size, len(dataset))
         self.max_snippets = max_snippets
-        self.layout = layout
+        self.layout, self.ranks = layout, ranks
+        self._lengths = [r.snippets for r in dataset.recordings]
         lengths = [max_snippets if r.snippets is None else min(r.snippets, max_snippets) for r in dataset.recordings]
         self.max_length = max(lengths)
-        self.usual_rows = round(self.batch_size * (sum(lengths) / len(lengths) + layout.reach))
+        self.usual_rows = round(-(-self.batch_size // ranks.size) * (sum(lengths) / len(lengths) + layout.reach))
         self.labels = labels_of(dataset, allow_unlabelled)
         self.generator = torch.Generator().manual_seed(seed)
         self.order = torch.randperm(len(dataset), generator=self.generator)
         self.position = 0
 
     def next(self) -> Batch:
-        """The next batch.
+        """The next batch, or what this rank has of it.
 
         Raises:
             InputError: features that are missing, of another width, empty, NaN or Inf.
         """
-        features, windows = [], []
+        read: dict[int, np.ndarray] = {}  # features of which only reading tells the length
+        windows = []
         for i in self._choose():
-            x = self.dataset.features(i)
-            window = self._window(i, len(x))
-            windows.append(window)
-            cut = x[window.start : window.start + window.length]
-            features.append(cut if window.length == len(x) else cut.copy())  # a view would keep all of x in memory
-        lengths = [w.length for w in windows]
+            snippets = self._lengths[i]
+            if snippets is None:
+                read[i] = self.dataset.features(i)
+                snippets = self._lengths[i] = len(read[i])
+            windows.append(self._window(i, snippets))
+        share = Share(windows, self.ranks)
+        lengths = [w.length for w in share.own]
         offsets = packed_offsets(lengths, self.layout.reach)
-        rows = rounded_rows(offsets[-1], len(windows), self.max_length, self.layout)
+        rows = rounded_rows(offsets[-1], len(share.own), self.max_length, self.layout)
         parts = tuple(torch.zeros(rows, width) for width in self.dataset.stream_widths)
         mask = torch.zeros(rows, dtype=torch.bool)
-        for x, first in zip(features, offsets, strict=False):
-            mask[first : first + len(x)] = True
+        for window, first in zip(share.own, offsets, strict=False):
+            x = read.pop(window.recording, None)
+            x = self.dataset.features(window.recording) if x is None else x
+            mask[first : first + window.length] = True
             column = 0
             for part in parts:
-                part.numpy()[first : first + len(x)] = x[:, column : column + part.shape[1]]
+                cut = x[window.start : window.start + window.length, column : column + part.shape[1]]
+                part.numpy()[first : first + window.length] = cut
                 column += part.shape[1]
-        labels = self.labels[[w.recording for w in windows]]
-        return Batch(parts, torch.tensor(lengths), labels, torch.tensor(offsets), mask, max(lengths))
+        labels = self.labels[[w.recording for w in share.own]]
+        batch = Batch(parts, torch.tensor(lengths), labels, torch.tensor(offsets), mask, share.max_length)
+        if self.ranks.size == 1:
+            return batch
+        all_labels = self.labels[[w.recording for w in share.whole]]
+        whole = WholeBatch(all_labels, torch.tensor(share.places), share.most)
+        return batch._replace(whole=whole, numbers=torch.from_numpy(share.row_numbers(rows, self.layout.reach)))
 
     def windows(self, lengths: Sequence[int]) -> list[Window]:
-        """The windows of the next batch, without reading features; ``lengths`` are those of all recordings."""
+        """The windows of the next whole batch, without reading features; ``lengths`` are those of all recordings."""
         return [self._window(i, lengths[i]) for i in self._choose()]
 
     def _choose(self) -> list[int]:

@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2net.data.batches import Batch, Window, packed_offsets, rounded_rows
+from d2net.data.batches import Batch, rounded_rows
 from d2net.data.dataset import Dataset
+from d2net.data.deal import Share, Window, packed_offsets
+from d2net.distributed import ALONE, Ranks
+from d2net.losses.whole_batch import WholeBatch
 from d2net.ops.gaps import Layout
 
 
@@ -21,9 +24,10 @@ class ResidentFeatures:
         streams: (all snippets + 1, width) for each stream, recording after recording; the last row is zero.
         lengths: Snippets of every recording.
         labels: (recordings, C) float32, multi-hot; on any device.
-        batch_size: Recordings of every batch.
+        batch_size: Recordings of every whole batch.
         max_snippets: The most snippets of a window.
         layout: The network, as of :class:`d2net.data.batches.BatchSampler`.
+        ranks: As there.
 
     Attributes:
         streams: As given.
@@ -41,11 +45,13 @@ class ResidentFeatures:
         batch_size: int,
         max_snippets: int,
         layout: Layout,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.streams = streams
         self.lengths = list(lengths)
         self.labels = labels.to(streams[0].device)
-        self.batch_size, self.layout = batch_size, layout
+        self.batch_size, self.layout, self.ranks = batch_size, layout, ranks
+        self._own = batch_size // ranks.size + (ranks.rank < batch_size % ranks.size)  # recordings of this rank
         self.max_length = min(max_snippets, max(self.lengths))
         self._begin = [0, *accumulate(self.lengths)]
 
@@ -60,17 +66,19 @@ class ResidentFeatures:
         layout: Layout,
         dtype: torch.dtype = torch.float32,
         budget: float = float("inf"),
+        ranks: Ranks = ALONE,
     ) -> ResidentFeatures | None:
         """Read all features; None if they take more than ``budget`` bytes. A recording may have no label.
 
         Args:
             dataset: All recordings.
             device: Where to keep them.
-            batch_size: Recordings of every batch.
+            batch_size: Recordings of every whole batch.
             max_snippets: The most snippets of a window.
             layout: The network, as of :class:`d2net.data.batches.BatchSampler`.
             dtype: In which to keep the features.
             budget: In bytes.
+            ranks: As of :class:`d2net.data.batches.BatchSampler`.
 
         Raises:
             InputError: features that are missing, of another width, empty, NaN or Inf.
@@ -92,7 +100,9 @@ class ResidentFeatures:
         for stream in streams:
             stream[first] = 0
         labels = torch.from_numpy(dataset.label_matrix(allow_unlabelled=True))
-        return cls(streams, lengths, labels, batch_size=batch_size, max_snippets=max_snippets, layout=layout)
+        return cls(
+            streams, lengths, labels, batch_size=batch_size, max_snippets=max_snippets, layout=layout, ranks=ranks
+        )
 
     def convert(self, dtype: torch.dtype) -> None:
         """Keep the features in another precision from now on."""
@@ -108,25 +118,42 @@ class ResidentFeatures:
             windows: Of ``batch_size`` recordings.
 
         Returns:
-            (N + 3 B + 1,) int64: the row of the streams for each row of the batch, where gaps are the row of zeros;
-            the lengths; the offsets; the recordings.
+            (N + 3 b + 1,) int64, for the b recordings of this rank: the row of the streams for each row of the batch,
+            where gaps are the row of zeros; the lengths; the offsets; the recordings. With other ranks there are
+            2 B + N more, for the B recordings of the whole batch: the recordings; the places of
+            :class:`d2net.losses.WholeBatch`; of each row its number in the whole batch.
         """
-        lengths = [w.length for w in windows]
+        share = Share(windows, self.ranks)
+        lengths = [w.length for w in share.own]
         offsets = packed_offsets(lengths, self.layout.reach)
-        n = rounded_rows(offsets[-1], len(windows), self.max_length, self.layout)
-        rows = torch.empty(n + 3 * len(windows) + 1, dtype=torch.int64, pin_memory=self.labels.is_cuda)
+        n = rounded_rows(offsets[-1], len(share.own), self.max_length, self.layout)
+        of_whole = 0 if self.ranks.size == 1 else 2 * len(share.whole) + n
+        own = n + 3 * len(share.own) + 1
+        rows = torch.empty(own + of_whole, dtype=torch.int64, pin_memory=self.labels.is_cuda)
         host = rows.numpy()
         host[:n] = self._begin[-1]
-        for window, offset in zip(windows, offsets, strict=False):
+        for window, offset in zip(share.own, offsets, strict=False):
             first = self._begin[window.recording] + window.start
             host[offset : offset + window.length] = np.arange(first, first + window.length)
-        host[n:] = [*lengths, *offsets, *(w.recording for w in windows)]
+        host[n:own] = [*lengths, *offsets, *(w.recording for w in share.own)]
+        if of_whole:
+            host[own : own + of_whole - n] = [*(w.recording for w in share.whole), *share.places]
+            host[own + of_whole - n :] = share.row_numbers(n, self.layout.reach)
         return rows
 
     def gather(self, rows: Tensor) -> Batch:
         """The batch of :meth:`rows`, which must be on this device."""
-        b = self.batch_size
-        index, lengths, offsets, recordings = rows.split([len(rows) - 3 * b - 1, b, b + 1, b])
+        b, alone = self._own, self.ranks.size == 1
+        of_whole = 0 if alone else 2 * self.batch_size
+        n = (len(rows) - 3 * b - 1 - of_whole) // (1 if alone else 2)
+        index, lengths, offsets, recordings, *rest = rows.split(
+            [n, b, b + 1, b] + ([] if alone else [self.batch_size, self.batch_size, n])
+        )
         parts = tuple(stream.index_select(0, index) for stream in self.streams)
         labels = self.labels[recordings]  # index_select takes several times as long for so few
-        return Batch(parts, lengths, labels, offsets, index < self._begin[-1], self.max_length)
+        batch = Batch(parts, lengths, labels, offsets, index < self._begin[-1], self.max_length)
+        if alone:
+            return batch
+        of_all, places, numbers = rest
+        most = -(-self.batch_size // self.ranks.size)
+        return batch._replace(whole=WholeBatch(self.labels[of_all], places, most), numbers=numbers)

@@ -27,6 +27,7 @@ from d2net.losses.pairing import draw_permutations
 from d2net.losses.total import D2NetLoss, D2NetLossResult
 from d2net.losses.uncertainty import UncertaintyModeling, UncertaintyModelingResult
 from d2net.losses.video_denoising import VideoDenoising
+from d2net.losses.whole_batch import WholeBatch
 from d2net.ops.bottom_up_attention import bottom_up_attention
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "VideoDMI",
     "VideoDenoising",
     "VideoL1",
+    "WholeBatch",
     "bottom_up_attention",
     "draw_permutations",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from d2net.losses.whole_batch import WholeBatch
 from d2net.ops.bottom_up_attention import bottom_up_attention
 from d2net.ops.checks import within
 from d2net.ops.loss_ref import LossSettings, counted_lengths
@@ -53,6 +54,7 @@ class Agreement:
         *,
         offsets: Tensor | None = None,
         max_length: int | None = None,
+        whole: WholeBatch | None = None,
     ) -> None:
         """Move the running mean by one batch; the recordings that do not count in the loss do not count here.
 
@@ -64,6 +66,8 @@ class Agreement:
             x_ref: (D,).
             offsets: (B+1,) int64, the first row of each recording in a packed batch (:mod:`d2net.losses`).
             max_length: Of a packed batch, an upper bound of the lengths; None: N.
+            whole: The batch that these recordings are a part of, where others lie on other ranks; ``max_length`` is
+                then the same on all of them.
         """
         scores = bottom_up_attention(embeddings.detach(), x_ref, lengths, offsets=offsets, max_length=max_length)
         if offsets is not None:
@@ -71,7 +75,10 @@ class Agreement:
             tcam, scores = (padded(x, offsets, lengths, most) for x in (tcam, scores))
             lengths = packed_extents(offsets, lengths, most, embeddings.shape[0])[1]
         counted = counted_lengths(tcam, lengths, labels, self._counts)
-        now = agreement(class_max(tcam.detach()), scores, counted, *self._thresholds)
+        attention = class_max(tcam.detach())
+        if whole is not None:
+            attention, scores, counted = whole.gather(attention, scores, counted)
+        now = agreement(attention, scores, counted, *self._thresholds)
         self.running.mul_(MEMORY).add_(now, alpha=1 - MEMORY)
 
     def look(self, iteration: int) -> bool:

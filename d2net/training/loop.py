@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from d2net.checkpoint import save_checkpoint
@@ -12,6 +13,7 @@ from d2net.training.bar import TrainingBar
 from d2net.training.interruption import Stop
 from d2net.training.process import convolutions_in
 from d2net.training.terms import CHECK_EVERY, RecentTerms, shown_terms
+from d2net.training.together import Decisions, in_parallel, same_weights
 from d2net.training.watching import in_words
 from d2net.training_log import TrainingLog
 
@@ -19,24 +21,32 @@ if TYPE_CHECKING:
     from d2net.training.trainer import Trainer
 
 SAVE_EVERY, SAVE_SECONDS = 500, 30  # where nobody says how often: iterations, and the least time, between checkpoints
+DIFFERENT_WEIGHTS = (
+    "the weights of the ranks differ, as where their processors are of different kinds; the checkpoint has rank 0's"
+)
 
 
 def train(run: Trainer) -> None:
     """Train from ``run.iteration`` to the last iteration of the recipe; :meth:`Trainer.run` says what is raised."""
     began, iterations = run.iteration, run.recipe.training.iterations
     run.copies = None  # the weights may be others than at the last step
+    ranks = run.ranks
+    if ranks.size > 1:
+        run.network = in_parallel(run.model, run.device)
     run.model.train()
     run.loss.train()
     recent = RecentTerms(run.model, run.iteration, run.recipe.training.learning_rate, run.device)
     graph, agreement = run.step_graph(), run.state.agreement
     saved_at = time.monotonic()
+    decisions = Decisions(ranks, run.iteration)
+    shown = run.progress if ranks.leads else (lambda *_: None)
     with (
         Stop() as stop,  # first, so that a signal after the last save is still caught
         run.own_threads(),
         run.state.generators(),
         convolutions_in(run.precision),
-        TrainingLog(run.out, run.iteration, run.tensorboard, run.name()) as log,
-        TrainingBar(run.iteration, iterations, run.progress, shown_terms(run.recipe.loss)) as bar,
+        TrainingLog(run.out, run.iteration, run.tensorboard, run.name()) if ranks.leads else nullcontext() as log,
+        TrainingBar(run.iteration, iterations, shown, shown_terms(run.recipe.loss)) as bar,
     ):
         said: dict[str, Any] = {}  # what the log says beside the terms that were asked for
 
@@ -44,7 +54,8 @@ def train(run: Trainer) -> None:
             iteration = recent.asked
             if iteration is not None:
                 terms = recent.means()
-                log.write(iteration, {**terms, **said})
+                if log is not None:
+                    log.write(iteration, {**terms, **said})
                 bar.update(iteration, terms)
 
         while run.iteration < iterations:
@@ -59,10 +70,15 @@ def train(run: Trainer) -> None:
             recent.add(run.iteration, terms_now)
             run.iteration += 1
             last = run.iteration == iterations
-            asked = stop.requested  # read once, as a signal may come at any line
+            evaluation = _due(run.iteration, run.eval_every)
+            may_save = _due(run.iteration, SAVE_EVERY if run.save_every is None else run.save_every)
+            save_now = may_save and (run.save_every is not None or time.monotonic() - saved_at >= SAVE_SECONDS)
+            # stop.requested is read once, as a signal may come at any line
+            at_once = last or evaluation or may_save
+            asked, save_now = decisions.take(run.iteration, stop.requested, save_now, now=at_once)
             stopping = asked and not last
-            save = stopping or last or _save_is_due(run, saved_at)
-            evaluation = not asked and _due(run.iteration, run.eval_every)
+            save = stopping or last or save_now
+            evaluation = evaluation and not asked
             # Not wherever a checkpoint or an evaluation is due, which must not decide when L_D begins.
             if agreement is not None and _due(run.iteration, CHECK_EVERY) and agreement.look(run.iteration):
                 bar.tell(f"iteration {run.iteration}: L_D begins, as lambda' agrees with lambda")
@@ -75,12 +91,17 @@ def train(run: Trainer) -> None:
             if save or evaluation:
                 recent.check_weights(run.iteration)
             if save:
-                save_checkpoint(run.path, run.checkpoint())
+                if ranks.size > 1 and not same_weights(run.model, ranks):
+                    warnings.warn(DIFFERENT_WEIGHTS, stacklevel=4)
+                if ranks.leads:
+                    save_checkpoint(run.path, run.checkpoint())
                 run.saved = True
                 saved_at = time.monotonic()
+                ranks.wait()  # so that all know that it is saved
             if evaluation:
                 found = run.evaluate()
-                log.write(run.iteration, found)
+                if log is not None:
+                    log.write(run.iteration, found)
                 bar.tell(f"iteration {run.iteration}: {in_words(found)}")
             if stopping:
                 raise KeyboardInterrupt(f"stopped at iteration {run.iteration}; saved {run.path}")
@@ -113,10 +134,3 @@ def denoising_is_on(settings: TrainingRecipe, iteration: int) -> bool:
 
 def _due(iteration: int, every: int) -> bool:
     return every > 0 and iteration % every == 0
-
-
-def _save_is_due(run: Trainer, saved_at: float) -> bool:
-    if run.save_every is not None:
-        return _due(run.iteration, run.save_every)
-    # Checkpoints of a fast training would take as long as it.
-    return _due(run.iteration, SAVE_EVERY) and time.monotonic() - saved_at >= SAVE_SECONDS

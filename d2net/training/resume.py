@@ -1,20 +1,27 @@
-"""Checks whether a run can be resumed with today's settings; errors say what differs, and the way out."""
+"""Resumes a run, after checks that today's settings fit; errors say what differs, and the way out."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from d2net.checkpoint import Checkpoint
+from d2net import __version__
+from d2net.checkpoint import FORMAT, Checkpoint, parse_checkpoint, save_checkpoint
 from d2net.data.dataset import Dataset, Recording
 from d2net.errors import InputError
+from d2net.reading import read_bytes
 from d2net.recipes import Recipe
-from d2net.words import listed
+from d2net.words import counted, listed, reason
+
+if TYPE_CHECKING:
+    from d2net.training.trainer import Trainer
 
 OTHERWISE = "resume with the same or choose another --out"
 
@@ -88,7 +95,12 @@ def run_name(recipe: Recipe, seed: int, precision: str, recordings: Tensor) -> s
     settings = recipe.to_dict()
     decides = {key: settings[key] for key in ("model", "loss", "training")}
     decides["training"] = {**decides["training"], "iterations": None}
-    return f"{_hash(repr((decides, seed, precision, recordings.tolist()))) % 2**64:016x}"
+    return hashed(repr((decides, seed, precision, recordings.tolist())))
+
+
+def hashed(text: str) -> str:
+    """16 digits that tell one text from another."""
+    return f"{_hash(text) % 2**64:016x}"
 
 
 def digests(dataset: Dataset) -> Tensor:
@@ -158,3 +170,59 @@ def check_tensors(found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> 
                 f"its tensors do not fit this recipe ('{name}' is {t.dtype} {tuple(t.shape)}, expected {like.dtype} "
                 f"{tuple(like.shape)}); train anew"
             )
+
+
+def save_settings(run: Trainer, saved: Checkpoint) -> None:
+    """Put the new settings into the checkpoint of a run that had ended; only such that decide no weight differ."""
+    if (saved.recipe, saved.dataset) == (run.recipe, run.dataset.name):
+        return
+    tensors = saved.tensors
+    if saved.format == 1:  # adds the tensors that such a file lacks
+        with run.state.generators():
+            tensors = {**run.state.tensors(), **tensors}
+    changed = replace(
+        saved, recipe=run.recipe, dataset=run.dataset.name, version=__version__, tensors=tensors, format=FORMAT
+    )
+    if run.ranks.leads:
+        save_checkpoint(run.path, changed)
+        run.saved = True
+    run.ranks.wait()
+
+
+def restored(run: Trainer) -> Checkpoint:
+    """The checkpoint in the folder of a run, which goes on from there. Raises InputError where it cannot."""
+    content = None
+    if run.ranks.leads:  # the only one that needs to have the file
+        if not run.path.exists():
+            raise InputError(f"{run.path}: there is nothing to resume; leave --resume out or correct --out")
+        content = read_bytes(run.path)
+    saved = parse_checkpoint(run.ranks.from_first(content), run.path)
+    try:
+        check_same_run(saved, run.dataset, run.recipe, run.asked, run.path)
+        run.state.restore(saved)
+    except InputError as error:
+        raise InputError(f"{run.path}: {error}") from error
+    except (RuntimeError, KeyError, ValueError) as error:
+        why = reason(error)
+        raise InputError(f"{run.path}: its tensors do not fit this recipe ({why}); train anew") from error
+    run.seed = saved.seed
+    run.iteration = saved.iteration
+    run.threads_before = saved.threads
+    if saved.ranks != run.ranks.size:
+        warnings.warn(
+            f"{run.path}: was trained by {counted(saved.ranks, 'process', 'processes')} and goes on in "
+            f"{run.ranks.size}; the result is then the same only up to rounding",
+            stacklevel=4,
+        )
+    if run.asked[1] is None and saved.precision is not None:
+        if saved.precision in run.precisions:
+            run.precision = saved.precision
+            if run.resident is not None:
+                run.resident.convert(run.resident_dtype())
+        else:
+            warnings.warn(
+                f"{run.path}: was trained in {saved.precision}, which {run.device} does not have, and goes on in "
+                f"{run.precision}",
+                stacklevel=4,
+            )
+    return saved

@@ -13,6 +13,7 @@ from d2net.checkpoint import X_REF, Checkpoint
 from d2net.data.batches import BatchSampler, labels_of
 from d2net.data.dataset import Dataset
 from d2net.data.moments import moments
+from d2net.distributed import ALONE, Ranks
 from d2net.errors import InputError
 from d2net.losses import D2NetLoss
 from d2net.model import D2Net
@@ -30,6 +31,7 @@ class TrainingState:
         recipe: All settings.
         seed: Of the weights, the batches, the pairing and the dropout.
         device: Where to train.
+        ranks: The processes that train it together; each has all of this state.
 
     Attributes:
         model: The network that is trained.
@@ -44,7 +46,7 @@ class TrainingState:
         InputError: settings that do not go together, or unlabelled recordings.
     """
 
-    def __init__(self, dataset: Dataset, recipe: Recipe, seed: int, device: torch.device) -> None:
+    def __init__(self, dataset: Dataset, recipe: Recipe, seed: int, device: torch.device, ranks: Ranks = ALONE) -> None:
         self._device = device
         self._decay = recipe.training.ema_decay
         if len(dataset) > 0:  # which the sampler refuses
@@ -64,6 +66,7 @@ class TrainingState:
             layout=self.model,
             seed=seed,
             allow_unlabelled=recipe.loss.skip_unlabelled,
+            ranks=ranks,
         )
         if self.model.feature_mean is not None and self.model.feature_scale is not None:
             mean, deviation = moments(dataset)

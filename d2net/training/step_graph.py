@@ -13,6 +13,7 @@ from d2net.errors import D2NetError
 # Text of PyTorch's warning. Other warnings speak of synchronization too: that the mode is a prototype, about streams.
 WAITS = "called a synchronizing CUDA operation"
 WARM_UP = 3  # eager steps of each flag before its first capture, in which libraries and modules make what they keep
+WARM_UP_TOGETHER = 11  # with DistributedDataParallel, as PyTorch's notes on CUDA graphs say
 
 
 class StepGraph:
@@ -31,6 +32,7 @@ class StepGraph:
         device: where it runs.
         generators: generators on the device that the step draws from, besides PyTorch's default one.
         required: whether a step that cannot be captured is an error.
+        warm_up: eager steps of each flag before its first capture.
 
     Attributes:
         captured: the sizes and flags whose step has been captured.
@@ -43,11 +45,13 @@ class StepGraph:
         generators: list[torch.Generator],
         *,
         required: bool = False,
+        warm_up: int = WARM_UP,
     ) -> None:
         self.step = step
         self.device = device
         self.generators = generators
         self.required = required
+        self.warm_up = warm_up
         self._waits = False
         self._stream = torch.cuda.Stream(device)  # the default stream cannot be captured
         self._pool = torch.cuda.graph_pool_handle()
@@ -77,7 +81,7 @@ class StepGraph:
         if key not in self._graphs:
             if key not in self._checked:
                 self._warm[flag] += 1
-                check = self._warm[flag] >= WARM_UP
+                check = self._warm[flag] >= self.warm_up
                 if check:
                     self._checked.add(key)
                 return self._eager(given, flag, check)

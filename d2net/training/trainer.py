@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2net import __version__
-from d2net.checkpoint import CHECKPOINT_NAME, FORMAT, Checkpoint, Precision, Seed, load_checkpoint, save_checkpoint
+from d2net.checkpoint import CHECKPOINT_NAME, Checkpoint, Precision, Seed
 from d2net.data.batches import Batch
 from d2net.data.dataset import Dataset
 from d2net.data.resident import ResidentFeatures
+from d2net.distributed import ALONE, RankEnded, Ranks, lost_ranks
 from d2net.errors import InputError
 from d2net.fields import checked
 from d2net.files import check_writable, identity, locked
@@ -25,12 +24,13 @@ from d2net.ops.network_call import NetworkCopies
 from d2net.recipes import Recipe
 from d2net.training.loop import train
 from d2net.training.process import threads_of_run
-from d2net.training.resume import check_same, check_same_run, digests, run_name
+from d2net.training.resume import check_same, digests, hashed, restored, run_name, save_settings
 from d2net.training.state import TrainingState
-from d2net.training.step_graph import StepGraph
+from d2net.training.step_graph import WARM_UP, WARM_UP_TOGETHER, StepGraph
 from d2net.training.terms import TERMS
+from d2net.training.together import Streams
 from d2net.training.watching import evaluate_network
-from d2net.words import quoted, reason
+from d2net.words import quoted
 
 PRECISIONS = get_args(Precision)
 RESIDENT_FRACTION = 0.25  # of a device's free memory that features may take
@@ -66,6 +66,8 @@ class Trainer:
         tensorboard: Write events for TensorBoard; None: where it is installed.
         overwrite: Start anew although ``out`` holds a checkpoint.
         progress: Called with (iterations done, all iterations) now and then; None: a bar on stderr.
+        ranks: The processes that train it together, each of which has such a Trainer (:mod:`d2net.distributed`). Rank 0
+            writes all files. The result is that of one process, to rounding.
 
     Attributes:
         copies: In bf16 on a GPU, the weights in bfloat16. Set it to None after changing weights between two updates.
@@ -95,6 +97,7 @@ class Trainer:
         tensorboard: bool | None = None,
         overwrite: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         if eval_every and evaluation_dataset is None:
             raise InputError("eval_every is set without a dataset to evaluate on; give one or set it to 0")
@@ -110,13 +113,13 @@ class Trainer:
         self.recipe = recipe
         self.out = Path(out)
         self.path = self.out / CHECKPOINT_NAME
-        self._asked = (seed, precision)  # None: that of the run that is resumed
+        self.asked = (seed, precision)  # None: that of the run that is resumed
         self.seed = checked(0 if seed is None else seed, Seed, "seed")
         self.device = torch.device(device)
         on_gpu = self.device.type == "cuda"
-        self._precisions = PRECISIONS if on_gpu else ("fp32", "bf16")
-        if precision is not None and precision not in self._precisions:
-            known = ", ".join(self._precisions)
+        self.precisions = PRECISIONS if on_gpu else ("fp32", "bf16")
+        if precision is not None and precision not in self.precisions:
+            known = ", ".join(self.precisions)
             raise InputError(f"precision {quoted(precision)} on {self.device}: expected one of {known}")
         self.precision: Any = precision or ("tf32" if on_gpu else "fp32")
         if graph and (resident is False or not on_gpu):
@@ -127,12 +130,19 @@ class Trainer:
         self.save_every = save_every
         self.tensorboard = tensorboard
         self.overwrite = overwrite
-        self.progress = progress
+        self.progress, self.ranks = progress, ranks
 
-        check_writable(self.out)
-        self.state = TrainingState(dataset, recipe, self.seed, self.device)
+        if ranks.leads:
+            check_writable(self.out)
+        self.state = TrainingState(dataset, recipe, self.seed, self.device, ranks)
         self.sampler, self.loss = self.state.sampler, self.state.loss
         self.model, self.result = self.state.model, self.state.result
+        if ranks.size > self.sampler.batch_size:
+            ranks.refuse(
+                f"{ranks.size} processes are more than the {self.sampler.batch_size} recordings of a batch; start "
+                "fewer, or raise training.batch_size"
+            )
+        self.network: nn.Module = Streams(self.model)  # of several ranks: see in_parallel
         self.resident: ResidentFeatures | None = None
         if resident or (resident is None and on_gpu):
             budget = math.inf if resident else RESIDENT_FRACTION * torch.cuda.mem_get_info(self.device)[0]
@@ -142,15 +152,16 @@ class Trainer:
                 batch_size=self.sampler.batch_size,
                 max_snippets=recipe.training.max_snippets,
                 layout=self.model,
-                dtype=self._resident_dtype(),
+                dtype=self.resident_dtype(),
                 budget=budget,
+                ranks=ranks,
             )
         if graph and self.resident is None:
             raise InputError("a CUDA graph needs resident features, which do not fit on the device; use --no-graph")
         self.iteration = self.trained = 0
         self.interrupted = self.saved = False
         self.copies: NetworkCopies | None = None
-        self._threads_before = 0  # threads of the run that is resumed
+        self.threads_before = 0  # threads of the run that is resumed
         self.checkpoint()  # raises now, not at the first save, for what a checkpoint cannot hold
 
     def run(self, resume: bool = False) -> Path:
@@ -174,15 +185,19 @@ class Trainer:
         """
         earlier = None if resume else identity(self.path)
         try:
-            with locked(self.out):
+            with locked(self.out) if self.ranks.leads else nullcontext(), lost_ranks():
                 return self._run(resume)
+        except RankEnded as error:
+            kept = f"; what was saved last is {self.path}" if self.path.exists() else ""
+            raise RankEnded(f"{error}{kept}; the same command with --resume goes on from there") from error
         except KeyboardInterrupt as error:
             if str(error) or identity(self.path) == earlier:
                 raise
             raise KeyboardInterrupt(f"stopped at once; what was saved last is {self.path}") from error
 
     def _run(self, resume: bool) -> Path:
-        saved = self._restore() if resume else None
+        self._check_ranks(resume)
+        saved = restored(self) if resume else None
         if saved is None and self.path.exists() and not self.overwrite:
             raise InputError(
                 f"{self.path}: a checkpoint is there already; continue it with --resume or choose another --out"
@@ -190,8 +205,15 @@ class Trainer:
         if self.iteration < self.recipe.training.iterations:
             train(self)
         elif saved is not None:
-            self._save_settings(saved)
+            save_settings(self, saved)
         return self.path
+
+    def _check_ranks(self, resume: bool) -> None:
+        """Raises where the ranks would not train the same."""
+        same, recordings = self.ranks.check_same, hashed(repr(digests(self.dataset).tolist()))
+        same("recordings of hash", recordings, "names, lengths or labels differ: give all machines the same data")
+        settings = self.recipe.to_dict(), self.asked, self.precision, self.eval_every, self.save_every, resume
+        same("settings of hash", hashed(repr(settings)), "give all processes the same command")
 
     def update(self, batch: Batch, denoise: bool) -> Tensor:
         """One step of the optimizer; returns the loss and its terms, (len(TERMS),) on the device.
@@ -201,8 +223,8 @@ class Trainer:
             denoise: Whether L_D is on.
         """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            output = self.model.streams(batch.parts, batch.mask, self._copies())
-        where: dict[str, Any] = {"offsets": batch.offsets, "max_length": batch.max_length}
+            output = self.network(batch.parts, batch.mask, self._copies(), batch.numbers)
+        where: dict[str, Any] = {"offsets": batch.offsets, "max_length": batch.max_length, "whole": batch.whole}
         loss = self.loss(
             output.tcam,
             output.embeddings,
@@ -218,7 +240,8 @@ class Trainer:
             self.state.agreement.add(output.tcam, output.embeddings, batch.lengths, batch.labels, x_ref, **where)
         self.state.optimizer.zero_grad()
         with torch.autograd.set_multithreading_enabled(False):  # waking autograd's thread for a GPU takes some 0.2 ms
-            loss.total.backward()
+            # Of several ranks each gets the mean of the gradients, and the whole batch's is their sum.
+            (loss.total if self.ranks.size == 1 else loss.total * self.ranks.size).backward()
         self.state.optimizer.step()
         self.state.average()
         return torch.stack([getattr(loss, term).detach() for term in TERMS])
@@ -235,16 +258,21 @@ class Trainer:
         assert self.resident is not None
         return self.update(self.resident.gather(rows.to(self.device, non_blocking=True)), denoise)
 
-    def _resident_dtype(self) -> torch.dtype:
+    def resident_dtype(self) -> torch.dtype:
         """The network rounds its input to bfloat16 anyway; not before it has standardized it, though."""
         standardized = self.model.feature_mean is not None
         return torch.bfloat16 if self.precision == "bf16" and not standardized else torch.float32
 
     def step_graph(self) -> StepGraph | None:
         """:meth:`update_resident` as a CUDA graph; None where that is not wanted or not possible."""
+        together = self.ranks.size > 1
         if self.resident is None or self.device.type != "cuda" or self.graph is False:
             return None
-        return StepGraph(self.update_resident, self.device, [self.state.pairing], required=bool(self.graph))
+        if together and not self.ranks.nccl:
+            return None  # gloo waits for the device
+        warm_up = WARM_UP_TOGETHER if together else WARM_UP
+        required = bool(self.graph)
+        return StepGraph(self.update_resident, self.device, [self.state.pairing], required=required, warm_up=warm_up)
 
     def evaluate(self) -> dict[str, Any]:
         """mAP and F1 on the evaluation dataset, or why it could not be evaluated."""
@@ -263,6 +291,7 @@ class Trainer:
             version=__version__,
             tensors=self.state.tensors(),
             threads=torch.get_num_threads() if self.device.type == "cpu" else 0,
+            ranks=self.ranks.size,
             precision=self.precision,
             extraction=self.dataset.extraction,
         )
@@ -271,50 +300,8 @@ class Trainer:
         """A name that identifies the run: the same when it is resumed."""
         return run_name(self.recipe, self.seed, self.precision, digests(self.dataset))
 
-    def _save_settings(self, saved: Checkpoint) -> None:
-        """Put the new settings into the checkpoint of a run that had ended; only such that decide no weight differ."""
-        if (saved.recipe, saved.dataset) == (self.recipe, self.dataset.name):
-            return
-        tensors = saved.tensors
-        if saved.format == 1:  # adds the tensors that such a file lacks
-            with self.state.generators():
-                tensors = {**self.state.tensors(), **tensors}
-        changed = replace(
-            saved, recipe=self.recipe, dataset=self.dataset.name, version=__version__, tensors=tensors, format=FORMAT
-        )
-        save_checkpoint(self.path, changed)
-        self.saved = True
-
-    def _restore(self) -> Checkpoint:
-        if not self.path.exists():
-            raise InputError(f"{self.path}: there is nothing to resume; leave --resume out or correct --out")
-        saved = load_checkpoint(self.path)
-        try:
-            check_same_run(saved, self.dataset, self.recipe, self._asked, self.path)
-            self.state.restore(saved)
-        except InputError as error:
-            raise InputError(f"{self.path}: {error}") from error
-        except (RuntimeError, KeyError, ValueError) as error:
-            why = reason(error)
-            raise InputError(f"{self.path}: its tensors do not fit this recipe ({why}); train anew") from error
-        self.seed = saved.seed
-        self.iteration = saved.iteration
-        self._threads_before = saved.threads
-        if self._asked[1] is None and saved.precision is not None:
-            if saved.precision in self._precisions:
-                self.precision = saved.precision
-                if self.resident is not None:
-                    self.resident.convert(self._resident_dtype())
-            else:
-                warnings.warn(
-                    f"{self.path}: was trained in {saved.precision}, which {self.device} does not have, and goes on in "
-                    f"{self.precision}",
-                    stacklevel=4,
-                )
-        return saved
-
     def own_threads(self) -> AbstractContextManager[None]:
         """Sets the number of threads that the run computes in."""
         if self.device.type != "cpu":
             return nullcontext()
-        return threads_of_run(self.model, self.sampler.usual_rows, self._threads_before, self.path)
+        return threads_of_run(self.model, self.sampler.usual_rows, self.threads_before, self.path)
