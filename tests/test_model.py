@@ -334,6 +334,27 @@ def test_release_variants():
     assert (plain(features).embeddings != 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # of a kernel, and of PyTorch's operators
+def test_a_recording_drops_the_same_elements_without_the_others_of_its_batch(dtype):
+    torch.manual_seed(0)
+    model = D2Net(4, (6, 6), RECIPES["release"]).to(dtype)
+    x = torch.randn(23, 12).to(dtype)
+    mask = torch.ones(len(x), dtype=torch.bool)
+    mask[[0, 9, 22]] = False  # recordings of 8 and 12 snippets
+    x[~mask] = 0
+
+    def run(rows: slice, numbers: Tensor | None = None) -> list[Tensor]:
+        torch.manual_seed(1)
+        output = model.streams(x[rows].split(6, 1), mask[rows], None, numbers)
+        return [y.detach() for y in output]
+
+    second = slice(9, 23)
+    whole, alone = run(slice(None)), run(second, torch.arange(9, 23))
+    torch.testing.assert_close([y[second] for y in whole], alone)
+    assert torch.equal(whole[3][second] == 0, alone[3] == 0)
+    assert not torch.equal(run(second)[3] == 0, alone[3] == 0)
+
+
 @pytest.mark.parametrize("widths", [(6, 6), (6,)])
 @pytest.mark.parametrize(("b", "t"), [(0, 5), (2, 0), (0, 0)])
 def test_no_recordings_or_no_snippets(widths, b, t):

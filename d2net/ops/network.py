@@ -19,7 +19,8 @@ from d2net.ops.precision import without_autocast
 from d2net.ops.temporal_conv import convolution, gradient_of_rows, gradient_of_weight, products
 
 OUTPUTS = 4
-INPUTS = 16  # tensors: mask, two of features, seed, twelve of weights; behind them copies and settings
+ROWS = len(NetworkInputs._fields)
+INPUTS = ROWS + 12  # tensors: rows and weights; behind them copies and settings
 
 
 def network(
@@ -43,15 +44,15 @@ def network(
     Raises:
         InputError: shapes, types or devices that do not fit.
     """
-    mask, x_a, x_b, seed = inputs
+    mask, x_a, x_b, *_ = inputs
     of_all = (*weights, *(None,) * (12 - len(weights)))
     # Kernels of the CPU compute in float32 and float64. PyTorch has faster products of bfloat16 than they could use.
     half_on_cpu = x_a.is_cpu and x_a.dtype.itemsize == 2
     if half_on_cpu or not _library.has_kernel("network", x_a):
-        _check(mask, x_a, x_b, seed, *of_all, [], *settings)
+        _check(*inputs, *of_all, [], *settings)
         return network_ref(inputs, of_all, settings)
     of_copies = [] if copies is None else copies.flat()
-    logits_a, logits_b, tcam, embeddings, *_ = _network(mask, x_a, x_b, seed, *of_all, of_copies, *settings)
+    logits_a, logits_b, tcam, embeddings, *_ = _network(*inputs, *of_all, of_copies, *settings)
     return logits_a, None if x_b is None else logits_b, tcam, embeddings
 
 
@@ -60,8 +61,14 @@ def reach_of(kernel_sizes: Sequence[int], dilation: int) -> int:
     return max(k // 2 for k in kernel_sizes) * dilation
 
 
-def _check(mask: Tensor, x_a: Tensor, x_b: Tensor | None, seed: Tensor | None, *rest: Any) -> None:
-    where, weights, copies, settings = "network", rest[:12], rest[12], NetworkSettings(*rest[13:])
+def _parts(*arguments: Any) -> tuple[NetworkInputs, tuple[Any, ...], list[Tensor], NetworkSettings]:
+    """The operator's arguments."""
+    inputs, weights, (copies, *settings) = arguments[:ROWS], arguments[ROWS:INPUTS], arguments[INPUTS:]
+    return NetworkInputs(*inputs), weights, copies, NetworkSettings(*settings)
+
+
+def _check(*arguments: Any) -> None:
+    where, ((mask, x_a, x_b, seed, numbers), weights, copies, settings) = "network", _parts(*arguments)
     check_shape(where, "x_a", x_a, "N, width")
     check_floating(where, "x_a", x_a)
     n, device = x_a.shape[0], x_a.device
@@ -70,6 +77,8 @@ def _check(mask: Tensor, x_a: Tensor, x_b: Tensor | None, seed: Tensor | None, *
         check_like(where, "x_b", x_b, (n, *x_b.shape[1:2]), x_a.dtype, device)
     if seed is not None:
         check_like(where, "seed", seed, (1,), torch.int64, device)
+    if numbers is not None:
+        check_like(where, "numbers", numbers, (n,), torch.int64, device)
     if not 0 <= settings.dropout < 1:
         raise InputError(f"{where}: dropout is {settings.dropout}, expected 0 to below 1")
     for s, x in enumerate((x_a, x_b)):
@@ -118,19 +127,18 @@ def _check(mask: Tensor, x_a: Tensor, x_b: Tensor | None, seed: Tensor | None, *
             check_like(where, f"copy {i}", copy, size, x_a.dtype, device)
 
 
-def _fake(mask: Tensor, x_a: Tensor, x_b: Tensor | None, seed: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    settings = NetworkSettings(*rest[13:])
-    drops = seed is not None and settings.dropout > 0
-    return tuple(Call(x_a, x_b, rest[:12]).results(drops, settings.dropout_embeddings))
+def _fake(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, weights, _, settings = _parts(*arguments)
+    drops = inputs.seed is not None and settings.dropout > 0
+    return tuple(Call(inputs.x_a, inputs.x_b, weights).results(drops, settings.dropout_embeddings))
 
 
-def _forward(
-    native: Native, mask: Tensor, x_a: Tensor, x_b: Tensor | None, seed: Tensor | None, *rest: Any
-) -> tuple[Tensor, ...]:
-    mask, x_a, x_b, seed = _native.contiguous(mask, x_a, x_b, seed)
+def _forward(native: Native, *arguments: Any) -> tuple[Tensor, ...]:
+    inputs, weights, copies, settings = _parts(*arguments)
+    mask, x_a, x_b, seed, numbers = _native.contiguous(*inputs)
     if native is _native.on_cpu and x_a.dtype.itemsize == 2:
         raise InputError(f"network: x_a has dtype {x_a.dtype}, expected float32 or float64 on a CPU: convert it")
-    call, settings = Call(x_a, x_b, rest[:12], rest[12]), NetworkSettings(*rest[13:])
+    call = Call(x_a, x_b, weights, copies)
     drops = seed is not None and settings.dropout > 0
     results = call.results(drops, settings.dropout_embeddings)
     logits_a, logits_b, tcam, embeddings, hidden, last, signs, kept = results
@@ -141,7 +149,7 @@ def _forward(
         shape = call.layer(settings, s, drops, mask, 1 / len(call.x))
         y = convolution(x, call.first(s), settings.dilation)
         residual = x if settings.residual else None
-        of_first = call.bias(s, "first_bias"), y, residual, None, hidden[s], None, None, None, signs[0, s], None
+        of_first = call.bias(s, "first_bias"), y, residual, None, None, hidden[s], None, None, None, signs[0, s], None
         native("stream_layer", x, (*shape, *of_first, *backward))
 
         y = convolution(hidden[s], call.second(s), settings.dilation)
@@ -151,7 +159,8 @@ def _forward(
             activated, dropped = y if two or settings.dropout_embeddings else embeddings, last[s]
         mean = embeddings if previous is not None else None
         bits = signs[1, s], kept[s] if drops else None
-        of_second = call.bias(s, "second_bias"), y, residual, seed if drops else None, activated, dropped, previous
+        of_dropout = (seed, numbers) if drops else (None, None)
+        of_second = call.bias(s, "second_bias"), y, residual, *of_dropout, activated, dropped, previous
         native("stream_layer", x, (*shape, *of_second, mean, *bits, *backward))
         previous = dropped if dropped is not None and settings.dropout_embeddings else activated
 
@@ -178,9 +187,9 @@ def _backward(ctx, *grads: Tensor | None) -> tuple[Any, ...]:
     inputs, results = saved[:INPUTS], saved[INPUTS:]
     with without_autocast(inputs[1].device.type):
         found = _network_backward([*grads], inputs, results, ctx.copies, *ctx.settings, needed[1], needed[2])
-    leaves = [x for x in (*inputs[1:3], *inputs[4:], *grads) if x is not None]
+    leaves = [x for x in (*inputs[1:3], *inputs[ROWS:], *grads) if x is not None]
     gradients: list[Tensor | None] = [None] * INPUTS
-    for i, gradient in zip((1, 2, *range(4, INPUTS)), found, strict=True):
+    for i, gradient in zip((1, 2, *range(ROWS, INPUTS)), found, strict=True):
         if inputs[i] is not None and needed[i]:
             # Of weights they come in the order of the parameter's memory.
             gradient = gradient.permute(0, 2, 1) if gradient.ndim == 3 else gradient
@@ -209,7 +218,7 @@ def _check_backward(grads: Tensors, inputs: Tensors, results: Tensors, copies: T
 def _gradient_fake(
     grads: Tensors, inputs: Tensors, results: Tensors, copies: Tensors, *rest: Any
 ) -> tuple[Tensor, ...]:
-    found = Call(inputs[1], inputs[2], inputs[4:]).gradients(inputs[4:], rest[4:])
+    found = Call(inputs[1], inputs[2], inputs[ROWS:]).gradients(inputs[ROWS:], rest[4:])
     return tuple(x.new_empty(x.shape) for x in found)  # none is another's memory
 
 
@@ -218,11 +227,11 @@ def _gradient(
 ) -> tuple[Tensor, ...]:
     settings, need = NetworkSettings(*rest[:4]), rest[4:]
     # torch resolves lazy negation (the neg bit) of tensor arguments, but not of tensors in lists.
-    plain: list[list[Any]] = [[None if x is None else x.resolve_neg() for x in y] for y in (grads, inputs[:4], results)]
+    plain: list[list[Any]] = [[None if x is None else x.resolve_neg() for x in y] for y in (grads, inputs[:3], results)]
     grad_a, grad_b, grad_tcam, grad_embeddings = _native.contiguous(*plain[0])
-    mask, x_a, x_b, _ = _native.contiguous(*plain[1])
+    mask, x_a, x_b = _native.contiguous(*plain[1])
     logits_a, logits_b, _, embeddings, hidden, last, signs, kept = _native.contiguous(*plain[2])
-    call, drops = Call(x_a, x_b, inputs[4:], copies), len(kept) > 0
+    call, drops = Call(x_a, x_b, inputs[ROWS:], copies), len(kept) > 0
     last = last if len(last) else embeddings[None]
     n, d, k, dilation, dtype = call.n, call.d, call.k, settings.dilation, call.of[0].first.dtype
 
@@ -240,7 +249,7 @@ def _gradient(
 
     of_x: list[Tensor] = []
     of_weights: list[tuple[Tensor, Tensor]] = []
-    forward_only = (None,) * 8
+    forward_only = (None,) * 9
     for s, x in enumerate(call.x):
         grad, of_residual = of_last[s], torch.empty_like(of_last[s]) if settings.residual else None
         members = *call.layer(settings, s, drops, mask, 1 / len(call.x)), *forward_only
@@ -274,9 +283,9 @@ def _gradient(
 _SETTINGS = "int dilation, bool residual, float dropout, bool dropout_embeddings"
 _WEIGHTS = ", ".join(f"Tensor{'?' * s} {name}_{'ab'[s]}" for s in range(2) for name in StreamWeights._fields)
 _network = _library.register(
-    f"network(Tensor mask, Tensor x_a, Tensor? x_b, Tensor? seed, {_WEIGHTS}, Tensor[] copies, {_SETTINGS}) -> ("
-    "Tensor logits_a, Tensor logits_b, Tensor tcam, Tensor embeddings, Tensor hidden, Tensor last, Tensor signs, "
-    "Tensor kept)",
+    f"network(Tensor mask, Tensor x_a, Tensor? x_b, Tensor? seed, Tensor? numbers, {_WEIGHTS}, Tensor[] copies, "
+    f"{_SETTINGS}) -> (Tensor logits_a, Tensor logits_b, Tensor tcam, Tensor embeddings, Tensor hidden, Tensor last, "
+    "Tensor signs, Tensor kept)",
     check=_check,
     cpu=partial(_forward, _native.on_cpu),
     cuda=partial(_forward, _native.on_cuda),

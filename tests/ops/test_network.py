@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -143,6 +143,89 @@ def test_dropout_keeps_the_mean():
     assert (kept == other).double().mean().item() == pytest.approx(0.58, abs=0.005)
 
 
+PARTS = ((2, 0), (3,), (), (1,))  # recordings of the batch, in another order, on four processes; one has none
+
+
+def places_of(x: Case, recordings: Sequence[int]) -> tuple[list[slice], int]:
+    """The rows of recordings that are packed one after another, and how many there are in all."""
+    k, of_classifier = x.weights[0].shape[2], x.weights[4].shape[2]
+    reach = reach_of((k, of_classifier), x.settings.dilation)
+    places, n = [], reach
+    for b in recordings:
+        places.append(slice(n, n + LENGTHS[b]))
+        n += LENGTHS[b] + reach
+    return places, n + -(n + 1) % k
+
+
+def part_of(x: Case, recordings: Sequence[int]) -> NetworkInputs:
+    """Some recordings of a batch, packed anew with the numbers of their rows in it."""
+    (whole, _), (places, n) = places_of(x, range(len(LENGTHS))), places_of(x, recordings)
+    mask = x.inputs.mask.new_zeros(n)
+    numbers = torch.full((n,), -3, device=mask.device)  # what gaps have must not matter
+    features = [y.new_zeros(n, y.shape[1]) for y in x.inputs[1:3]]
+    for b, place in zip(recordings, places, strict=True):
+        mask[place], numbers[place] = True, torch.arange(whole[b].start, whole[b].stop, device=mask.device)
+        for to, of in zip(features, x.inputs[1:3], strict=True):
+            to[place] = of.detach()[whole[b]]
+    return NetworkInputs(mask, *(y.requires_grad_() for y in features), x.inputs.seed, numbers)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, settings) in VARIANTS.items() if settings.dropout])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_recordings_drop_the_same_elements_whatever_rows_they_have(device, name, dtype):
+    """A batch on several processes, each with some recordings, is the batch on one."""
+    x = case(name, dtype=dtype, d=24, device=device)
+    whole, _ = places_of(x, range(len(LENGTHS)))
+    outputs = network(*x)
+    generator = torch.Generator().manual_seed(2)
+    grads = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y) for y in outputs]
+    expected = torch.autograd.grad(outputs, x.leaves(), grads)
+    totals = [torch.zeros_like(y) for y in x.leaves()]
+    for recordings in PARTS:
+        places, _ = places_of(x, recordings)
+        inputs = part_of(x, recordings)
+        found = network(inputs, x.weights, x.settings)
+        grads_here = [torch.zeros_like(y) for y in found]
+        for b, place in zip(recordings, places, strict=True):
+            for y, z, grad, grad_here in zip(found, outputs, grads, grads_here, strict=True):
+                torch.testing.assert_close(y[place], z[whole[b]])
+                grad_here[place] = grad[whole[b]]
+            if x.settings.dropout_embeddings:  # they are 0 where both streams drop
+                assert torch.equal(found[3][place] == 0, outputs[3][whole[b]] == 0)
+        gradients = torch.autograd.grad(found, [*inputs[1:3], *x.weights], grads_here)
+        for b, place in zip(recordings, places, strict=True):
+            for total, gradient in zip(totals[:2], gradients[:2], strict=True):
+                total[whole[b]] = gradient[place]
+        for total, gradient in zip(totals[2:], gradients[2:], strict=True):
+            total += gradient
+    torch.testing.assert_close(totals, [*expected])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_of_rows_in_order_are_none(device, dtype):
+    """To the bit; and without dropout none matter."""
+    for name in ("release", "dropout alone", "THUMOS14"):
+        x = case(name, dtype=dtype, device=device)
+        n = len(x.inputs.mask)
+        for numbers in (torch.arange(n), torch.arange(n).repeat_interleave(2)[::2]):  # contiguous, and not
+            numbered = x._replace(inputs=x.inputs._replace(numbers=numbers.to(device)))
+            for ours, expected in zip(run(numbered), run(x), strict=True):
+                assert all(torch.equal(y, z) for y, z in zip(ours, expected, strict=True))
+    without = x._replace(inputs=x.inputs._replace(numbers=torch.full((n,), 7, device=device)))
+    assert all(torch.equal(y, z) for y, z in zip(run(without)[0], run(x)[0], strict=True))
+
+
+def test_a_number_may_be_any(device):
+    x = case("dropout alone", d=40, device=device)
+    x = x._replace(settings=x.settings._replace(dropout_embeddings=True))
+    numbers = 2**63 - 1 - 3**30 * torch.arange(len(x.inputs.mask))
+    *_, embeddings = network(x.inputs._replace(numbers=numbers.to(device)), x.weights, x.settings)
+    kept = [dropout_ref(torch.tensor([2**61 + 5 + s]), *embeddings.shape, 0.5, numbers)[0] for s in range(2)]
+    mask = x.inputs.mask.cpu()[:, None]
+    assert torch.equal((embeddings != 0).cpu(), (kept[0] | kept[1]) & mask)
+    assert not torch.equal(kept[0], dropout_ref(torch.tensor([2**61 + 5]), *embeddings.shape, 0.5)[0])
+
+
 @pytest.mark.parametrize("name", ["THUMOS14", "release", "ActivityNet"])
 def test_gradients_are_derivatives(device, name):
     x = case(name, d=4, device=device)
@@ -230,6 +313,8 @@ def test_wrong_arguments(device):
         "mask is": inputs._replace(mask=inputs.mask[1:]),
         "x_b is": inputs._replace(x_b=inputs.x_b[1:]),
         "seed is": inputs._replace(seed=torch.zeros(1, device=device)),
+        "numbers is .*int32": inputs._replace(numbers=torch.zeros_like(inputs.mask, dtype=torch.int32)),
+        "numbers is .*1,": inputs._replace(numbers=torch.zeros(1, dtype=torch.int64, device=device)),
     }
     for message, changed in wrong.items():
         with pytest.raises(InputError, match=message):
