@@ -14,10 +14,11 @@ from d2net.errors import InputError
 from d2net.ops.adam import WeightCopies
 from d2net.ops.checks import as_tensor, check_floating, check_shape
 from d2net.ops.gaps import Packed, Padded
-from d2net.ops.network import network, reach_of
+from d2net.ops.network import network
 from d2net.ops.network_call import NetworkCopies
 from d2net.ops.network_ref import NetworkInputs, NetworkSettings, StreamWeights
 from d2net.ops.precision import at_least_float32, autocasts, kept_in_float32, without_autocast
+from d2net.ops.temporal_conv import reach_of
 from d2net.recipes import ModelRecipe, Recipe
 
 

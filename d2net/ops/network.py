@@ -12,15 +12,14 @@ from torch import Tensor
 from d2net.errors import InputError
 from d2net.ops import _library, _native
 from d2net.ops._native import Native
-from d2net.ops.checks import can_look_at, check_floating, check_like, check_shape
-from d2net.ops.network_call import BLOCK_ROWS, Call, NetworkCopies, Weights, sizes_of_copies
+from d2net.ops.checks import check_like
+from d2net.ops.network_call import BLOCK_ROWS, INPUTS, ROWS, Call, NetworkCopies, Weights, parts
+from d2net.ops.network_checks import check_network
 from d2net.ops.network_ref import NetworkInputs, NetworkSettings, StreamWeights, network_ref
 from d2net.ops.precision import without_autocast
 from d2net.ops.temporal_conv import convolution, gradient_of_rows, gradient_of_weight, products
 
 OUTPUTS = 4
-ROWS = len(NetworkInputs._fields)
-INPUTS = ROWS + 12  # tensors: rows and weights; behind them copies and settings
 
 
 def network(
@@ -49,92 +48,21 @@ def network(
     # Kernels of the CPU compute in float32 and float64. PyTorch has faster products of bfloat16 than they could use.
     half_on_cpu = x_a.is_cpu and x_a.dtype.itemsize == 2
     if half_on_cpu or not _library.has_kernel("network", x_a):
-        _check(*inputs, *of_all, [], *settings)
+        check_network(*inputs, *of_all, [], *settings)
         return network_ref(inputs, of_all, settings)
     of_copies = [] if copies is None else copies.flat()
     logits_a, logits_b, tcam, embeddings, *_ = _network(*inputs, *of_all, of_copies, *settings)
     return logits_a, None if x_b is None else logits_b, tcam, embeddings
 
 
-def reach_of(kernel_sizes: Sequence[int], dilation: int) -> int:
-    """Rows on either side that a row of a result is computed from: the width that gaps between recordings need."""
-    return max(k // 2 for k in kernel_sizes) * dilation
-
-
-def _parts(*arguments: Any) -> tuple[NetworkInputs, tuple[Any, ...], list[Tensor], NetworkSettings]:
-    """The operator's arguments."""
-    inputs, weights, (copies, *settings) = arguments[:ROWS], arguments[ROWS:INPUTS], arguments[INPUTS:]
-    return NetworkInputs(*inputs), weights, copies, NetworkSettings(*settings)
-
-
-def _check(*arguments: Any) -> None:
-    where, ((mask, x_a, x_b, seed, numbers), weights, copies, settings) = "network", _parts(*arguments)
-    check_shape(where, "x_a", x_a, "N, width")
-    check_floating(where, "x_a", x_a)
-    n, device = x_a.shape[0], x_a.device
-    check_like(where, "mask", mask, (n,), torch.bool, device)
-    if x_b is not None:
-        check_like(where, "x_b", x_b, (n, *x_b.shape[1:2]), x_a.dtype, device)
-    if seed is not None:
-        check_like(where, "seed", seed, (1,), torch.int64, device)
-    if numbers is not None:
-        check_like(where, "numbers", numbers, (n,), torch.int64, device)
-    if not 0 <= settings.dropout < 1:
-        raise InputError(f"{where}: dropout is {settings.dropout}, expected 0 to below 1")
-    for s, x in enumerate((x_a, x_b)):
-        if x is None:
-            continue
-        of = StreamWeights(*weights[6 * s : 6 * s + 6])
-        width = x.shape[1]
-        for name in ("first", "second", "classifier"):
-            weight, bias = getattr(of, name), getattr(of, f"{name}_bias")
-            if weight is None or bias is None:
-                raise InputError(f"{where}: {name} of stream {s + 1} is missing")
-            check_floating(where, name, weight)
-            if weight.ndim != 3 or weight.shape[1] != width or weight.shape[2] % 2 == 0 or weight.device != device:
-                raise InputError(
-                    f"{where}: {name} is {tuple(weight.shape)} on {weight.device}, expected (width out, {width}, an "
-                    f"odd number of taps) on {device}"
-                )
-            check_like(where, f"{name}_bias", bias, weight.shape[:1], weight.dtype, device)
-            width = width if name == "classifier" else len(weight)
-    layers = [len(w) for w in weights if w is not None and w.ndim == 3]
-    if x_b is not None and layers[:3] != layers[3:]:
-        raise InputError(f"{where}: the layers of the streams are {layers[:3]} and {layers[3:]} wide; they must match")
-    widths = [x.shape[1] for x in (x_a, x_b) if x is not None]
-    if settings.residual and any(width != size for width in widths for size in layers[:2]):
-        raise InputError(f"{where}: residual layers need features as wide as the layers, found {x_a.shape[1]}")
-    if any(size == 0 for size in (*widths, *layers)):
-        raise InputError(f"{where}: features are {widths} and the layers {layers} wide, expected at least 1")
-    if settings.dilation < 1:
-        raise InputError(f"{where}: dilation is {settings.dilation}, expected at least 1")
-    taps = [w.shape[2] for w in weights if w is not None and w.ndim == 3]
-    if any(k != taps[0] for k in (*taps[::3], *taps[1::3])) or any(k != taps[2] for k in taps[2::3]):
-        raise InputError(
-            f"{where}: the kernels have {taps} taps; those of the first two layers must be alike, in both streams, and "
-            "so must those of the classifiers"
-        )
-    reach = reach_of(taps, settings.dilation)
-    if n < reach:
-        raise InputError(f"{where}: there are {n} rows, expected gaps of {reach} at both ends")
-    if reach and can_look_at(mask) and (mask[:reach].any() or mask[-reach:].any()):
-        raise InputError(f"{where}: the first and the last {reach} rows must be gaps, mask False")
-    if copies:
-        sizes = sizes_of_copies(Call(x_a, x_b, weights).of)
-        if len(copies) != len(sizes):
-            raise InputError(f"{where}: there are {len(copies)} copies of weights, expected {len(sizes)}")
-        for i, (copy, size) in enumerate(zip(copies, sizes, strict=True)):
-            check_like(where, f"copy {i}", copy, size, x_a.dtype, device)
-
-
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
-    inputs, weights, _, settings = _parts(*arguments)
+    inputs, weights, _, settings = parts(*arguments)
     drops = inputs.seed is not None and settings.dropout > 0
     return tuple(Call(inputs.x_a, inputs.x_b, weights).results(drops, settings.dropout_embeddings))
 
 
 def _forward(native: Native, *arguments: Any) -> tuple[Tensor, ...]:
-    inputs, weights, copies, settings = _parts(*arguments)
+    inputs, weights, copies, settings = parts(*arguments)
     mask, x_a, x_b, seed, numbers = _native.contiguous(*inputs)
     if native is _native.on_cpu and x_a.dtype.itemsize == 2:
         raise InputError(f"network: x_a has dtype {x_a.dtype}, expected float32 or float64 on a CPU: convert it")
@@ -204,7 +132,7 @@ def _check_backward(grads: Tensors, inputs: Tensors, results: Tensors, copies: T
     where, names = "network_backward", ("logits_a", "logits_b", "TCAM", "embeddings", "hidden", "last", "signs", "kept")
     if (len(grads), len(inputs), len(results)) != (OUTPUTS, INPUTS, len(names)) or inputs[1] is None:
         raise InputError(f"{where}: expected {OUTPUTS} gradients, {INPUTS} inputs and {len(names)} results")
-    _check(*inputs, copies, *rest[:4])
+    check_network(*inputs, copies, *rest[:4])
     # On the meta device the expected results take no memory.
     meta: list[Any] = [None if x is None else torch.empty_like(x, device="meta") for x in inputs[1:3]]
     expected, device = _fake(inputs[0], *meta, *inputs[3:], copies, *rest[:4]), inputs[1].device
@@ -286,7 +214,7 @@ _network = _library.register(
     f"network(Tensor mask, Tensor x_a, Tensor? x_b, Tensor? seed, Tensor? numbers, {_WEIGHTS}, Tensor[] copies, "
     f"{_SETTINGS}) -> (Tensor logits_a, Tensor logits_b, Tensor tcam, Tensor embeddings, Tensor hidden, Tensor last, "
     "Tensor signs, Tensor kept)",
-    check=_check,
+    check=check_network,
     cpu=partial(_forward, _native.on_cpu),
     cuda=partial(_forward, _native.on_cuda),
     fake=_fake,

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from d2net.ops import _native
-from d2net.ops.network_ref import SLOPE, NetworkSettings, StreamWeights
+from d2net.ops.network_ref import SLOPE, NetworkInputs, NetworkSettings, StreamWeights
 from d2net.ops.temporal_conv import reversed_taps
 
 BITS = 8  # elements of a row that one byte of signs tells of: kBitsOf of csrc/network.h
 BLOCK_ROWS = 16  # rows of one partial sum of a bias' gradient: kBlockRows there
 ALIGNED = 8  # products of matrices are fast where rows are multiples of 16 bytes
 Weights = Sequence[Tensor | None]  # six of each stream: StreamWeights
+ROWS = len(NetworkInputs._fields)
+INPUTS = ROWS + 12  # tensors of the operator: rows and weights; behind them copies and settings
 
 
 class NetworkCopies(NamedTuple):
@@ -61,6 +63,12 @@ def sizes_of_copies(streams: Sequence[StreamWeights]) -> list[tuple[int, ...]]:
 def row_of(c: int, taps: int) -> int:
     """Numbers of a row of the classifier's products."""
     return -(-c * taps // ALIGNED) * ALIGNED
+
+
+def parts(*arguments: Any) -> tuple[NetworkInputs, tuple[Any, ...], list[Tensor], NetworkSettings]:
+    """The operator's arguments."""
+    inputs, weights, (copies, *settings) = arguments[:ROWS], arguments[ROWS:INPUTS], arguments[INPUTS:]
+    return NetworkInputs(*inputs), weights, copies, NetworkSettings(*settings)
 
 
 class Call:

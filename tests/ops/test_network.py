@@ -13,10 +13,10 @@ from torch import Tensor
 from d2net.errors import InputError
 from d2net.ops import network as operator
 from d2net.ops import use_backend
-from d2net.ops.network import network, reach_of
+from d2net.ops.network import network
 from d2net.ops.network_call import NetworkCopies
 from d2net.ops.network_ref import NetworkInputs, NetworkSettings, StreamWeights, dropout_ref, network_ref
-from d2net.ops.temporal_conv import reversed_taps
+from d2net.ops.temporal_conv import reach_of, reversed_taps
 
 LENGTHS = (7, 0, 18, 1)
 VARIANTS = {
