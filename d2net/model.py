@@ -221,6 +221,7 @@ class D2Net(nn.Module):
         mask: Tensor,
         copies: NetworkCopies | None = None,
         numbers: Tensor | None = None,
+        apart: bool = False,
     ) -> D2NetOutput:
         """Run the streams on packed rows, with gaps between the recordings that the caller has put there.
 
@@ -231,6 +232,8 @@ class D2Net(nn.Module):
             copies: Of the weights as they are now, in the type to compute in, on a GPU; None: they are made.
             numbers: (N,) int64, of the rows in the whole batch, where these are some of its recordings: with the same
                 seed of PyTorch the dropout is that of the whole batch. None: 0 to N - 1.
+            apart: Whether the backward computes the gradients of the first layers' weights apart, behind all others, so
+                that these can be on their way to other processes meanwhile.
 
         Returns:
             (N, ...), 0 in gaps. The embeddings have the type of ``parts``.
@@ -253,7 +256,8 @@ class D2Net(nn.Module):
             seed = torch.randint(2**62, (1,), device=mask.device)  # on the device: a CUDA graph draws anew
         weights = [x for stream in (self.stream_a, self.stream_b) if stream is not None for x in stream.weights()]
         with without_autocast(device):
-            return D2NetOutput(*network(NetworkInputs(mask, x_a, x_b, seed, numbers), weights, self.settings, copies))
+            rows = NetworkInputs(mask, x_a, x_b, seed, numbers)
+            return D2NetOutput(*network(rows, weights, self.settings, copies, apart))
 
 
 def check_stream_widths(where: str, widths: object) -> tuple[int, ...]:

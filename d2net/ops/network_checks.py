@@ -5,17 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.ops.checks import can_look_at, check_floating, check_like, check_shape
-from d2net.ops.network_call import Call, parts, sizes_of_copies
+from d2net.ops.network_call import Arguments, Call, sizes_of_copies
 from d2net.ops.network_ref import StreamWeights
 from d2net.ops.temporal_conv import reach_of
 
 
+def check_weight(where: str, name: str, weight: Tensor, width: int, device: torch.device) -> None:
+    """Require a weight of a convolution of (N, ``width``)."""
+    check_floating(where, name, weight)
+    if weight.ndim != 3 or weight.shape[1] != width or weight.shape[2] % 2 == 0 or weight.device != device:
+        raise InputError(
+            f"{where}: {name} is {tuple(weight.shape)} on {weight.device}, expected (width out, {width}, an odd number "
+            f"of taps) on {device}"
+        )
+
+
 def check_network(*arguments: Any) -> None:
     """Raises InputError for arguments of the operator that do not fit."""
-    where, ((mask, x_a, x_b, seed, numbers), weights, copies, settings) = "network", parts(*arguments)
+    where, (rows, products, weights, copies, settings) = "network", Arguments.of(*arguments)
+    mask, x_a, x_b, seed, numbers = rows
     check_shape(where, "x_a", x_a, "N, width")
     check_floating(where, "x_a", x_a)
     n, device = x_a.shape[0], x_a.device
@@ -37,12 +49,7 @@ def check_network(*arguments: Any) -> None:
             weight, bias = getattr(of, name), getattr(of, f"{name}_bias")
             if weight is None or bias is None:
                 raise InputError(f"{where}: {name} of stream {s + 1} is missing")
-            check_floating(where, name, weight)
-            if weight.ndim != 3 or weight.shape[1] != width or weight.shape[2] % 2 == 0 or weight.device != device:
-                raise InputError(
-                    f"{where}: {name} is {tuple(weight.shape)} on {weight.device}, expected (width out, {width}, an "
-                    f"odd number of taps) on {device}"
-                )
+            check_weight(where, name, weight, width, device)
             check_like(where, f"{name}_bias", bias, weight.shape[:1], weight.dtype, device)
             width = width if name == "classifier" else len(weight)
     layers = [len(w) for w in weights if w is not None and w.ndim == 3]
@@ -66,6 +73,11 @@ def check_network(*arguments: Any) -> None:
         raise InputError(f"{where}: there are {n} rows, expected gaps of {reach} at both ends")
     if reach and can_look_at(mask) and (mask[:reach].any() or mask[-reach:].any()):
         raise InputError(f"{where}: the first and the last {reach} rows must be gaps, mask False")
+    for s, (x, y) in enumerate(zip((x_a, x_b), products, strict=True)):
+        if (y is None) != (x is None or products[0] is None):
+            raise InputError(f"{where}: y_a and y_b are the products of every stream's first layer, or none is given")
+        if y is not None:
+            check_like(where, f"y_{'ab'[s]}", y, (n, layers[0]), x_a.dtype, device)
     if copies:
         sizes = sizes_of_copies(Call(x_a, x_b, weights).of)
         if len(copies) != len(sizes):
