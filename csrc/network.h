@@ -23,6 +23,7 @@ struct StreamLayer {
   const T* y;               // (n, d): the convolution; rows of gaps are not read
   const T* residual;        // (n, d); null: none
   const int64_t* seed;      // (1): of the dropout, to which `stream` is added; null: none
+  const int64_t* numbers;   // (n): of the rows for the dropout, any; null: 0 ... n - 1
   T* x;                     // (n, d), may be y: residual + leaky ReLU of y + bias
   T* dropped;               // (n, d): x after the dropout; null without
   const T* other;           // (n, d): of the other stream; null: no mean

@@ -14,10 +14,11 @@ from d2net.errors import InputError
 from d2net.ops.adam import WeightCopies
 from d2net.ops.checks import as_tensor, check_floating, check_shape
 from d2net.ops.gaps import Packed, Padded
-from d2net.ops.network import network, reach_of
+from d2net.ops.network import network
 from d2net.ops.network_call import NetworkCopies
 from d2net.ops.network_ref import NetworkInputs, NetworkSettings, StreamWeights
 from d2net.ops.precision import at_least_float32, autocasts, kept_in_float32, without_autocast
+from d2net.ops.temporal_conv import reach_of
 from d2net.recipes import ModelRecipe, Recipe
 
 
@@ -214,7 +215,14 @@ class D2Net(nn.Module):
             of_parameters += [x for pair in pairs for x in (WeightCopies(*pair), WeightCopies())]
         return copies, of_parameters
 
-    def streams(self, parts: Sequence[Tensor], mask: Tensor, copies: NetworkCopies | None = None) -> D2NetOutput:
+    def streams(
+        self,
+        parts: Sequence[Tensor],
+        mask: Tensor,
+        copies: NetworkCopies | None = None,
+        numbers: Tensor | None = None,
+        apart: bool = False,
+    ) -> D2NetOutput:
         """Run the streams on packed rows, with gaps between the recordings that the caller has put there.
 
         Args:
@@ -222,6 +230,10 @@ class D2Net(nn.Module):
                 rows are a gap, as many follow every recording, and N is one of :meth:`rows`.
             mask: (N,) bool, False in gaps.
             copies: Of the weights as they are now, in the type to compute in, on a GPU; None: they are made.
+            numbers: (N,) int64, of the rows in the whole batch, where these are some of its recordings: with the same
+                seed of PyTorch the dropout is that of the whole batch. None: 0 to N - 1.
+            apart: Whether the backward computes the gradients of the first layers' weights apart, behind all others, so
+                that these can be on their way to other processes meanwhile.
 
         Returns:
             (N, ...), 0 in gaps. The embeddings have the type of ``parts``.
@@ -244,7 +256,8 @@ class D2Net(nn.Module):
             seed = torch.randint(2**62, (1,), device=mask.device)  # on the device: a CUDA graph draws anew
         weights = [x for stream in (self.stream_a, self.stream_b) if stream is not None for x in stream.weights()]
         with without_autocast(device):
-            return D2NetOutput(*network(NetworkInputs(mask, x_a, x_b, seed), weights, self.settings, copies))
+            rows = NetworkInputs(mask, x_a, x_b, seed, numbers)
+            return D2NetOutput(*network(rows, weights, self.settings, copies, apart))
 
 
 def check_stream_widths(where: str, widths: object) -> tuple[int, ...]:

@@ -78,11 +78,10 @@ def streams(k: int, of_classifier: int, width: int) -> list[Tensor]:
     return [*features, *(x[s] for s in range(2) for layer in weights for x in layer)]
 
 
-def run_streams(settings: NetworkSettings) -> Callable[..., list[Tensor]]:
+def run_streams(settings: NetworkSettings, apart: bool = False) -> Callable[..., list[Tensor]]:
     def run(x_a: Tensor, x_b: Tensor, *rest: Tensor) -> list[Tensor]:
-        *weights, mask, seed = rest
-        outputs = network(NetworkInputs(mask, x_a, x_b, seed if settings.dropout else None), weights, settings)
-        return [x for x in outputs if x is not None]
+        weights, (mask, *of_dropout) = rest[:12], rest[12:]
+        return [*network(NetworkInputs(mask, x_a, x_b, *(of_dropout or [None])), weights, settings, apart=apart)]
 
     return run
 
@@ -119,8 +118,17 @@ CASES: dict[str, Case] = {
     "joint_log_condition_number": (ops.joint_log_condition_number, [uniform(2, C, 9), uniform(2, 9, C)], []),
     "log_condition_number": (ops.log_condition_number, [uniform(4, 7, 9)], []),
     "log_condition_number of 2 x 2": (ops.log_condition_number, [uniform(B, 2, 2)], []),
-    "network": (run_streams(NetworkSettings()), streams(3, 3, 8), [rows_of_the_network(3), torch.tensor([1])]),
-    "network by release": (run_streams(RELEASE), streams(3, 1, D), [rows_of_the_network(3), torch.tensor([1])]),
+    "network": (run_streams(NetworkSettings()), streams(3, 3, 8), [rows_of_the_network(3)]),
+    "network apart": (
+        run_streams(NetworkSettings(residual=True), apart=True),
+        streams(3, 3, D),
+        [rows_of_the_network(3)],
+    ),
+    "network by release": (
+        run_streams(RELEASE),
+        streams(3, 1, D),
+        [rows_of_the_network(3), torch.tensor([1]), torch.arange(len(rows_of_the_network(3))).flip(0)],
+    ),
     "nms_1d": (lambda *x: ops.nms_1d(*x, 0.5), [], list(segments())),
     "snippet_pdmi": (lambda a, s, n: ops.snippet_pdmi(a, s, n), [uniform(B, T)], [uniform(B, T, 1)[..., 0], lengths()]),
     "snippet_pdmi packed": (

@@ -69,7 +69,8 @@ def test_an_operator_waits_for_nothing(name, launched):
 
 @pytest.mark.parametrize("recipe", ["thumos14-paper", "thumos14-release", "activitynet12-paper"])
 @pytest.mark.parametrize("widths", [(32, 32), (64,)])
-def test_a_training_step_waits_for_nothing(recipe, widths, launched):
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_training_step_waits_for_nothing(recipe, widths, apart, launched):
     recipe = load_recipe(recipe)
     model = D2Net.from_recipe(recipe.model, num_classes=4, stream_widths=widths).to(META)
     streams = tuple(torch.empty(101, width, device=META) for width in widths)
@@ -77,7 +78,7 @@ def test_a_training_step_waits_for_nothing(recipe, widths, launched):
     resident = ResidentFeatures(streams, [30, 20, 50], labels, layout=model, **sizes)
     loss = D2NetLoss.from_recipe(recipe.loss, num_classes=4, embedding_dim=model.embedding_dim).to(META)
     batch = resident.gather(torch.empty(model.rows(64) + 3 * 2 + 1, dtype=torch.int64, device=META))
-    output = model.streams(batch.parts, batch.mask)
+    output = model.streams(batch.parts, batch.mask, apart=apart)
     where = {"offsets": batch.offsets, "max_length": batch.max_length}
     loss(output.tcam, output.embeddings, batch.lengths, batch.labels, **where).total.backward()
     assert {"loss", "loss_backward", "stream_layer", "class_head_backward"} <= set(launched)

@@ -180,7 +180,7 @@ def changed(
 ) -> Callable:
     """The operator, with other weights than it should have."""
 
-    def called(inputs: NetworkInputs, weights: list[Tensor], settings: NetworkSettings, _: None) -> tuple:
+    def called(inputs: NetworkInputs, weights: list[Tensor], settings: NetworkSettings, *_: object) -> tuple:
         return network(inputs, [weight(x) if x.ndim == 3 else bias(x) for x in weights], settings)
 
     return called
@@ -332,6 +332,54 @@ def test_release_variants():
     assert (model.eval()(features).embeddings != 0).all()
     plain = D2Net(4, (64, 64), ModelRecipe(residual=True, dropout=0.7))
     assert (plain(features).embeddings != 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # of a kernel, and of PyTorch's operators
+def test_a_recording_drops_the_same_elements_without_the_others_of_its_batch(dtype):
+    torch.manual_seed(0)
+    model = D2Net(4, (6, 6), RECIPES["release"]).to(dtype)
+    x = torch.randn(23, 12).to(dtype)
+    mask = torch.ones(len(x), dtype=torch.bool)
+    mask[[0, 9, 22]] = False  # recordings of 8 and 12 snippets
+    x[~mask] = 0
+
+    def run(rows: slice, numbers: Tensor | None = None) -> list[Tensor]:
+        torch.manual_seed(1)
+        output = model.streams(x[rows].split(6, 1), mask[rows], None, numbers)
+        return [y.detach() for y in output]
+
+    second = slice(9, 23)
+    whole, alone = run(slice(None)), run(second, torch.arange(9, 23))
+    torch.testing.assert_close([y[second] for y in whole], alone)
+    assert torch.equal(whole[3][second] == 0, alone[3] == 0)
+    assert not torch.equal(run(second)[3] == 0, alone[3] == 0)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_apart_the_first_weights_come_last_and_nothing_else_changes(name):
+    torch.manual_seed(0)
+    model = D2Net(4, (6, 6), RECIPES[name]).order_weights()
+    n = model.rows(40)
+    mask = torch.zeros(n, dtype=torch.bool)
+    mask[model.reach : 40 - model.reach] = True
+    parts = [torch.randn(n, 6).masked_fill(~mask[:, None], 0) for _ in range(2)]
+    order: list[str] = []
+    for weight_name, weight in model.named_parameters():
+        weight.register_post_accumulate_grad_hook(lambda _, name=weight_name: order.append(name))
+
+    def run(apart: bool) -> list[Tensor]:
+        model.zero_grad()
+        torch.manual_seed(1)
+        output = model.streams(parts, mask, apart=apart)
+        sum(y.sin().sum() for y in output).backward()
+        for p in (model.stream_a.first.weight, model.stream_b.first.weight):
+            assert p.grad.stride() == p.stride()
+        return [*(y.detach() for y in output), *(p.grad for p in model.parameters())]
+
+    whole = run(False)
+    order.clear()
+    assert all(torch.equal(*pair) for pair in zip(run(True), whole, strict=True))
+    assert sorted(order[-2:]) == ["stream_a.first.weight", "stream_b.first.weight"]
 
 
 @pytest.mark.parametrize("widths", [(6, 6), (6,)])

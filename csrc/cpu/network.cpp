@@ -148,7 +148,8 @@ void stream_layer(const StreamLayer<T>& g, int threads) {
       activate(g.y + at, g.bias, g.residual == nullptr ? nullptr : g.residual + at, d, T(g.slope), g.x + at);
       if (g.seed != nullptr) {
         uint8_t* const of_row = g.kept == nullptr ? kept.data() : g.kept + row * bytes;
-        draw(dropout, uint64_t(*g.seed) + uint64_t(g.stream), uint64_t(row * bytes), bytes, of_row);
+        const uint64_t number = uint64_t(g.numbers == nullptr ? row : g.numbers[row]);
+        draw(dropout, uint64_t(*g.seed) + uint64_t(g.stream), number * uint64_t(bytes), bytes, of_row);
         scale_by_bits(g.x + at, of_row, d, T(dropout.scale), T(0), g.dropped + at);
       }
       if (g.other != nullptr) {

@@ -179,7 +179,10 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
           for (int j = 0; j < kBits; ++j) value[j] += residuals[i].get(j);
         }
-        if (drops) kept = dropout.kept(seed, uint64_t(byte));
+        if (drops) {
+          const int64_t number = g.numbers == nullptr ? rows[i] : g.numbers[rows[i]];
+          kept = dropout.kept(seed, uint64_t(number) * uint64_t(at.bytes_of_row) + uint64_t(at.byte));
+        }
       }
       write_eight<kPacks>(g.x + to, value, at.present);
       if (g.signs != nullptr) g.signs[byte] = uint8_t(signs);

@@ -1,4 +1,5 @@
-// Which elements a dropout keeps: a function of the seed and the place alone, the same on every device.
+// Which elements a dropout keeps: a function of the seed and the place alone, the same on every device. The place is
+// that of the batch: the row's number in it, whichever rows of it a process has.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +27,7 @@ struct Dropout {
     scale = 65536.0 / double(65536 - threshold);
   }
 
-  // Bits of the 8 elements of byte `place`: 1 where they are kept.
+  // Bits of the 8 elements of byte `place`, the row's number times its bytes plus that in it: 1 where they are kept.
   D2NET_HD uint32_t kept(uint64_t seed, uint64_t place) const {
     uint32_t bits = 0;
     for (uint32_t half = 0; half < 2; ++half) {

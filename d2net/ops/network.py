@@ -12,18 +12,32 @@ from torch import Tensor
 from d2net.errors import InputError
 from d2net.ops import _library, _native
 from d2net.ops._native import Native
-from d2net.ops.checks import can_look_at, check_floating, check_like, check_shape
-from d2net.ops.network_call import BLOCK_ROWS, Call, NetworkCopies, Weights, sizes_of_copies
+from d2net.ops.checks import check_like
+from d2net.ops.first_layer import first_layer
+from d2net.ops.network_call import (
+    AT_COPIES,
+    AT_PRODUCTS,
+    AT_WEIGHTS,
+    BLOCK_ROWS,
+    Arguments,
+    Call,
+    NetworkCopies,
+    Weights,
+)
+from d2net.ops.network_checks import check_network
 from d2net.ops.network_ref import NetworkInputs, NetworkSettings, StreamWeights, network_ref
 from d2net.ops.precision import without_autocast
 from d2net.ops.temporal_conv import convolution, gradient_of_rows, gradient_of_weight, products
 
 OUTPUTS = 4
-INPUTS = 16  # tensors: mask, two of features, seed, twelve of weights; behind them copies and settings
 
 
 def network(
-    inputs: NetworkInputs, weights: Weights, settings: NetworkSettings, copies: NetworkCopies | None = None
+    inputs: NetworkInputs,
+    weights: Weights,
+    settings: NetworkSettings,
+    copies: NetworkCopies | None = None,
+    apart: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """The streams on packed rows.
 
@@ -35,6 +49,8 @@ def network(
         weights: :class:`StreamWeights` of one or two streams, of any floating type.
         settings: Of the recipe.
         copies: Of these very weights in the type of the features, for kernels of a GPU; None: they are made.
+        apart: Whether the products of the first layers are nodes of autograd of their own, so that the backward has the
+            gradients of all else before it computes those of their weights. Where no kernel runs it changes nothing.
 
     Returns:
         logits_a and logits_b (N, C), the latter None with one stream; the TCAM (N, C), the mean of the streams'
@@ -43,94 +59,35 @@ def network(
     Raises:
         InputError: shapes, types or devices that do not fit.
     """
-    mask, x_a, x_b, seed = inputs
+    mask, x_a, x_b, *_ = inputs
     of_all = (*weights, *(None,) * (12 - len(weights)))
     # Kernels of the CPU compute in float32 and float64. PyTorch has faster products of bfloat16 than they could use.
     half_on_cpu = x_a.is_cpu and x_a.dtype.itemsize == 2
     if half_on_cpu or not _library.has_kernel("network", x_a):
-        _check(mask, x_a, x_b, seed, *of_all, [], *settings)
+        check_network(*inputs, None, None, *of_all, [], *settings)
         return network_ref(inputs, of_all, settings)
     of_copies = [] if copies is None else copies.flat()
-    logits_a, logits_b, tcam, embeddings, *_ = _network(mask, x_a, x_b, seed, *of_all, of_copies, *settings)
+    first_products: list[Tensor | None] = [None, None]
+    for s, x in enumerate((x_a, x_b) if apart else ()):
+        if x is not None:
+            copy = of_copies[s] if of_copies else None
+            first_products[s] = first_layer(mask, x, of_all[6 * s], copy, settings.dilation)
+    logits_a, logits_b, tcam, embeddings, *_ = _network(*inputs, *first_products, *of_all, of_copies, *settings)
     return logits_a, None if x_b is None else logits_b, tcam, embeddings
 
 
-def reach_of(kernel_sizes: Sequence[int], dilation: int) -> int:
-    """Rows on either side that a row of a result is computed from: the width that gaps between recordings need."""
-    return max(k // 2 for k in kernel_sizes) * dilation
+def _fake(*arguments: Any) -> tuple[Tensor, ...]:
+    rows, _, weights, _, settings = Arguments.of(*arguments)
+    drops = rows.seed is not None and settings.dropout > 0
+    return tuple(Call(rows.x_a, rows.x_b, weights).results(drops, settings.dropout_embeddings))
 
 
-def _check(mask: Tensor, x_a: Tensor, x_b: Tensor | None, seed: Tensor | None, *rest: Any) -> None:
-    where, weights, copies, settings = "network", rest[:12], rest[12], NetworkSettings(*rest[13:])
-    check_shape(where, "x_a", x_a, "N, width")
-    check_floating(where, "x_a", x_a)
-    n, device = x_a.shape[0], x_a.device
-    check_like(where, "mask", mask, (n,), torch.bool, device)
-    if x_b is not None:
-        check_like(where, "x_b", x_b, (n, *x_b.shape[1:2]), x_a.dtype, device)
-    if seed is not None:
-        check_like(where, "seed", seed, (1,), torch.int64, device)
-    if not 0 <= settings.dropout < 1:
-        raise InputError(f"{where}: dropout is {settings.dropout}, expected 0 to below 1")
-    for s, x in enumerate((x_a, x_b)):
-        if x is None:
-            continue
-        of = StreamWeights(*weights[6 * s : 6 * s + 6])
-        width = x.shape[1]
-        for name in ("first", "second", "classifier"):
-            weight, bias = getattr(of, name), getattr(of, f"{name}_bias")
-            if weight is None or bias is None:
-                raise InputError(f"{where}: {name} of stream {s + 1} is missing")
-            check_floating(where, name, weight)
-            if weight.ndim != 3 or weight.shape[1] != width or weight.shape[2] % 2 == 0 or weight.device != device:
-                raise InputError(
-                    f"{where}: {name} is {tuple(weight.shape)} on {weight.device}, expected (width out, {width}, an "
-                    f"odd number of taps) on {device}"
-                )
-            check_like(where, f"{name}_bias", bias, weight.shape[:1], weight.dtype, device)
-            width = width if name == "classifier" else len(weight)
-    layers = [len(w) for w in weights if w is not None and w.ndim == 3]
-    if x_b is not None and layers[:3] != layers[3:]:
-        raise InputError(f"{where}: the layers of the streams are {layers[:3]} and {layers[3:]} wide; they must match")
-    widths = [x.shape[1] for x in (x_a, x_b) if x is not None]
-    if settings.residual and any(width != size for width in widths for size in layers[:2]):
-        raise InputError(f"{where}: residual layers need features as wide as the layers, found {x_a.shape[1]}")
-    if any(size == 0 for size in (*widths, *layers)):
-        raise InputError(f"{where}: features are {widths} and the layers {layers} wide, expected at least 1")
-    if settings.dilation < 1:
-        raise InputError(f"{where}: dilation is {settings.dilation}, expected at least 1")
-    taps = [w.shape[2] for w in weights if w is not None and w.ndim == 3]
-    if any(k != taps[0] for k in (*taps[::3], *taps[1::3])) or any(k != taps[2] for k in taps[2::3]):
-        raise InputError(
-            f"{where}: the kernels have {taps} taps; those of the first two layers must be alike, in both streams, and "
-            "so must those of the classifiers"
-        )
-    reach = reach_of(taps, settings.dilation)
-    if n < reach:
-        raise InputError(f"{where}: there are {n} rows, expected gaps of {reach} at both ends")
-    if reach and can_look_at(mask) and (mask[:reach].any() or mask[-reach:].any()):
-        raise InputError(f"{where}: the first and the last {reach} rows must be gaps, mask False")
-    if copies:
-        sizes = sizes_of_copies(Call(x_a, x_b, weights).of)
-        if len(copies) != len(sizes):
-            raise InputError(f"{where}: there are {len(copies)} copies of weights, expected {len(sizes)}")
-        for i, (copy, size) in enumerate(zip(copies, sizes, strict=True)):
-            check_like(where, f"copy {i}", copy, size, x_a.dtype, device)
-
-
-def _fake(mask: Tensor, x_a: Tensor, x_b: Tensor | None, seed: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    settings = NetworkSettings(*rest[13:])
-    drops = seed is not None and settings.dropout > 0
-    return tuple(Call(x_a, x_b, rest[:12]).results(drops, settings.dropout_embeddings))
-
-
-def _forward(
-    native: Native, mask: Tensor, x_a: Tensor, x_b: Tensor | None, seed: Tensor | None, *rest: Any
-) -> tuple[Tensor, ...]:
-    mask, x_a, x_b, seed = _native.contiguous(mask, x_a, x_b, seed)
+def _forward(native: Native, *arguments: Any) -> tuple[Tensor, ...]:
+    rows, first_products, weights, copies, settings = Arguments.of(*arguments)
+    mask, x_a, x_b, seed, numbers = _native.contiguous(*rows)
     if native is _native.on_cpu and x_a.dtype.itemsize == 2:
         raise InputError(f"network: x_a has dtype {x_a.dtype}, expected float32 or float64 on a CPU: convert it")
-    call, settings = Call(x_a, x_b, rest[:12], rest[12]), NetworkSettings(*rest[13:])
+    call = Call(x_a, x_b, weights, copies)
     drops = seed is not None and settings.dropout > 0
     results = call.results(drops, settings.dropout_embeddings)
     logits_a, logits_b, tcam, embeddings, hidden, last, signs, kept = results
@@ -139,9 +96,10 @@ def _forward(
     previous: Tensor | None = None  # the first stream's part of the embeddings
     for s, x in enumerate(call.x):
         shape = call.layer(settings, s, drops, mask, 1 / len(call.x))
-        y = convolution(x, call.first(s), settings.dilation)
+        y = first_products[s]
+        y = convolution(x, call.first(s), settings.dilation) if y is None else y.contiguous()
         residual = x if settings.residual else None
-        of_first = call.bias(s, "first_bias"), y, residual, None, hidden[s], None, None, None, signs[0, s], None
+        of_first = call.bias(s, "first_bias"), y, residual, None, None, hidden[s], None, None, None, signs[0, s], None
         native("stream_layer", x, (*shape, *of_first, *backward))
 
         y = convolution(hidden[s], call.second(s), settings.dilation)
@@ -151,7 +109,8 @@ def _forward(
             activated, dropped = y if two or settings.dropout_embeddings else embeddings, last[s]
         mean = embeddings if previous is not None else None
         bits = signs[1, s], kept[s] if drops else None
-        of_second = call.bias(s, "second_bias"), y, residual, seed if drops else None, activated, dropped, previous
+        of_dropout = (seed, numbers) if drops else (None, None)
+        of_second = call.bias(s, "second_bias"), y, residual, *of_dropout, activated, dropped, previous
         native("stream_layer", x, (*shape, *of_second, mean, *bits, *backward))
         previous = dropped if dropped is not None and settings.dropout_embeddings else activated
 
@@ -163,25 +122,31 @@ def _forward(
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    ctx.copies, ctx.settings = inputs[INPUTS], inputs[INPUTS + 1 :]
+    ctx.copies, ctx.settings, ctx.apart = inputs[AT_COPIES], inputs[AT_COPIES + 1 :], inputs[AT_PRODUCTS] is not None
     ctx.mark_non_differentiable(*output[OUTPUTS:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:INPUTS], *output)
+    ctx.save_for_backward(*inputs[:AT_PRODUCTS], None, None, *inputs[AT_WEIGHTS:AT_COPIES], *output)
 
 
 def _backward(ctx, *grads: Tensor | None) -> tuple[Any, ...]:
-    needed, none = ctx.needs_input_grad, ([None] * len(ctx.copies), *(None,) * len(ctx.settings))
+    needed, none = [*ctx.needs_input_grad], ([None] * len(ctx.copies), *(None,) * len(ctx.settings))
     grads = grads[:OUTPUTS]
     if all(grad is None for grad in grads):
-        return *(None,) * INPUTS, *none
+        return *(None,) * AT_COPIES, *none
     saved = [*ctx.saved_tensors]  # read once, for torch.utils.checkpoint
-    inputs, results = saved[:INPUTS], saved[INPUTS:]
+    inputs, results = saved[:AT_COPIES], saved[AT_COPIES:]
+    places = [1, 2, *range(AT_WEIGHTS, AT_COPIES)]  # of what the gradients are
+    if ctx.apart:
+        places[2], places[8] = AT_PRODUCTS, AT_PRODUCTS + 1
+        if not NetworkSettings(*ctx.settings).residual:  # nothing else reads the features
+            needed[1] = needed[2] = False
     with without_autocast(inputs[1].device.type):
-        found = _network_backward([*grads], inputs, results, ctx.copies, *ctx.settings, needed[1], needed[2])
-    leaves = [x for x in (*inputs[1:3], *inputs[4:], *grads) if x is not None]
-    gradients: list[Tensor | None] = [None] * INPUTS
-    for i, gradient in zip((1, 2, *range(4, INPUTS)), found, strict=True):
-        if inputs[i] is not None and needed[i]:
+        asked = *needed[1:3], ctx.apart
+        found = _network_backward([*grads], inputs, results, ctx.copies, *ctx.settings, *asked)
+    leaves = [x for x in (*inputs[1:3], *inputs[AT_WEIGHTS:], *grads) if x is not None]
+    gradients: list[Tensor | None] = [None] * AT_COPIES
+    for i, gradient in zip(places, found, strict=True):
+        if needed[i]:
             # Of weights they come in the order of the parameter's memory.
             gradient = gradient.permute(0, 2, 1) if gradient.ndim == 3 else gradient
             gradients[i] = _library.differentiable_once(gradient, *leaves)
@@ -193,9 +158,9 @@ Tensors = Sequence[Any]  # Tensor?[] of a schema
 
 def _check_backward(grads: Tensors, inputs: Tensors, results: Tensors, copies: Tensors, *rest: Any) -> None:
     where, names = "network_backward", ("logits_a", "logits_b", "TCAM", "embeddings", "hidden", "last", "signs", "kept")
-    if (len(grads), len(inputs), len(results)) != (OUTPUTS, INPUTS, len(names)) or inputs[1] is None:
-        raise InputError(f"{where}: expected {OUTPUTS} gradients, {INPUTS} inputs and {len(names)} results")
-    _check(*inputs, copies, *rest[:4])
+    if (len(grads), len(inputs), len(results)) != (OUTPUTS, AT_COPIES, len(names)) or inputs[1] is None:
+        raise InputError(f"{where}: expected {OUTPUTS} gradients, {AT_COPIES} inputs and {len(names)} results")
+    check_network(*inputs, copies, *rest[:4])
     # On the meta device the expected results take no memory.
     meta: list[Any] = [None if x is None else torch.empty_like(x, device="meta") for x in inputs[1:3]]
     expected, device = _fake(inputs[0], *meta, *inputs[3:], copies, *rest[:4]), inputs[1].device
@@ -209,20 +174,21 @@ def _check_backward(grads: Tensors, inputs: Tensors, results: Tensors, copies: T
 def _gradient_fake(
     grads: Tensors, inputs: Tensors, results: Tensors, copies: Tensors, *rest: Any
 ) -> tuple[Tensor, ...]:
-    found = Call(inputs[1], inputs[2], inputs[4:]).gradients(inputs[4:], rest[4:])
+    *need, apart = rest[4:]
+    found = Call(inputs[1], inputs[2], inputs[AT_WEIGHTS:]).gradients(inputs[AT_WEIGHTS:], need, apart)
     return tuple(x.new_empty(x.shape) for x in found)  # none is another's memory
 
 
 def _gradient(
     native: Native, grads: Tensors, inputs: Tensors, results: Tensors, copies: Tensors, *rest: Any
 ) -> tuple[Tensor, ...]:
-    settings, need = NetworkSettings(*rest[:4]), rest[4:]
+    settings, (*need, apart) = NetworkSettings(*rest[:4]), rest[4:]
     # torch resolves lazy negation (the neg bit) of tensor arguments, but not of tensors in lists.
-    plain: list[list[Any]] = [[None if x is None else x.resolve_neg() for x in y] for y in (grads, inputs[:4], results)]
+    plain: list[list[Any]] = [[None if x is None else x.resolve_neg() for x in y] for y in (grads, inputs[:3], results)]
     grad_a, grad_b, grad_tcam, grad_embeddings = _native.contiguous(*plain[0])
-    mask, x_a, x_b, _ = _native.contiguous(*plain[1])
+    mask, x_a, x_b = _native.contiguous(*plain[1])
     logits_a, logits_b, _, embeddings, hidden, last, signs, kept = _native.contiguous(*plain[2])
-    call, drops = Call(x_a, x_b, inputs[4:], copies), len(kept) > 0
+    call, drops = Call(x_a, x_b, inputs[AT_WEIGHTS:], copies), len(kept) > 0
     last = last if len(last) else embeddings[None]
     n, d, k, dilation, dtype = call.n, call.d, call.k, settings.dilation, call.of[0].first.dtype
 
@@ -240,7 +206,7 @@ def _gradient(
 
     of_x: list[Tensor] = []
     of_weights: list[tuple[Tensor, Tensor]] = []
-    forward_only = (None,) * 8
+    forward_only = (None,) * 9
     for s, x in enumerate(call.x):
         grad, of_residual = of_last[s], torch.empty_like(of_last[s]) if settings.residual else None
         members = *call.layer(settings, s, drops, mask, 1 / len(call.x)), *forward_only
@@ -254,8 +220,11 @@ def _gradient(
         members = *call.layer(settings, s, False, mask, 1.0), *forward_only
         sums = partial_sums[s, 0], width
         native("stream_layer_backward", x, (*members, signs[0, s], None, grad, of_residual, grad, of_input, *sums))
-        of_weights.append((gradient_of_weight(grad, x, k, dilation, dtype), second))
-        if need[s]:
+        # Apart, it is that of the products: grad itself.
+        of_weights.append((grad if apart else gradient_of_weight(grad, x, k, dilation, dtype), second))
+        if need[s] and apart:
+            of_x.append(torch.zeros_like(x) if of_input is None else of_input)
+        elif need[s]:
             grad_x = gradient_of_rows(grad, x, call.first(s), dilation)
             of_x.append(torch.where(mask[:, None], grad_x if of_input is None else grad_x + of_input, 0))
         else:
@@ -274,10 +243,10 @@ def _gradient(
 _SETTINGS = "int dilation, bool residual, float dropout, bool dropout_embeddings"
 _WEIGHTS = ", ".join(f"Tensor{'?' * s} {name}_{'ab'[s]}" for s in range(2) for name in StreamWeights._fields)
 _network = _library.register(
-    f"network(Tensor mask, Tensor x_a, Tensor? x_b, Tensor? seed, {_WEIGHTS}, Tensor[] copies, {_SETTINGS}) -> ("
-    "Tensor logits_a, Tensor logits_b, Tensor tcam, Tensor embeddings, Tensor hidden, Tensor last, Tensor signs, "
-    "Tensor kept)",
-    check=_check,
+    "network(Tensor mask, Tensor x_a, Tensor? x_b, Tensor? seed, Tensor? numbers, Tensor? y_a, Tensor? y_b, "
+    f"{_WEIGHTS}, Tensor[] copies, {_SETTINGS}) -> (Tensor logits_a, Tensor logits_b, Tensor tcam, Tensor embeddings, "
+    "Tensor hidden, Tensor last, Tensor signs, Tensor kept)",
+    check=check_network,
     cpu=partial(_forward, _native.on_cpu),
     cuda=partial(_forward, _native.on_cuda),
     fake=_fake,
@@ -286,7 +255,7 @@ _network = _library.register(
 )
 _network_backward = _library.register(
     f"network_backward(Tensor?[] grads, Tensor?[] inputs, Tensor?[] results, Tensor[] copies, {_SETTINGS}, bool "
-    f"need_a, bool need_b) -> ({', '.join(['Tensor'] * 14)})",
+    f"need_a, bool need_b, bool apart) -> ({', '.join(['Tensor'] * 14)})",
     check=_check_backward,
     cpu=partial(_gradient, _native.on_cpu),
     cuda=partial(_gradient, _native.on_cuda),

@@ -9,13 +9,17 @@ import torch
 from torch import Tensor
 
 from d2net.ops import _native
-from d2net.ops.network_ref import SLOPE, NetworkSettings, StreamWeights
+from d2net.ops.network_ref import SLOPE, NetworkInputs, NetworkSettings, StreamWeights
 from d2net.ops.temporal_conv import reversed_taps
 
 BITS = 8  # elements of a row that one byte of signs tells of: kBitsOf of csrc/network.h
 BLOCK_ROWS = 16  # rows of one partial sum of a bias' gradient: kBlockRows there
 ALIGNED = 8  # products of matrices are fast where rows are multiples of 16 bytes
 Weights = Sequence[Tensor | None]  # six of each stream: StreamWeights
+# Positions of the operator's arguments: NetworkInputs, two products of first layers, weights, copies, settings.
+AT_PRODUCTS = len(NetworkInputs._fields)
+AT_WEIGHTS = AT_PRODUCTS + 2
+AT_COPIES = AT_WEIGHTS + 12
 
 
 class NetworkCopies(NamedTuple):
@@ -61,6 +65,30 @@ def sizes_of_copies(streams: Sequence[StreamWeights]) -> list[tuple[int, ...]]:
 def row_of(c: int, taps: int) -> int:
     """Numbers of a row of the classifier's products."""
     return -(-c * taps // ALIGNED) * ALIGNED
+
+
+class Arguments(NamedTuple):
+    """Of the operator.
+
+    Attributes:
+        rows: The features and what belongs to their rows.
+        products: (N, D) of the first layer of each stream, where they are computed apart; else None.
+        weights: Twelve, of which those of a second stream may be None.
+        copies: :meth:`NetworkCopies.flat`, or empty.
+        settings: Of the recipe.
+    """
+
+    rows: NetworkInputs
+    products: tuple[Tensor | None, ...]
+    weights: tuple[Any, ...]
+    copies: list[Tensor]
+    settings: NetworkSettings
+
+    @classmethod
+    def of(cls, *arguments: Any) -> Arguments:
+        rows, products = arguments[:AT_PRODUCTS], arguments[AT_PRODUCTS:AT_WEIGHTS]
+        weights, (copies, *settings) = arguments[AT_WEIGHTS:AT_COPIES], arguments[AT_COPIES:]
+        return cls(NetworkInputs(*rows), products, weights, copies, NetworkSettings(*settings))
 
 
 class Call:
@@ -138,10 +166,16 @@ class Call:
             new(s if drops else 0, n, self.bytes, dtype=torch.uint8),
         ]
 
-    def gradients(self, weights: Weights, need: Sequence[bool]) -> list[Tensor]:
-        """Uninitialised: of the features of both streams, empty where not needed, and of the twelve weights."""
+    def gradients(self, weights: Weights, need: Sequence[bool], apart: bool) -> list[Tensor]:
+        """Uninitialised: of the features of both streams, empty where not needed, and of the twelve weights.
+
+        ``apart``: in place of the first layers' weights, of their products.
+        """
         inputs = [self.blank(*(x.shape if wanted else (0,))) for x, wanted in zip(self.x, need, strict=False)]
         inputs += [self.blank(0)] * (2 - len(inputs))
         order = {3: (0, 2, 1), 1: (0,)}
         sizes = [(0,) if w is None else tuple(w.shape[i] for i in order[w.ndim]) for w in weights]
-        return [*inputs, *(self.blank(*size, dtype=self.of[0].first.dtype) for size in sizes)]
+        of_weights = [self.blank(*size, dtype=self.of[0].first.dtype) for size in sizes]
+        for s in range(len(self.x) if apart else 0):
+            of_weights[6 * s] = self.blank(self.n, self.d)
+        return [*inputs, *of_weights]

@@ -42,12 +42,15 @@ class NetworkInputs(NamedTuple):
         x_a: (N, width) features of the first stream, 0 where ``mask`` is False.
         x_b: The same of the second stream, or None.
         seed: (1,) int64, of the dropout; None: no dropout.
+        numbers: (N,) int64, of the rows in the whole batch, where these are some of its recordings: a row's number
+            decides which of its elements the dropout keeps. Any from 0 on, and anything in gaps; None: 0 to N - 1.
     """
 
     mask: Tensor
     x_a: Tensor
     x_b: Tensor | None
     seed: Tensor | None
+    numbers: Tensor | None = None
 
 
 def network_ref(
@@ -67,7 +70,7 @@ def network_ref(
         dropped = x
         if inputs.seed is not None and settings.dropout > 0:
             # The seeds of two streams are neighbours; their generators begin apart, as SplitMix64's do.
-            kept, scale = dropout_ref(inputs.seed + s, x.shape[0], x.shape[1], settings.dropout)
+            kept, scale = dropout_ref(inputs.seed + s, len(x), x.shape[1], settings.dropout, inputs.numbers)
             dropped = torch.where(kept, x * scale, 0)
         embeddings.append(dropped if settings.dropout_embeddings else x)
         y = _convolution(dropped, of.classifier, of.classifier_bias, settings.dilation)
@@ -85,14 +88,18 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tens
     return F.conv1d(x.T[None], weight, bias, padding=padding, dilation=dilation)[0].T
 
 
-def dropout_ref(seed: Tensor, n: int, d: int, share: float) -> tuple[Tensor, float]:
+def dropout_ref(seed: Tensor, n: int, d: int, share: float, numbers: Tensor | None = None) -> tuple[Tensor, float]:
     """Which of (n, d) elements the dropout keeps, and the factor of these: csrc/math/dropout.h in int64 arithmetic.
 
     16 random bits decide on an element, so that the share is a multiple of 1 / 65536; the factor is that of this share.
+    They are the ones of the row's number, (n,) ``numbers`` or 0 to n - 1.
     """
     threshold = min(int(share * 65536 + 0.5), 65535)
     words = 2 * ((d + 7) // 8)  # of 64 random bits in a row, four elements a word
-    z = seed + (torch.arange(n * words, device=seed.device) + 1) * _signed(0x9E3779B97F4A7C15)
+    if numbers is None:
+        numbers = torch.arange(n, device=seed.device)
+    places = numbers[:, None] * words + torch.arange(words, device=seed.device)
+    z = seed + (places.flatten() + 1) * _signed(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         z = (z ^ _shifted(z, shift)) * _signed(factor)
     z = z ^ _shifted(z, 31)

@@ -10,11 +10,16 @@ Weights are (width out, k, width in) here; ``D2Net.order_weights()`` lets them l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+
+def reach_of(kernel_sizes: Sequence[int], dilation: int) -> int:
+    """Rows on either side that a row of a result is computed from: the width that gaps between recordings need."""
+    return max(k // 2 for k in kernel_sizes) * dilation
 
 
 def convolution(x: Tensor, weight: Tensor, dilation: int) -> Tensor:

@@ -72,12 +72,16 @@ struct Memory {
 // What a call has: the layer's own parts, and whether results take the place of inputs.
 struct LayerParts {
   bool residual, dropout, mean, mean_of_dropped, in_place;
+  bool numbers = false;  // of the rows, for the dropout
 };
 
 inline std::vector<LayerParts> every_layer() {
   std::vector<LayerParts> all;
   for (int bits = 0; bits < 32; ++bits) {
     all.push_back({(bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0, (bits & 8) != 0, (bits & 16) != 0});
+    if (!all.back().dropout) continue;
+    all.push_back(all.back());
+    all.back().numbers = true;
   }
   return all;
 }
@@ -90,6 +94,7 @@ struct Layer {
   int64_t n, d, bytes, width;  // of a row of partial sums
   std::unique_ptr<bool[]> mask;
   int64_t seed = 5;
+  std::vector<int64_t> numbers;
   Memory<A> bias, partial;
   Memory<T> y, residual, other, x, dropped, mean, grad_dropped, grad_mean, grad_y, grad_residual;
   std::vector<uint8_t> signs, kept;
@@ -101,6 +106,7 @@ struct Layer {
         bytes((d + 7) / 8),
         width(d + 3),
         mask(mask_of(n)),
+        numbers(n),
         bias(d, offset),
         partial(blocks_of(n) * width, offset),
         y(n * d, offset),
@@ -115,6 +121,10 @@ struct Layer {
         grad_residual(y),
         signs(n * bytes, 0xee),
         kept(signs) {
+    // The other way round, among them the largest; those of gaps must not matter.
+    for (int64_t row = 0; row < n; ++row) {
+      numbers[row] = is_gap(row) ? -1 : row % 2 == 0 ? n - row : std::numeric_limits<int64_t>::max() - row;
+    }
     bias.draw(1);
     y.draw_rows(2, d);
     residual.draw_rows(3, d);
@@ -140,6 +150,7 @@ struct Layer {
     g.signs = signs.data();
     if (parts.dropout) {
       g.seed = &seed;
+      g.numbers = parts.numbers ? numbers.data() : nullptr;
       g.dropped = dropped.data();
       g.kept = kept.data();
     }

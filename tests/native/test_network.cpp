@@ -18,7 +18,9 @@ void check_layer(check::Layer<T>& given, const check::Layer<T>& found) {
   for (int64_t i = 0; i < given.n * d; ++i) {
     const int64_t row = i / d, column = i % d, byte = row * given.bytes + column / 8;
     const bool inside = given.mask[row], positive = inside && given.y[i] + given.bias[column] > 0;
-    const bool passed = (dropout.kept(uint64_t(given.seed) + 1, uint64_t(byte)) >> column % 8 & 1) != 0;
+    const uint64_t number = uint64_t(parts.numbers ? given.numbers[row] : row);
+    const uint64_t place = number * uint64_t(given.bytes) + uint64_t(column / 8);
+    const bool passed = (dropout.kept(uint64_t(given.seed) + 1, place) >> column % 8 & 1) != 0;
     const double factor = !parts.dropout ? 1 : passed ? 1 / (1 - given.kDropout) : 0;
     double x = 0, grad = 0;
     if (inside) {
