@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -202,7 +204,14 @@ def lost_ranks() -> Iterator[None]:
         text = str(error)
         if not (isinstance(error, dist.DistError) or any(sign in text for sign in _SIGNS)):
             raise
-        raise RankEnded("another process of this run has ended, and what it computed with it is lost") from error
+        _outlive_torchrun()
+        raise RankEnded("another process of this run has ended before its time") from error
+
+
+def _outlive_torchrun() -> None:
+    """It ends the other processes where one has died, by SIGTERM: not before one of them has said so."""
+    if launched() and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 # Of the messages of gloo and of NCCL, which are plain RuntimeErrors in some versions.
@@ -239,12 +248,12 @@ _told = _Told()
 
 
 def speaks(error: BaseException) -> bool:
-    """Whether this rank is the one to say why the run ends: the first that knows, so that one message is printed.
+    """Whether this rank is the one to say why the run ends, so that one message is printed.
 
-    A rank that only knows that another has ended lets that one speak, for a second.
+    Rank 0 speaks first where all know it. Where a rank only knows that another has ended, that one comes first.
     """
     if not launched():
         return True
-    if isinstance(error, RankEnded) and not _told.nobody_has(1.0):
+    if (launched_rank() or isinstance(error, RankEnded)) and not _told.nobody_has(1.0):
         return False
     return _told.first()

@@ -166,35 +166,37 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """By variant: a training in one process, how it began, and how far rounding takes it, computed once.
+    """By variant and iterations: a training in one process, how it began, and how far rounding takes it, computed once.
 
     Adam, and the poles of the condition number, let a difference in the last bit of the weights grow. So the measure is
     where the same training ends that begins one unit in the last place beside.
     """
     known = {}
 
-    def get(variant: str):
-        if variant not in known:
+    def get(variant: str, iterations: int):
+        if (variant, iterations) not in known:
             out = tmp_path_factory.mktemp("alone")
-            trainer, beside = (make_trainer(out / name, 200, *VARIANTS[variant]) for name in ("alone", "beside"))
+            trainer, beside = (make_trainer(out / name, iterations, *VARIANTS[variant]) for name in ("alone", "beside"))
             start = weights_of(trainer)
             for p in beside.model.parameters():
                 p.data.mul_(1 + 2.0**-23)
             trainer.run()
             beside.run()
             rounding = distance(weights_of(beside), weights_of(trainer), start)
-            known[variant] = out / "alone", start, weights_of(trainer), rounding
-        return known[variant]
+            known[variant, iterations] = out / "alone", start, weights_of(trainer), rounding
+        return known[variant, iterations]
 
     return get
 
 
-@pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_training_ends_where_that_of_one_process_does(processes, tmp_path, alone, size, variant):
-    out, start, wanted, rounding = alone(variant)
+@pytest.mark.parametrize(
+    ("variant", "size", "iterations"),
+    [("dropout", 2, 200), ("dropout", 4, 200), *((variant, 3, 60) for variant in VARIANTS if variant != "dropout")],
+)
+def test_a_training_ends_where_that_of_one_process_does(processes, tmp_path, alone, variant, size, iterations):
+    out, start, wanted, rounding = alone(variant, iterations)
     options = {"resident": size == 4}
-    for weights in processes.run(size, trained, str(tmp_path), 200, VARIANTS[variant], False, options):
+    for weights in processes.run(size, trained, str(tmp_path), iterations, VARIANTS[variant], False, options):
         assert distance(weights, wanted, start) < min(10 * rounding, 0.1)
     logs = [[line["total"] for line in read_log(path)[:10]] for path in (out, tmp_path)]
     np.testing.assert_allclose(*logs, rtol=1e-4)
@@ -217,9 +219,9 @@ def trained_apart(out: str):
 
 def test_without_the_gather_it_ends_elsewhere(processes, tmp_path, alone):
     """So the test above fails where the gather is left out."""
-    _, start, wanted, rounding = alone("dropout")
+    _, start, wanted, _ = alone("dropout", 200)
     for weights in processes.run(2, trained_apart, str(tmp_path)):
-        assert distance(weights, wanted, start) > max(100 * rounding, 0.2)
+        assert distance(weights, wanted, start) > 0.5
 
 
 def test_three_processes_resume_to_the_bit(processes, tmp_path):
@@ -232,7 +234,7 @@ def test_three_processes_resume_to_the_bit(processes, tmp_path):
 
 
 def test_another_number_of_processes_goes_on_with_the_same_schedule(processes, tmp_path, alone):
-    out, start, wanted, rounding = alone("dropout")
+    out, start, wanted, rounding = alone("dropout", 200)
     processes.run(2, trained, str(tmp_path), 63, (), False, {})
     processes.run(4, trained, str(tmp_path), 127, (), True, {})
     mixed = make_trainer(tmp_path, 200)

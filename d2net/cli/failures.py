@@ -49,7 +49,8 @@ class Commands(TyperGroup):
             code, message = 130, f"interrupted; {error}".rstrip("; ")
             if ctx.invoked_subcommand == "train" and str(error):  # then something is saved
                 again = [a for a in ctx.meta["d2net.arguments"] if a not in ("--resume", "--overwrite")]
-                message += f"; go on with: {shlex.join(['d2net', *again, '--resume'])}"
+                start = "torchrun OPTIONS -m " * launched()
+                message += f"; go on with: {start}{shlex.join(['d2net', *again, '--resume'])}"
             _report(error, message, ctx.params["debug"])
         except (D2NetError, OSError, MemoryError, ImportError) as error:
             code = 2

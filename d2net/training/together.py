@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,6 +19,13 @@ from d2net.training.terms import CHECK_EVERY
 
 BUCKET_MB = 8  # gradients are sent in pieces of at least so much: of THUMOS14's network each large layer is one
 LOOK_SECONDS = 0.25  # between two looks at whether a rank was asked to stop, at most, unless a step takes longer
+
+
+# x_ref is the same on all ranks anyway. The option has another name since torch 2.13.
+_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
+_LEAVE_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers": False
+}
 
 
 class Streams(nn.Module):
@@ -49,7 +57,7 @@ def in_parallel(model: D2Net, device: torch.device) -> nn.Module:
     # On a stream of its own, or a CUDA graph could not hold its steps.
     with torch.cuda.stream(stream) if stream is not None else nullcontext(), lost_ranks():
         network = DistributedDataParallel(
-            Streams(model, apart=True), broadcast_buffers=False, bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=True
+            Streams(model, apart=True), bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=True, **_LEAVE_BUFFERS
         )
     rows = model.rows(2 * model.reach + 1)
     dtype = model.stream_a.first.weight.dtype
