@@ -97,7 +97,7 @@ def _gradient(
 
 # (N, width) rows, 0 where `mask` (N,) is False -> (N, width out), without bias; `weight` is (width out, width, k).
 # `copy` is (width out, k, width), of this very weight in the type of `x`, for a GPU. Rows as near to both ends as the
-# kernel reaches, which are gaps, are 0. The gradient of rows of gaps must be 0, and is 0.
+# kernel reaches, which are gaps, are 0. In all gaps the gradient given must be 0; that of `x` is.
 first_layer = _library.register(
     "first_layer(Tensor mask, Tensor x, Tensor weight, Tensor? copy, int dilation) -> Tensor",
     check=_check,

@@ -292,14 +292,15 @@ def network(n: Numbers) -> Call:
             leaves.append(n.uniform(out, low=1.25, high=2).clamp(min=1.25) * signs.to(n.dtype))
     settings = NetworkSettings(dilation, residual, n.rng.choice((0.0, 0.3, 0.7)), n.chance(0.5))
     seed = torch.randint(2**62, (1,), generator=n.torch)
+    numbers, apart = torch.randint(2**62, (len(mask),), generator=n.torch) if n.chance(0.5) else None, n.chance(0.5)
 
     def call(*given: Any) -> Any:
-        *inputs, mask, seed = given
+        *inputs, mask, seed, numbers = given
         inputs = inputs if two else [inputs[0], None, *inputs[1:]]
-        found = streams(NetworkInputs(mask, *inputs[:2], seed), inputs[2:], settings)
+        found = streams(NetworkInputs(mask, *inputs[:2], seed, numbers), inputs[2:], settings, apart=apart)
         return [x for x in found if x is not None]
 
-    return Call("network", call, [tame(x) for x in leaves], [mask, seed])
+    return Call("network", call, [tame(x) for x in leaves], [mask, seed, numbers])
 
 
 # -- the losses, whose whole computation runs once with the operators and once with their references
