@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -60,21 +60,30 @@ class Mailbox:
             self._sent.append(message)
             return
         with lost_ranks():
-            self._store.set(f"{self.ranks.rank}/{self._number}", json.dumps(message))
+            self._store.set(key := f"{self.ranks.rank}/{self._number}", json.dumps(message))
+            self._store.check([key])  # of which the answer comes after the message has arrived
         self._number += 1
 
-    def received(self) -> list[Any]:
-        """On rank 0 what it was told since it last asked, by itself too; on the others nothing."""
-        if not self.ranks.leads:
-            return []
-        found, self._sent = self._sent, []
+    def received(self) -> Iterator[Any]:
+        """On rank 0 what it was told since it last asked, by itself too; on the others nothing.
+
+        Raises:
+            RankEnded: the one that keeps the messages has ended.
+        """
+        while self._sent:
+            yield self._sent.pop(0)
+        for rank in range(1, self.ranks.size) if self.ranks.leads else ():
+            while (message := self._taken(f"{rank}/{self._next[rank]}")) is not None:
+                self._next[rank] += 1
+                yield json.loads(message)
+
+    def _taken(self, key: str) -> bytes | None:
         with lost_ranks():
-            for rank in range(1, self.ranks.size):
-                while self._store.check([key := f"{rank}/{self._next[rank]}"]):
-                    found.append(json.loads(self._store.get(key)))
-                    self._store.delete_key(key)
-                    self._next[rank] += 1
-        return found
+            if not self._store.check([key]):
+                return None
+            message = self._store.get(key)
+            self._store.delete_key(key)
+        return message
 
     def wait(self, meanwhile: Callable[[], None]) -> None:
         """Wait until all ranks are here, and call ``meanwhile`` every so often.
@@ -90,4 +99,3 @@ class Mailbox:
                 time.sleep(_POLL)
             with lost_ranks():
                 arrived.wait()
-        meanwhile()

@@ -15,7 +15,8 @@ from d2net.data.opening import joined
 from d2net.data.times import Times, UnknownTime
 from d2net.errors import InputError
 from d2net.features import Method, Written, find_recordings, write_features
-from d2net.features.folder import ANNOTATIONS, NAME
+from d2net.features.folder import ANNOTATIONS
+from d2net.features.log import NAME
 from d2net.features.sensor import SUFFIXES as TABLES
 from d2net.features.video import SUFFIXES as VIDEOS
 from d2net.prediction.predictor import Predictor
