@@ -66,6 +66,7 @@ class Log:
         self.todo: list[str] = []
         self.result = Written()
         self.heard = self.saved = -math.inf  # when
+        self.news = False  # since it was saved
 
     def plan(self, ranks: int) -> list[list[str]]:
         """The recordings that each rank is to do.
@@ -102,14 +103,15 @@ class Log:
                     self.result.failed[name] = why
                     continue
                 self.result.written[name] = self.recordings[name] = made
+                self.news = True
                 for note in made["notes"]:
                     if self.tell is not None:
                         self.tell(f"{self.paths[name]}: {note}")
         self.heard = time.monotonic()
 
     def save_at_times(self) -> None:
-        """Write ``features.json``, unless that was done a moment ago."""
-        if time.monotonic() - self.saved > _SAVED_EVERY:
+        """Write ``features.json`` where there is something new, unless that was done a moment ago."""
+        if self.news and time.monotonic() - self.saved > _SAVED_EVERY:
             self.save()
 
     def save(self) -> None:
@@ -117,7 +119,7 @@ class Log:
         if self.todo and (self.recordings or (self.out / NAME).exists()):  # nothing is left where none could be made
             content = {**self.about, "recordings": dict(sorted(self.recordings.items()))}
             write_whole(self.out / NAME, json.dumps(content, indent=1) + "\n")
-        self.saved = time.monotonic()
+        self.saved, self.news = time.monotonic(), False
 
     def said(self) -> bytes:
         """The result as JSON, in the order of the recordings, whoever did which."""
