@@ -52,7 +52,9 @@ class Mailbox:
             with lost_ranks():
                 # A collective of this group may wait for as long as a share takes.
                 self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
-            self._store = dist.PrefixStore(f"d2net/mail/{next(_count)}", dist.distributed_c10d._get_default_store())
+            # In PyTorch nothing public gives the store that the group was made with.
+            store = dist.distributed_c10d._get_default_store()
+            self._store = dist.PrefixStore(f"d2net/mail/{next(_count)}", store)
 
     def send(self, message: Any) -> None:
         """Tell rank 0."""
