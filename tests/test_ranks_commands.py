@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -116,10 +117,31 @@ def test_an_error_on_one_rank_is_one_line_that_names_the_recording(place: Path, 
     assert not (tmp_path / "d.json").exists()
 
 
-def test_what_is_no_command_for_ranks_refuses(tmp_path: Path) -> None:
-    code, out, messages = torchrun(2, "-m", "d2net", "report", "run", "--out", tmp_path / "r.html")
-    assert code != 0 and out == ""
-    assert messages == ["error: d2net report runs in one process; start it without torchrun"]
+def each_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """This process as each of two that were started together."""
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        yield rank
+
+
+@pytest.mark.parametrize("words", [["report", "run"], ["info"], ["study", "condition-number"], ["convert"]])
+def test_what_is_no_command_for_ranks_refuses_and_rank_0_says_so(
+    monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    for rank in each_rank(monkeypatch):
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 2 and result.stdout == ""
+        message = f"error: d2net {words[0]} runs in one process; start it without torchrun\n"
+        assert result.stderr == (message if rank == 0 else "")
+
+
+@pytest.mark.parametrize("words", [["localize"], ["localize", "--foo"], ["nothing"]])
+def test_of_a_command_that_is_wrong_rank_0_speaks(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    for rank in each_rank(monkeypatch):
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 2 and ("Usage:" in result.stderr) == (rank == 0)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
