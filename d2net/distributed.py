@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -223,6 +223,12 @@ class _Told:
 
     store: dist.Store | None = None
 
+    def connect(self) -> None:
+        """Take the store of torchrun before this rank has joined the others."""
+        if self.store is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            with suppress(RuntimeError, ValueError):  # it has ended; a number in the environment that is none
+                self.store = next(dist.rendezvous("env://", timeout=timedelta(seconds=5)))[0]
+
     def first(self) -> bool:
         if self.store is None:
             return launched_rank() == 0
@@ -250,10 +256,16 @@ _told = _Told()
 def speaks(error: BaseException) -> bool:
     """Whether this rank is the one to say why the run ends, so that one message is printed.
 
-    Rank 0 speaks first where all know it. Where a rank only knows that another has ended, that one comes first.
+    A rank that only knows that another has ended lets that one speak, for a second. Of what ends all of them alike rank
+    0 speaks, and another only where that says nothing for a while: long with Ctrl-C, on which rank 0 may have to save
+    something first, and before they have joined.
     """
     if not launched():
         return True
-    if (launched_rank() or isinstance(error, RankEnded)) and not _told.nobody_has(1.0):
-        return False
-    return _told.first()
+    alike = isinstance(error, KeyboardInterrupt) or _told.store is None
+    _told.connect()
+    if isinstance(error, RankEnded):
+        patience = 1.0
+    else:
+        patience = (5.0 if alike else 0.5) if launched_rank() else 0.0
+    return (not patience or _told.nobody_has(patience)) and _told.first()

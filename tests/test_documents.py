@@ -34,7 +34,7 @@ SCRIPTS = "".join(
     for p in ROOT.glob(glob)
     if p.is_file()
 )
-OTHERS_FLAGS = {"--no-deps", "--activity-net"}  # of pip and of the released code
+OTHERS_FLAGS = {"--no-deps", "--activity-net", "--nproc-per-node"}  # of pip, the released code and torchrun
 
 everywhere = pytest.mark.parametrize("page", PAGES)
 

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from d2net.cli.options import refuse_odd_numbers
 from d2net.cli.terminal import say
 from d2net.errors import D2NetError, InputError
-from d2net.launch import launched
+from d2net.launch import launched, launched_rank
 from d2net.words import escaped
 
 
@@ -73,6 +73,8 @@ def _usage() -> Iterator[None]:
     try:
         yield
     except _UsageError as error:
+        if launched_rank():  # rank 0, which was started with the same words, says it
+            raise typer.Exit(error.exit_code) from None
         error.message = escaped(error.message)
         raise
 

@@ -9,6 +9,7 @@ import typer
 
 from d2net.cli.options import Device, Threads, choose_device
 from d2net.cli.outputs import claim_folder
+from d2net.cli.ranks import in_ranks, join
 from d2net.cli.terminal import progress_bar, say
 from d2net.errors import InputError
 from d2net.words import counted, listed
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _VIDEOS, _SENSORS = "Videos", "Sensors (--extractor windows)"
 
 
+@in_ranks
 def features(
     context: typer.Context,
     inputs: Annotated[
@@ -81,9 +83,10 @@ def features(
       d2net features holiday.mp4 --out features/
       d2net features videos/ --out scores/ --extractor kinetics400
       d2net features wrist/ --out features/ --extractor windows --columns ax,ay,az --columns gx,gy,gz
+      torchrun --nproc-per-node 4 -m d2net features videos/ --out features/
     """
     import d2net.features as package
-    from d2net.features.folder import NAME
+    from d2net.features.log import NAME
     from d2net.features.sensor import SUFFIXES as TABLES
     from d2net.features.video import SUFFIXES as VIDEOS
 
@@ -98,6 +101,7 @@ def features(
         if path.suffix.lower() in (VIDEOS if tables else TABLES):
             way = "leave --extractor windows out" if tables else "give --extractor windows"
             raise InputError(f"{path}: is a {'video' if tables else 'table'} by its name; {way}")
+    ranks, device = join(context, "cpu" if tables else choose_device(device))
     paths, ignored = package.find_recordings(inputs, TABLES if tables else VIDEOS)
     claim_folder(context, out, NAME, *(f"{name}.npy" for name in paths), reads=inputs)
     given = {"fps": fps, "window": window}
@@ -123,17 +127,17 @@ def features(
             stride=stride,
             **sampling,
             batch=batch,
-            device=choose_device(device),
+            device=device,
             precision=precision,
         )
     if ignored:
         say(f"note: {counted(ignored, 'other file')} in the folders left out, by the names", err=True)
     with progress_bar("recordings") as show:
         result = package.write_features(
-            paths, method, out, progress=show, tell=lambda note: say(f"note: {note}", err=True)
+            paths, method, out, progress=show, tell=lambda note: say(f"note: {note}", err=True), ranks=ranks
         )
-    _say_result(result, out)
-    if result.failed:
+    _say_result(result, method, out)
+    if result.failed and ranks.leads:  # the exit code of another would have torchrun end rank 0
         raise typer.Exit(1)
 
 
@@ -144,15 +148,15 @@ def _say_columns(method: Method) -> None:
     say(f"note: sensors: {sensors}; {clock or format(about['rate'], 'g') + ' rows a second'}", err=True)
 
 
-def _say_result(result: Written, out: Path) -> None:
+def _say_result(result: Written, method: Method, out: Path) -> None:
     for why in result.failed.values():
         say(f"failed: {why}", err=True)
     made = list(result.written.values())
     text = f"wrote features of {counted(len(made), 'recording')}"
     if made:
-        rates = sorted(f.rate for f in made)
+        rates = sorted(f["rate"] for f in made)
         text += (
-            f" ({counted(sum(len(f.values) for f in made), 'snippet')} of {made[0].values.shape[1]} numbers; "
+            f" ({counted(sum(f['snippets'] for f in made), 'snippet')} of {sum(method.about['streams'])} numbers; "
             f"the files have {rates[0]:.4g}"
             + (f" to {rates[-1]:.4g}" if rates[-1] > 1.001 * rates[0] else "")
             + " a second)"

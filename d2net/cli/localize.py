@@ -19,12 +19,15 @@ from d2net.cli.options import (
     data_options,
 )
 from d2net.cli.outputs import detection_files, write_all
+from d2net.cli.ranks import in_ranks, join
 from d2net.cli.terminal import notes, progress_bar, say
 from d2net.errors import InputError
 
 
+@in_ranks
 @data_options
 def localize(
+    context: typer.Context,
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="checkpoint.safetensors of d2net train, or its folder.")
     ],
@@ -54,11 +57,12 @@ def localize(
       d2net localize runs/mine --data features/ --subset validation,test --out detections.csv
       d2net localize runs/mine --data my-data --out detections.json --min-score 0.3
       d2net localize model.safetensors --data features/ --subset all --out d.json --set localization.nms_iou=0.3
+      torchrun --nproc-per-node 4 -m d2net localize runs/mine --data my-data --out detections.json
     """
     from d2net.checkpoint import load_model, model_file
     from d2net.localization import localize as find
 
-    where = choose_device(device)
+    ranks, where = join(context, choose_device(device))
     for setting in settings or []:
         if not setting.startswith("localization."):
             raise InputError(
@@ -79,7 +83,9 @@ def localize(
             f"{dataset.stream_widths}; localize in features of the same extractor"
         )
     with progress_bar("localizing") as progress:
-        detections = find(model, dataset, recipe.localization, progress=progress)
+        detections = find(model, dataset, recipe.localization, progress=progress, ranks=ranks)
+    if not ranks.leads:
+        return
     features = f"{dataset.name} ({' + '.join(map(str, dataset.stream_widths))})"
     if model.trained_on != dataset.name:
         features += f", trained on {model.trained_on}"

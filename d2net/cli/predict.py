@@ -12,6 +12,7 @@ import typer
 
 from d2net.cli.options import Device, Settings, Threads, choose_device
 from d2net.cli.outputs import claim_folder, command_of
+from d2net.cli.ranks import in_ranks, join
 from d2net.cli.terminal import notes, progress_bar, say
 from d2net.errors import InputError
 from d2net.words import counted, listed
@@ -19,6 +20,7 @@ from d2net.words import counted, listed
 if TYPE_CHECKING:
     from d2net.data.dataset import Dataset
     from d2net.detections import Detections
+    from d2net.distributed import Ranks
     from d2net.features import Method
     from d2net.prediction import Inputs, Predictor
     from d2net.recipes import Recipe
@@ -29,6 +31,7 @@ FILES = ("detections.json", "detections.csv", "timeline.png", "report.html")
 _VIDEOS = "Videos"
 
 
+@in_ranks
 def predict(
     context: typer.Context,
     model: Annotated[
@@ -64,6 +67,7 @@ def predict(
       d2net predict kinetics400 holiday.mp4 --out found/
       d2net predict runs/mine new-videos/ --out found/
       d2net predict runs/mine features/video7.npy --out found/ --seconds-per-snippet 0.64
+      torchrun --nproc-per-node 4 -m d2net predict runs/mine new-videos/ --out found/
     """
     if not math.isfinite(min_score):
         raise InputError(f"--min-score {min_score}: give a number")
@@ -72,6 +76,7 @@ def predict(
             raise InputError(
                 f"--set {setting}: a trained model takes only localization.KEY=VALUE; train again for others"
             )
+    ranks, device = join(context, choose_device(device))
     claim_folder(context, out, *FILES, reads=[*inputs, model])
     find_actions(
         model,
@@ -83,8 +88,9 @@ def predict(
         weights=weights,
         flow_weights=flow_weights,
         batch=batch,
-        device=choose_device(device),
+        device=device,
         command=command_of(context),
+        ranks=ranks,
     )
 
 
@@ -101,14 +107,17 @@ def find_actions(
     batch: int = 4,
     device: str = "cpu",
     command: str = "",
+    ranks: Ranks | None = None,
 ) -> None:
     """What ``d2net predict`` does, in a folder that is claimed."""
     from d2net.data.times import Times
     from d2net.detections import write_detections
+    from d2net.distributed import ALONE
     from d2net.localization import localize
     from d2net.prediction import load, open_inputs
     from d2net.report.plot import model_tracks
 
+    ranks = ranks or ALONE
     with notes():
         predictor = load(model, device)
     assert predictor.model.recipe is not None
@@ -126,13 +135,16 @@ def find_actions(
             times=Times(seconds_per_snippet=seconds_per_snippet),
             progress=show,
             tell=lambda note: say(f"note: {note}", err=True),
+            ranks=ranks,
         )
     for note in found.notes:
         say(f"note: {note}", err=True)
     for why in found.failed.values():
         say(f"failed: {why}", err=True)
     with notes(), progress_bar("localizing") as show:
-        every = localize(predictor.model, found.dataset, recipe.localization, progress=show)
+        every = localize(predictor.model, found.dataset, recipe.localization, progress=show, ranks=ranks)
+    if not ranks.leads:
+        return  # an exit code of its own would have torchrun end rank 0, which writes
     detections = every.at_least(min_score)
     for name in FILES[:2]:
         write_detections(out / name, detections, features=f"by {predictor.name}")

@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
-import time
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from d2net.distributed import ALONE, Ranks
 from d2net.errors import InputError
-from d2net.features.extract import Features
+from d2net.features.log import Log, Written, file_facts
 from d2net.features.methods import Method
-from d2net.files import one_component, write_whole
-from d2net.reading import missing, read_json, typed
-from d2net.words import quoted
+from d2net.files import TEMPORARY, one_component, write_whole
+from d2net.reading import missing
+from d2net.shares import Mailbox
+from d2net.words import counted, quoted
 
-NAME = "features.json"
 ANNOTATIONS = ("labels.csv", "segments.csv", "detections.csv")  # beside recordings, and none themselves
-_SAVED_EVERY = 5.0  # seconds
-
-
-@dataclass
-class Written:
-    """What :func:`write_features` did, by the names of recordings.
-
-    Attributes:
-        written: Whose features were made, and these without their values.
-        skipped: Whose features were there, made in the same way from the same file.
-        failed: Of which none could be made, and why.
-    """
-
-    written: dict[str, Features] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
 
 
 def find_recordings(inputs: Iterable[Path], suffixes: frozenset[str]) -> tuple[dict[str, Path], int]:
@@ -83,53 +68,52 @@ def write_features(
     *,
     progress: Callable[[float, int], None] | None = None,
     tell: Callable[[str], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Written:
     """Writes ``NAME.npy`` (T, D) float32 of each recording, and ``features.json``.
 
     What is there already, made in the same way from the same file, stays. A recording of which no features can be made
     does not end the others. However a run ends, all that ``features.json`` tells of is there and whole.
 
+    Of several ranks each makes and writes the features of a share, of about as many bytes of the files. All tell rank 0
+    what they have done, and it writes ``features.json`` of that, every few seconds and at the end.
+
     Args:
         paths: As :func:`find_recordings` gives them.
         method: How.
         out: The folder, of features made in this way or new.
-        progress: Called with the recordings that are done, also in part, and the number of those to do.
-        tell: Called with each note about a recording.
+        progress: Called with the recordings that are done, also in part, and the number of those to do. Of several
+            ranks on the first, with what all have done and the part that is done of its own recording.
+        tell: Called with each note about a recording; of several ranks on the first, with the notes of all.
+        ranks: The processes that make features together; all must call this with the same arguments.
+
+    Returns:
+        What was done, by all ranks.
 
     Raises:
-        InputError: the folder holds features that were made in another way, or cannot be written.
+        InputError: the folder holds features that were made in another way, or cannot be written; other files or
+            another method on another rank, or one that does not see the folder that rank 0 writes in.
     """
     about = json.loads(json.dumps(method.about))
-    recordings = _there(out, about)
-    result = Written()
-    todo = []
-    for name, path in paths.items():
-        there = recordings.get(name)
-        if isinstance(there, dict) and there.get("file") == _file(path) and (out / f"{name}.npy").is_file():
-            result.skipped.append(name)
-        else:
-            recordings.pop(name, None)
-            todo.append(name)
-    saved = 0.0
+    _check_same(paths, about, ranks)
+    mail = Mailbox(ranks)
+    log = Log(paths, out, about, mail, progress, tell)
+    mine = json.loads(ranks.from_first(json.dumps(log.plan(ranks.size)).encode() if ranks.leads else None))[ranks.rank]
+    _check_folder(out, ranks)
     try:
-        for number, name in enumerate(todo):
+        for name in mine:
             path = paths[name]
-            file = _file(path)
-
-            def share(x: float, number: int = number) -> None:
-                if progress is not None:
-                    progress(number + x, len(todo))
-
-            share(0.0)
+            file = file_facts(path)
+            log.show(0.0)
             try:
-                features = method.extract(path, share)
+                features = method.extract(path, log.show)
             except InputError as error:
-                result.failed[name] = str(error)
+                mail.send((name, None, str(error)))
                 continue
             content = io.BytesIO()
             np.save(content, np.ascontiguousarray(features.values, np.float32))
             write_whole(out / f"{name}.npy", content.getbuffer())
-            recordings[name] = {
+            made = {
                 "source": os.path.relpath(path, out),
                 "duration": features.duration,
                 "snippets": len(features.values),
@@ -137,53 +121,54 @@ def write_features(
                 "notes": list(features.notes),
                 "file": file,
             }
-            result.written[name] = features
-            for note in features.notes:
-                if tell is not None:
-                    tell(f"{path}: {note}")
-            share(1.0)
-            if time.monotonic() - saved > _SAVED_EVERY:
-                _save(out, about, recordings)
-                saved = time.monotonic()
+            log.show(1.0)
+            mail.send((name, made, ""))
+            log.hear()
+            log.save_at_times()
+        mail.wait(lambda: log.show(0.0))
     except KeyboardInterrupt:
-        done = f"{len(result.written)} of {len(todo)} recordings are done"
+        if not ranks.leads:
+            raise
+        log.hear()
+        done = f"{len(log.result.written)} of {len(log.todo)} recordings are done"
         raise KeyboardInterrupt(f"{done}; the same command goes on with the others") from None
     finally:
-        if todo and (recordings or (out / NAME).exists()):  # nothing is left where nothing could be made
-            _save(out, about, recordings)
-    return result
+        log.hear()
+        log.save()
+    return Written(**json.loads(ranks.from_first(log.said() if ranks.leads else None)))
 
 
-def _there(out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The recordings that a folder has of this method."""
-    path = out / NAME
-    if not path.exists():
-        strange = next(iter(sorted(out.glob("*.npy"))), None) if out.is_dir() else None
-        if strange is not None:
-            raise InputError(f"{strange}: is no file of d2net features, for there is no {NAME}; choose another --out")
-        return {}
-    there = read_json(path)
-    recordings = typed(there.pop("recordings", None), dict, f'{path}: "recordings"')
-    for key in dict.fromkeys((*about, *there)):
-        if about.get(key) != there.get(key):
-            raise InputError(
-                f"{path}: was made with {key} {quoted(there.get(key))}, and now it is {quoted(about.get(key))}; choose "
-                "another --out, or the same settings"
-            )
-    return recordings
+def _check_same(paths: Mapping[str, Path], about: Mapping[str, Any], ranks: Ranks) -> None:
+    """Raises InputError on rank 0 where another one has other files or another way to make features."""
+    files = json.dumps([(name, file_facts(path).get("bytes")) for name, path in paths.items()])
+    for what, text, way_out in (
+        ("inputs of", f"{counted(len(paths), 'file')}, hash {_hash(files)}", "give all machines the same files"),
+        ("settings of", f"hash {_hash(json.dumps(about))}", "give all the same options and files of weights"),
+    ):
+        ranks.check_same(what, text, way_out)
 
 
-def _save(out: Path, about: Mapping[str, Any], recordings: Mapping[str, Any]) -> None:
-    write_whole(out / NAME, json.dumps({**about, "recordings": dict(sorted(recordings.items()))}, indent=1) + "\n")
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _file(path: Path) -> dict[str, int]:
-    """By which a file is known to be the same."""
-    try:
-        facts = path.stat()
-    except OSError:
-        return {}
-    return {"bytes": facts.st_size, "modified": facts.st_mtime_ns}
+def _check_folder(out: Path, ranks: Ranks) -> None:
+    """Raises InputError on rank 0 where another one does not see what it writes in the folder."""
+    if ranks.size == 1:
+        return
+    if ranks.leads:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out, prefix=TEMPORARY) as file:
+            ranks.from_first(Path(file.name).name.encode())
+            seen = ranks.from_each(b"seen")
+    else:
+        name = ranks.from_first(None).decode()
+        seen = ranks.from_each(b"seen" if (out / name).exists() else b"")
+    if b"" in seen:
+        ranks.refuse(
+            f"{out}: rank {seen.index(b'')} does not see what rank 0 writes there; give --out a folder that all "
+            "machines share"
+        )
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +14,16 @@ from torch import Tensor, nn
 
 from d2net.data.dataset import Dataset, Recording
 from d2net.detections import Detections
+from d2net.distributed import ALONE, Ranks
 from d2net.errors import InputError
+from d2net.localization.gather import check_same_everywhere, concatenated, gathered
 from d2net.localization.localizer import Localizer
 from d2net.model import D2Net
 from d2net.ops.bottom_up_attention import bottom_up_attention
 from d2net.ops.checks import check_kept
 from d2net.ops.proposals import Proposals
 from d2net.recipes import LocalizationRecipe, Recipe
+from d2net.shares import deal
 from d2net.threads import WORK_PER_THREAD, computing, multiply_adds, threads_for
 
 GROUP_ROWS = 8192  # at most, of recordings that run through a network together
@@ -89,22 +93,29 @@ def localize(
     recipe: LocalizationRecipe | None = None,
     *,
     progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Detections:
     """Detections of every recording of a dataset (Sec. 3.3), each at its full length.
 
     Short recordings run through a :class:`d2net.model.D2Net` together, packed into up to 8,192 rows. On a CPU those of
     a large network do not: there each is enough work to run alone.
 
+    Of several ranks each takes a share of about as many snippets, and all get the result. What runs together does not
+    depend on the number of ranks, so on CPUs, in the same number of threads, the result has the bits of one process.
+
     Args:
         model: See :func:`predict`. It runs on its own device.
         dataset: Its recordings, in order, become ``videos`` of the result; it needs no labels. The classes of the
-            result are those of the model, in the order of its outputs (:func:`classes_of`).
+            result are those of the model, in the order of its outputs (:func:`classes_of`). A recording whose
+            ``snippets`` is None is read twice, first for its length.
         recipe: The settings of Sec. 3.3; None: those that the model was trained with, ``model.recipe.localization``.
-        progress: Called with (recordings done, all recordings) for each, after those that it ran together with.
+        progress: Called with (recordings done, all recordings) for each, after those that it ran together with; both
+            are those of this rank.
+        ranks: The processes that localize together; all must call this with the same arguments.
 
     Raises:
         InputError: a model without x_ref or settings, or of other stream widths than the dataset, features that cannot
-            be used, or activations that are NaN or Inf.
+            be used, or activations that are NaN or Inf; another model, dataset or recipe on another rank.
     """
     trained = getattr(model, "recipe", None)
     if recipe is None:
@@ -128,47 +139,58 @@ def localize(
             "background; train with loss.reference = model.x_ref",
             stacklevel=2,
         )
+    if ranks.size > 1:
+        check_same_everywhere(ranks, model, dataset, recipe)
     localizer = Localizer(recipe)
+    lengths = _lengths(dataset, ranks)
+    groups = _groups(model, lengths)
+    mine = deal([sum(lengths[i] for i in group) for group in groups], ranks.size)[ranks.rank]
     found: list[Proposals] = []
-    done = 0
-    for group in _groups(model, dataset):
-        recordings = dataset.recordings[done : done + len(group)]
+    done, number = 0, sum(len(groups[i]) for i in mine)
+    for i in mine:
+        group = groups[i]
+        features = [dataset.features(index) for index in group]
+        recordings = dataset.recordings[group.start : group.stop]
         if isinstance(model, D2Net) and len(group) > 1:
-            proposals = _propose_together(localizer, recordings, model, group)
+            proposals = _propose_together(localizer, recordings, model, features)
         else:
-            proposals = propose(localizer, recordings[0], *predict(model, group[0]))
-        found.append(proposals._replace(recording=proposals.recording + done))
+            proposals = propose(localizer, recordings[0], *predict(model, features[0]))
+        del features  # before the next are read
+        found.append(proposals._replace(recording=proposals.recording + group.start))
         for _ in group:
             done += 1
             if progress is not None:
-                progress(done, len(dataset))
-        del group  # before the next is read
-    return _in_seconds(found, dataset, classes_of(model, dataset))
+                progress(done, number)
+    return _in_seconds(gathered(found, ranks), dataset, classes_of(model, dataset))
 
 
-def _groups(model: nn.Module, dataset: Dataset) -> Iterator[list[np.ndarray]]:
-    """The features of the recordings, in order, by what runs together: one recording, or several that fit."""
+def _lengths(dataset: Dataset, ranks: Ranks) -> list[int]:
+    """Snippets of each recording. Those of which only reading tells are shared over the ranks."""
+    lengths = [recording.snippets for recording in dataset.recordings]
+    unknown = [i for i, length in enumerate(lengths) if length is None]
+    mine = {i: len(dataset.features(i)) for i in (unknown[k] for k in ranks.share(len(unknown)))}
+    for told in ranks.from_each(json.dumps(list(mine.items())).encode()) if unknown else []:
+        for i, length in json.loads(told):
+            lengths[i] = length
+    return [length for length in lengths if length is not None]
+
+
+def _groups(model: nn.Module, lengths: Sequence[int]) -> list[range]:
+    """Which recordings run together, in order: one, or several that fit. ``lengths``: their snippets."""
     most = 0
     if type(model) is D2Net:  # the forward of another may not take packed recordings
         most = GROUP_ROWS
         if model.x_ref.device.type == "cpu":
             most = min(most, WORK_PER_THREAD // multiply_adds(model, 1))  # so much work hides what a call costs
-    group: list[np.ndarray] = []
-    rows = longest = 0
-    for index in range(len(dataset)):
-        x = dataset.features(index)
-        padded = (len(group) + 1) * max(longest, len(x))  # the localizer pads
-        if group and (rows + len(x) > most or padded > PADDING * most):
-            yield group
-            group, rows, longest = [], 0, 0
-        group.append(x)
-        rows, longest = rows + len(x), max(longest, len(x))
-        del x  # a long recording is not kept while the next is read
-        if rows >= most:
-            yield group
-            group, rows, longest = [], 0, 0
-    if group:
-        yield group
+    groups: list[range] = []
+    first = rows = longest = 0
+    for index, length in enumerate(lengths):
+        padded = (index - first + 1) * max(longest, length)  # the localizer pads
+        if index > first and (rows + length > most or padded > PADDING * most):
+            groups.append(range(first, index))
+            first, rows, longest = index, 0, 0
+        rows, longest = rows + length, max(longest, length)
+    return [*groups, range(first, len(lengths))] if lengths else []
 
 
 def _propose_together(
@@ -208,11 +230,8 @@ def of_dataset(found: Sequence[Proposals], dataset: Dataset, classes: Sequence[s
 
 def _in_seconds(found: Sequence[Proposals], dataset: Dataset, classes: Sequence[str]) -> Detections:
     """Proposals by the number of their recording in a dataset, as detections in seconds."""
-    if not found:
-        none = torch.empty(0, dtype=torch.int64)
-        found = [Proposals(none, none, none, none, torch.empty(0))]
     return to_detections(
-        Proposals(*(torch.cat(column) for column in zip(*found, strict=True))),
+        concatenated(found),
         videos=[r.name for r in dataset.recordings],
         classes=classes,
         seconds_per_snippet=[r.seconds_per_snippet for r in dataset.recordings],

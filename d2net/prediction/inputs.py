@@ -13,9 +13,11 @@ from d2net.data.dataset import Dataset, Recording
 from d2net.data.locate import STREAMS, FeatureFolder
 from d2net.data.opening import joined
 from d2net.data.times import Times, UnknownTime
+from d2net.distributed import ALONE, Ranks
 from d2net.errors import InputError
 from d2net.features import Method, Written, find_recordings, write_features
-from d2net.features.folder import ANNOTATIONS, NAME
+from d2net.features.folder import ANNOTATIONS
+from d2net.features.log import NAME
 from d2net.features.sensor import SUFFIXES as TABLES
 from d2net.features.video import SUFFIXES as VIDEOS
 from d2net.prediction.predictor import Predictor
@@ -53,6 +55,7 @@ def open_inputs(
     times: Times,
     progress: Callable[[float, int], None] | None = None,
     tell: Callable[[str], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Inputs:
     """The recordings that ``inputs`` are.
 
@@ -65,6 +68,7 @@ def open_inputs(
         times: What is known better than the data says.
         progress: As :func:`d2net.features.write_features` takes it.
         tell: As :func:`d2net.features.write_features` takes it.
+        ranks: As :func:`d2net.features.write_features` takes them.
 
     Raises:
         InputError: an input that is missing or of another kind, features of other numbers than the network's, two
@@ -106,7 +110,7 @@ def open_inputs(
         paths, ignored = find_recordings(raw, how.suffixes)
         if ignored:
             notes.append(f"{counted(ignored, 'other file')} in the folders left out, by the names")
-        result = write_features(paths, how, store, progress=progress, tell=tell)
+        result = write_features(paths, how, store, progress=progress, tell=tell, ranks=ranks)
         made = {n: tuple(open_file(store / f"{n}.npy").values()) for n in paths if n not in result.failed}
         if made:
             _add_features(predictor, made, store, times, recordings, sources, notes)
