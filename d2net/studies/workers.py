@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -48,11 +49,12 @@ class Workers(Executor):
     def __init__(self, number: int) -> None:
         if number < 1:
             raise InputError(f"--workers {number}: no process to train in; give at least 1")
-        self.number = number
+        self._stopping = False
+        self._places = itertools.count()
         self._processes: list[_Process] = []
         self._local = threading.local()  # each thread has a process of its own, so that a broken pool is of one call
         resource_tracker.ensure_running()  # later it would let SIGINT through, which the threads keep back
-        self._threads = ThreadPoolExecutor(number, "d2net-worker", _keep_back_sigint)
+        self._threads = ThreadPoolExecutor(number, "d2net-worker", self._begin)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         return self._threads.submit(self._call, fn, args, kwargs)
@@ -61,15 +63,16 @@ class Workers(Executor):
         """End the processes.
 
         Args:
-            wait: For the calls; without it the processes end once they are done.
+            wait: For the calls; without it the processes end with this one.
             cancel_futures: Drop the calls that have not begun, and ask trainings to stop and save.
         """
         if cancel_futures:
+            self._stopping = True
             self._tell(_STOP)
         try:
             self._threads.shutdown(wait, cancel_futures=cancel_futures)
-            for process in self._processes:
-                process.pool.shutdown(wait)
+            for process in self._processes if wait else ():
+                process.close()
         except KeyboardInterrupt:  # the second one
             self._tell(_END)
             raise
@@ -79,16 +82,26 @@ class Workers(Executor):
     ) -> None:
         self.shutdown(cancel_futures=kind is not None)
 
+    def _begin(self) -> None:
+        """Of a thread. Its processes inherit that it keeps SIGINT back: Ctrl-C on a terminal reaches them too, and
+        would end their imports with a traceback."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        self._local.place, self._local.process = next(self._places), None
+
     def _call(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> T:
-        process: _Process | None = getattr(self._local, "process", None)
+        process: _Process | None = self._local.process
         if process is None:
-            process = self._local.process = _Process(len(self._processes))
+            process = self._local.process = _Process(self._local.place)
             self._processes.append(process)
+        if self._stopping:  # this process may have come too late to be told
+            raise WorkerLostError("the workers are stopping")
         try:
             return process.pool.submit(_run, fn, args, kwargs).result()
         except BrokenProcessPool:
             self._local.process = None
-            raise WorkerLostError("its process ended: it was killed, or there was no memory for it") from None
+            self._processes.remove(process)
+            process.close()
+            raise WorkerLostError("it was killed, or there was no memory for it") from None
 
     def _tell(self, word: bytes) -> None:
         for process in self._processes:
@@ -105,10 +118,11 @@ class _Process:
         self.heard, self.words = context.Pipe(duplex=False)
         self.pool = ProcessPoolExecutor(1, context, _begin, (self.heard, place))
 
-
-def _keep_back_sigint() -> None:
-    """Processes inherit it: Ctrl-C on a terminal reaches them too, and would end their imports with a traceback."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    def close(self) -> None:
+        """Wait for its end."""
+        self.pool.shutdown()
+        self.heard.close()
+        self.words.close()
 
 
 # --- In the processes -------------------------------------------------------------------------------------------------
@@ -126,7 +140,11 @@ def _begin(heard: Connection, place: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # but within a training, which saves itself then
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_listen, args=(heard,), daemon=True).start()
+    take_gpu(place)
 
+
+def take_gpu(place: int) -> None:
+    """Where there are several GPUs, make one of them this process's ``"cuda"``: all in turn, by its place."""
     import torch
 
     if torch.cuda.device_count() > 1:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ from d2net.studies.ablation.job import RESULT_NAME, Job, Opened, environment, sp
 from d2net.studies.ablation.judging import TCAMS
 from d2net.studies.ablation.plan import Run, Variant, check_recordings, resolve
 from d2net.studies.ablation.results import difference, measures_of, read_table, write_json
-from d2net.studies.ablation.schedule import train_in
+from d2net.studies.ablation.schedule import Submits, train_in
 from d2net.training_log import last_iteration
-from d2net.words import reason
+from d2net.words import counted, reason
 
 STUDY_NAME = "study.json"
 Progress = Callable[[str, int, int, dict[str, Any] | None], None]
@@ -136,7 +135,7 @@ class Ablation:
         runs = {run.variant.name: run for run in self.runs}.values()
         return max(threads_of(run, self._split(run)[0]) for run in runs)
 
-    def execute(self, progress: Progress | None = None, executor: Executor | None = None) -> list[dict[str, Any]]:
+    def execute(self, progress: Progress | None = None, executor: Submits | None = None) -> list[dict[str, Any]]:
         """Train and judge the runs that are not done yet.
 
         Args:
@@ -186,7 +185,7 @@ class Ablation:
             done += run.recipe.training.iterations
             tell(str(run), done, total, result)
 
-    def _train_in(self, executor: Executor, results: _Results, tell: Progress) -> None:
+    def _train_in(self, executor: Submits, results: _Results, tell: Progress) -> None:
         left = [run for run in self.runs if results[run.folder] is None]
         total = sum(run.recipe.training.iterations for run in left)
         where, data = environment(), self._reopening()
@@ -207,7 +206,7 @@ class Ablation:
             tell(str(run), reached(flying), total, result)
 
         def look(flying: Collection[Run]) -> None:
-            tell(f"{len(flying)} trainings in workers", reached(flying), total, None)
+            tell(f"{counted(len(flying), 'training')} in workers", reached(flying), total, None)
 
         train_in(executor, left, job_of, finished, look)
 

@@ -6,8 +6,8 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future
-from typing import Any
+from concurrent.futures import BrokenExecutor
+from typing import Any, Protocol
 
 from d2net.errors import D2NetError, InputError
 from d2net.studies.ablation.job import Job, Outcome, work
@@ -19,14 +19,28 @@ TRIES = 3  # workers that may be lost with the same run
 WAIT = 0.1  # seconds between two looks
 
 
+class Pending(Protocol):
+    """What an executor gives for a call, as :class:`concurrent.futures.Future` has it."""
+
+    def done(self) -> bool: ...
+    def result(self) -> Outcome: ...
+    def cancel(self) -> object: ...
+
+
+class Submits(Protocol):
+    """What is asked of an executor: any of :class:`concurrent.futures.Executor` has it, and those of ``submitit``."""
+
+    def submit(self, fn: Callable[[Job, int], Outcome], job: Job, attempt: int, /) -> Pending: ...
+
+
 def train_in(
-    executor: Executor,
+    executor: Submits,
     runs: Sequence[Run],
     job_of: Callable[[Run, Collection[Run]], Job | None],
     finished: Callable[[Run, dict[str, Any], Collection[Run]], None],
     look: Callable[[Collection[Run]], None],
 ) -> None:
-    """Do the trainings of ``runs``. The executor is asked for ``submit`` alone, and its futures for what they are.
+    """Do the trainings of ``runs``.
 
     Args:
         executor: Where.
@@ -41,7 +55,7 @@ def train_in(
         KeyboardInterrupt: after SIGINT or SIGTERM.
     """
     waiting = list(runs)
-    flying: dict[Run, Future[Outcome]] = {}
+    flying: dict[Run, Pending] = {}
     lost = Counter[Run]()
     changed = True
     try:
@@ -70,7 +84,7 @@ def train_in(
             future.cancel()
 
 
-def _submit(executor: Executor, job: Job, lost: int) -> Future[Outcome]:
+def _submit(executor: Submits, job: Job, lost: int) -> Pending:
     try:
         return executor.submit(work, job, lost)
     except (BrokenExecutor, RuntimeError) as error:  # broken, or shut down
@@ -84,7 +98,7 @@ def _broken(error: BaseException) -> D2NetError:
     )
 
 
-def _result(run: Run, future: Future[Outcome], lost: Counter[Run]) -> dict[str, Any] | None:
+def _result(run: Run, future: Pending, lost: Counter[Run]) -> dict[str, Any] | None:
     """The result of a run that has ended; None where it must go on in another worker. Counts those that were lost."""
     try:
         outcome = future.result()
