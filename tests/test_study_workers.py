@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from d2net.checkpoint import CHECKPOINT_NAME
-from d2net.cli.study_ablation import _say_crowding
+from d2net.cli.study_ablation import say_crowding
 from d2net.data import simulate
 from d2net.errors import D2NetError, InputError
 from d2net.files import LOCK_NAME
@@ -219,7 +219,9 @@ def test_an_error_of_a_training_names_its_run(two: Workers, tmp_path: Path) -> N
 @pytest.mark.parametrize("lost", [1, 2])
 def test_a_lost_run_is_done_again(lost: int, tmp_path: Path) -> None:
     executor = Inline(lost)
-    with pytest.warns(UserWarning, match="focal, seed 0: a worker ended .*: the node is gone; the run") as said:
+    with pytest.warns(
+        UserWarning, match="focal, seed 0: a worker ended .*: the node is gone and more; the run"
+    ) as said:
         (result,) = study(tmp_path, [FOCAL]).execute(executor=executor)
     assert result["variant"] == "focal" and executor.calls == lost + 1 and len(said) == lost
 
@@ -360,14 +362,14 @@ def test_ctrl_c_on_a_terminal_and_sigkill(tmp_path: Path) -> None:
 def test_too_many_threads_are_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
     for number, of_each in ((4, 1), (1, 4), (2, 0)):
-        _say_crowding(number, of_each)
+        say_crowding(number, of_each)
     assert capsys.readouterr().err == ""
-    _say_crowding(4, 4)
+    say_crowding(4, 4)
     assert (
         "4 workers of 4 threads wait for each other on 4 cores; --workers 1 is faster, or --threads 1, which gives "
         in (capsys.readouterr().err)
     )
-    _say_crowding(8, 1)
+    say_crowding(8, 1)
     assert "8 workers of 1 thread wait for each other on 4 cores; --workers 4 is faster\n" in capsys.readouterr().err
 
 

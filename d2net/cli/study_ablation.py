@@ -181,7 +181,7 @@ def ablation(
         with _study_progress() as progress:
             results = experiment.execute(progress)
     else:
-        _say_crowding(workers, experiment.threads())
+        say_crowding(workers, experiment.threads())
         with _study_progress() as progress, notes(), Workers(workers) as executor:
             results = experiment.execute(progress, executor)
     rows = make_rows(experiment, results)
@@ -199,7 +199,8 @@ def ablation(
         say(f"note: {why}", err=True)
 
 
-def _say_crowding(workers: int, threads: int) -> None:
+def say_crowding(workers: int, threads: int) -> None:
+    """A note where so many workers of so many threads each are more than there are cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers * threads > cores:
         fewer = f", or --threads {max(1, cores // workers)}, which gives other last bits" if threads > 1 else ""

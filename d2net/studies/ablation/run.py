@@ -188,7 +188,7 @@ class Ablation:
     def _train_in(self, executor: Submits, results: _Results, tell: Progress) -> None:
         left = [run for run in self.runs if results[run.folder] is None]
         total = sum(run.recipe.training.iterations for run in left)
-        where, data = environment(), self._reopening()
+        where, data = environment(), self._reopening() if left else None
 
         def job_of(run: Run, flying: Collection[Run]) -> Job | None:
             job = self._job(run, self.out.absolute(), results, data=data, **where)

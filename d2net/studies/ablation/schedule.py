@@ -7,13 +7,14 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import BrokenExecutor
+from contextlib import suppress
 from typing import Any, Protocol
 
 from d2net.errors import D2NetError, InputError
 from d2net.studies.ablation.job import Job, Outcome, work
 from d2net.studies.ablation.plan import Run
 from d2net.training.interruption import Stop
-from d2net.words import reason
+from d2net.words import NAME, escaped, reason
 
 TRIES = 3  # workers that may be lost with the same run
 WAIT = 0.1  # seconds between two looks
@@ -81,7 +82,8 @@ def train_in(
                     time.sleep(WAIT)
     finally:
         for future in flying.values():
-            future.cancel()
+            with suppress(Exception):  # of a scheduler that does not answer; what ended the study is said
+                future.cancel()
 
 
 def _submit(executor: Submits, job: Job, lost: int) -> Pending:
@@ -106,7 +108,7 @@ def _result(run: Run, future: Pending, lost: Counter[Run]) -> dict[str, Any] | N
         raise _broken(error) from error
     except Exception as error:
         lost[run] += 1
-        why = reason(error)
+        why = escaped(" ".join(str(error).split()) or type(error).__name__, 4 * NAME)
         if lost[run] == TRIES:
             raise D2NetError(
                 f"{run}: {TRIES} workers ended without its result, the last: {why}; what is trained is kept: with "
