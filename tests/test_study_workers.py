@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -29,6 +30,7 @@ from d2net.files import LOCK_NAME
 from d2net.recipes import load_recipe
 from d2net.studies import workers
 from d2net.studies.ablation import LOSSES, Ablation, Variant, make_rows, run, write_tables
+from d2net.studies.ablation.job import Outcome
 from d2net.studies.workers import Workers
 from d2net.threads import threads
 from d2net.training_log import LOG_NAME, last_iteration
@@ -233,6 +235,21 @@ def test_a_run_that_loses_every_worker_ends_the_study(tmp_path: Path) -> None:
     assert executor.calls == 3
 
 
+def test_a_worker_that_a_signal_stopped_goes_on(tmp_path: Path) -> None:
+    """As where a cluster takes a node back: the training has saved itself, and nothing is lost or counted."""
+    attempts: list[int] = []
+
+    class Preempting(Inline):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+            attempts.append(args[1])
+            return super().submit(fn if len(attempts) > 4 else lambda *_: Outcome(), *args, **kwargs)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(study(tmp_path, [FOCAL]).execute(executor=Preempting())) == 1
+    assert attempts == [0, 1, 2, 3, 4]  # no two calls are equal: Dask would give the result of the first
+
+
 def test_a_broken_executor_is_said_at_once(tmp_path: Path) -> None:
     broken = Inline(99, BrokenProcessPool("a process was terminated"))
     closed = ThreadPoolExecutor(1)
@@ -302,6 +319,16 @@ def test_goes_on_after_ctrl_c_with_another_number_of_workers(tmp_path: Path) -> 
     experiment.execute()
     for path in ("focal/seed-0/result.json", "dis/seed-0/result.json", f"dis/seed-0/{CHECKPOINT_NAME}"):
         assert (tmp_path / "broken" / path).read_bytes() == (tmp_path / "whole" / path).read_bytes()
+
+
+def test_ctrl_c_while_a_worker_begins_does_not_end_it() -> None:
+    before = {process.pid for process in multiprocessing.active_children()}
+    with Workers(1) as executor:
+        future = executor.submit(os.getpid)
+        wait_for(lambda: {p.pid for p in multiprocessing.active_children()} > before)
+        (begun,) = {p.pid for p in multiprocessing.active_children()} - before
+        os.kill(begun, signal.SIGINT)
+        assert future.result() == begun
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def train_in(
     """
     waiting = list(runs)
     flying: dict[Run, Pending] = {}
-    lost = Counter[Run]()
+    given, lost = Counter[Run](), Counter[Run]()
     changed = True
     try:
         with Stop() as stop:
@@ -67,7 +67,8 @@ def train_in(
                 for run in waiting if changed else ():
                     job = job_of(run, flying)
                     if job is not None:
-                        flying[run] = _submit(executor, job, lost[run])
+                        flying[run] = _submit(executor, job, given[run])
+                        given[run] += 1
                 waiting = [run for run in waiting if run not in flying]
                 ended = [run for run, future in flying.items() if future.done()]
                 for run in ended:
@@ -86,9 +87,9 @@ def train_in(
                 future.cancel()
 
 
-def _submit(executor: Submits, job: Job, lost: int) -> Pending:
+def _submit(executor: Submits, job: Job, attempt: int) -> Pending:
     try:
-        return executor.submit(work, job, lost)
+        return executor.submit(work, job, attempt)
     except (BrokenExecutor, RuntimeError) as error:  # broken, or shut down
         raise _broken(error) from error
 
