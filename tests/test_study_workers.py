@@ -325,7 +325,7 @@ def test_ctrl_c_while_a_worker_begins_does_not_end_it() -> None:
     before = {process.pid for process in multiprocessing.active_children()}
     with Workers(1) as executor:
         future = executor.submit(os.getpid)
-        wait_for(lambda: {p.pid for p in multiprocessing.active_children()} > before)
+        wait_for(lambda: {p.pid for p in multiprocessing.active_children()} > before, 0.001)
         (begun,) = {p.pid for p in multiprocessing.active_children()} - before
         os.kill(begun, signal.SIGINT)
         assert future.result() == begun
@@ -349,12 +349,12 @@ def command(out: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
         process.communicate()
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Until it holds; a minute is far beyond what it takes."""
-    for _ in range(600):
+def wait_for(condition: Callable[[], bool], every: float = 0.1) -> None:
+    """Until it holds; two minutes are far beyond what it takes."""
+    for _ in range(int(120 / every)):
         if condition():
             return
-        time.sleep(0.1)
+        time.sleep(every)
     pytest.fail("it did not happen")
 
 
