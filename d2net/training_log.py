@@ -22,6 +22,7 @@ from d2net.reading import read_bytes
 
 LOG_NAME = "log.jsonl"
 _RESUMED = "resumed_at"
+_END = 65_536  # bytes at the end of a log in which its last line is
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -62,6 +63,24 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         if _RESUMED not in entry:
             entries.append(entry)
     return entries
+
+
+def last_iteration(folder: Path) -> int:
+    """How far the training in a folder is, by the end of its log, without reading the rest; 0 where nothing says it."""
+    path = folder / LOG_NAME
+    if not path.is_file():
+        return 0
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _END))
+            lines = file.read(_END).split(b"\n")
+    except OSError:
+        return 0
+    for line in reversed(lines):
+        with suppress(ValueError, AttributeError, TypeError, RecursionError):  # cut, or no entry
+            entry = json.loads(line)
+            return int(entry.get("iteration", entry.get(_RESUMED)))
+    return 0
 
 
 class TrainingLog:

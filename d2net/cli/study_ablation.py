@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +23,7 @@ from d2net.cli.options import (
     RecipeName,
     Settings,
     Threads,
+    absolute,
     choose_device,
     choose_recipe,
     choose_subsets,
@@ -30,7 +33,7 @@ from d2net.cli.outputs import REPORT_NAME, claim_folder, command_of
 from d2net.cli.terminal import make_console, notes, say
 from d2net.errors import InputError
 from d2net.spec import is_watch, settings_of
-from d2net.words import NAME, escaped
+from d2net.words import NAME, counted, escaped
 
 if TYPE_CHECKING:
     from d2net.studies.ablation import Ablation, Progress, Row
@@ -82,20 +85,32 @@ def ablation(
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=1024,
+            help="Processes to train in, each with as many --threads; the results are the same whatever N.",
+        ),
+    ] = 1,
 ) -> None:
     """What each loss term is worth: variants trained with several seeds (Tables 3 and 4).
 
     A study goes on where it stopped: give the same command again. More seeds and variants can be added like that.
+    On other machines, with Slurm or Dask: docs/studies.md.
 
     \b
     Examples:
       d2net study ablation --data watch --seeds 3 --out runs/ablation
+      d2net study ablation --data watch --seeds 3 --out runs/ablation --workers 4
       d2net study ablation --data watch --cross-validate --losses focal,dis,d2net --seeds 1 --out runs/folds
       d2net study ablation --data watch --cross-validate --out runs/tilt \\
           --variant "recipe:" --variant "flat: watch.tilt=0" --variant "dropout: model.dropout=0.5"
       d2net study ablation --data simulated --with um --set training.iterations=300 --out runs/ablation-simulated
       d2net study ablation --data features/ --recipe thumos14-paper --out runs/ablation-thumos14
     """
+    from d2net.data import open_dataset
     from d2net.data.describe import describe
     from d2net.data.watch import TRAIN_SUBJECTS
     from d2net.recipes import load_recipe
@@ -111,6 +126,7 @@ def ablation(
         write_page,
         write_tables,
     )
+    from d2net.studies.workers import Workers
 
     claim_folder(context, out, "study.json", *TABLES, REPORT_NAME, reads=[data])
     variants = choose_losses(losses) if losses is not None else [] if variant else list(LOSSES.values())
@@ -121,8 +137,8 @@ def ablation(
     variants += map(parse_variant, variant or [])
     making = tuple(s for s in settings or [] if s.startswith("watch."))  # of the data, not of the recipe
     where = choose_device(device)
-    names = {}
-    dataset = None
+    names: dict[str, list[str]] = {}
+    dataset = reopen = None
     if is_watch(data) and "," in data:
         making = (*(f"watch.{key}={x}" for key, x in settings_of(data, {"difficulty": "easy"}).items()), *making)
     variants = [replace(v, settings=(*making, *v.settings)) for v in variants]
@@ -136,7 +152,18 @@ def ablation(
     if not is_watch(data):
         names["train"] = choose_subsets(catalog, subset, 0, "--subset")
         names["test"] = choose_subsets(catalog, eval_subset, 1, "--eval-subset")
-        dataset = options.open(catalog, [*names["train"], *names["test"]])
+        subsets = [*names["train"], *names["test"]]
+        dataset = options.open(catalog, subsets)
+        reopen = partial(
+            open_dataset,
+            absolute(data),
+            trust_pickle=options.trust_pickle,
+            subsets=subsets,
+            times=options.times(),
+            streams=options.stream_widths(),
+            strict=options.strict,
+            check_durations=not options.ignore_durations,
+        )
         for line in describe(dataset):
             say(line)
     elif subset or eval_subset:
@@ -145,11 +172,18 @@ def ablation(
         folds = len(TRAIN_SUBJECTS) if folds is None else folds
     elif folds is not None:
         raise InputError("--folds is for --cross-validate; give that too")
-    experiment = Ablation(out, values, variants, seeds=seeds, data=dataset, folds=folds, device=where, **names)
+    experiment = Ablation(
+        out, values, variants, seeds=seeds, data=dataset, folds=folds, device=where, reopen=reopen, **names
+    )
     for name, other in experiment.duplicates():
         say(f"note: '{name}' has the same settings as '{other}' with this recipe", err=True)
-    with _study_progress() as progress:
-        results = experiment.execute(progress)
+    if workers == 1:
+        with _study_progress() as progress:
+            results = experiment.execute(progress)
+    else:
+        say_crowding(workers, experiment.threads())
+        with _study_progress() as progress, notes(), Workers(workers) as executor:
+            results = experiment.execute(progress, executor)
     rows = make_rows(experiment, results)
     with notes():
         written = write_tables(experiment, rows)
@@ -163,6 +197,18 @@ def ablation(
     say(f"wrote {', '.join(map(str, written))}")
     if why:
         say(f"note: {why}", err=True)
+
+
+def say_crowding(workers: int, threads: int) -> None:
+    """A note where so many workers of so many threads each are more than there are cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers * threads > cores:
+        fewer = f", or --threads {max(1, cores // workers)}, which gives other last bits" if threads > 1 else ""
+        say(
+            f"note: {workers} workers of {counted(threads, 'thread')} wait for each other on {counted(cores, 'core')}; "
+            f"--workers {max(1, cores // threads)} is faster{fewer}",
+            err=True,
+        )
 
 
 def _print_ablation(study: Ablation, rows: list[Row]) -> None:

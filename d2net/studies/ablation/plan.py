@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from d2net.data.dataset import Dataset
 from d2net.data.watch import JOININGS, TEMPO, TILT
 from d2net.errors import InputError
 from d2net.recipes import Recipe
@@ -78,12 +79,10 @@ class Run:
         """The experiment in canonical form: without the settings that have no effect in it."""
         return replace(self, recipe=_acting(self.recipe))
 
-    def trained_like(self, other: Run) -> bool:
-        """Whether both trainings result in the same network."""
-        mine, its = _acting(self.recipe), _acting(other.recipe)
-        return (self.seed, self.held_out, self.making) == (other.seed, other.held_out, other.making) and (
-            (mine.model, mine.loss, mine.training) == (its.model, its.loss, its.training)
-        )
+    def network(self) -> tuple[Any, ...]:
+        """What decides the trained network: equal for runs that need one training only."""
+        acting = _acting(self.recipe)
+        return self.seed, self.held_out, self.making, acting.model, acting.loss, acting.training
 
     def __str__(self) -> str:
         people = ", ".join(map(str, self.held_out))
@@ -146,6 +145,24 @@ def resolve(recipe: Recipe, variant: Variant, *, watch: bool) -> tuple[Recipe, t
     # Default values, written out or not, are the same experiment.
     usual = {"difficulty": "easy", "tilt": TILT, "tempo": TEMPO, "train_recordings": RECORDINGS}
     return changed, tuple(sorted((k, v) for k, v in making.items() if v != usual[k]))
+
+
+def check_recordings(run: Run, train: Dataset, test: Dataset) -> None:
+    """Raise InputError where a run cannot be trained on ``train`` or judged on ``test``."""
+    if len(train.classes) < 2:
+        raise InputError(
+            f"dataset '{train.name}' has one class only, {', '.join(train.classes)}; the losses tell classes "
+            "apart, give data of at least 2"
+        )
+    if len(train) < run.recipe.training.batch_size:
+        raise InputError(
+            f"dataset '{train.name}' has {len(train)} recordings to train on, fewer than a batch of "
+            f"{run.recipe.training.batch_size}; give more, or --set training.batch_size={len(train)}"
+        )
+    if len(test.annotations()) == 0:
+        raise InputError(
+            f"dataset '{test.name}': subset {', '.join(test.subsets)} has no segment to compare with; annotate it"
+        )
 
 
 def _acting(recipe: Recipe) -> Recipe:

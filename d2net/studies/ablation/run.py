@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+import pickle
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from d2net.checkpoint import CHECKPOINT_NAME, load_model
+from d2net.checkpoint import CHECKPOINT_NAME
 from d2net.data.dataset import Dataset
-from d2net.data.watch import TRAIN_SUBJECTS, load_watch
+from d2net.data.watch import TRAIN_SUBJECTS
 from d2net.errors import D2NetError, InputError
 from d2net.files import LOCK_NAME, inside, locked, one_component
 from d2net.recipes import Recipe
-from d2net.studies.ablation.judging import TCAMS, judge
-from d2net.studies.ablation.plan import Run, Variant, resolve
+from d2net.studies.ablation.job import RESULT_NAME, Job, Opened, environment, split, threads_of, train_and_judge
+from d2net.studies.ablation.judging import TCAMS
+from d2net.studies.ablation.plan import Run, Variant, check_recordings, resolve
 from d2net.studies.ablation.results import difference, measures_of, read_table, write_json
-from d2net.training import Trainer
+from d2net.studies.ablation.schedule import Submits, train_in
+from d2net.training_log import last_iteration
+from d2net.words import counted, reason
 
-STUDY_NAME, RESULT_NAME = "study.json", "result.json"
+STUDY_NAME = "study.json"
 Progress = Callable[[str, int, int, dict[str, Any] | None], None]
+_Results = dict[Path, dict[str, Any] | None]  # by the run's folder; None: not there yet
 
 
 class Ablation:
@@ -38,6 +43,8 @@ class Ablation:
             group in turn is left out of training and judged on. The test subjects are not used. None: train on the
             training subjects and judge on the test subjects.
         device: Where to train and to localize.
+        reopen: Opens ``data`` again, in the workers of an executor: a function that can be pickled, such as
+            ``functools.partial(open_dataset, "/data/features", subsets=["train", "test"])``. Not needed for ``watch``.
 
     Raises:
         InputError: no seed or variant, two of one name, one class, fewer recordings than a batch, nothing to judge on,
@@ -57,6 +64,7 @@ class Ablation:
         test: Sequence[str] = ("test",),
         folds: int | None = None,
         device: str = "cpu",
+        reopen: Callable[[], Dataset] | None = None,
     ) -> None:
         if seeds < 1:
             raise InputError(f"--seeds {seeds}: no seeds to train with; give at least 1, better 3")
@@ -73,7 +81,8 @@ class Ablation:
             people = len(TRAIN_SUBJECTS)
             raise InputError(f"--folds {folds}: the {people} training subjects make 2 to {people} groups")
         self.out, self.recipe, self.variants, self.device = Path(out), recipe, list(variants), device
-        self.data, self.train, self.test, self.folds = data, train, test, folds
+        self.data, self.train, self.test, self.folds = data, tuple(train), tuple(test), folds
+        self.reopen = reopen
         settings = {v.name: resolve(recipe, v, watch=data is None) for v in variants}
         difficulties = {dict(making).get("difficulty", "easy") for _, making in settings.values()}
         if len(difficulties) > 1:
@@ -88,8 +97,12 @@ class Ablation:
             for held_out in ([TRAIN_SUBJECTS[i::folds] for i in range(folds)] if folds else [()])
             for v in variants
         ]
+        networks: dict[tuple[Any, ...], list[Run]] = {}
+        for run in self.runs:
+            networks.setdefault(run.network(), []).append(run)
+        self._alike = {run: alike for alike in networks.values() for run in alike}  # one training is enough for those
         for run in {r.variant.name: r for r in self.runs}.values():
-            self._check(run)
+            check_recordings(run, *self._split(run))
         self.dataset = self._split(self.runs[0])[0]
         with locked(self.out):
             self._claim_folder()
@@ -115,39 +128,55 @@ class Ablation:
             first.setdefault(key, run.variant.name)
         return pairs
 
-    def execute(self, progress: Progress | None = None) -> list[dict[str, Any]]:
+    def threads(self) -> int:
+        """Threads of the CPU that its largest training takes, in a worker too; 0 on another device."""
+        if self.device != "cpu":
+            return 0
+        runs = {run.variant.name: run for run in self.runs}.values()
+        return max(threads_of(run, self._split(run)[0]) for run in runs)
+
+    def execute(self, progress: Progress | None = None, executor: Submits | None = None) -> list[dict[str, Any]]:
         """Train and judge the runs that are not done yet.
 
         Args:
             progress: Called with (what is trained, iterations done by this call, all that it has to do, the result of
                 a training that is finished or else None).
+            executor: Where to train; None: here, one after another. Its workers see the study's folder and its data
+                under the same paths, and need the same d2net and PyTorch. A run whose worker is lost goes on in
+                another, three in all. Results are the same whatever it is: each training takes as many threads of the
+                CPU as it would here.
 
         Returns:
             The result of every run, in the order of ``runs``.
 
         Raises:
             InputError: a result of other settings in the folder, which another d2net writes, a file that cannot be
-                written.
-            D2NetError: a training that is not finite.
+                written; an executor for data that cannot be opened again, or that is other data there.
+            D2NetError: a training that is not finite, or whose workers are lost; an executor that is broken.
             KeyboardInterrupt: with what was reached; a training that was under way has saved itself.
         """
         with locked(self.out):
-            return self._execute(progress)
-
-    def _execute(self, progress: Progress | None) -> list[dict[str, Any]]:
-        results = {run.folder: self._finished(run) for run in self.runs}
-        left = [run for run in self.runs if results[run.folder] is None]
-        total = sum(run.recipe.training.iterations for run in left)
-        done = 0
-        tell = progress or (lambda *_: None)
-        for run in left:
+            results = {run.folder: self._finished(run) for run in self.runs}
             try:
-                result = self._train(run, lambda i, _, run=run, done=done: tell(str(run), done + i, total, None))  # type: ignore[misc]
+                if executor is None:
+                    self._train_here(results, progress or (lambda *_: None))
+                else:
+                    self._train_in(executor, results, progress or (lambda *_: None))
             except KeyboardInterrupt as error:
                 finished = len(self.runs) - sum(r is None for r in results.values())
                 raise KeyboardInterrupt(
                     f"{finished} of {len(self.runs)} trainings are done; the same command goes on from there"
                 ) from error
+        return [r for r in results.values() if r is not None]
+
+    def _train_here(self, results: _Results, tell: Progress) -> None:
+        left = [run for run in self.runs if results[run.folder] is None]
+        total = sum(run.recipe.training.iterations for run in left)
+        done = 0
+        for run in left:
+            job = self._job(run, self.out, results)
+            try:
+                result = train_and_judge(job, *self._split(run), partial(_tell_iteration, tell, run, done, total))
             except InputError as error:
                 raise InputError(f"{run}: {error}") from error
             except D2NetError as error:
@@ -155,30 +184,68 @@ class Ablation:
             results[run.folder] = result
             done += run.recipe.training.iterations
             tell(str(run), done, total, result)
-        return [r for r in results.values() if r is not None]
 
-    def _train(self, run: Run, progress: Callable[[int, int], None]) -> dict[str, Any]:
-        dataset, test = self._split(run)
-        folder = inside(self.out, *run.folder.parts)
-        checkpoint = self._trained_already(run)
-        if checkpoint is None:
-            trainer = Trainer(dataset, run.recipe, out=folder, seed=run.seed, device=self.device, progress=progress)
-            checkpoint = trainer.run(resume=(folder / CHECKPOINT_NAME).exists())
-            if trainer.interrupted:  # too late to stop this run, in time to stop before the next
-                raise KeyboardInterrupt
-        # The run's own settings: the checkpoint may be of a run that differs in localization or evaluation.
-        result = {**self._identity(run), **judge(load_model(checkpoint, self.device), test, run.recipe)}
-        write_json(folder / RESULT_NAME, result)
-        return result
+    def _train_in(self, executor: Submits, results: _Results, tell: Progress) -> None:
+        left = [run for run in self.runs if results[run.folder] is None]
+        total = sum(run.recipe.training.iterations for run in left)
+        where, data = environment(), self._reopening() if left else None
 
-    def _trained_already(self, run: Run) -> Path | None:
+        def job_of(run: Run, flying: Collection[Run]) -> Job | None:
+            job = self._job(run, self.out.absolute(), results, data=data, **where)
+            waits = job.checkpoint is None and any(other in flying for other in self._alike[run])
+            return None if waits else job
+
+        def reached(flying: Collection[Run]) -> int:
+            ended = sum(run.recipe.training.iterations for run in left if results[run.folder] is not None)
+            return ended + sum(
+                min(last_iteration(self.out / run.folder), run.recipe.training.iterations) for run in flying
+            )
+
+        def finished(run: Run, result: dict[str, Any], flying: Collection[Run]) -> None:
+            results[run.folder] = result
+            tell(str(run), reached(flying), total, result)
+
+        def look(flying: Collection[Run]) -> None:
+            tell(f"{counted(len(flying), 'training')} in workers", reached(flying), total, None)
+
+        train_in(executor, left, job_of, finished, look)
+
+    def _job(self, run: Run, out: Path, results: _Results, **where: Any) -> Job:
+        return Job(
+            run=run,
+            folder=inside(out, *run.folder.parts),
+            identity=self._identity(run),
+            subsets=(self.train, self.test),
+            device=self.device,
+            checkpoint=self._trained_already(run, out, results),
+            **where,
+        )
+
+    def _trained_already(self, run: Run, out: Path, results: _Results) -> Path | None:
         """The checkpoint of a finished run that differs only in localization or evaluation."""
-        for other in self.runs:
-            if other is not run and run.trained_like(other) and self._finished(other) is not None:
-                path = inside(self.out, *other.folder.parts) / CHECKPOINT_NAME
+        for other in self._alike[run]:
+            if other is not run and results[other.folder] is not None:
+                path = inside(out, *other.folder.parts) / CHECKPOINT_NAME
                 if path.exists():
                     return path
         return None
+
+    def _reopening(self) -> Opened | None:
+        """How workers open the data; None where it is ``watch``."""
+        if self.data is None:
+            return None
+        if self.reopen is None:
+            raise InputError(
+                f"dataset '{self.data.name}': workers open the data themselves; give Ablation reopen, a function that "
+                "does so, as functools.partial(open_dataset, PATH)"
+            )
+        try:
+            return Opened(pickle.dumps(self.reopen), Opened.of(self.data))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise InputError(
+                f"reopen cannot be sent to a worker ({reason(error)}); give a function of a module, or a "
+                "functools.partial of one"
+            ) from error
 
     def _identity(self, run: Run) -> dict[str, Any]:
         """The entries of a result file about the training."""
@@ -209,28 +276,7 @@ class Ablation:
             raise InputError(f"{path}: {error}; remove it, and what it holds is computed again") from None
 
     def _split(self, run: Run) -> tuple[Dataset, Dataset]:
-        """Recordings to train on and to judge on."""
-        data = self.data
-        if data is None:
-            data = _watch(run.held_out, run.making)
-        return data.subset(*self.train), data.subset(*self.test)
-
-    def _check(self, run: Run) -> None:
-        train, test = self._split(run)
-        if len(train.classes) < 2:
-            raise InputError(
-                f"dataset '{train.name}' has one class only, {', '.join(train.classes)}; the losses tell classes "
-                "apart, give data of at least 2"
-            )
-        if len(train) < run.recipe.training.batch_size:
-            raise InputError(
-                f"dataset '{train.name}' has {len(train)} recordings to train on, fewer than a batch of "
-                f"{run.recipe.training.batch_size}; give more, or --set training.batch_size={len(train)}"
-            )
-        if len(test.annotations()) == 0:
-            raise InputError(
-                f"dataset '{test.name}': subset {', '.join(self.test)} has no segment to compare with; annotate it"
-            )
+        return split(run, self.data, self.train, self.test)
 
     def _claim_folder(self) -> None:
         """Record the study in its folder. Raises InputError if the folder is of another study."""
@@ -261,10 +307,5 @@ class Ablation:
             raise InputError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
 
 
-@lru_cache(maxsize=2)  # of 130 MB each; a study runs all variants before it leaves out the next people
-def _watch(held_out: tuple[int, ...], making: tuple[tuple[str, float | str], ...]) -> Dataset:
-    values: dict[str, Any] = dict(making)
-    if not held_out:
-        return load_watch(**values)
-    others = [s for s in TRAIN_SUBJECTS if s not in held_out]
-    return load_watch(train_subjects=others, test_subjects=held_out, **values)
+def _tell_iteration(tell: Progress, run: Run, before: int, total: int, iteration: int, _: int) -> None:
+    tell(str(run), before + iteration, total, None)
