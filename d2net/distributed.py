@@ -200,6 +200,9 @@ def lost_ranks() -> Iterator[None]:
     """Within the block what ``torch.distributed`` says of a rank that is gone is a RankEnded."""
     try:
         yield
+    except RankEnded:
+        _outlive_torchrun()  # again: a training has its own handler of the signal
+        raise
     except RuntimeError as error:
         text = str(error)
         if not (isinstance(error, dist.DistError) or any(sign in text for sign in _SIGNS)):
