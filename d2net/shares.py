@@ -18,17 +18,22 @@ _PATIENCE = timedelta(days=30)  # for the others to do their shares; that one ha
 _count = itertools.count()
 
 
-def deal(costs: Sequence[int], ranks: int) -> list[list[int]]:
+def deal(costs: Sequence[int], ranks: int, *, evenly: bool = False) -> list[list[int]]:
     """Which things each rank does, in their order: the largest first, each to the rank with the least work so far.
 
     Args:
         costs: Of each thing; 0 counts as 1.
         ranks: How many there are.
+        evenly: As many things for each rank, up to one, which the first ranks have more.
     """
+    number = len(costs)
+    if ranks == 1:
+        return [list(range(number))]
+    free = [number // ranks + (rank < number % ranks) if evenly else number for rank in range(ranks)]
     shares: list[list[int]] = [[] for _ in range(ranks)]
     work = [0] * ranks
-    for thing in sorted(range(len(costs)), key=lambda i: -costs[i]):
-        rank = work.index(min(work))
+    for thing in sorted(range(number), key=lambda i: -costs[i]):
+        rank = min((r for r in range(ranks) if len(shares[r]) < free[r]), key=work.__getitem__)
         shares[rank].append(thing)
         work[rank] += max(1, costs[thing])
     return [sorted(share) for share in shares]

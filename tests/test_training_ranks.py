@@ -13,12 +13,13 @@ import torch
 from d2net.checkpoint import load_checkpoint
 from d2net.data import Dataset, Recording
 from d2net.data.batches import Batch, BatchSampler
-from d2net.data.deal import Share, Window, deal
+from d2net.data.deal import Share, Window
 from d2net.distributed import ALONE, RankEnded, Ranks, of_group
 from d2net.errors import D2NetError, InputError
 from d2net.losses import D2NetLoss
 from d2net.model import D2Net
 from d2net.recipes import Recipe, load_recipe
+from d2net.shares import deal
 from d2net.training import Trainer
 from d2net.training.together import Decisions, Streams, in_parallel, same_weights
 from d2net.training_log import read_log
@@ -62,7 +63,7 @@ def test_every_recording_is_dealt_once_and_evenly(size):
     rng = np.random.default_rng(size)
     for b in (7, 10, 40):
         lengths = rng.integers(1, 750, b).tolist()
-        dealt = deal(lengths, size)
+        dealt = deal(lengths, size, evenly=True)
         assert sorted(i for some in dealt for i in some) == list(range(b))
         assert [len(some) for some in dealt] == [b // size + (rank < b % size) for rank in range(size)]
         assert all(some == sorted(some) for some in dealt)
@@ -70,7 +71,7 @@ def test_every_recording_is_dealt_once_and_evenly(size):
 
 def test_the_ranks_have_about_as_many_snippets():
     lengths = np.random.default_rng(0).integers(50, 750, 80).tolist()
-    loads = [sum(lengths[i] for i in some) for some in deal(lengths, 8)]
+    loads = [sum(lengths[i] for i in some) for some in deal(lengths, 8, evenly=True)]
     assert max(loads) / (sum(lengths) / 8) < 1.03
 
 

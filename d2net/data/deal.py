@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from d2net.distributed import Ranks
+from d2net.shares import deal
 
 
 class Window(NamedTuple):
@@ -19,30 +20,8 @@ class Window(NamedTuple):
     length: int
 
 
-def deal(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Divide recordings among ``size`` ranks: as many for each, up to one, and about as many snippets.
-
-    The longest first, each to the rank with the fewest snippets of those that may have more. The first ranks have one
-    more where they do not come out even, so every rank has the same number in every batch.
-
-    Returns:
-        For each rank the numbers of its recordings, rising.
-    """
-    if size == 1:
-        return [list(range(len(lengths)))]
-    free = [len(lengths) // size + (rank < len(lengths) % size) for rank in range(size)]
-    load = [0] * size
-    found: list[list[int]] = [[] for _ in range(size)]
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        rank = min((r for r in range(size) if free[r]), key=lambda r: (load[r], r))
-        found[rank].append(i)
-        load[rank] += lengths[i]
-        free[rank] -= 1
-    return [sorted(some) for some in found]
-
-
 class Share:
-    """The windows of a batch, and which of them this rank has.
+    """The windows of a batch, and which of them this rank has: of every batch as many, and about as many snippets.
 
     Args:
         windows: Of the whole batch.
@@ -57,7 +36,7 @@ class Share:
     """
 
     def __init__(self, windows: Sequence[Window], ranks: Ranks) -> None:
-        dealt = deal([w.length for w in windows], ranks.size)
+        dealt = deal([w.length for w in windows], ranks.size, evenly=True)
         self.whole = list(windows)
         self._mine = dealt[ranks.rank]
         self.own = [self.whole[i] for i in self._mine]

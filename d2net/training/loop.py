@@ -102,7 +102,7 @@ def train(run: Trainer) -> None:
                 found = run.evaluate()
                 if log is not None:
                     log.write(run.iteration, found)
-                bar.tell(f"iteration {run.iteration}: {in_words(found)}")
+                    bar.tell(f"iteration {run.iteration}: {in_words(found)}")
             if stopping:
                 raise KeyboardInterrupt(f"stopped at iteration {run.iteration}; saved {run.path}")
     settings, loss = run.recipe.training, run.recipe.loss

@@ -275,9 +275,9 @@ class Trainer:
         return StepGraph(self.update_resident, self.device, [self.state.pairing], required=required, warm_up=warm_up)
 
     def evaluate(self) -> dict[str, Any]:
-        """mAP and F1 on the evaluation dataset, or why it could not be evaluated."""
+        """mAP and F1 on the evaluation dataset, or why it could not be evaluated; on rank 0."""
         assert self.evaluation_dataset is not None
-        return evaluate_network(self.result, self.evaluation_dataset, self.recipe)
+        return evaluate_network(self.result, self.evaluation_dataset, self.recipe, self.ranks)
 
     def checkpoint(self) -> Checkpoint:
         """The current state of the run."""

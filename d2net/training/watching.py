@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from d2net.data.dataset import Dataset
+from d2net.distributed import ALONE, Ranks
 from d2net.errors import InputError
 from d2net.evaluation import evaluate
 from d2net.localization import localize
@@ -13,10 +14,15 @@ from d2net.model import D2Net
 from d2net.recipes import Recipe
 
 
-def evaluate_network(model: D2Net, dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
-    """mAP and F1 in percent on an annotated dataset, by the recipe's protocol; or why it could not be evaluated."""
-    detections = localize(model, dataset, recipe.localization)
+def evaluate_network(model: D2Net, dataset: Dataset, recipe: Recipe, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """mAP and F1 in percent on an annotated dataset, by the recipe's protocol; or why it could not be evaluated.
+
+    Of several ranks all must call this: each localizes its share, and rank 0 evaluates; the others get nothing.
+    """
+    detections = localize(model, dataset, recipe.localization, ranks=ranks)
     settings = recipe.evaluation
+    if not ranks.leads:
+        return {}
     try:
         found = evaluate(detections, dataset.annotations(), protocol=settings.protocol, tiou=settings.tiou)
     except InputError as error:  # an early network may detect only what the protocol leaves out
