@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -153,7 +154,7 @@ def joined(device: str) -> Iterator[Ranks]:
         yield ALONE
         return
     store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    _told.store = store
+    _told.store = store = _of_this_start(store, rank, size)
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     _check_versions(store, rank, size)
     nccl = device.startswith("cuda") and local_size <= torch.cuda.device_count() and dist.is_nccl_available()
@@ -181,6 +182,34 @@ def of_group(nccl: bool | None = None) -> Ranks:
         group = dist.new_group(backend="gloo", timeout=TIMEOUT)
     local_rank, local_size = (int(os.environ.get(f"LOCAL_{name}", n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1)))
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, local_size, group, nccl)
+
+
+def _of_this_start(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """The store, without what was put there before torchrun started all ranks anew: it keeps one for all starts.
+
+    Rank 0 takes a new number and tells it to each rank, by a word of which that rank has just thought; until all have
+    answered, since the word that it sees first may be that of a process that is dead.
+    """
+    if rank:
+        word = secrets.token_hex(8)
+        store.set(f"d2net/word/{rank}", word)
+        number = store.get(f"d2net/number/{word}").decode()
+        store.set(f"d2net/answer/{word}/{number}", "")
+        return dist.PrefixStore(f"d2net/{number}", store)
+    number = str(store.add("d2net/starts", 1))
+    missing, end = set(range(1, size)), time.monotonic() + TIMEOUT.total_seconds()
+    while missing:
+        for other in list(missing):
+            if not store.check([f"d2net/word/{other}"]):
+                continue
+            word = store.get(f"d2net/word/{other}").decode()
+            store.set(f"d2net/number/{word}", number)
+            if store.check([f"d2net/answer/{word}/{number}"]):
+                missing.remove(other)
+        if time.monotonic() > end:
+            raise RankEnded(f"rank {min(missing)} has not come in {TIMEOUT.total_seconds() / 60:.0f} minutes")
+        time.sleep(0.01)
+    return dist.PrefixStore(f"d2net/{number}", store)
 
 
 def _check_versions(store: dist.Store, rank: int, size: int) -> None:
@@ -230,7 +259,8 @@ class _Told:
         """Take the store of torchrun before this rank has joined the others."""
         if self.store is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             with suppress(RuntimeError, ValueError):  # it has ended; a number in the environment that is none
-                self.store = next(dist.rendezvous("env://", timeout=timedelta(seconds=5)))[0]
+                store = next(dist.rendezvous("env://", timeout=timedelta(seconds=5)))[0]
+                self.store = dist.PrefixStore(f"d2net/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}/before", store)
 
     def first(self) -> bool:
         if self.store is None:

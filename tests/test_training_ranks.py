@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -292,3 +293,57 @@ def test_all_ranks_stop_in_the_same_iteration(processes):
     assert first == second
     assert 23 <= len(first) <= 33 and first[-1][0]
     assert [i for i, (_, save) in enumerate(first, 1) if save] == [20]
+
+
+def disk_fills(out: str):
+    ranks = of_group()
+    trainer = make_trainer(out, 40, ranks=ranks, save_every=10)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if ranks.leads:
+
+        def fill(done: int, _: int) -> None:
+            if done == 30:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # of a file: a checkpoint has more
+
+        trainer.progress = fill
+    try:
+        trainer.run()
+    except (InputError, RankEnded) as error:
+        return type(error).__name__, str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_on_rank_0_ends_all_and_the_last_checkpoint_is_good(processes, tmp_path):
+    first, second = processes.run(2, disk_fills, str(tmp_path))
+    assert first[0] == "InputError" and "checkpoint.safetensors: cannot be written" in first[1]
+    assert second[0] == "RankEnded" and "goes on from there" in second[1]
+    assert load_checkpoint(tmp_path).iteration == 20
+
+
+def evaluated(out: str, ranks: Ranks):
+    dataset = make_dataset()
+    annotated = tuple(replace(r, segments=((2.0, 6.0, r.labels[0]),)) for r in dataset.recordings)
+    Trainer(
+        dataset,
+        make_recipe(20),
+        out=Path(out),
+        tensorboard=False,
+        ranks=ranks,
+        eval_every=10,
+        evaluation_dataset=replace(dataset, recordings=annotated),
+    ).run()
+
+
+def evaluated_on_ranks(out: str):
+    evaluated(out, of_group())
+
+
+def test_evaluations_are_shared(processes, tmp_path):
+    evaluated(str(tmp_path / "alone"), ALONE)
+    processes.run(2, evaluated_on_ranks, str(tmp_path / "ranks"))
+    alone, ranks = ([x for x in read_log(tmp_path / name) if "map" in x] for name in ("alone", "ranks"))
+    assert [x["iteration"] for x in ranks] == [10, 20]
+    assert [x["judged"] for x in alone] == [x["judged"] for x in ranks]
+    for one, other in zip(alone, ranks, strict=True):
+        assert one["map"] == pytest.approx(other["map"], abs=1e-3)
