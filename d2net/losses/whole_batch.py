@@ -181,9 +181,7 @@ def loss_of_whole_batch(
             reduction="mean" if settings.mean_embeddings else "sum",
             **where,
         )
-    background = x_bg.detach()
-    if settings.lowest_attention:
-        background = _at_lowest_attention(rows, attention, embeddings, counted).to(pooled.dtype)
+    lowest = (_at_lowest_attention(rows, attention, embeddings, counted),) if settings.lowest_attention else ()
     of_um = () if logits is None else loss.uncertainty.recordings(embeddings, logits, counted, **where)
     first = None
     if settings.separate:
@@ -191,9 +189,10 @@ def loss_of_whole_batch(
         if partners is None:
             shape = (3 if loss.recipe.pairing == "different" else 4, len(whole.labels))
             first = uniform(shape, tcam.device, generator)
-    found = whole.gather(pooled, x_fg, x_bg, background, *has, counted, *of_um, first=first)
-    pooled, x_fg, x_bg, background, has_fg, has_bg, of_all, *rest = found
+    found = whole.gather(pooled, x_fg, x_bg, *has, counted, *of_um, *lowest, first=first)
+    pooled, x_fg, x_bg, has_fg, has_bg, of_all, *rest = found
     drawn = rest.pop() if first is not None else None
+    background = rest.pop() if lowest else x_bg
     x, valid = torch.stack((x_fg, x_bg)), torch.stack((has_fg, has_bg)) > 0
     weights = pooled.new_zeros(3, len(pooled))
     if drawn is not None:
