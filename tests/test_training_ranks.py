@@ -143,7 +143,7 @@ def trained(out: str, iterations: int, settings: tuple[str, ...], resume: bool, 
     trainer = make_trainer(out, iterations, *settings, ranks=of_group(), **options)
     trainer.run(resume=resume)
     assert same_weights(trainer.model, trainer.ranks)
-    return {name: p.detach().numpy().copy() for name, p in trainer.model.named_parameters()}
+    return weights_of(trainer)
 
 
 def distance(weights, others, start) -> float:
@@ -155,7 +155,7 @@ def distance(weights, others, start) -> float:
 
 
 def weights_of(trainer: Trainer):
-    return {name: p.detach().numpy().copy() for name, p in trainer.model.named_parameters()}
+    return {name: p.detach().cpu().numpy().copy() for name, p in trainer.model.named_parameters()}
 
 
 VARIANTS = {
@@ -207,6 +207,18 @@ def test_a_training_ends_where_that_of_one_process_does(processes, tmp_path, alo
     for name in first:
         if name.startswith(("sampler.", "rng.", "recordings.")):  # one schedule of batches, crops and pairs
             assert torch.equal(first[name], second[name]), name
+
+
+@pytest.mark.gpu
+def test_two_ranks_on_one_gpu(processes, tmp_path):
+    """By gloo, as NCCL refuses that."""
+    options = {"device": "cuda", "precision": "fp32"}
+    trainer = make_trainer(tmp_path / "alone", 30, "model.dropout=0", **options)
+    start = weights_of(trainer)
+    trainer.run()
+    wanted = weights_of(trainer)
+    for weights in processes.run(2, trained, str(tmp_path / "ranks"), 30, ("model.dropout=0",), False, options):
+        assert distance(weights, wanted, start) < 1e-2
 
 
 def trained_apart(out: str):
