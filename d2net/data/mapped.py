@@ -86,8 +86,8 @@ class MappedFeatures(KeptFeatures):
 def rows_of_machine(shape: tuple[int, int], dtype: torch.dtype, ranks: Ranks) -> Tensor:
     """A matrix that the ranks of each machine share: what one writes, the others see after :meth:`Ranks.wait`.
 
-    It is a file in the folder for temporary files, without a name: its space is free again when all of them have
-    dropped it or have ended, however they end.
+    It is a file in the folder for temporary files, which loses its name while it is empty: its space is free again when
+    all of them have dropped it or have ended, however they end.
 
     Args:
         shape: Of the matrix; no number is 0.
