@@ -23,6 +23,7 @@ from torch import Tensor
 
 from d2net.data.batches import Batch
 from d2net.data.dataset import Dataset, Recording
+from d2net.data.resident import ResidentFeatures
 from d2net.recipes import Recipe, load_recipe
 from d2net.training import Trainer
 
@@ -142,7 +143,7 @@ def prepare(sizes: Sizes, dataset: Dataset, device: torch.device, precision: str
         )
     # Trainer.run sets this for a whole run.
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    assert trainer.resident is not None
+    assert isinstance(trainer.resident, ResidentFeatures)
     resident, update = trainer.resident, trainer.step_graph() or trainer.update_resident
     drawn: list[Drawn] = []
 

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from d2net.checkpoint import CHECKSUM, Checkpoint, checksum, load_checkpoint, load_model, save_checkpoint
 from d2net.data.batches import Batch, BatchSampler, rounded_rows
 from d2net.data.dataset import Dataset, Recording
+from d2net.data.keeping import keep_features
 from d2net.data.resident import ResidentFeatures
 from d2net.errors import D2NetError, InputError
 from d2net.files import locked
@@ -994,7 +995,7 @@ def test_trains_with_the_release_recipe(tmp_path):
 
 
 def load_resident(dataset: Dataset, **options: object) -> ResidentFeatures | None:
-    return ResidentFeatures.load(
+    return keep_features(
         dataset, torch.device("cpu"), **{"batch_size": 3, "max_snippets": 15, "layout": Gaps(), **options}
     )
 

@@ -24,8 +24,8 @@ class Batch(NamedTuple):
     """Packed recordings: their rows one after another; before, between and behind them are gap rows, which are 0.
 
     Attributes:
-        parts: (N, width) for each stream; float32, or the precision that :class:`d2net.data.resident.ResidentFeatures`
-            keeps. N is a number of :func:`rounded_rows`.
+        parts: (N, width) for each stream; float32, or the precision that :class:`d2net.data.kept.KeptFeatures` are
+            kept in. N is a number of :func:`rounded_rows`.
         lengths: (B,) int64, snippets.
         labels: (B, C) float32, multi-hot.
         offsets: (B+1,) int64: recording b begins in row ``offsets[b]``, and the gap behind it ends where the next one

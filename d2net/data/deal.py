@@ -30,19 +30,20 @@ class Share:
     Attributes:
         whole: All windows.
         own: Those of this rank.
+        dealt: For each rank the numbers of its windows, rising.
         most: Recordings of a rank, at most.
         places: Of each recording of the batch, as :class:`d2net.losses.WholeBatch` has it.
         max_length: The longest recording of the batch.
     """
 
     def __init__(self, windows: Sequence[Window], ranks: Ranks) -> None:
-        dealt = deal([w.length for w in windows], ranks.size, evenly=True)
+        self.dealt = deal([w.length for w in windows], ranks.size, evenly=True)
         self.whole = list(windows)
-        self._mine = dealt[ranks.rank]
+        self._mine = self.dealt[ranks.rank]
         self.own = [self.whole[i] for i in self._mine]
         self.most = -(-len(self.whole) // ranks.size)
         self.places = [0] * len(self.whole)
-        for rank, some in enumerate(dealt):
+        for rank, some in enumerate(self.dealt):
             for n, i in enumerate(some):
                 self.places[i] = rank * self.most + n
         self.max_length = max(w.length for w in windows)

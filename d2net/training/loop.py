@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from d2net.checkpoint import save_checkpoint
+from d2net.data.resident import ResidentFeatures
 from d2net.recipes import TrainingRecipe
 from d2net.training.bar import TrainingBar
 from d2net.training.interruption import Stop
@@ -58,14 +59,18 @@ def train(run: Trainer) -> None:
                     log.write(iteration, {**terms, **said})
                 bar.update(iteration, terms)
 
+        if run.resident is not None and ranks.size > 1:
+            bar.tell(f"features: {run.resident.where}")
         while run.iteration < iterations:
             denoise = denoising_is_on(run.recipe.training, run.iteration)
             denoise = denoise and (agreement is None or agreement.began is not None)
             if run.resident is None:
                 terms_now = run.update(run.sampler.next().to(run.device), denoise)
-            else:
+            elif isinstance(run.resident, ResidentFeatures):
                 rows = run.resident.rows(run.sampler.windows(run.resident.lengths))
                 terms_now = (graph or run.update_resident)(rows, denoise)
+            else:
+                terms_now = run.update(run.resident.next(run.sampler.windows(run.resident.lengths)), denoise)
 
             recent.add(run.iteration, terms_now)
             run.iteration += 1

@@ -15,6 +15,8 @@ from d2net import __version__
 from d2net.checkpoint import CHECKPOINT_NAME, Checkpoint, Precision, Seed
 from d2net.data.batches import Batch
 from d2net.data.dataset import Dataset
+from d2net.data.keeping import SAME_DATA, keep_features, room_on
+from d2net.data.kept import KeptFeatures
 from d2net.data.resident import ResidentFeatures
 from d2net.distributed import ALONE, RankEnded, Ranks, lost_ranks
 from d2net.errors import InputError
@@ -33,7 +35,6 @@ from d2net.training.watching import evaluate_network
 from d2net.words import quoted
 
 PRECISIONS = get_args(Precision)
-RESIDENT_FRACTION = 0.25  # of a device's free memory that features may take
 
 
 class Trainer:
@@ -57,8 +58,9 @@ class Trainer:
             "bf16": layers compute in bfloat16; weights, class activations and loss are float32. None: that of the run
             that is resumed, else tf32 on a GPU, which is PyTorch's default there, and fp32 elsewhere.
         resident: Keep all features on the device, in bfloat16 where the network computes in it. None: on a GPU, where
-            they take up to a quarter of its free memory.
-        graph: Replay the step as a CUDA graph, which needs resident features. None: where possible.
+            they take up to a quarter of its free memory; where they take more, several processes share them among their
+            devices, or map them from a file (:func:`d2net.data.keeping.keep_features`).
+        graph: Replay the step as a CUDA graph, which needs all features on the device. None: where possible.
         eval_every: Iterations between evaluations on ``evaluation_dataset``; 0 for none.
         evaluation_dataset: Recordings with segments, of the same classes and stream widths.
         save_every: Iterations between checkpoints; 0 for one at the end only. None: 500, and at least 30 seconds, as
@@ -143,21 +145,19 @@ class Trainer:
                 "fewer, or raise training.batch_size"
             )
         self.network: nn.Module = Streams(self.model)  # of several ranks: see in_parallel
-        self.resident: ResidentFeatures | None = None
+        self.resident: KeptFeatures | None = None
         if resident or (resident is None and on_gpu):
-            budget = math.inf if resident else RESIDENT_FRACTION * torch.cuda.mem_get_info(self.device)[0]
-            self.resident = ResidentFeatures.load(
+            self.resident = keep_features(
                 dataset,
                 self.device,
                 batch_size=self.sampler.batch_size,
                 max_snippets=recipe.training.max_snippets,
                 layout=self.model,
                 dtype=self.resident_dtype(),
-                budget=budget,
+                budget=math.inf if resident else room_on(self.device, ranks),
+                graph=bool(graph),
                 ranks=ranks,
             )
-        if graph and self.resident is None:
-            raise InputError("a CUDA graph needs resident features, which do not fit on the device; use --no-graph")
         self.iteration = self.trained = 0
         self.interrupted = self.saved = False
         self.copies: NetworkCopies | None = None
@@ -212,7 +212,7 @@ class Trainer:
     def _check_ranks(self, resume: bool) -> None:
         """Raises where the ranks would not train the same."""
         same, recordings = self.ranks.check_same, hashed(repr(digests(self.dataset).tolist()))
-        same("recordings of hash", recordings, "names, lengths or labels differ: give all machines the same data")
+        same("recordings of hash", recordings, SAME_DATA)
         settings = self.recipe.to_dict(), self.asked, self.precision, self.eval_every, self.save_every, resume
         same("settings of hash", hashed(repr(settings)), "give all processes the same command")
 
@@ -255,8 +255,8 @@ class Trainer:
         return self.copies
 
     def update_resident(self, rows: Tensor, denoise: bool) -> Tensor:
-        """:meth:`update` with a batch of resident features."""
-        assert self.resident is not None
+        """:meth:`update` with a batch of features that are all on this device."""
+        assert isinstance(self.resident, ResidentFeatures)
         return self.update(self.resident.gather(rows.to(self.device, non_blocking=True)), denoise)
 
     def resident_dtype(self) -> torch.dtype:
@@ -267,7 +267,7 @@ class Trainer:
     def step_graph(self) -> StepGraph | None:
         """:meth:`update_resident` as a CUDA graph; None where that is not wanted or not possible."""
         together = self.ranks.size > 1
-        if self.resident is None or self.device.type != "cuda" or self.graph is False:
+        if not isinstance(self.resident, ResidentFeatures) or self.device.type != "cuda" or self.graph is False:
             return None
         if together and not self.ranks.nccl:
             return None  # gloo waits for the device

@@ -16,7 +16,7 @@ import torch
 from d2net.data import convert, open_dataset
 from d2net.data.batches import BatchSampler
 from d2net.data.containers import open_file, open_npy
-from d2net.data.resident import ResidentFeatures
+from d2net.data.keeping import keep_features
 from d2net.errors import InputError
 from d2net.model import D2Net
 
@@ -480,7 +480,7 @@ def test_a_file_that_changes_while_it_is_in_use(tmp_path, kind):
     for use in (
         lambda: dataset.features(0),
         sampler.next,
-        lambda: ResidentFeatures.load(dataset, torch.device("cpu"), batch_size=1, max_snippets=5, layout=LAYOUT),
+        lambda: keep_features(dataset, torch.device("cpu"), batch_size=1, max_snippets=5, layout=LAYOUT),
     ):
         with pytest.raises(InputError, match=rf"{path.name}.*{shrunk}") as error:
             use()
