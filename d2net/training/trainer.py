@@ -180,8 +180,8 @@ class Trainer:
         Raises:
             InputError: bad features, nothing to resume, a checkpoint in the way, one that is damaged, incomplete or of
                 another run, a full disk, or another d2net writing to ``out``.
-            D2NetError: the loss or the weights became NaN or Inf: the last checkpoint is from before that. Or another of
-                several ranks has ended (:class:`d2net.distributed.RankEnded`).
+            D2NetError: the loss or the weights became NaN or Inf: the last checkpoint is from before that.
+            RankEnded: another of several ranks has ended.
             KeyboardInterrupt: after saving; or at once, with a message where an earlier checkpoint was saved.
         """
         earlier = None if resume else identity(self.path)
