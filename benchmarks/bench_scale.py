@@ -40,6 +40,7 @@ from d2net.training.together import Decisions, in_parallel
 
 LENGTHS = "THUMOS14"
 RECORDINGS = 40  # an epoch: four batches of 10, or one of 40
+LOOKED_AT = 3  # rounds whose shares are taken
 DEALT = (8, 64)  # ranks whose dealing is timed, with as many recordings as of the paper for each
 PARTS = {
     "wait": "waiting for the others at a gather",
@@ -232,11 +233,11 @@ def measure(processes: Processes, runs: list[Run], rounds: int) -> list[dict[str
                 processes.tell(run.ranks, "run", name + ending)  # warm-up
     seconds: dict[str, list[float]] = {name: [] for name in names}
     parts: dict[str, list[Counted]] = {name: [] for name in names}
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, run in zip(names, runs, strict=True):
             counted = processes.tell(run.ranks, "run", name)
             seconds[name].append(max(x.seconds / x.steps for x in counted))
-            if run.ranks > 1:
+            if run.ranks > 1 and number < LOOKED_AT:
                 parts[name] += processes.tell(run.ranks, "run", f"{name} looked at")
     alone = statistics.median(seconds[names[0]])
     rows = []
@@ -353,7 +354,7 @@ def runs_of(sizes: Sizes, numbers: list[int]) -> list[Run]:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--rounds", type=int, help="default 9, with --quick 2")
+    parser.add_argument("--rounds", type=int, help="default 7, with --quick 2")
     parser.add_argument("--ranks", type=int, nargs="+", help="processes; 1 is always among them; default 2 4, cuda 2")
     parser.add_argument("--width", type=int, nargs="+", help="of a stream; default 128 512, cuda 1024")
     options = parser.parse_args()
@@ -363,12 +364,14 @@ def main() -> None:
     sizes = QUICK._replace(recordings=8) if options.quick else ON_CPU._replace(recordings=RECORDINGS)
     widths = options.width or ([sizes.width] if options.quick else [1024] if on_gpu else [128, 512])
     if sizes.batch * numbers[-1] > sizes.recordings:
-        sys.exit(f"--ranks {numbers[-1]}: {sizes.recordings} recordings are less than a batch of {sizes.batch} for each")
-    rounds = options.rounds or (2 if options.quick else 9)
+        sys.exit(
+            f"--ranks {numbers[-1]}: {sizes.recordings} recordings are less than a batch of {sizes.batch} for each"
+        )
+    rounds = options.rounds or (2 if options.quick else 7)
     torch.set_num_threads(1)
     result: dict[str, Any] = {
         "title": "scale",
-        "sizes": f"B={sizes.batch} T<={sizes.snippets} C={sizes.classes}, {sizes.recordings} recordings of {LENGTHS}'s lengths",
+        "sizes": f"B={sizes.batch} T<={sizes.snippets} C={sizes.classes}, {sizes.recordings} of {LENGTHS}'s lengths",
         "environment": environment(device),
         "cores": len(os.sched_getaffinity(0)),
         "rounds": rounds,

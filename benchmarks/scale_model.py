@@ -1,4 +1,4 @@
-"""What training in several processes costs, on paper: work, memory, what collectives move, and the efficiency to expect.
+"""What training in several processes costs, on paper: work, memory, what collectives move, and what efficiency follows.
 
     python benchmarks/scale_model.py                # the tables
     python benchmarks/scale_model.py --json FILE    # all numbers
@@ -85,7 +85,7 @@ LINKS = {"within a machine": Link(15e-6, 370e9), "between machines": Link(60e-6,
 
 
 def link_of(ranks: int, worse: float = 1.0) -> Link:
-    """The link that a collective of so many GPUs is bound by; ``worse`` times the latency, and as much less bandwidth."""
+    """The link that so many GPUs are bound by; with ``worse`` times the latency, and as much less bandwidth."""
     link = LINKS["within a machine" if ranks <= MACHINE else "between machines"]
     return Link(link.latency * worse, link.bandwidth / worse)
 
@@ -234,9 +234,7 @@ def one_gpu(precision: str, execution: str = "graph") -> OneGpu:
     """From the committed result."""
     result = json.loads(MEASURED.read_text())
     rows = {
-        row["lengths"]: row
-        for row in result["rows"]
-        if (row["precision"], row["execution"]) == (precision, execution)
+        row["lengths"]: row for row in result["rows"] if (row["precision"], row["execution"]) == (precision, execution)
     }
     small, large = rows["THUMOS14"], rows["full"]
     a_row = 1e-3 * (large["step_ms"] - small["step_ms"]) / (large["rows"] - small["rows"])
@@ -353,9 +351,7 @@ def work(asked: Asked) -> list[dict[str, Any]]:
         snippets = asked.recordings * statistics.fmean(known)
         for precision in PRECISIONS:
             flop, parts = products(network, snippets), moved(network, snippets, precision)
-            found.append(
-                {"lengths": which, "precision": precision, "snippets": snippets, "flop": flop, "bytes": parts}
-            )
+            found.append({"lengths": which, "precision": precision, "snippets": snippets, "flop": flop, "bytes": parts})
     return found
 
 
@@ -390,7 +386,9 @@ def memories(asked: Asked) -> dict[str, dict[str, float]]:
 def memory_table(asked: Asked) -> str:
     found = memories(asked)
     names = list(dict.fromkeys(name for parts in found.values() for name in parts))
-    rows = [[name, *(f"{parts[name] / 2**20:.0f}" if name in parts else "-" for parts in found.values())] for name in names]
+    rows = [
+        [name, *(f"{parts[name] / 2**20:.0f}" if name in parts else "-" for parts in found.values())] for name in names
+    ]
     rows.append(["all", *(f"{sum(parts.values()) / 2**20:.0f}" for parts in found.values())])
     if asked.as_measured:
         reserved = one_gpu("bf16").reserved
