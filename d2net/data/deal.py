@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from heapq import heappop, heapreplace
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -31,16 +30,14 @@ def deal(lengths: Sequence[int], size: int) -> list[list[int]]:
     """
     if size == 1:
         return [list(range(len(lengths)))]
-    most = [len(lengths) // size + (rank < len(lengths) % size) for rank in range(size)]
+    free = [len(lengths) // size + (rank < len(lengths) % size) for rank in range(size)]
+    load = [0] * size
     found: list[list[int]] = [[] for _ in range(size)]
-    open_ranks = [(0, rank) for rank in range(size) if most[rank]]  # a heap of (snippets, rank)
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        load, rank = open_ranks[0]
+        rank = min((r for r in range(size) if free[r]), key=lambda r: (load[r], r))
         found[rank].append(i)
-        if len(found[rank]) < most[rank]:
-            heapreplace(open_ranks, (load + lengths[i], rank))
-        else:
-            heappop(open_ranks)
+        load[rank] += lengths[i]
+        free[rank] -= 1
     return [sorted(some) for some in found]
 
 
