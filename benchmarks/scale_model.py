@@ -31,7 +31,8 @@ from thumos14_lengths import thumos14_lengths
 from training_floor import BYTES, FLOAT32, Network, moved, products
 
 from d2net.data.batches import rounded_rows
-from d2net.data.deal import deal, packed_offsets
+from d2net.data.deal import Share, Window, packed_offsets
+from d2net.distributed import Ranks
 from d2net.model import D2Net
 from d2net.ops.network_call import row_of
 from d2net.recipes import LossRecipe, Recipe, load_recipe
@@ -47,7 +48,7 @@ FIRST_BUCKET = 2**20  # bytes, of DistributedDataParallel
 SNIPPETS = 750  # of a recording, at most
 MACHINE = 8  # GPUs of a machine
 LARGE = 80  # recordings of a large batch of one GPU
-BATCHES = 200  # that are drawn to know how evenly recordings can be dealt
+DRAWN = 2000  # recordings that are drawn, and at least 25 batches, to know how evenly they can be dealt
 CONTROL_BYTES = 3 * 8  # three int64, in every tenth iteration
 
 # Of the loss of a whole batch, forward and backward, counted on a CPU (tests/test_scale_model.py).
@@ -119,8 +120,9 @@ def payload(network: Network, loss: LossRecipe, recordings: int, most: int, item
         most: Of one rank.
         itemsize: Bytes of a number of the loss: float32, or float64 in tests.
     """
-    columns = network.classifier.width_out + 3 * network.second.width_out  # p; x_fg, x_bg, the background of x_ref
+    columns = network.classifier.width_out + 2 * network.second.width_out  # p; x_fg, x_bg
     columns += 3  # whether there is an x_fg, an x_bg; whether the recording counts
+    columns += network.second.width_out if loss.reference_update == "lowest_attention" else 0
     columns += 6 if loss.um_weight else 0
     random = (3 if loss.pairing == "different" else 4) * recordings  # of rank 0, but all send as much
     buckets, early = buckets_of(network)
@@ -199,13 +201,15 @@ def dealt(which: str, recordings: int, ranks: int) -> Rows:
     known = [min(n, SNIPPETS) for n in thumos14_lengths()] if which == "THUMOS14" else [SNIPPETS] * 200
     layout, generator = _layout(), np.random.default_rng(0)
     found, order = [], np.empty(0, int)
-    for _ in range(BATCHES if which == "THUMOS14" else 1):  # in all, every recording is drawn as often
+    for _ in range(max(25, DRAWN // recordings) if which == "THUMOS14" else 1):
         while len(order) < recordings:
             order = np.concatenate([order, generator.permutation(len(known))])
         lengths, order, rows = [known[i] for i in order[:recordings]], order[recordings:], []
-        for some in deal(lengths, ranks):
-            last = packed_offsets([lengths[i] for i in some], layout.reach)[-1]
-            rows.append(rounded_rows(last, len(some), SNIPPETS, layout))
+        share = Share([Window(i, 0, length) for i, length in enumerate(lengths)], Ranks(size=ranks))
+        for rank in range(ranks):
+            own = [n for n, place in zip(lengths, share.places, strict=True) if place // share.most == rank]
+            last = packed_offsets(own, layout.reach)[-1]
+            rows.append(rounded_rows(last, len(own), SNIPPETS, layout))
         found.append((max(rows), statistics.fmean(rows)))
     return Rows(*(statistics.fmean(x) for x in zip(*found, strict=True)))
 
