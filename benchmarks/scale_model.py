@@ -44,7 +44,6 @@ CURVES = HERE / "results" / "cpu" / "scale.json"
 PAGES = [HERE.parent / "docs" / "scale.md", HERE.parent / "README.md"]
 BEGIN, END = "<!-- figures: benchmarks/scale_model.py {} -->", "<!-- end of figures -->"
 
-FIRST_BUCKET = 2**20  # bytes, of DistributedDataParallel
 SNIPPETS = 750  # of a recording, at most
 MACHINE = 8  # GPUs of a machine
 LARGE = 80  # recordings of a large batch of one GPU
@@ -140,13 +139,13 @@ def buckets_of(network: Network) -> tuple[list[int], int]:
     if network.streams != 2:
         raise ValueError("the order is that of two streams")
     in_order = [d, last, c, c, last, d, second, second, d, d]  # of both streams
-    sizes, early, limit, filled = [], 0, FIRST_BUCKET, 0
+    sizes, early, filled = [], 0, 0
     for i, number in enumerate([*in_order, first, first]):
         filled += FLOAT32 * number
-        if filled >= limit or i == len(in_order) + 1:
+        if filled >= BUCKET_MB * 2**20 or i == len(in_order) + 1:
             sizes.append(filled)
             early += i < len(in_order)
-            limit, filled = BUCKET_MB * 2**20, 0
+            filled = 0
     return sizes, early
 
 
