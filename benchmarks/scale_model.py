@@ -51,9 +51,9 @@ DRAWN = 2000  # recordings that are drawn, and at least 25 batches, to know how 
 CONTROL_BYTES = 3 * 8  # three int64, in every tenth iteration
 
 # Of the loss of a whole batch, forward and backward, counted on a CPU (tests/test_scale_model.py).
-OPERATORS = 250
-VALUES_A_WIDTH = 231  # numbers read or written for each recording of the whole batch and each column of embeddings
-VALUES_A_RECORDING = 3080  # and those that do not depend on the width, with 20 classes
+OPERATORS = 276
+VALUES_A_WIDTH = 215  # numbers read or written for each recording of the whole batch and each column of embeddings
+VALUES_A_RECORDING = 3180  # and those that do not depend on the width, with 20 classes
 # Assumed: benchmarks/results/h100/profile.txt has 1.0 to 2.5 us for PyTorch's small kernels, 1.1 us between two.
 OPERATOR_SECONDS = 2.5e-6
 # Of the condition number of Eq. 10 with 20 classes: 30 us for 10 recordings, of which QR takes 6 (README of h100). That
