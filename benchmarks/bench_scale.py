@@ -313,6 +313,10 @@ def shares_table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def dealing_in_words(result: dict[str, Any]) -> str:
+    return ", ".join(f"{x['recordings']} recordings to {x['ranks']} ranks {x['ms']:.2f} ms" for x in result["dealing"])
+
+
 def in_words(result: dict[str, Any]) -> str:
     """One line: how many times one process two are, of the largest network."""
     width = max(row["width"] for row in result["rows"])
@@ -335,9 +339,7 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         rates_table(result),
         shares_table(result),
-        "Dealing a batch, ms of Python in every step: "
-        + ", ".join(f"{x['recordings']} recordings to {x['ranks']} ranks {x['ms']:.2f}" for x in result["dealing"])
-        + ".",
+        f"Dealing a batch in Python, in every process and step: {dealing_in_words(result)}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -519,6 +519,12 @@ def shares_table(_: Asked) -> str:
     return shares_table(curves())
 
 
+def dealing_words(_: Asked) -> str:
+    from bench_scale import dealing_in_words
+
+    return dealing_in_words(curves())
+
+
 def readme(_: Asked) -> str:
     from bench_scale import in_words
 
@@ -534,6 +540,7 @@ TABLES = {
     "parts": parts_table,
     "curves": measured_table,
     "shares": shares_table,
+    "dealing": dealing_words,
     "measured": readme,
 }
 
@@ -546,7 +553,7 @@ def filled(page: str, asked: Asked) -> str:
         if mark:
             old, end, behind = rest.partition(END)
             text = make(asked)
-            page = before + begin + ("\n" + text if "\n" in old else text) + end + behind
+            page = before + begin + ("\n" + text if old.startswith("\n") else text) + end + behind
     return page
 
 
