@@ -40,7 +40,7 @@ from d2net.training.together import Decisions, in_parallel
 
 LENGTHS = "THUMOS14"
 RECORDINGS = 40  # an epoch: four batches of 10, or one of 40
-LOOKED_AT = 3  # rounds whose shares are taken
+LOOKED_AT = 2  # rounds whose shares are taken
 DEALT = (8, 64)  # ranks whose dealing is timed, with as many recordings as of the paper for each
 PARTS = {
     "wait": "waiting for the others at a gather",

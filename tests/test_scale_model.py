@@ -268,6 +268,27 @@ def test_the_tables_of_the_pages_are_of_today(model):
         assert model.filled(page, model.DEFAULT) == page, f"{path.name}: run python benchmarks/scale_model.py --page"
 
 
+def test_numbers_that_the_page_says(model):
+    page = " ".join((ROOT / "docs" / "scale.md").read_text(encoding="utf-8").split())
+    found = {(x["lengths"], x["precision"], x["recordings"], x["ranks"]): x for x in model.scaling(model.DEFAULT)}
+    alone, divided = (found["THUMOS14", "bf16", 10, ranks] for ranks in (1, 8))
+    large = [100 * found["full", precision, 640, 8]["efficiency"] for precision in ("bf16", "tf32")]
+    small = 1e3 * model.OPERATORS * model.OPERATOR_SECONDS
+    for words in (
+        f"it is {model.OPERATORS} small operators of PyTorch",
+        f"at an assumed {1e6 * model.OPERATOR_SECONDS:.1f} us each that is {small:.2f} ms",
+        f"{1e3 * model.one_gpu('bf16').loss['THUMOS14']:.2f} ms on an H100",
+        f"A step takes {alone['step_ms']:.2f} ms on one H100",
+        f"would take {divided['step_ms'] / alone['step_ms']:.1f} times as long",
+        f"{large[0]:.0f} % in bf16 and {large[1]:.0f} % in TF32",
+        f"takes {1e6 * model.CONDITION_SECONDS:.0f} us for 10 recordings",
+        f"{1e6 * model.QR_SECONDS_A_RECORDING:.1f} us more for each",
+    ):
+        assert words in page
+    rows = model.curves()["rows"]
+    assert max(row["efficiency"] for row in rows if row["ranks"] == 4) <= 0.55  # of at most 50 %, but for noise
+
+
 def test_the_command(model, tmp_path, monkeypatch, capsys):
     arguments = ["scale_model.py", "--ranks", "1", "2", "--width", "64", "--json", str(tmp_path / "all.json")]
     monkeypatch.setattr(sys, "argv", arguments)
