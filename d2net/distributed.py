@@ -124,7 +124,8 @@ class Ranks:
                 self.refuse(f"rank {rank} on {host} has {what} {text}, rank 0 has {said[0][0]}; {way_out}")
 
     def refuse(self, message: str) -> None:
-        """Raise an InputError on rank 0, and a RankEnded on the others, which all know of it."""
+        """Raise an InputError on rank 0, and a RankEnded on the others, which all know of it and must call this."""
+        self.wait()  # else one that is late would hear only that another has ended
         raise InputError(message) if self.leads else RankEnded(message)
 
 

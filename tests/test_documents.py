@@ -34,7 +34,10 @@ SCRIPTS = "".join(
     for p in ROOT.glob(glob)
     if p.is_file()
 )
-OTHERS_FLAGS = {"--no-deps", "--activity-net", "--nproc-per-node"}  # of pip, the released code and torchrun
+TORCHRUN = {"--nproc-per-node", "--nnodes", "--standalone", "--max-restarts"}
+TORCHRUN |= {"--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"}
+SLURM = {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task"}
+OTHERS_FLAGS = {"--no-deps", "--activity-net", *TORCHRUN, *SLURM}  # of pip and the released code, too
 
 everywhere = pytest.mark.parametrize("page", PAGES)
 

@@ -137,6 +137,20 @@ def test_what_is_no_command_for_ranks_refuses_and_rank_0_says_so(
         assert result.stderr == (message if rank == 0 else "")
 
 
+class Interrupted:
+    """A module whose import was interrupted: PyTorch says anything then when it is imported anew."""
+
+    def __getattr__(self, name: str) -> object:
+        raise RuntimeError("partially initialized")
+
+
+def test_where_pytorch_cannot_be_imported_rank_0_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "d2net.distributed", Interrupted())
+    for rank in each_rank(monkeypatch):
+        result = CliRunner().invoke(app, ["report", "run"])
+        assert result.exit_code == 2 and ("without torchrun" in result.stderr) == (rank == 0)
+
+
 @pytest.mark.parametrize("words", [["localize"], ["localize", "--foo"], ["nothing"]])
 def test_of_a_command_that_is_wrong_rank_0_speaks(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
     for rank in each_rank(monkeypatch):

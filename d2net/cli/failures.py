@@ -90,12 +90,17 @@ def _one_line(error: BaseException) -> str:
 
 
 def _report(error: BaseException, message: str, debug: bool) -> None:
-    if launched():
-        from d2net.distributed import speaks
-
-        if not speaks(error):
-            return
+    if launched() and not _speaks(error):
+        return
     if debug:
         for line in "".join(traceback.format_exception(error)).rstrip().split("\n"):
             say(line, err=True, any_rank=True)
     say(message, err=True, any_rank=True)
+
+
+def _speaks(error: BaseException) -> bool:
+    try:
+        from d2net.distributed import speaks
+    except Exception:  # whatever PyTorch says when it is imported anew after Ctrl-C in its import
+        return launched_rank() == 0
+    return speaks(error)
