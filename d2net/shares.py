@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import json
 import time
@@ -31,11 +32,14 @@ def deal(costs: Sequence[int], ranks: int, *, evenly: bool = False) -> list[list
         return [list(range(number))]
     free = [number // ranks + (rank < number % ranks) if evenly else number for rank in range(ranks)]
     shares: list[list[int]] = [[] for _ in range(ranks)]
-    work = [0] * ranks
+    least = [(0, rank) for rank in range(ranks) if free[rank]]  # a heap of the work of those that may have more
     for thing in sorted(range(number), key=lambda i: -costs[i]):
-        rank = min((r for r in range(ranks) if len(shares[r]) < free[r]), key=work.__getitem__)
+        work, rank = least[0]
         shares[rank].append(thing)
-        work[rank] += max(1, costs[thing])
+        if len(shares[rank]) < free[rank]:
+            heapq.heapreplace(least, (work + max(1, costs[thing]), rank))
+        else:
+            heapq.heappop(least)
     return [sorted(share) for share in shares]
 
 
