@@ -112,7 +112,10 @@ def rows_of_machine(shape: tuple[int, int], dtype: torch.dtype, ranks: Ranks) ->
         if ranks.local_rank == 0:
             os.unlink(path)
             path = b""
-            os.posix_fallocate(handles[0], 0, size)  # to write to a full disk through memory would kill the process
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handles[0], 0, size)  # to write to a full disk through memory would kill the process
+            else:  # on macOS, which has no such call
+                os.ftruncate(handles[0], size)
         ranks.wait()
         memory = mmap.mmap(handles[0], size)
     except OSError as error:
