@@ -249,7 +249,7 @@ benchmarks() { # OPTION...: of every operator, each with an equal share of what 
   local file files=() share i
   for file in "$root"/benchmarks/bench_*.py; do
     case "$(basename "$file" .py)" in
-      bench_training_step | bench_evaluation | bench_i3d) ;; # a stage of its own; runs on the CPU only; no operator
+      bench_training_step | bench_evaluation | bench_i3d | bench_scale) ;; # a stage of its own; CPU only; no operators
       *) files+=("$file") ;;
     esac
   done

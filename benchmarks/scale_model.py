@@ -82,6 +82,7 @@ class Link(NamedTuple):
 # over four of them (Voltage Park's vpbenchmarking); small all-reduces take 47 us over 2 (NVIDIA/nccl, issue 1244), 63
 # over 32 (issue 652).
 LINKS = {"within a machine": Link(15e-6, 370e9), "between machines": Link(60e-6, 330e9)}
+ADAPTER = 47e9  # bytes a second
 
 
 def link_of(ranks: int, worse: float = 1.0) -> Link:
@@ -147,6 +148,18 @@ def buckets_of(network: Network) -> tuple[list[int], int]:
             early += i < len(in_order)
             filled = 0
     return sizes, early
+
+
+def exchanged(network: Network, snippets: float, precision: str, ranks: int) -> float:
+    """Bytes of features that a rank gives, and gets, in a step where they are sharded over all: on average."""
+    return (ranks - 1) / ranks * snippets * network.streams * network.first.width_in * BYTES[precision]
+
+
+def all_to_all(size: float, ranks: int) -> float:
+    """Seconds; what leaves a machine goes through the adapter of its GPU, at the same time as the rest over NVLink."""
+    away = max(0, ranks - MACHINE) / (ranks - 1)
+    within = LINKS["within a machine"].bandwidth
+    return link_of(ranks).latency + max((1 - away) * size / within, away * size / ADAPTER)
 
 
 def memory(network: Network, recipe: Recipe, precision: str, rows: float, held: int, gathered: int) -> dict[str, float]:
@@ -347,11 +360,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], text: int = 1) 
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
+SHARDED = "features, only where they are sharded (bf16, THUMOS14)"
+
+
+def cut_mean(which: str) -> float:
+    """Snippets of a recording, on average."""
+    return statistics.fmean(min(n, SNIPPETS) for n in thumos14_lengths()) if which == "THUMOS14" else SNIPPETS
+
+
 def work(asked: Asked) -> list[dict[str, Any]]:
     network, found = asked.network, []
     for which in LENGTHS:
-        known = [min(n, SNIPPETS) for n in thumos14_lengths()] if which == "THUMOS14" else [SNIPPETS]
-        snippets = asked.recordings * statistics.fmean(known)
+        snippets = asked.recordings * cut_mean(which)
         for precision in PRECISIONS:
             flop, parts = products(network, snippets), moved(network, snippets, precision)
             found.append({"lengths": which, "precision": precision, "snippets": snippets, "flop": flop, "bytes": parts})
@@ -408,6 +428,7 @@ def collectives(asked: Asked) -> list[dict[str, Any]]:
         recordings = asked.recordings * ranks
         sent = payload(network, recipe.loss, recordings, asked.recordings)
         link = link_of(ranks)
+        features = exchanged(network, recordings / ranks * cut_mean("THUMOS14"), "bf16", ranks)
         for name, size, seconds, bring in (
             ("gather of the loss", sent.loss, link.all_gather(sent.loss, ranks), (ranks - 1) * sent.loss),
             ("gather of L_DS", sent.snippet, link.all_gather(sent.snippet, ranks), (ranks - 1) * sent.snippet),
@@ -420,6 +441,7 @@ def collectives(asked: Asked) -> list[dict[str, Any]]:
                 )
                 for i, size in enumerate(sent.gradients)
             ),
+            (SHARDED, features, all_to_all(features, ranks), features),
         ):
             found.append({"ranks": ranks, "what": name, "bytes": size, "arrive": bring, "seconds": seconds})
     return found

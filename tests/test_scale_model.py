@@ -231,6 +231,13 @@ def test_a_ring(model):
     assert model.link_of(8, 2.0).latency == 2 * model.link_of(8).latency
 
 
+def test_sharded_features(model):
+    """Ten snippets of two streams of 8 in bfloat16 are 320 bytes, of which seven in eight come from others."""
+    assert model.exchanged(network_of(8), 10, "bf16", 8) == 280
+    assert model.all_to_all(370e9, 8) == pytest.approx(15e-6 + 1)
+    assert model.all_to_all(63 * 47e9, 64) == pytest.approx(60e-6 + 56)  # 56 of the 63 others are elsewhere
+
+
 @pytest.mark.parametrize(
     ("products", "expected"),
     [
