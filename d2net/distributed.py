@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import socket
 import threading
@@ -22,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from d2net.errors import D2NetError, InputError
-from d2net.launch import launched, launched_rank
+from d2net.launch import launched, launched_rank, number
 
 TIMEOUT = timedelta(minutes=30)  # for one rank to wait for another, which may be saving, evaluating or reading
 
@@ -132,45 +131,6 @@ class Ranks:
 ALONE = Ranks()
 
 
-def device_of_rank(device: str) -> str:
-    """The device of this rank: of the GPUs of a machine each rank takes its own, in turn where there are fewer."""
-    if device != "cuda" or not launched():
-        return device
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
-
-
-@contextmanager
-def joined(device: str) -> Iterator[Ranks]:
-    """Within the block this process computes together with those that were started with it, if any were.
-
-    On GPUs they talk by NCCL; by gloo on CPUs, and where several share one GPU, which NCCL refuses.
-
-    Args:
-        device: Of this rank, such as :func:`device_of_rank` gives.
-
-    Raises:
-        InputError: numbers in the environment that cannot be, or versions of torch or d2net that differ.
-    """
-    if not launched():
-        yield ALONE
-        return
-    store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    _told.store = store = _of_this_start(store, rank, size)
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-    _check_versions(store, rank, size)
-    nccl = device.startswith("cuda") and local_size <= torch.cuda.device_count() and dist.is_nccl_available()
-    if device.startswith("cuda"):
-        torch.cuda.set_device(device)
-    with lost_ranks():
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if nccl else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT
-        )
-    try:
-        yield of_group(nccl)
-    finally:
-        dist.destroy_process_group()
-
-
 def of_group(nccl: bool | None = None) -> Ranks:
     """The ranks of PyTorch's process group, which must exist. All of them must call this.
 
@@ -181,48 +141,8 @@ def of_group(nccl: bool | None = None) -> Ranks:
         nccl = "nccl" in dist.get_backend()
     with lost_ranks():
         group = dist.new_group(backend="gloo", timeout=TIMEOUT)
-    local_rank, local_size = (int(os.environ.get(f"LOCAL_{name}", n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1)))
+    local_rank, local_size = number("LOCAL_RANK") or 0, number("LOCAL_WORLD_SIZE") or 1
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, local_size, group, nccl)
-
-
-def _of_this_start(store: dist.Store, rank: int, size: int) -> dist.Store:
-    """The store, without what was put there before torchrun started all ranks anew: it keeps one for all starts.
-
-    Rank 0 takes a new number and tells it to each rank, by a word of which that rank has just thought; until all have
-    answered, since the word that it sees first may be that of a process that is dead.
-    """
-    if rank:
-        word = secrets.token_hex(8)
-        store.set(f"d2net/word/{rank}", word)
-        number = store.get(f"d2net/number/{word}").decode()
-        store.set(f"d2net/answer/{word}/{number}", "")
-        return dist.PrefixStore(f"d2net/{number}", store)
-    number = str(store.add("d2net/starts", 1))
-    missing, end = set(range(1, size)), time.monotonic() + TIMEOUT.total_seconds()
-    while missing:
-        for other in list(missing):
-            if not store.check([f"d2net/word/{other}"]):
-                continue
-            word = store.get(f"d2net/word/{other}").decode()
-            store.set(f"d2net/number/{word}", number)
-            if store.check([f"d2net/answer/{word}/{number}"]):
-                missing.remove(other)
-        if time.monotonic() > end:
-            raise RankEnded(f"rank {min(missing)} has not come in {TIMEOUT.total_seconds() / 60:.0f} minutes")
-        time.sleep(0.01)
-    return dist.PrefixStore(f"d2net/{number}", store)
-
-
-def _check_versions(store: dist.Store, rank: int, size: int) -> None:
-    from d2net import __version__
-
-    store.set(f"d2net/versions/{rank}", json.dumps([torch.__version__, __version__, socket.gethostname()]))
-    said = [json.loads(store.get(f"d2net/versions/{r}")) for r in range(size)]
-    for other, (*versions, host) in enumerate(said):
-        for name, mine, first in zip(("torch", "d2net"), versions, said[0], strict=False):
-            if mine != first:
-                message = f"rank {other} on {host} has {name} {mine}, rank 0 has {first}; install the same everywhere"
-                raise InputError(message) if rank == 0 else RankEnded(message)
 
 
 @contextmanager
@@ -285,6 +205,11 @@ class _Told:
 
 
 _told = _Told()
+
+
+def tell_through(store: dist.Store) -> None:
+    """Keep in this store whether a rank has said why the run ends."""
+    _told.store = store
 
 
 def speaks(error: BaseException) -> bool:

@@ -247,7 +247,7 @@ import numpy as np
 import torch
 from d2net import load_model, localize
 from d2net.data import find_dataset
-from d2net.distributed import joined
+from d2net.meeting import joined
 from d2net.errors import D2NetError
 from d2net.features import Features, Method, write_features
 

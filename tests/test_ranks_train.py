@@ -13,7 +13,13 @@ from pathlib import Path
 import pytest
 
 import d2net
+from d2net import launch
 from d2net.checkpoint import load_checkpoint
+from d2net.cli.ranks import goes_on
+from d2net.distributed import ALONE
+from d2net.errors import InputError
+from d2net.files import write_whole
+from d2net.meeting import joined
 from d2net.training_log import read_log
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -112,3 +118,71 @@ def test_another_torch_on_a_rank_is_one_line(tmp_path):
     (line,) = [line for line in printed.splitlines() if "has torch" in line]
     assert line.startswith("error: rank 1 on ")
     assert line.endswith(f"has torch 2.0.0, rank 0 has {torch.__version__}; install the same everywhere")
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    """As torchrun tells a process of one that it starts the n-th time."""
+
+    def start(n: int, run_id: str = "a") -> None:
+        monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(n))
+        monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
+
+    return start
+
+
+def test_only_what_the_same_torchrun_has_saved_is_gone_on_with(tmp_path, torchrun):
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    checkpoint.write_text("of an earlier run")
+    torchrun(0)
+    assert not goes_on(ALONE, checkpoint)
+    torchrun(1)  # it failed before it saved anything
+    assert not goes_on(ALONE, checkpoint)
+    write_whole(checkpoint, "its own")
+    torchrun(2)
+    assert goes_on(ALONE, checkpoint)
+    torchrun(1, "b")  # another torchrun, of which an earlier start ended before it noted anything
+    assert not goes_on(ALONE, checkpoint)
+    torchrun(2, "b")
+    assert not goes_on(ALONE, checkpoint)
+
+
+def test_without_restarts_nothing_is_noted(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_MAX_RESTARTS", raising=False)
+    assert not goes_on(ALONE, tmp_path / "checkpoint.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_launched", "is_odd"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, True, False),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, False, False),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, False, True),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, False, True),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, False, True),
+        ({"RANK": "0", "WORLD_SIZE": ""}, False, True),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": ""}, False, True),
+        ({}, False, False),
+    ],
+)
+def test_numbers_of_the_environment(monkeypatch, environment, is_launched, is_odd):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    if environment:
+        for name, value in {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", **environment}.items():
+            monkeypatch.setenv(name, value)
+    assert launch.launched() is is_launched
+    assert bool(launch.odd()) is is_odd
+    if is_odd:
+        with pytest.raises(InputError, match="unset these"), joined("cpu"):
+            pass
+
+
+def test_a_port_that_is_none_is_one_line(monkeypatch):
+    for name, value in {"MASTER_ADDR": "localhost", "MASTER_PORT": "xx", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="do not meet at 'localhost:xx'"), joined("cpu"):
+        pass

@@ -73,10 +73,13 @@ def _usage() -> Iterator[None]:
     try:
         yield
     except _UsageError as error:
-        if launched_rank():  # rank 0, which was started with the same words, says it
-            raise typer.Exit(error.exit_code) from None
-        error.message = escaped(error.message)
-        raise
+        speaks = not launched() or _speaks(error)
+        if speaks and not launched_rank():
+            error.message = escaped(error.message)
+            raise
+        if speaks:  # its words are others than rank 0's
+            say(f"error: {error.message}", err=True, any_rank=True)
+        raise typer.Exit(error.exit_code) from None
 
 
 def _one_line(error: BaseException) -> str:

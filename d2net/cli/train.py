@@ -23,10 +23,9 @@ from d2net.cli.options import (
     data_options,
 )
 from d2net.cli.outputs import REPORT_NAME, RUN_FILES, claim_folder, command_of
-from d2net.cli.ranks import in_ranks, join
+from d2net.cli.ranks import MARK, goes_on, in_ranks, join
 from d2net.cli.terminal import notes, say
 from d2net.errors import InputError
-from d2net.launch import restarted
 
 if TYPE_CHECKING:
     from d2net.data import Dataset
@@ -135,8 +134,7 @@ def train(
         overwrite=overwrite,
         ranks=ranks,
     )
-    # torchrun has started all anew after a failure: what was saved goes on, whatever the command says.
-    resume = resume or bool(restarted() and ranks.most(ranks.leads and trainer.path.exists())[0])
+    resume = goes_on(ranks, trainer.path) or resume
     said = asdict(options)
     del said["trust_pickle"]
     said = {name: value for name, value in said.items() if value not in (None, False)}
@@ -150,6 +148,7 @@ def train(
             raise
         if not ranks.leads:
             return
+        (out / MARK).unlink(missing_ok=True)
         record = record.write(out)
     if not trainer.trained:
         say(f"nothing left to train, as {checkpoint} is at iteration {trainer.iteration}: raise training.iterations")

@@ -182,6 +182,7 @@ class D2NetLoss(nn.Module):
             denoise = setting(self, bool, denoise=denoise)
         recipe, settings = self.recipe, self._settings[self.training, denoise]
         if whole is not None:
+            whole.check(labels)
             batch = LossInputs(tcam, embeddings, rows.lengths, labels, self.reference, offsets=rows.offsets)
             um = logits if recipe.um_weight != 0 else None
             return self._whole(

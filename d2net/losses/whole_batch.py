@@ -24,6 +24,7 @@ from d2net.losses.pairing import Pairs, pair_by_permutation, pair_different, uni
 from d2net.losses.uncertainty import RecordingUncertainty
 from d2net.ops.attention_pool import attention_pool
 from d2net.ops.bottom_up_attention import bottom_up_attention
+from d2net.ops.checks import as_tensor, can_look_at, check_shape
 from d2net.ops.loss_ref import (
     LossInputs,
     LossSettings,
@@ -69,12 +70,33 @@ class WholeBatch(NamedTuple):
         """
         if not dist.is_initialized():
             raise InputError("WholeBatch: there is no process group; call torch.distributed.init_process_group first")
-        number = torch.tensor([len(labels)], device=labels.device)
-        numbers = gathered(number[None])[:, 0, 0].tolist()
+        labels = as_tensor("WholeBatch", "labels", labels)
+        check_shape("WholeBatch", "labels", labels, "b, C")
+        labels = labels.to(torch.float32)
+        sizes = gathered(torch.tensor(labels.shape, device=labels.device)).tolist()
+        if any(classes != sizes[0][1] for _, classes in sizes):
+            raise InputError(f"WholeBatch: labels of the ranks are of {[c for _, c in sizes]} classes; they must match")
+        numbers = [b for b, _ in sizes]
         most = max(numbers)
         places = [rank * most + i for rank, b in enumerate(numbers) for i in range(b)]
         index = torch.tensor(places, dtype=torch.int64, device=labels.device)
         return cls(gathered(_padded(labels, most)).flatten(0, 1)[index], index, most)
+
+    def check(self, labels: Tensor) -> None:
+        """Require that this rank's part of the batch has as many recordings and classes as its ``labels`` (b, C).
+
+        Raises:
+            InputError: it has others; how many is seen on a CPU only, as a look would wait for a GPU.
+        """
+        b, c = labels.shape
+        found = b
+        if can_look_at(self.places):
+            found = int((self.places // max(self.most, 1) == dist.get_rank()).sum())
+        if self.labels.shape[1] != c or b > self.most or found != b:
+            raise InputError(
+                f"D2NetLoss: whole says that this rank has {found} recordings, at most {self.most}, of "
+                f"{self.labels.shape[1]} classes; the batch has {b} of {c}: make a WholeBatch of these labels"
+            )
 
     def gather(self, *columns: Tensor, first: Tensor | None = None) -> list[Tensor]:
         """Of each column (b, ...) of this rank's recordings the whole batch's, (B, ...), in its order.

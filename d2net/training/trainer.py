@@ -142,7 +142,7 @@ class Trainer:
         if ranks.size > self.sampler.batch_size:
             ranks.refuse(
                 f"{ranks.size} processes are more than the {self.sampler.batch_size} recordings of a batch; start "
-                "fewer, or raise training.batch_size"
+                "fewer" + (", or raise training.batch_size" if self.sampler.batch_size < len(dataset) else "")
             )
         self.network: nn.Module = Streams(self.model)  # of several ranks: see in_parallel
         self.resident: KeptFeatures | None = None
@@ -189,8 +189,10 @@ class Trainer:
             with locked(self.out) if self.ranks.leads else nullcontext(), lost_ranks():
                 return self._run(resume)
         except RankEnded as error:
-            kept = f"; what was saved last is {self.path}" if self.path.exists() else ""
-            raise RankEnded(f"{error}{kept}; the same command with --resume goes on from there") from error
+            kept = "nothing was saved yet"
+            if self.saved or resume:
+                kept = f"what was saved last is {self.path}; the same command with --resume goes on from there"
+            raise RankEnded(f"{error}; {kept}") from error
         except KeyboardInterrupt as error:
             if str(error) or identity(self.path) == earlier:
                 raise
@@ -213,7 +215,15 @@ class Trainer:
         """Raises where the ranks would not train the same."""
         same, recordings = self.ranks.check_same, hashed(repr(digests(self.dataset).tolist()))
         same("recordings of hash", recordings, SAME_DATA)
-        settings = self.recipe.to_dict(), self.asked, self.precision, self.eval_every, self.save_every, resume
+        data = self.dataset
+        same(
+            "classes and streams", f"{', '.join(data.classes)}; {data.stream_widths}", "give all machines the same data"
+        )
+        if self.ranks.size > 1 and len(data):
+            first = hashed(repr(data.features(0).tobytes()))
+            same(f"features of '{data.recordings[0].name}' of hash", first, "give all machines the same data")
+        judged = None if self.evaluation_dataset is None else self.evaluation_dataset.fingerprint()
+        settings = self.recipe.to_dict(), self.asked, self.precision, self.eval_every, judged, self.save_every, resume
         same("settings of hash", hashed(repr(settings)), "give all processes the same command")
 
     def update(self, batch: Batch, denoise: bool) -> Tensor:

@@ -175,6 +175,37 @@ def test_the_whole_batch_of_a_loop_of_ones_own(processes):
         assert (places, most) == ([0, 1, 2, 4, 5, 6, 7], 4)
 
 
+def misuse():
+    """What is said of each wrong use; nothing where it was taken."""
+    rank = torch.distributed.get_rank()
+    tcam, x, labels = torch.rand(2, 6, C), torch.randn(2, 6, D), torch.ones(2, C)
+    loss, said = D2NetLoss(C, D, PAPER), []
+    for make in (
+        lambda: WholeBatch.of(torch.ones(2, 3 + rank)),
+        lambda: WholeBatch.of(torch.ones(3)),
+        lambda: loss(tcam, x, None, labels, whole=WholeBatch.of(torch.ones(3, C))),
+        lambda: loss(tcam, x, None, labels, whole=WholeBatch.of(torch.ones(1, C))),
+        lambda: loss(tcam, x, None, labels, whole=WholeBatch.of(torch.ones(2, C + 1))),
+        lambda: loss(tcam, x, None, labels, whole=WholeBatch.of(labels.long())),
+    ):
+        try:
+            make()
+            said.append("")
+        except InputError as error:
+            said.append(str(error))
+    return said
+
+
+def test_wrong_use_is_an_error_on_all_ranks(processes):
+    for classes, dimensions, more, fewer, others, fine in processes.run(2, misuse):
+        assert "[3, 4] classes; they must match" in classes
+        assert "expected (b, C)" in dimensions
+        assert "this rank has 3 recordings, at most 3, of 5 classes; the batch has 2 of 5" in more
+        assert "this rank has 1 recordings" in fewer
+        assert "of 6 classes; the batch has 2 of 5" in others
+        assert fine == ""
+
+
 def gathers():
     x = torch.full((2, 3), 1.0 + torch.distributed.get_rank(), requires_grad=True)
     (gathered(x) * torch.arange(12.0).view(2, 2, 3)).sum().backward()
