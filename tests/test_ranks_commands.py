@@ -48,7 +48,7 @@ def start(ranks: int, *program: object) -> subprocess.Popen[str]:
 def torchrun(ranks: int, *program: object) -> tuple[int, str, list[str]]:
     """Exit code, stdout, and the messages of d2net on stderr, among those of torchrun."""
     process = start(ranks, *program)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=400)
     ours = ("error:", "rank ", "note:", "failed:", "interrupted", "Usage")
     return process.returncode, out, [line for line in err.splitlines() if line.startswith(ours)]
 
@@ -230,7 +230,7 @@ def test_ctrl_c_keeps_what_all_ranks_have_done(tmp_path: Path) -> None:
         if (out / "features.json").exists():
             known = list(json.loads((out / "features.json").read_text())["recordings"])
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=400)
     assert process.returncode != 0 and known == ["b", "d", "f"], err
     said = [line for line in err.splitlines() if "interrupted" in line]
     assert said == ["interrupted; 3 of 6 recordings are done; the same command goes on with the others"], err

@@ -51,7 +51,7 @@ def test_the_loop_as_written_gives_what_one_process_gives(processes, tmp_path):
         env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr
     alone, many = in_processes(processes, 1, LOOP), losses(done.stdout)

@@ -372,7 +372,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="as
 def test_ctrl_c_on_a_terminal_and_sigkill(tmp_path: Path) -> None:
     with command(tmp_path / "a") as (process, pids):
         os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all of them
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=400)
         assert process.returncode == 130
         assert said.splitlines() == ["interrupted; 0 of 2 trainings are done; the same command goes on from there"]
         assert all(map(ended, pids))
