@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import torch
 
+import d2net
 from d2net.checkpoint import CHECKPOINT_NAME
 from d2net.cli.study_ablation import say_crowding
 from d2net.data import simulate
@@ -331,6 +332,12 @@ def test_ctrl_c_while_a_worker_begins_does_not_end_it() -> None:
         assert future.result() == begun
 
 
+def environment() -> dict[str, str]:
+    """In which a process has the d2net of the tests, installed or not."""
+    own = str(Path(d2net.__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (own, os.environ.get("PYTHONPATH"))))}
+
+
 @contextmanager
 def command(out: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
     """``d2net study ablation --workers 2`` of two endless trainings, in a session of its own, and its workers."""
@@ -338,7 +345,9 @@ def command(out: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
     options = ["--data", "simulated,width=8", "--losses", "focal,dis", "--seeds", "1", "--device", "cpu"]
     words = [sys.executable, "-m", "d2net", "study", "ablation", *options, *settings, "--workers", "2"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen([*words, "--out", str(out)], cwd=ROOT, text=True, start_new_session=True, **pipes)
+    process = subprocess.Popen(
+        [*words, "--out", str(out)], cwd=out.parent, env=environment(), text=True, start_new_session=True, **pipes
+    )
     folders = [out / name / "seed-0" for name in ("focal", "dis")]
     try:
         wait_for(lambda: process.poll() is not None or all(last_iteration(folder) > 0 for folder in folders))
@@ -417,14 +426,7 @@ def test_the_scripts_of_the_page(number: int, needs: str | None, tmp_path: Path)
     script = scripts()[number]
     assert (needs or "Workers(2)") in script
     (tmp_path / "study.py").write_text(script)
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "study.py"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run([sys.executable, "study.py"], cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     results = sorted(p.parent.name for p in (tmp_path / "runs" / "ablation").glob("*/*/result.json"))
     assert results == ["seed-0", "seed-0", "seed-1", "seed-1"]
