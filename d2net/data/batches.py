@@ -50,10 +50,8 @@ class Batch(NamedTuple):
         lengths, labels, offsets, mask = (t.to(device) for t in self[1:5])
         parts, whole, numbers = tuple(part.to(device) for part in self.parts), self.whole, self.numbers
         if whole is not None and numbers is not None:
-            whole, numbers = (
-                WholeBatch(whole.labels.to(device), whole.places.to(device), whole.most),
-                numbers.to(device),
-            )
+            whole = WholeBatch(whole.labels.to(device), whole.places.to(device), whole.most)
+            numbers = numbers.to(device)
         return Batch(parts, lengths, labels, offsets, mask, self.max_length, whole, numbers)
 
 
