@@ -82,10 +82,11 @@ def pair_by_permutation(valid: Tensor, counted: Tensor, partners: Tensor | None,
     number = (valid.cumsum(1) - 1).clamp(min=0)  # the number of each recording among the valid ones
     recording = (~valid[:2]).byte().argsort(dim=1, stable=True)  # the inverse: the recording of each number
     counts = valid[:2].sum(1)
-    if keys is not None:
+    if partners is None:
+        assert keys is not None
         partners = _permutations(keys, counts.repeat(2))
-    assert partners is not None
-    partners = _given_permutations(partners, counts.repeat(2), counted)
+    else:
+        partners = _given_permutations(partners, counts.repeat(2), counted)
     own = recording.gather(1, partners[:2].gather(1, number[:2]))
     row = number[2]
     pair = partners[2].argsort()[row]  # the j with perm2[j] = row
