@@ -318,12 +318,12 @@ def dealing_in_words(result: dict[str, Any]) -> str:
 
 
 def in_words(result: dict[str, Any]) -> str:
-    """One line: how many times one process two are, of the largest network."""
-    width = max(row["width"] for row in result["rows"])
-    of = {(row["kind"], row["ranks"]): row for row in result["rows"] if row["width"] == width}
-    shares = " and ".join(
-        f"{100 * of[kind, 2]['efficiency']:.0f} % ({words})"
-        for kind, words in (("strong", "one batch divided"), ("weak", "a batch that grows"))
+    """One line: the efficiency of two processes, for each network."""
+    of = {(row["width"], row["kind"], row["ranks"]): row["efficiency"] for row in result["rows"]}
+    shares = "; ".join(
+        f"{100 * of[width, 'strong', 2]:.0f} % of one batch divided and {100 * of[width, 'weak', 2]:.0f} % of one that "
+        f"grows, two streams of {width}"
+        for width in sorted({row["width"] for row in result["rows"]}, reverse=True)
     )
     return f"efficiency of 2 processes on {result['cores']} CPU cores: {shares}"
 
