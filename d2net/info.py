@@ -43,8 +43,8 @@ def collect() -> dict[str, Any]:
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)
         text = f"cuda:{i}: {p.name}, compute capability {p.major}.{p.minor}, {p.total_memory / 2**30:.0f} GiB"
-        if built["cuda"] and not ops.runs_on(built["cuda_archs"], (p.major, p.minor)):
-            text += ", which the CUDA kernels were not built for"
+        if reason := ops.obstacle(torch.device("cuda", i)):
+            text += f", on which the CUDA kernels do not run: {reason}"
         devices.append(text)
     return {
         "d2net": d2net.__version__,

@@ -4,11 +4,12 @@ Operators that take ``offsets`` also take packed batches, (N, ...) in place of (
 Each size may be 0: results then have the shapes that follow, and a sum, mean or maximum over nothing is 0.
 
 Within :func:`use_backend` they compute in plain PyTorch, to compare with. :func:`backend_of` tells what runs an
-operator, :func:`build_info` how the extension was built, and :func:`runs_on` on which chips its kernels run.
+operator, :func:`build_info` how the extension was built, :func:`runs_on` on which chips its kernels run, and
+:func:`obstacle` what keeps them from a GPU that is there.
 """
 
 from d2net.ops._library import backend_of, use_backend
-from d2net.ops._native import build_info, runs_on
+from d2net.ops._native import build_info, obstacle, runs_on
 from d2net.ops.attention_pool import Pooled, attention_pool
 from d2net.ops.bottom_up_attention import bottom_up_attention
 from d2net.ops.condition_number import joint_log_condition_number, log_condition_number
@@ -34,6 +35,7 @@ __all__ = [
     "joint_log_condition_number",
     "log_condition_number",
     "nms_1d",
+    "obstacle",
     "runs_on",
     "snippet_pdmi",
     "soft_nms_1d",

@@ -25,7 +25,8 @@ def _load() -> ModuleType:
         return importlib.import_module("d2net._C")
     except ImportError as error:
         raise ImportError(
-            f"d2net's native extension cannot be imported ({error}): build it with `pip install .` in the repository"
+            f"d2net's native extension cannot be imported ({error}): install a wheel for this Python, or build it with "
+            "`pip install .` in the repository"
         ) from error
 
 
@@ -61,7 +62,7 @@ def cuda(function: str, dtype: torch.dtype, device: torch.device, *args: Argumen
     """Enqueue the kernels of ``function`` on ``device`` and its current stream, which are appended to the arguments.
 
     Raises:
-        D2NetError: the kernels were built for other chips.
+        D2NetError: the kernels were built for other chips, or with a CUDA newer than the driver.
         RuntimeError: a launch failed.
     """
     _check_chip(device)
@@ -82,15 +83,38 @@ def _bound(function: str, dtype: torch.dtype) -> Callable[..., Any]:
 
 @functools.cache
 def _check_chip(device: torch.device) -> None:
-    """Raises D2NetError where the kernels were not built for this chip: a launch's own error would not say so."""
+    """Raises D2NetError where the kernels do not run: a launch's own error would not say why."""
+    if reason := obstacle(device):
+        raise D2NetError(f"d2net's CUDA kernels do not run on {device}: {reason}")
+
+
+def obstacle(device: torch.device) -> str:
+    """Why the CUDA kernels do not run on a GPU, and the way out; "" where they do.
+
+    They run where the driver is of the same major version of CUDA as the compiler that built them, or a later one, and
+    where they were built for the chip (:func:`runs_on`).
+
+    Args:
+        device: a CUDA device that is there; for a build without CUDA the answer is "".
+    """
+    built = build_info()
+    if not built["cuda"]:
+        return ""
     capability = torch.cuda.get_device_capability(device)
-    archs = build_info()["cuda_archs"]
-    if not runs_on(archs, capability):
-        name = torch.cuda.get_device_name(device)
-        raise D2NetError(
-            f"d2net's kernels were built for CUDA architectures {archs}, {name} ({device}) is {capability[0]}."
-            f"{capability[1]}: build them again, CMAKE_CUDA_ARCHITECTURES={capability[0]}{capability[1]} pip install ."
+    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # PyTorch's stubs lack it
+    if found := re.search(r"(\d+)\.", built["cuda_compiler"]):
+        if driver < 1000 * int(found[1]):
+            return (
+                f"they were built with CUDA {found[1]}, its driver is for CUDA {driver // 1000}.{driver % 1000 // 10}: "
+                "update the driver, or build d2net from source with the toolkit of this driver"
+            )
+    if not runs_on(built["cuda_archs"], capability):
+        return (
+            f"they were built for CUDA architectures {built['cuda_archs']}, {torch.cuda.get_device_name(device)} is "
+            f"{capability[0]}.{capability[1]}: build them again, "
+            f"CMAKE_CUDA_ARCHITECTURES={capability[0]}{capability[1]} pip install ."
         )
+    return ""
 
 
 def runs_on(archs: str, capability: tuple[int, int]) -> bool:

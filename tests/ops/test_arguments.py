@@ -56,7 +56,7 @@ SETTINGS: dict[str, tuple[Callable[..., object], dict[str, float]]] = {
     "extract_proposals": (proposals, {"min_length": 2, "inflation": 0.5, "min_contrast": -0.2, "nms_iou": 0.4}),
 }
 WITHOUT = {"bottom_up_attention", "iou_1d"}  # operators without settings
-ABOUT = {"backend_of", "build_info", "runs_on", "use_backend"}  # functions of d2net.ops that are no operators
+ABOUT = {"backend_of", "build_info", "obstacle", "runs_on", "use_backend"}  # functions that are no operators
 OPERATORS = {name for name in ops.__all__ if name[0].islower()} - ABOUT
 EACH = [(name, setting) for name, (_, settings) in SETTINGS.items() for setting in settings]
 

@@ -99,9 +99,27 @@ def test_which_chips_kernels_run_on(archs, runs, does_not):
     assert not any(runs_on(archs, chip) for chip in does_not)
 
 
-def test_a_chip_without_kernels_is_named_before_the_launch(monkeypatch):
-    monkeypatch.setattr(_native, "build_info", lambda: {"cuda_archs": "80-real"})
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+@pytest.mark.parametrize(
+    ("capability", "driver", "said"),
+    [
+        ((7, 0), 13000, r"built for CUDA architectures 80-real, Tesla V100 is 7.0: .*ARCHITECTURES=70"),
+        ((8, 0), 12080, r"built with CUDA 13, its driver is for CUDA 12.8: update the driver, or build"),
+    ],
+)
+def test_what_keeps_kernels_from_a_gpu_is_said_before_the_launch(monkeypatch, capability, driver, said):
+    built = {"cuda": True, "cuda_archs": "80-real", "cuda_compiler": "nvcc 13.0.88"}
+    monkeypatch.setattr(_native, "build_info", lambda: built)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
-    with pytest.raises(D2NetError, match=r"80-real, Tesla V100 \(cuda:5\) is 7.0: .*ARCHITECTURES=70"):
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
+    with pytest.raises(D2NetError, match=rf"do not run on cuda:5: they were {said}"):
         _native.cuda("topk_pool", torch.float32, torch.device("cuda:5"))
+
+
+@pytest.mark.parametrize("driver", [13000, 13020, 14000])
+def test_a_newer_driver_runs_the_kernels(monkeypatch, driver):
+    built = {"cuda": True, "cuda_archs": "80-real", "cuda_compiler": "nvcc 13.0.88"}
+    monkeypatch.setattr(_native, "build_info", lambda: built)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
+    assert _native.obstacle(torch.device("cuda:0")) == ""
