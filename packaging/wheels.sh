@@ -54,7 +54,8 @@ for python in "${pythons[@]}"; do
   rm -rf "$work/raw"
   "$python" -m pip wheel --no-deps --wheel-dir "$work/raw" "$work/src" >"$work/wheel.log" 2>&1 ||
     { cat "$work/wheel.log" && exit 1; }
-  "$work/tools/bin/auditwheel" repair --plat manylinux_2_28_x86_64 --only-plat --wheel-dir "$work/wheels" "$work"/raw/*.whl
+  PATH="$work/tools/bin:$PATH" auditwheel repair --plat manylinux_2_28_x86_64 --only-plat \
+    --wheel-dir "$work/wheels" "$work"/raw/*.whl >"$work/repair.log" 2>&1 || { cat "$work/repair.log" && exit 1; }
 done
 
 step "sizes"
