@@ -181,6 +181,15 @@ def test_pages_use_public_names_alone() -> None:
     assert seen > 10 and not unlisted, unlisted
 
 
+def test_the_reference_is_of_public_modules() -> None:
+    modules = public_modules()
+    for page in (ROOT / "docs").rglob("*.md"):
+        for name in re.findall(r"^::: (d2net[\w.]*)", page.read_text(encoding="utf-8"), re.MULTILINE):
+            owner, _, member = name.rpartition(".")
+            private = name not in modules and not any(member in x.__all__ for x in modules.values())
+            assert not private, f"{page.relative_to(ROOT)}: {name} is not public: give {owner} an __all__"
+
+
 def test_signatures() -> None:
     def function(a, b: int = 1, *rest: str, c: float | None = None, d=len, **more) -> list[str]: ...
 
