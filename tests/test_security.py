@@ -206,7 +206,10 @@ def without_comments(cmake: str) -> str:
     return re.sub(r"#.*", "", cmake)
 
 
-@pytest.mark.parametrize("path", [ROOT / "CMakeLists.txt", *sorted(ROOT.rglob("*.cmake"))], ids=lambda path: path.name)
+CMAKE = [ROOT / "CMakeLists.txt", *sorted(x for each in ("tests", "packaging") for x in (ROOT / each).rglob("*.cmake"))]
+
+
+@pytest.mark.parametrize("path", CMAKE, ids=lambda path: path.name)
 def test_cmake_fetches_nothing(path: Path) -> None:
     assert not FETCHING_CMAKE.search(without_comments(path.read_text(encoding="utf-8")))
 
