@@ -4,6 +4,8 @@ nox and no justfile, as pip installs it wherever Python runs. Everything runs in
 (``pip install -e '.[dev]'``): one of its own would build the C++ anew for each.
 """
 
+import sys
+
 import nox
 
 nox.options.default_venv_backend = "none"
@@ -12,8 +14,15 @@ nox.options.sessions = ["lint", "tests"]
 
 @nox.session
 def setup(session: nox.Session) -> None:
-    """Install d2net in place with all tools; again after a change of csrc/. The variables: CONTRIBUTING.md."""
+    """Install d2net in place with all tools."""
     session.run("python", "-m", "pip", "install", "-c", "constraints.txt", "-e", ".[dev]")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Compile what has changed in csrc/, in build/cmake, which pip would do all anew."""
+    session.run("cmake", "-S", ".", "-B", "build/cmake", "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}")
+    session.run("cmake", "--build", "build/cmake")
 
 
 @nox.session

@@ -74,7 +74,7 @@ def test_workflows_and_forms(path: Path) -> None:
 def test_the_sessions_that_contributing_names_are_there() -> None:
     sessions = set(re.findall(r"^@nox\.session\ndef (\w+)", (ROOT / "noxfile.py").read_text(encoding="utf-8"), re.M))
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    assert sessions == {"setup", "lint", "tests", "native", "docs", "bench"}
+    assert sessions == {"setup", "build", "lint", "tests", "native", "docs", "bench"}
     assert set(re.findall(r"nox -s (\w+)", text)) == sessions
     for path in re.findall(r"`((?:tests|docs|csrc|d2net|benchmarks)/[\w./-]+\.\w+)`", text):
         made_up = "scale" in path or "mine" in path
