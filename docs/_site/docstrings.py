@@ -6,7 +6,7 @@ import re
 from html import escape
 from typing import Any
 
-from griffe import Attribute, Extension, NameResolutionError, Object
+from griffe import Class, Extension, NameResolutionError, Object
 
 ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):`~?([^`]+)`")
 
@@ -18,10 +18,11 @@ class Docstrings(Extension):
         if obj.docstring is not None:
             obj.docstring.value = ROLE.sub(lambda found: _link(obj, found[1]), obj.docstring.value)
 
-    def on_attribute(self, *, attr: Attribute, **_: Any) -> None:
+    def on_class(self, *, cls: Class, **_: Any) -> None:
         """Fields are described in the docstring of their class."""
-        if attr.parent is not None and attr.parent.is_class and attr.docstring is None:
-            attr.public = False
+        for name, member in list(cls.members.items()):
+            if (member.is_attribute and member.docstring is None) or name == "__post_init__":
+                cls.del_member(name)
 
 
 def _link(obj: Object, name: str) -> str:

@@ -67,6 +67,7 @@ def commands() -> str:
     """The help of every command, by Typer's own writer of documents."""
     command = [sys.executable, "-m", "typer", "d2net.cli", "utils", "docs", "--name", "d2net", "--title", "Command line"]
     text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, encoding="utf-8").stdout
+    text = re.sub(r"^\*\*Commands\*\*:\n\n(?:\* .*\n)+", "", text, flags=re.MULTILINE)  # cut short; they follow in full
     return re.sub(r"^(Examples?:)\n((?:  .+\n)+)", r"\1\n\n```sh\n\2```\n", text, flags=re.MULTILINE)
 
 
