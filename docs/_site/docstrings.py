@@ -6,7 +6,7 @@ import re
 from html import escape
 from typing import Any
 
-from griffe import Class, Extension, NameResolutionError, Object
+from griffe import Class, Extension, Module, NameResolutionError, Object
 
 ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):`~?([^`]+)`")
 
@@ -17,6 +17,9 @@ class Docstrings(Extension):
     def on_object(self, *, obj: Object, **_: Any) -> None:
         if obj.docstring is not None:
             obj.docstring.value = ROLE.sub(lambda found: _link(obj, found[1]), obj.docstring.value)
+
+    def on_package(self, *, pkg: Module, **_: Any) -> None:
+        self.on_object(obj=pkg)
 
     def on_class(self, *, cls: Class, **_: Any) -> None:
         """Fields are described in the docstring of their class."""

@@ -65,8 +65,8 @@ def on_page_content(html: str, page: Page, **_: Any) -> str | None:
 
 def commands() -> str:
     """The help of every command, by Typer's own writer of documents."""
-    command = [sys.executable, "-m", "typer", "d2net.cli", "utils", "docs", "--name", "d2net", "--title", "Command line"]
-    text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, encoding="utf-8").stdout
+    typer = [sys.executable, "-m", "typer", "d2net.cli", "utils", "docs", "--name", "d2net", "--title", "Commands"]
+    text = subprocess.run(typer, cwd=ROOT, check=True, capture_output=True, encoding="utf-8").stdout
     text = re.sub(r"^\*\*Commands\*\*:\n\n(?:\* .*\n)+", "", text, flags=re.MULTILINE)  # cut short; they follow in full
     return re.sub(r"^(Examples?:)\n((?:  .+\n)+)", r"\1\n\n```sh\n\2```\n", text, flags=re.MULTILINE)
 
@@ -77,7 +77,8 @@ def settings() -> str:
     lines = [
         "# Settings of a recipe",
         "`d2net train --recipe NAME` takes a recipe, `--set SECTION.KEY=VALUE` changes a setting, and "
-        "`d2net recipes NAME > mine.yaml` writes a recipe as a file to change. The defaults are the paper's for THUMOS14.",
+        "`d2net recipes NAME > mine.yaml` writes a recipe as a file to change. The defaults are the paper's for "
+        "THUMOS14.",
     ]
     for section, made in SECTIONS.items():
         lines += [f"## {section}", made.__doc__, "| setting | default | elsewhere | meaning |\n|---|---|---|---|"]
