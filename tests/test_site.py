@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import importlib
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -96,3 +100,35 @@ def test_links_out_of_the_docs_name_the_file_where_there_is_no_address(site):
     text = (site / "gpu.html").read_text(encoding="utf-8")
     assert "benchmarks/results/h100" in text and 'href="../' not in text
     assert 'href="contributing.html"' in (site / "index.html").read_text(encoding="utf-8")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_a_browser_reads_and_searches_it_without_a_network(site):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no browser: apt-get install chromium")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    root, asked, errors = f"http://127.0.0.1:{server.server_port}/", [], []
+    try:
+        with (
+            playwright.sync_playwright() as p,
+            p.chromium.launch(executable_path=path, args=["--no-sandbox"]) as browser,
+        ):
+            page = browser.new_page(viewport={"width": 390, "height": 844})
+            page.on("request", lambda request: asked.append(request.url))
+            page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+            for name in ("paper.html", "studies.html", "reference/settings.html", "index.html"):
+                page.goto(root + name)
+                assert page.evaluate("document.documentElement.scrollWidth") == 390  # wide tables scroll by themselves
+            page.set_viewport_size({"width": 1280, "height": 900})
+            page.fill("input.md-search__input", "joint_log_condition_number")
+            page.wait_for_selector(".md-search-result__link[href*='reference/ops']", state="attached", timeout=20_000)
+    finally:
+        server.shutdown()
+    assert len(asked) > 10 and all(url.startswith((root, "data:", "blob:")) for url in asked) and not errors
