@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from d2net import __version__
 from d2net.errors import D2NetError, InputError
 from d2net.fields import LARGEST_COUNT, Range, check_fields
 from d2net.files import write_whole
@@ -142,6 +143,32 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     # A lone surrogate in a name is written as an escape, which JSON has too.
     readable = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
     write_whole(path.with_suffix(".json"), readable.encode("utf-8", "backslashreplace"))
+
+
+def save_model(path: Path | str, model: D2Net, *, seed: int = 0, iteration: int = 0) -> None:
+    """Write a network that was trained in a loop of one's own, for :func:`load_model` and all but ``--resume``.
+
+    Args:
+        path: The file; the metadata is written beside it.
+        model: With ``classes`` and ``recipe``, and ``trained_on`` and ``extraction`` where they are known.
+        seed: Of the training, where there was one.
+        iteration: Iterations trained.
+
+    Raises:
+        D2NetError: a weight is NaN or Inf.
+        InputError: ``classes`` or ``recipe`` are missing or of another network; or the file cannot be written.
+    """
+    classes, recipe = model.classes, model.recipe
+    if classes is None or recipe is None:
+        raise InputError(f"{path}: not saved, as the network does not say both; set model.classes and model.recipe")
+    like = _blank(recipe, classes, model.stream_widths)
+    shapes = [{name: t.shape for name, t in net.state_dict().items()} for net in (like, model)]
+    if like.settings != model.settings or shapes[0] != shapes[1]:
+        raise InputError(f"{path}: not saved, as model.recipe and model.classes describe another network than this")
+    tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
+    known: dict[str, Any] = {"dataset": model.trained_on or "", "extraction": model.extraction, "version": __version__}
+    of_run = Checkpoint(recipe, tuple(classes), model.stream_widths, iteration, seed=seed, tensors=tensors, **known)
+    save_checkpoint(Path(path), of_run)
 
 
 def model_file(path: Path | str) -> Path:
@@ -270,10 +297,7 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> D2Net:
     """
     checkpoint = load_checkpoint(path)
     try:
-        with torch.device("meta"):  # allocates nothing, whatever sizes a file claims
-            model = D2Net.from_recipe(
-                checkpoint.recipe.model, num_classes=len(checkpoint.classes), stream_widths=checkpoint.stream_widths
-            )
+        model = _blank(checkpoint.recipe, checkpoint.classes, checkpoint.stream_widths)
         model.load_state_dict({key: t.float() for key, t in checkpoint.group("model").items()}, assign=True)
     except (RuntimeError, InputError) as error:
         # The first line of load_state_dict's message only says that there are errors; the next ones name them.
@@ -283,3 +307,9 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> D2Net:
     model.classes, model.recipe, model.trained_on = checkpoint.classes, checkpoint.recipe, checkpoint.dataset
     model.extraction = checkpoint.extraction
     return model.to(device).order_weights().eval()
+
+
+def _blank(recipe: Recipe, classes: Sequence[str], stream_widths: Sequence[int]) -> D2Net:
+    """The network without memory: it allocates nothing, whatever sizes a file claims."""
+    with torch.device("meta"):
+        return D2Net.from_recipe(recipe.model, num_classes=len(classes), stream_widths=stream_widths)

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from d2net.checkpoint import Checkpoint, checksum, load_checkpoint, load_model, save_checkpoint
+from d2net import __version__
+from d2net.checkpoint import Checkpoint, checksum, load_checkpoint, load_model, save_checkpoint, save_model
 from d2net.errors import D2NetError, InputError
 from d2net.model import D2Net
 from d2net.recipes import load_recipe
@@ -46,6 +47,33 @@ def test_round_trip(tmp_path: Path, checkpoint: Checkpoint) -> None:
     assert loaded.group("model").keys() == {"weight"}
     assert json.loads((tmp_path / "checkpoint.json").read_text(encoding="utf-8")) == checkpoint.metadata()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.json", "checkpoint.safetensors"]
+
+
+def test_a_network_of_a_loop_of_ones_own(tmp_path: Path) -> None:
+    recipe = load_recipe("generic")
+    model, path, x = D2Net(2, (6, 4), recipe.model), tmp_path / "mine.safetensors", torch.randn(2, 9, 10)
+    with pytest.raises(InputError, match="set model.classes and model.recipe"):
+        save_model(path, model)
+    model.classes, model.recipe, model.trained_on = ("jump", "throw"), recipe, "tiny"
+    model.x_ref.normal_()
+    save_model(path, model, seed=3, iteration=7)
+    loaded, saved = load_model(path), load_checkpoint(path)
+    assert torch.equal(loaded(x).tcam, model.eval()(x).tcam) and torch.equal(loaded.x_ref, model.x_ref)
+    assert (loaded.classes, loaded.recipe, loaded.trained_on) == (model.classes, recipe, "tiny")
+    assert (saved.seed, saved.iteration, saved.version) == (3, 7, __version__)
+
+
+@pytest.mark.parametrize(
+    "other", [{"classes": ("jump",)}, {"recipe": load_recipe("watch")}, {"recipe": load_recipe("thumos14-paper")}]
+)
+def test_a_network_of_another_recipe_is_not_saved(tmp_path: Path, other: dict) -> None:
+    model = D2Net(2, (6, 4), load_recipe("generic").override(["model.dilation=2"]).model)
+    model.classes, model.recipe = ("jump", "throw"), load_recipe("generic").override(["model.dilation=2"])
+    for name, value in other.items():
+        setattr(model, name, value)
+    with pytest.raises(InputError, match="describe another network"):
+        save_model(tmp_path / "mine.safetensors", model)
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_stream(tmp_path: Path, checkpoint: Checkpoint) -> None:

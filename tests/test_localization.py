@@ -521,15 +521,23 @@ def without_x_ref() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("attention", [True, False])
-def test_a_model_without_x_ref_is_told_what_is_missing(attention):
+def test_a_model_without_x_ref_is_told_what_is_missing():
     missing = (
-        r"Columns has no x_ref, .* \(D,\) .* model.register_buffer\('x_ref', loss.reference\), or call a Localizer"
+        r"Columns has no x_ref, .* \(D,\) .* model.register_buffer\('x_ref', loss.reference\), or .* attention=False"
     )
-    with pytest.raises(InputError, match=missing):
-        predict(without_x_ref(), features())
     with pytest.raises(InputError, match=missing):  # before features are read
-        localize(without_x_ref(), dataset(), replace(RECIPE, attention=attention))
+        localize(without_x_ref(), dataset(), replace(RECIPE, attention=True))
+
+
+def test_a_model_without_x_ref_is_localized_without_attention():
+    without = replace(RECIPE, attention=False)
+    found, expected = (localize(m, dataset(features()), without) for m in (without_x_ref(), Columns()))
+    assert len(found) and (found.start.tolist(), found.score.tolist()) == (
+        expected.start.tolist(),
+        expected.score.tolist(),
+    )
+    tcam, attention = predict(without_x_ref(), features())
+    assert attention is None and torch.equal(tcam, predict(Columns(), features())[0])
 
 
 def test_an_x_ref_of_another_width_is_refused():

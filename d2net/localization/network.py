@@ -30,29 +30,28 @@ GROUP_ROWS = 8192  # at most, of recordings that run through a network together
 PADDING = 4  # times as many snippets, at most, that their activations have when they are padded
 
 
-def predict(model: nn.Module, features: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
+def predict(model: nn.Module, features: np.ndarray | Tensor) -> tuple[Tensor, Tensor | None]:
     """TCAM and bottom-up attention of one recording, in evaluation mode and without gradient.
 
     On a CPU the number of threads depends on the number of snippets (:mod:`d2net.threads`).
 
     Args:
-        model: A :class:`d2net.model.D2Net`, or any module with a tensor ``x_ref`` (D,) that takes features (1, T, W)
-            and lengths (1,) and returns ``tcam`` (1, T, C) and ``embeddings`` (1, T, D) as attributes.
+        model: A :class:`d2net.model.D2Net`, or any module that takes features (1, T, W) and lengths (1,) and returns
+            ``tcam`` (1, T, C) as an attribute; where it has a tensor ``x_ref`` (D,), ``embeddings`` (1, T, D) too.
         features: (T, W).
 
     Returns:
-        The TCAM (T, C) and lambda' (T,) of Eq. 8, on the device of x_ref.
-
-    Raises:
-        InputError: a model without x_ref.
+        The TCAM (T, C) and lambda' (T,) of Eq. 8, on the device of the model; None for lambda' where it has no x_ref.
     """
     x_ref = _x_ref_of(model)
+    tensors = (t for t in (x_ref, *model.parameters(), *model.buffers()) if t is not None)
+    device = next((t.device for t in tensors), None)
     # torch.tensor copies an array: it may be read-only, which a tensor cannot be.
-    x = (features if isinstance(features, Tensor) else torch.tensor(features)).to(x_ref.device, torch.float32)
+    x = (features if isinstance(features, Tensor) else torch.tensor(features)).to(device, torch.float32)
     lengths = torch.tensor([len(x)], device=x.device)
     with _evaluating(model, len(x)):
         out = model(x[None], lengths)
-        return out.tcam[0], bottom_up_attention(out.embeddings, x_ref)[0]
+        return out.tcam[0], None if x_ref is None else bottom_up_attention(out.embeddings, x_ref)[0]
 
 
 @contextmanager
@@ -67,14 +66,9 @@ def _evaluating(model: nn.Module, rows: int) -> Iterator[None]:
         model.train(training)
 
 
-def _x_ref_of(model: nn.Module) -> Tensor:
+def _x_ref_of(model: nn.Module) -> Tensor | None:
     x_ref = getattr(model, "x_ref", None)
-    if not isinstance(x_ref, Tensor):
-        raise InputError(
-            f"{type(model).__name__} has no x_ref, the mean background embedding (D,) that Eq. 8 compares with; give "
-            "it one, model.register_buffer('x_ref', loss.reference), or call a Localizer on its TCAMs, which needs none"
-        )
-    return x_ref
+    return x_ref if isinstance(x_ref, Tensor) else None
 
 
 def classes_of(model: nn.Module, dataset: Dataset) -> tuple[str, ...]:
@@ -114,8 +108,9 @@ def localize(
         ranks: The processes that localize together; all must call this with the same arguments.
 
     Raises:
-        InputError: a model without x_ref or settings, or of other stream widths than the dataset, features that cannot
-            be used, or activations that are NaN or Inf; another model, dataset or recipe on another rank.
+        InputError: a model without settings, without the x_ref that ``recipe.attention`` needs, or of other stream
+            widths than the dataset, features that cannot be used, or activations that are NaN or Inf; another model,
+            dataset or recipe on another rank.
     """
     trained = getattr(model, "recipe", None)
     if recipe is None:
@@ -132,8 +127,13 @@ def localize(
             "features of the same extractor"
         )
     x_ref = _x_ref_of(model)
+    if recipe.attention and x_ref is None:
+        raise InputError(
+            f"{type(model).__name__} has no x_ref, the mean background embedding (D,) that Eq. 8 compares with; give "
+            "it one, model.register_buffer('x_ref', loss.reference), or localize without it: attention=False in recipe"
+        )
     # A network trained by d2net has x_ref = 0 only where no snippet was background, so it needs no warning.
-    if recipe.attention and trained is None and not x_ref.any():
+    if recipe.attention and trained is None and x_ref is not None and not x_ref.any():
         warnings.warn(
             "x_ref of the network is 0, as before training: lambda' (Eq. 8) is 0.5 everywhere and tells no action from "
             "background; train with loss.reference = model.x_ref",

@@ -110,7 +110,7 @@ def model_tracks(model: nn.Module, dataset: Dataset, detections: Detections, lab
     for index, recording in enumerate(dataset.recordings):
         tcam, attention = predict(model, dataset.features(index))
         found = as_rows(detections, detections_of(detections, recording.name))
-        scores, lambda_ = tcam.cpu().numpy(), attention.cpu().numpy() if used else None
+        scores, lambda_ = tcam.cpu().numpy(), attention.cpu().numpy() if used and attention is not None else None
         tracks.append(Track(label, found, scores, lambda_, classes_of(model, dataset)))
     return tracks
 

@@ -35,7 +35,9 @@ def judge(model: nn.Module, test: Dataset, recipe: Recipe) -> dict[str, Any]:
         localizer = Localizer(replace(recipe.localization, attention=tcam_kind == "refined"))
         found = [propose(localizer, r, *p) for r, p in zip(test.recordings, predicted, strict=True)]
         detections = of_dataset(found, test, classes_of(model, test))
-        attention = [(tcam.amax(1) if tcam_kind == "raw" else refining).cpu() for tcam, refining in predicted]
+        attention = [
+            (tcam.amax(1) if tcam_kind == "raw" or refining is None else refining).cpu() for tcam, refining in predicted
+        ]
         auc = snippet_auc(np.concatenate(attention), np.concatenate(action)) if predicted else None
         result[tcam_kind] = {**measure(detections, test.annotations(), recipe.evaluation), "auc": auc}
     return {**result["refined" if recipe.localization.attention else "raw"], **result}
