@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from d2net.localization import localize
     from d2net.prediction import load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"  # the one place; pyproject.toml reads it here
 __all__ = ["load", "load_model", "localize"]
 
 

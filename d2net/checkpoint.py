@@ -28,6 +28,18 @@ from d2net.reading import missing, parse_json, read_bytes
 from d2net.recipes import Recipe, Width
 from d2net.words import quoted, reason
 
+__all__ = [
+    "CHECKPOINT_NAME",
+    "FORMAT",
+    "Checkpoint",
+    "Precision",
+    "load_checkpoint",
+    "load_model",
+    "model_file",
+    "parse_checkpoint",
+    "save_checkpoint",
+]
+
 CHECKPOINT_NAME = "checkpoint.safetensors"
 FORMAT = 3  # raise when an older d2net could not read a new file
 KEY = "d2net"  # the header's one key; its value is the metadata in JSON

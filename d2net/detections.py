@@ -17,6 +17,8 @@ from d2net.reading import load_json, missing, number, read_bytes
 from d2net.tables import read_table, write_table
 from d2net.words import NAME, escaped, quoted
 
+__all__ = ["Annotations", "Detections", "Segments", "read_detections", "read_features", "write_detections"]
+
 
 @dataclass(frozen=True)
 class Segments:

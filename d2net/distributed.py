@@ -23,6 +23,8 @@ import torch.distributed as dist
 from d2net.errors import D2NetError, InputError
 from d2net.launch import launched, launched_rank, number
 
+__all__ = ["ALONE", "RankEnded", "Ranks", "of_group"]
+
 TIMEOUT = timedelta(minutes=30)  # for one rank to wait for another, which may be saving, evaluating or reading
 
 

@@ -16,6 +16,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+__all__ = [
+    "THRESHOLDS", "attention", "bottom_up_attention", "class_activations", "class_scores", "components",
+    "contrast", "cosine", "denoising_losses", "discriminative_loss", "dmi_loss", "foreground_and_background",
+    "iou", "localize", "pdmi_loss", "separation_weights", "snippet_joint", "total_loss", "update_x_ref",
+    "video_joint",
+]  # fmt: skip
+
 # --- The network's head (Fig. 2) --------------------------------------------------------------------------------------
 
 

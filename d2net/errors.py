@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from d2net.words import escaped
 
+__all__ = ["D2NetError", "InputError"]
+
 
 class D2NetError(Exception):
     """An error that the user can fix: one line that names the cause and the way out.

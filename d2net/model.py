@@ -21,6 +21,8 @@ from d2net.ops.precision import at_least_float32, autocasts, kept_in_float32, wi
 from d2net.ops.temporal_conv import reach_of
 from d2net.recipes import ModelRecipe, Recipe
 
+__all__ = ["D2Net", "D2NetOutput"]
+
 
 class D2NetOutput(NamedTuple):
     """The outputs of the network for a batch, (N, ...) of packed recordings; all are 0 past a recording's length.

@@ -14,6 +14,8 @@ from torch import nn
 
 from d2net.errors import InputError
 
+__all__ = ["threads"]
+
 # Multiply-adds of a forward pass for each thread. Measured with benchmarks/threads.py: docs/benchmarks.md, "Threads".
 WORK_PER_THREAD = 250_000_000
 

@@ -20,6 +20,8 @@ from typing import Any
 from d2net.errors import InputError
 from d2net.reading import read_bytes
 
+__all__ = ["LOG_NAME", "read_log"]
+
 LOG_NAME = "log.jsonl"
 _RESUMED = "resumed_at"
 _END = 65_536  # bytes at the end of a log in which its last line is

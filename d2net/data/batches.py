@@ -16,6 +16,8 @@ from d2net.errors import InputError
 from d2net.losses.whole_batch import WholeBatch
 from d2net.ops.gaps import Layout
 
+__all__ = ["Batch", "BatchSampler"]
+
 SIZES = 32  # how many numbers of rows a batch can have, so that a CUDA graph for each is enough
 ROWS = 64  # batches have a multiple of it
 

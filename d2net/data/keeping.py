@@ -21,6 +21,8 @@ from d2net.errors import InputError
 from d2net.ops.gaps import Layout
 from d2net.shares import deal
 
+__all__ = ["keep_features"]
+
 FRACTION = 0.25  # of a device's free memory that features may take
 SAME_DATA = "names, lengths or labels differ: give all machines the same data"
 HELD = 2**30  # bytes of features that are held between reading their length and keeping them

@@ -12,6 +12,8 @@ from d2net.errors import InputError
 from d2net.reading import check_ordinary
 from d2net.words import counted, reason
 
+__all__ = ["SUFFIXES", "Video"]
+
 SUFFIXES = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split()
 )  # of files in folders; one that is named itself may have any

@@ -17,6 +17,8 @@ from torch import Tensor
 from d2net.errors import InputError
 from d2net.ops.checks import INTEGERS, as_tensor, as_whole, can_look_at, check_shape
 
+__all__ = ["packed", "padded"]
+
 
 def as_offsets(operator: str, offsets: Any, max_length: Any, x: Tensor) -> tuple[Tensor | None, int]:
     """``offsets`` as a tensor on the device of ``x``, checked, and the most rows that a recording may have.

@@ -29,6 +29,8 @@ from d2net.report.paper_tables import Comparison, compare, load_table
 from d2net.report.plot import as_rows, detections_of
 from d2net.report.timeline import TimelineRow, Track
 
+__all__ = ["write_dataset_report"]
+
 
 def write_dataset_report(
     path: str | Path,

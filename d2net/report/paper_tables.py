@@ -14,6 +14,8 @@ from d2net.evaluation import Evaluation, span
 from d2net.reading import parse_json
 from d2net.words import NAME, did_you_mean, escaped
 
+__all__ = ["Comparison", "PaperTable", "Row", "compare", "comparison_table", "load_table", "table_for", "table_names"]
+
 
 @dataclass(frozen=True)
 class Row:

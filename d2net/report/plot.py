@@ -22,6 +22,16 @@ from d2net.recipes import Recipe
 from d2net.report.timeline import MAX_CLASSES, TimelineRow, Track
 from d2net.words import did_you_mean
 
+__all__ = [
+    "checkpoint_tracks",
+    "choose_recordings",
+    "detections_tracks",
+    "find_frames",
+    "find_recordings",
+    "model_tracks",
+    "timeline_rows",
+]
+
 PICTURED = 3  # recordings of a picture if none are named
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 

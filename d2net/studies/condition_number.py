@@ -29,6 +29,17 @@ from d2net.report.names import fit, fonts_for
 from d2net.report.pictures import save_figure
 from d2net.training import Trainer
 
+__all__ = [
+    "Points",
+    "draw",
+    "joint_matrices",
+    "measure",
+    "sample_points",
+    "summarise",
+    "training_points",
+    "write_study",
+]
+
 RANK_TOLERANCE = 1e-5  # singular values up to this count as zero, as in d2net.ops.log_condition_number
 CHUNK = 2**20  # elements of the random matrices made at once
 COLOURS = {"random": "#4d4d4d", "snippet": "#2f6db5", "video": "#d55e00"}

@@ -18,6 +18,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from d2net.errors import InputError
 
+__all__ = ["WorkerLostError", "Workers"]
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
