@@ -74,7 +74,7 @@ WEIGHTS = "I3D's published weights; tests/features runs the commands with others
 NOT_RUN = {
     ("README.md", "pip install -c constraints.txt '.[demo]' && d2net demo"): PIP,
     ("README.md", "pip install -c constraints.txt '.[test]' && pytest"): PIP,
-    ("CONTRIBUTING.md", 'pip install -e ".[dev]"'): PIP,
+    ("CONTRIBUTING.md", "python -m venv .venv"): PIP,
     ("CONTRIBUTING.md", "def _forward(native, x, by):"): "of an operator that is not there",
     ("SECURITY.md", "pip install torch==2.13.0"): PIP,
     ("docs/benchmarks.md", "for b in benchmarks/bench_*.py; do"): "minutes; tests/test_benchmarks.py runs them small",
@@ -102,7 +102,7 @@ NOT_RUN = {
 }
 
 NO_CODE = {"text"}  # drawings, and what a program said
-OTHERS = ("pip", "pytest", "python", "torchrun", "srun", "scontrol", "ruff", "mypy", "mkdocs", "bash")  # and d2net
+OTHERS = ("bash", "mkdocs", "nox", "pip", "pre-commit", "pytest", "python", "scontrol", "srun", "torchrun")  # and d2net
 COMMAND: Any = typer.main.get_command(app)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -172,6 +172,8 @@ def calls(shell: str, folder: Path) -> list[list[str]]:
     script = f"#!/bin/sh\nprintf '%s\\0' \"${{0##*/}}\" \"$@\" >>'{note}'\nprintf '\\036' >>'{note}'\n"
     (folder / "bin").mkdir()
     (folder / "benchmarks").mkdir()
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "activate").touch()
     for path in ("bin/d2net", *(f"bin/{name}" for name in OTHERS), "benchmarks/thumos14.sh", "benchmarks/bench_x.py"):
         (folder / path).write_text(script)
         (folder / path).chmod(0o755)
