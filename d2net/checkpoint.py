@@ -38,6 +38,7 @@ __all__ = [
     "model_file",
     "parse_checkpoint",
     "save_checkpoint",
+    "save_model",
 ]
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
