@@ -41,7 +41,7 @@ from d2net.training.together import BUCKET_MB
 HERE = Path(__file__).parent
 MEASURED = HERE / "results" / "h100" / "2026-11-27-packed" / "training_step.json"
 CURVES = HERE / "results" / "cpu" / "scale.json"
-PAGES = [HERE.parent / "docs" / "scale.md", HERE.parent / "README.md"]
+PAGE = HERE.parent / "docs" / "scale.md"
 BEGIN, END = "<!-- figures: benchmarks/scale_model.py {} -->", "<!-- end of figures -->"
 
 SNIPPETS = 750  # of a recording, at most
@@ -547,7 +547,7 @@ def dealing_words(_: Asked) -> str:
     return dealing_in_words(curves())
 
 
-def readme(_: Asked) -> str:
+def measured_words(_: Asked) -> str:
     from bench_scale import in_words
 
     return in_words(curves())
@@ -563,7 +563,7 @@ TABLES = {
     "curves": measured_table,
     "shares": shares_table,
     "dealing": dealing_words,
-    "measured": readme,
+    "measured": measured_words,
 }
 
 
@@ -604,8 +604,7 @@ def main() -> None:
         numbers["assumed"] = {name: link._asdict() for name, link in LINKS.items()}
         options.json.write_text(json.dumps({**asked._asdict(), **numbers}, indent=1) + "\n")
     if options.page:
-        for path in PAGES:
-            path.write_text(filled(path.read_text(encoding="utf-8"), DEFAULT), encoding="utf-8")
+        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), DEFAULT), encoding="utf-8")
 
 
 if __name__ == "__main__":

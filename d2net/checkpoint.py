@@ -29,16 +29,9 @@ from d2net.recipes import Recipe, Width
 from d2net.words import quoted, reason
 
 __all__ = [
-    "CHECKPOINT_NAME",
-    "FORMAT",
-    "Checkpoint",
-    "Precision",
-    "load_checkpoint",
-    "load_model",
-    "model_file",
-    "parse_checkpoint",
-    "save_checkpoint",
-]
+    "CHECKPOINT_NAME", "FORMAT", "Checkpoint", "Precision", "load_checkpoint", "load_model", "model_file",
+    "parse_checkpoint", "save_checkpoint", "save_model",
+]  # fmt: skip
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 FORMAT = 3  # raise when an older d2net could not read a new file

@@ -247,6 +247,26 @@ def test_a_number_of_a_page_is_that_of_the_code(page, words):
     assert words in re.sub(r"\s+", " ", PAGES[page])
 
 
+MEASURED = [  # a row of the README's table, the file of results, its case, and whose times stand there
+    ("L_Dis + L_D, B=10", "loss", "B=10 T=750 C=20 D=1024", ("PyTorch, batched",)),
+    ("`topk_pool`, (10, 750, 20)", "topk_pool", "B=10 T=750 C=20", ("PyTorch",)),
+    ("`extract_proposals`", "extract_proposals", "212 test videos, classes above half the best", ("PyTorch", "numpy")),
+    ("`nms_1d`", "nms_1d", "nms random 20000 in 200 s", ("numpy", "C++ O(n^2)")),
+    ("mAP of 14,000", "evaluation", "14000 detections", ("published way (pandas)",)),
+]
+
+
+@pytest.mark.parametrize(("work", "file", "case", "others"), MEASURED)
+def test_the_measured_table_is_of_the_results(work, file, case, others):
+    (row,) = re.findall(rf"^\| CPU \| {re.escape(work)}.*$", PAGES["README.md"], re.MULTILINE)
+    results = (ROOT / "benchmarks" / "results" / "cpu" / f"{file}.md").read_text(encoding="utf-8")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in results.splitlines() if line.startswith("| ")]
+    times = {c[1]: float(c[2]) for c in reversed(cells[1:]) if c[0].startswith(case)}  # of two such cases the first
+    said = [float(x) for x in re.findall(r"([\d.]+) ms", row)]
+    assert said == pytest.approx([times[name] for name in ("d2net", *others)], rel=0.03)
+    assert row.split("|")[5].strip() in results.splitlines()[2]
+
+
 def test_what_the_recipes_leave_to_others():
     assert generic.training.learning_rate == 1e-3 and not generic.loss.alpha_snippet and not generic.loss.alpha_video
     assert MAX_CLASSES == 5 and "At most five classes of a recording are drawn" in PAGES["docs/plots.md"]

@@ -6,6 +6,8 @@ import numpy as np
 
 from d2net.data.dataset import Dataset
 
+__all__ = ["moments"]
+
 
 def moments(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """(W,) float64 mean and standard deviation of every column, over all snippets of all recordings.

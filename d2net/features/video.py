@@ -23,7 +23,7 @@ _SAID_GAP = 1.0  # seconds without a frame that are worth a note
 
 
 class Video:
-    """The frames of a video file: iterate over it, once.
+    """The frames of a video file, (height, width, 3) uint8 RGB each: iterate over it, once.
 
     Time begins where the file's does: a picture that comes later, after the sound, is shown from the beginning. Where a
     rate is asked for, frame i is what is on the screen at i / fps seconds (rounded as ffmpeg's filter ``fps`` does), so
@@ -38,9 +38,6 @@ class Video:
         seconds: That the frames so far last; at the end, all of them.
         decoded: Frames that were decoded so far.
         notes: What was left out, repeated or damaged; complete at the end.
-
-    Yields:
-        (height, width, 3) uint8 RGB.
 
     Raises:
         InputError: missing, no video, or nothing that can be decoded.

@@ -115,8 +115,8 @@ class DiscriminativeLoss(nn.Module):
                 Pairing "permutation": (4, B), each row a permutation of 0 ... B - 1. The n recordings that have a
                 foreground (rows 0 and 2) or a background embedding (rows 1 and 3) are numbered 0 ... n - 1, and a row
                 begins with a permutation of these numbers. Rows 0 and 1 give the partners for w_fg and w_bg; number
-                rows[2][j] is paired with number rows[3][j] for w_fb. This is checked on a CPU only, as the check would
-                wait for a GPU; there an index out of range is clamped.
+                ``rows[2][j]`` is paired with number ``rows[3][j]`` for w_fb. This is checked on a CPU only, as the
+                check would wait for a GPU; there an index out of range is clamped.
             generator: draws the partners; None: PyTorch's default generator.
             offsets: (B+1,) int64, the first row of each recording in a packed batch (:mod:`d2net.losses`).
             max_length: Of a packed batch, an upper bound of the lengths; None: see :mod:`d2net.losses`.
