@@ -46,7 +46,7 @@ export D2NET_CUDA="${D2NET_CUDA:-ON}"
 export CMAKE_ARGS="-DCMAKE_TOOLCHAIN_FILE=$root/packaging/manylinux.cmake -DD2NET_ZIG=$zig"
 if command -v ccache >/dev/null; then
   CMAKE_ARGS+=" -DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache"
-  export CCACHE_DIR="${CCACHE_DIR:-$work/ccache}"
+  export CCACHE_DIR="${CCACHE_DIR:-$work/ccache}" CCACHE_BASEDIR="$work" CCACHE_NOHASHDIR=1
 fi
 
 for python in "${pythons[@]}"; do

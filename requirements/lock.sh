@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Writes the hashed lock files beside it, for CPython 3.11 on Linux x86_64, from pyproject.toml and constraints.txt:
 #
-#   ci.txt     all that .ci/run installs: the package, demo and tests, linters, and what builds it
+#   ci.txt     all that .ci/run installs: the package, demo and tests, linters, the documentation, and what builds it
 #   demo.txt   all that the README's demo takes
 #   torch.txt  PyTorch as PyPI has it, with the NVIDIA packages that it brings
 #
@@ -26,6 +26,6 @@ lock() { # FILE EXTRA...
 }
 local_torch() { if [[ -n "${UV_FIND_LINKS:-}" ]]; then sed 's/^\(torch==.*\)$/\1+cpu/' constraints.txt; else cat constraints.txt; fi; }
 
-lock ci.txt demo test dev
+lock ci.txt demo test dev docs
 lock demo.txt demo
 grep '^torch==' constraints.txt | UV_FIND_LINKS= uv pip compile - "${common[@]}" --output-file requirements/torch.txt >/dev/null
