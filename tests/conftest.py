@@ -12,9 +12,14 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-import torch
 
-from d2net.data import watch
+# Before PyTorch is imported, and for the processes of tests: their networks are so small that more threads only wait
+# for each other. Tests of threads set their number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402
+
+from d2net.data import watch  # noqa: E402
 
 if importlib.util.find_spec("hypothesis") is None:
     # A GPU machine may lack it and have no package registry: only the tests of properties are skipped then.
