@@ -215,7 +215,8 @@ print(json.load(sys.stdin).get("architecture", 90))' <"$work/environment.json")"
 stage_tests() {
   local what label again test status
   if [[ -n "$dry" ]]; then
-    what=(-k "simt and not definition" "$root/tests/ops") label="pytest tests/ops -k simt"
+    # Some, since pytest without options runs them all.
+    what=(-k "simt and not definition" "$root"/tests/ops/test_{adam,iou,snippet_pdmi}.py) label="pytest -k simt"
   else # all that have gpu tests, short ones first; a kernel that hangs ends the process, with pytest 9
     what=(-m gpu -o faulthandler_timeout=30 -o faulthandler_exit_on_timeout=true
       "$root"/tests/{test_every_operator.py,test_cuda_graph.py,test_gpu.py,test_model.py,ops}) label="pytest -m gpu"
@@ -245,9 +246,9 @@ stage_schedule() {
     --seconds $(($(left) - grace)) ${quick[@]+"${quick[@]}"} ${options[@]+"${options[@]}"} --out "$work/results"
 }
 
-benchmarks() { # OPTION...: of every operator, each with an equal share of what is left
+benchmarks() { # OPTION...: of every operator (with only: of that one), each with an equal share of what is left
   local file files=() share i
-  for file in "$root"/benchmarks/bench_*.py; do
+  for file in "$root"/benchmarks/bench_${only:-*}.py; do
     case "$(basename "$file" .py)" in
       bench_training_step | bench_evaluation | bench_i3d | bench_scale) ;; # a stage of its own; CPU only; no operators
       *) files+=("$file") ;;
@@ -261,7 +262,10 @@ benchmarks() { # OPTION...: of every operator, each with an equal share of what 
   done
 }
 
-stage_operators() { benchmarks --first 2 --no-compile; }
+stage_operators() {
+  local only=${dry:+iou} # the stage sizes of a dry run has these cases, too
+  benchmarks --first 2 --no-compile
+}
 
 stage_sizes() { benchmarks; } # in the place of results of the stage operators, whose cases come first here
 

@@ -12,7 +12,14 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-import torch
+
+# Before PyTorch is imported, and for the processes of tests: their networks are so small that more threads only wait
+# for each other. Tests of threads set their number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402
+
+from d2net.data import watch  # noqa: E402
 
 if importlib.util.find_spec("hypothesis") is None:
     # A GPU machine may lack it and have no package registry: only the tests of properties are skipped then.
@@ -39,6 +46,19 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"no folder {path}: set D2NET_SHARED to the folder with the oracles and annotations")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def watch_made_once() -> Iterator[None]:
+    """The features of ``watch`` in its full size, which many tests open, are computed once: it takes six seconds."""
+    kept, make = {}, watch._Features
+
+    def features(making: watch._Making, source: watch._Source) -> watch._Features:
+        return kept.setdefault(making, make(making, source)) if making.numbers[0] >= 1000 else make(making, source)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "_Features", features)
+        yield
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def find_dataset(spec: str | Path, *, trust_pickle: bool = False, annotations: P
         InputError: unknown layout, missing or broken annotations.
     """
     if is_watch(spec):
-        from d2net.data.watch import load_watch  # windows are computed on loading: only for those who want it
+        from d2net.data.watch import load_watch  # only for those who want it
 
         return Catalog.of(load_watch(difficulty=settings_of(str(spec), {"difficulty": "easy"})["difficulty"]))
     if is_simulated(spec):

@@ -24,6 +24,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,7 @@ def load_watch(
     place of its source; two stretches of one source may overlap. Features are the :func:`window_statistics` of the
     accelerometer (stream one) and the gyroscope (stream two), standardised with the mean and standard deviation of the
     training recordings. Snippet t stands for [0.32 t, 0.32 (t + 1)) s: its 1 s window is centred there.
-    Features stay in memory (about 130 MB by default).
+    Features are computed when the first of them is read, and stay in memory (about 130 MB by default).
 
     A recording is named ``watch_SUBSET_sNN_NNNN``, where sNN is the subject; no subject is in both subsets.
     A recording keeps its signal whatever the number of recordings, so that a larger set contains the smaller one.
@@ -142,29 +143,19 @@ def load_watch(
     unknown = {*train_subjects, *test_subjects} - {subject for _, subject, _ in source.signals}
     if unknown:
         raise InputError(f"watch: no subject {', '.join(map(str, sorted(unknown)))}; there are 1 to 10")
-    made = []  # (subset, subject, index, duration in s, segments, features)
-    for number, (subset, count, subjects) in enumerate(
-        (("train", train_recordings, train_subjects), ("test", test_recordings, test_subjects))
-    ):
-        for index in range(count):
-            subject = subjects[index % len(subjects)]
-            signal, segments = _join(source, joining, subject, np.random.default_rng([seed, number, index]))
-            if subset == "train":
-                rotation = rotation_matrix(np.radians(tilt) * np.random.default_rng([seed, 2, index]).normal(size=3))
-                signal = np.concatenate([signal[:, :3] @ rotation.T, signal[:, 3:] @ rotation.T], axis=1)
-                factor = math.exp(tempo * np.random.default_rng([seed, 3, index]).normal())
-                signal = played_faster(signal, factor)
-                segments = tuple((start / factor, end / factor, label) for start, end, label in segments)
-            streams = (
-                window_statistics(sensor, rate=RATE, window=WINDOW, stride=HOP)
-                for sensor in (signal[:, :3], signal[:, 3:])
-            )
-            features = np.concatenate(list(streams), axis=1)
-            made.append((subset, subject, index, len(signal) / RATE, segments, features))
-    train = np.concatenate([features for *_, features in made[:train_recordings]]).astype(np.float64)
-    mean, std = train.mean(axis=0), np.maximum(train.std(axis=0), 1e-6)
+    making = _Making(
+        joining, seed, (train_recordings, test_recordings), tilt, tempo, (tuple(train_subjects), tuple(test_subjects))
+    )
+    features = _Features(making, source)
     recordings = []
-    for subset, subject, index, duration, segments, x in made:
+    for position, (number, index) in enumerate(making.recordings()):
+        subset, subject = ("train", "test")[number], making.subject(number, index)
+        signal, segments = _join(source, joining, subject, making.random(number, index))
+        samples = len(signal)
+        if subset == "train":
+            factor = making.factor(index)
+            samples = int(samples / factor)
+            segments = tuple((start / factor, end / factor, label) for start, end, label in segments)
         recordings.append(
             Recording(
                 name=f"watch_{subset}_s{subject:02d}_{index:04d}",
@@ -173,9 +164,9 @@ def load_watch(
                 segments=segments,
                 seconds_per_snippet=HOP / RATE,
                 source=str(path),
-                read=((x - mean) / std).astype(np.float32).copy,  # every reader gets its own copy
-                duration=duration,
-                snippets=len(x),
+                read=partial(features.read, position),
+                duration=samples / RATE,
+                snippets=samples // HOP,
             )
         )
     return Dataset(
@@ -184,6 +175,60 @@ def load_watch(
         stream_widths=(STREAM_WIDTH, STREAM_WIDTH),
         recordings=tuple(recordings),
     )
+
+
+@dataclass(frozen=True)
+class _Making:
+    """What recordings are made: arguments of :func:`load_watch`, of the subsets train and test."""
+
+    joining: Joining
+    seed: int
+    numbers: tuple[int, int]
+    tilt: float
+    tempo: float
+    subjects: tuple[tuple[int, ...], tuple[int, ...]]
+
+    def recordings(self) -> list[tuple[int, int]]:
+        """(number of the subset, index in it) of each."""
+        return [(number, index) for number in range(2) for index in range(self.numbers[number])]
+
+    def subject(self, number: int, index: int) -> int:
+        return self.subjects[number][index % len(self.subjects[number])]
+
+    def factor(self, index: int) -> float:
+        """By which a training recording is played faster."""
+        return math.exp(self.tempo * self.random(3, index).normal())
+
+    def random(self, number: int, index: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, number, index])
+
+
+class _Features:
+    """The features of all recordings, computed when the first is read: what needs none need not wait for them."""
+
+    def __init__(self, making: _Making, source: _Source) -> None:
+        self._making, self._source = making, source
+
+    def read(self, position: int) -> np.ndarray:
+        return self._all[position].copy()  # every reader gets its own
+
+    @cached_property
+    def _all(self) -> list[np.ndarray]:
+        made, making = [], self._making
+        for number, index in making.recordings():
+            signal, _ = _join(self._source, making.joining, making.subject(number, index), making.random(number, index))
+            if number == 0:
+                rotation = rotation_matrix(np.radians(making.tilt) * making.random(2, index).normal(size=3))
+                signal = np.concatenate([signal[:, :3] @ rotation.T, signal[:, 3:] @ rotation.T], axis=1)
+                signal = played_faster(signal, making.factor(index))
+            streams = (
+                window_statistics(sensor, rate=RATE, window=WINDOW, stride=HOP)
+                for sensor in (signal[:, :3], signal[:, 3:])
+            )
+            made.append(np.concatenate(list(streams), axis=1))
+        train = np.concatenate(made[: making.numbers[0]]).astype(np.float64)
+        mean, std = train.mean(axis=0), np.maximum(train.std(axis=0), 1e-6)
+        return [((x - mean) / std).astype(np.float32) for x in made]
 
 
 def rotation_matrix(angles: np.ndarray) -> np.ndarray:

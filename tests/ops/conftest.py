@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from d2net.ops import use_backend
+from d2net.threads import threads
 
 # Not a test module and not importable by name under --import-mode=importlib.
 _spec = importlib.util.spec_from_file_location("simt", Path(__file__).with_name("simt.py"))
@@ -35,8 +36,11 @@ def simt_kernels(simt_module) -> Iterator[ModuleType]:
 @pytest.fixture(params=["reference", "cpu", "simt", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request) -> Iterator[torch.device]:
     """The device for a test's tensors. With "reference" operators run in plain PyTorch on the CPU, with "simt" they run
-    their CUDA kernels on the CPU (tests/simt)."""
+    their CUDA kernels on the CPU (tests/simt), with "cpu" their own in two threads where they are large enough."""
     if request.param == "simt":
         request.getfixturevalue("simt_kernels")
-    with use_backend("reference") if request.param == "reference" else nullcontext():
+    with (
+        use_backend("reference") if request.param == "reference" else nullcontext(),
+        threads(2) if request.param == "cpu" else nullcontext(),
+    ):
         yield torch.device("cuda" if request.param == "cuda" else "cpu")
