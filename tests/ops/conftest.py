@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from d2net.ops import use_backend
-from d2net.threads import threads
+from d2net.threads import computing
 
 # Not a test module and not importable by name under --import-mode=importlib.
 _spec = importlib.util.spec_from_file_location("simt", Path(__file__).with_name("simt.py"))
@@ -41,6 +41,6 @@ def device(request) -> Iterator[torch.device]:
         request.getfixturevalue("simt_kernels")
     with (
         use_backend("reference") if request.param == "reference" else nullcontext(),
-        threads(2) if request.param == "cpu" else nullcontext(),
+        computing(2) if request.param == "cpu" else nullcontext(),
     ):
         yield torch.device("cuda" if request.param == "cuda" else "cpu")

@@ -15,6 +15,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from filelock import FileLock
 
 from d2net.ops import _library, _native
 
@@ -33,10 +34,11 @@ def build(folder: Path) -> ModuleType:
         pytest.skip("the CUDA kernels on the CPU need a C++ compiler: pip install cmake ninja pybind11")
     configure = [cmake, "-S", str(ROOT), "-B", str(folder), "-DD2NET_SIMT=ON", f"-DD2NET_OUTPUT_DIR={folder / 'out'}"]
     configure += [f"-DPython_EXECUTABLE={sys.executable}", *(["-G", "Ninja"] if shutil.which("ninja") else [])]
-    for command in (configure, [cmake, "--build", str(folder), "--parallel", "2"]):
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode != 0:
-            pytest.fail(f"{' '.join(command)}\n{result.stdout[-4000:]}{result.stderr[-4000:]}", pytrace=False)
+    with FileLock(folder / "lock"):  # gpu_check.sh beside pytest, say
+        for command in (configure, [cmake, "--build", str(folder), "--parallel", "2"]):
+            result = subprocess.run(command, capture_output=True, text=True)
+            if result.returncode != 0:
+                pytest.fail(f"{' '.join(command)}\n{result.stdout[-4000:]}{result.stderr[-4000:]}", pytrace=False)
     return _load(next((folder / "out").glob("_simt*")))
 
 

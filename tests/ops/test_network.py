@@ -198,7 +198,9 @@ def test_recordings_drop_the_same_elements_whatever_rows_they_have(device, name,
                 total[whole[b]] = gradient[place]
         for total, gradient in zip(totals[2:], gradients[2:], strict=True):
             total += gradient
-    torch.testing.assert_close(totals, [*expected])
+    # Sums of another order, and with the number of threads of another still: 1.4e-5 were seen. float64 says the rest.
+    roundings = {"rtol": 1e-5, "atol": 5e-5} if dtype == torch.float32 else {}
+    torch.testing.assert_close(totals, [*expected], **roundings)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
