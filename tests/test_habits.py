@@ -37,6 +37,7 @@ def test_the_version_stands_in_one_place() -> None:
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert newest and newest[1].strip("[]") == d2net.__version__, "the first heading of CHANGELOG.md"
     assert read("CITATION.cff")["version"] == d2net.__version__
+    assert f"pip install 'd2net-{d2net.__version__}-" in (ROOT / "docs/install.md").read_text(encoding="utf-8")
 
 
 def test_the_citation() -> None:
