@@ -49,7 +49,7 @@ class CMakeBuild(build_ext):
         if shutil.which("ninja"):
             configure += ["-G", "Ninja"]
         if is_stale(build / "CMakeCache.txt"):
-            configure.append("--fresh")
+            (build / "CMakeCache.txt").unlink()  # and not --fresh, which removes what is compiled, too
         for name in ("D2NET_CUDA", "CMAKE_CUDA_ARCHITECTURES"):
             if os.environ.get(name):
                 configure.append(f"-D{name}={os.environ[name]}")
