@@ -23,7 +23,7 @@ for torch in "$@"; do
   "$python" -m venv "$work/venv"
   "$work/venv/bin/pip" install -q "torch==$torch" "${wheel}[demo]" pytest hypothesis
   bare=(env -i "HOME=$work" "PATH=$work/venv/bin" OMP_NUM_THREADS=2)
-  cp -r "$root/tests" "$root/pyproject.toml" "$work" # without the source beside them
+  cp -r "$root"/{tests,docs,pyproject.toml} "$work" # without the source beside them
   cd "$work"
   "${bare[@]}" python -c "import d2net, torch; from d2net.ops import build_info; print(d2net.__file__, torch.__version__, build_info())"
   "${bare[@]}" pytest -q tests/test_every_operator.py tests/losses

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Client, Connection, Listener
@@ -80,6 +81,7 @@ class Processes:
 
 def work(address: str) -> None:
     """One of the processes, until the tests' end."""
+    import torch
     import torch.distributed as dist
 
     modules: dict[str, Any] = {}
@@ -100,6 +102,8 @@ def work(address: str) -> None:
                 result = getattr(modules[path], name)(*arguments)
             except BaseException:
                 text = f"rank {rank}: {traceback.format_exc()}"
+            if torch.__version__ < (2, 8):
+                time.sleep(0.2)  # as in d2net/meeting.py
             dist.destroy_process_group()
             pipe.send((text, result))
 
