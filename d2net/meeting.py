@@ -61,7 +61,7 @@ def joined(device: str) -> Iterator[Ranks]:
     try:
         yield of_group(nccl)
     finally:
-        if torch.__version__ < (2, 8):
+        if torch.__version__ < "2.8":  # as versions, not as texts
             # Its gloo waits, holding the GIL, for a thread that may need the GIL to let go of the last tensors.
             time.sleep(0.2)
         dist.destroy_process_group()

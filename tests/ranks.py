@@ -102,7 +102,7 @@ def work(address: str) -> None:
                 result = getattr(modules[path], name)(*arguments)
             except BaseException:
                 text = f"rank {rank}: {traceback.format_exc()}"
-            if torch.__version__ < (2, 8):
+            if torch.__version__ < "2.8":  # as versions, not as texts
                 time.sleep(0.2)  # as in d2net/meeting.py
             dist.destroy_process_group()
             pipe.send((text, result))
