@@ -34,6 +34,9 @@ python3 -m venv "$work/tools"
 zig="$(echo "$work"/tools/lib/python*/site-packages/ziglang/zig)"
 
 step "sdist"
+if [[ -n "$(git -C "$root" status --porcelain 2>/dev/null)" ]]; then
+  echo "$root has changes that are in no commit: commit them, so that what is built can be built again" >&2 && exit 2
+fi
 mkdir -p "$out"
 "$work/tools/bin/python" -m build --sdist --outdir "$work/sdist" "$root" >"$work/sdist.log" 2>&1 ||
   { cat "$work/sdist.log" && exit 1; }

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +84,12 @@ def test_the_sessions_that_contributing_names_are_there() -> None:
     for path in re.findall(r"`((?:tests|docs|csrc|d2net|benchmarks)/[\w./-]+\.\w+)`", text):
         made_up = "scale" in path or "mine" in path
         assert made_up or (ROOT / path).exists(), path
+
+
+def test_a_source_folder_in_the_way_is_named(tmp_path: Path) -> None:
+    """In a clone Python takes d2net from there, before what is installed, and there may be no compiled module."""
+    shutil.copytree(ROOT / "d2net", tmp_path / "d2net", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (tmp_path / "CMakeLists.txt").touch()
+    command = [sys.executable, "-c", "import d2net.ops"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
+    assert f"from its source folder {tmp_path}, before any that is installed: run it in another folder" in said.stderr

@@ -176,6 +176,17 @@ def test_features_and_predictions(sandbox: Sandbox, run: Path) -> None:
     assert "CON" in json.loads((found / "detections.json").read_text())["results"]
 
 
+def test_no_link_in_an_output_is_followed(sandbox: Sandbox, run: Path) -> None:
+    """``predict`` makes features of what is no feature, in a folder within its output."""
+    elsewhere, found = sandbox.data / "elsewhere", sandbox.work / "linked"
+    elsewhere.mkdir(), found.mkdir()
+    (found / "features").symlink_to(elsewhere)
+    np.save(elsewhere / "x.npy", np.zeros((20, 2048), np.float32))
+    said = sandbox.run("predict", run, elsewhere / "x.npy", "--out", found, "--seconds-per-snippet", 0.64,
+                       "--device", "cpu", writes=(), codes=(2,))  # fmt: skip
+    assert "linked/features: a symbolic link, which is not followed" in said
+
+
 def test_what_is_written_beside_is_seen(sandbox: Sandbox, run: Path) -> None:
     """The check itself: outputs that are not said to be some."""
     found = sandbox.here / "away.json"

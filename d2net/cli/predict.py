@@ -113,6 +113,7 @@ def find_actions(
     from d2net.data.times import Times
     from d2net.detections import write_detections
     from d2net.distributed import ALONE
+    from d2net.files import inside
     from d2net.localization import localize
     from d2net.prediction import load, open_inputs
     from d2net.report.plot import model_tracks
@@ -131,7 +132,7 @@ def find_actions(
             predictor,
             inputs,
             method=method,
-            store=out / "features",
+            store=inside(out, "features"),
             times=Times(seconds_per_snippet=seconds_per_snippet),
             progress=show,
             tell=lambda note: say(f"note: {note}", err=True),

@@ -11,6 +11,7 @@ import functools
 import importlib
 import re
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,10 +25,14 @@ def _load() -> ModuleType:
     try:
         return importlib.import_module("d2net._C")
     except ImportError as error:
-        raise ImportError(
-            f"d2net's native extension cannot be imported ({error}): install a wheel for this Python, or build it with "
-            "`pip install .` in the repository"
-        ) from error
+        root = Path(__file__).parents[2]
+        way_out = "install a wheel for this Python, or build it with `pip install .` in the repository"
+        if (root / "CMakeLists.txt").exists():
+            way_out = (
+                f"Python took d2net from its source folder {root}, before any that is installed: run it in another "
+                "folder, or install in place, `pip install -e .`"
+            )
+        raise ImportError(f"d2net's native extension cannot be imported ({error}): {way_out}") from error
 
 
 _C = _load()

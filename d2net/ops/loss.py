@@ -40,7 +40,7 @@ def d2net_loss(inputs: LossInputs, settings: LossSettings, max_length: int | Non
         InputError: shapes, types or devices that do not fit, a setting out of range, or offsets that are wrong (see
             :func:`~d2net.ops.packed.as_offsets`).
     """
-    tcam, embeddings, _, labels, x_ref = inputs[:5]
+    tcam, embeddings, labels, x_ref = inputs.tcam, inputs.embeddings, inputs.labels, inputs.x_ref
     offsets, t = as_offsets("d2net_loss", inputs.offsets, max_length, tcam)
     check_real("d2net_loss", "labels", labels)
     dtype = torch.promote_types(tcam.dtype, torch.float32)

@@ -22,6 +22,12 @@ def kept_in_float32(before: Tensor, after: Tensor) -> Tensor:
     return before.to(after.device) if after.dtype in (torch.float16, torch.bfloat16) else after
 
 
+# Asked here, since torch.compile of PyTorch before 2.12 breaks at the question.
+_AUTOCAST = frozenset(
+    d for d in ("cpu", "cuda", "hpu", "mps", "mtia", "xla", "xpu") if torch.amp.is_autocast_available(d)
+)
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` in the dtype of ``a`` and ``b``, also under autocast: the sums may exceed the largest float16."""
     with without_autocast(a.device.type):
@@ -30,7 +36,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def autocasts(device: str) -> bool:
     """Whether autocast is on for a type of device, of which some, such as "meta", have none."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device in _AUTOCAST and torch.is_autocast_enabled(device)
 
 
 def without_autocast(device: str) -> AbstractContextManager[None]:
