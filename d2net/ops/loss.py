@@ -51,7 +51,9 @@ def d2net_loss(inputs: LossInputs, settings: LossSettings, max_length: int | Non
     x_ref = None if x_ref is None else _as_dtype(x_ref.detach(), dtype)
     labels = _as_dtype(labels.detach(), dtype)
     tcam = _as_dtype(tcam, dtype)
-    x = inputs._replace(tcam=tcam, embeddings=embeddings, labels=labels, x_ref=x_ref, offsets=offsets)
+    # Not _replace: torch.compile of PyTorch 2.7 breaks at it.
+    rest = inputs.keys, inputs.partner, inputs.source
+    x = LossInputs(tcam, embeddings, inputs.lengths, labels, x_ref, *rest, offsets)
     if _library.has_kernel("d2net_loss", tcam):
         return LossResult(*_d2net_loss(*x, settings, t))
     _check(*x, settings, t)
