@@ -45,7 +45,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def native(session: nox.Session) -> None:
-    """The C++ and the kernels under sanitizers, and through nvcc where there is one. Minutes."""
+    """The C++ and the kernels under sanitizers, and the registers of the kernels that are built. Minutes."""
     session.run("python", "-m", "pytest", "-m", "slow", "tests/native", *session.posargs)
 
 
