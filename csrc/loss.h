@@ -1,6 +1,7 @@
 // The loss of D2-Net (Eq. 1 to 11) of one batch: one call forward, one backward, one struct for all devices.
 #pragma once
 
+#include <cstring>
 #include <stdexcept>
 
 #include "math/pairs.h"
@@ -63,6 +64,17 @@ struct Loss {
   void* scratch;  // of CUDA: loss_scratch_bytes() for as long as a call lasts
   int64_t scratch_bytes;
 };
+
+// The call for a kernel that touches no embeddings: it is compiled once for all types that are summed in the same one.
+template <typename X>
+Loss<accumulator_t<X>> without_embeddings(const Loss<X>& x) {
+  Loss<accumulator_t<X>> y;
+  static_assert(sizeof(y) == sizeof(x), "members differ in nothing but the type of embeddings");
+  std::memcpy(static_cast<void*>(&y), &x, sizeof(y));
+  y.embeddings = nullptr;
+  y.grad_embeddings = nullptr;
+  return y;
+}
 
 // Divides one block of memory into arrays.
 class Pieces {

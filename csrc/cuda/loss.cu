@@ -93,8 +93,8 @@ void loss(const Loss<X>& arguments, int device, void* stream) {
     const int64_t bytes = JointLayout(c, b).total * int64_t(sizeof(double)) + 2 * b * c * int64_t(sizeof(A));
     const bool in_shared = bytes <= on.shared_memory_limit() - 2048;  // less what block_reduce uses
     side.emplace(on);
-    side->stream().launch(in_shared ? video_kernel<X, true> : video_kernel<X, false>, 1, joint_threads(c, b),
-                          in_shared ? bytes : 0, x, tolerance, final_blocks);
+    side->stream().launch(in_shared ? video_kernel<A, true> : video_kernel<A, false>, 1, joint_threads(c, b),
+                          in_shared ? bytes : 0, LossTask<A>(without_embeddings(arguments)), tolerance, final_blocks);
   }
   if (with.embed != 0) {
     pool_over_time(on, PoolOverTime<X>{x.embeddings, x.attention, x.counted, b, t, d, A(with.threshold),

@@ -16,8 +16,8 @@ struct Hit {
 
 // Candidate j of 6 b: the row as x (j / b even) or as x~ (odd) of pair j / 2b of recording j % b. grad: with respect to
 // every term that counts.
-template <typename X>
-__device__ __forceinline__ Hit candidate(const LossTask<X>& x, int64_t j, int64_t row, double grad) {
+template <typename A>
+__device__ __forceinline__ Hit candidate(const LossTask<A>& x, int64_t j, int64_t row, double grad) {
   const int64_t b = x.b, i = j % b;
   const int p = int(j / (2 * b));
   const bool as_x = j / b % 2 == 0;
@@ -25,7 +25,7 @@ __device__ __forceinline__ Hit candidate(const LossTask<X>& x, int64_t j, int64_
   if (pair.x < 0 || (as_x ? pair.x : pair.other) != row) return {-1, {0, 0}};
   const auto* norms = x.w.saved + kInverseNormFg * b;
   const double x_norm = norms[pair.x], other_norm = norms[pair.other];
-  const double grad_term = x.counted[i] > 0 ? double(accumulator_t<X>(grad)) : 0;
+  const double grad_term = x.counted[i] > 0 ? double(A(grad)) : 0;
   const double grad_cosine = grad_term * x.w.saved[(kGradCosine + p) * b + i];
   const double cosine = x.w.saved[(kCosine + p) * b + i];
   return as_x ? Hit{pair.other, cosine_gradient(grad_cosine, cosine, x_norm, other_norm)}
@@ -33,8 +33,8 @@ __device__ __forceinline__ Hit candidate(const LossTask<X>& x, int64_t j, int64_
 }
 
 // Row r of grad_x, 0 ... 2 b - 1, and its terms of PoolGradient.
-template <typename X, typename A = accumulator_t<X>>
-__device__ __forceinline__ void grad_embedding(const LossTask<X>& x, int64_t r, double grad) {
+template <typename A>
+__device__ __forceinline__ void grad_embedding(const LossTask<A>& x, int64_t r, double grad) {
   D2NET_SHARED(Hit, hits, [kLossThreads]);
   const int64_t b = x.b, d = x.d;
   const A* row = x.x + r * d;
@@ -78,8 +78,8 @@ __device__ __forceinline__ void grad_embedding(const LossTask<X>& x, int64_t r, 
 }
 
 // Row i of grad_pooled. grad: with respect to a term that counts; grad_video: to L_DV.
-template <typename X, typename A = accumulator_t<X>>
-__device__ __forceinline__ void grad_scores(const LossTask<X>& x, int64_t i, A grad, A grad_video, bool video) {
+template <typename A>
+__device__ __forceinline__ void grad_scores(const LossTask<A>& x, int64_t i, A grad, A grad_video, bool video) {
   const int64_t b = x.b, c = x.c;
   const A* row = x.pooled + i * c;
   const auto grad_p = [&](int64_t k) {
@@ -103,9 +103,9 @@ __device__ __forceinline__ void grad_scores(const LossTask<X>& x, int64_t i, A g
 
 // The first b blocks compute grad_pooled and grad_sides of a recording and its row of grad_fg, the others a row of
 // grad_bg.
-template <typename X, typename A = accumulator_t<X>>
+template <typename A>
 __global__ void __launch_bounds__(kLossThreads, 1)
-    gradients_kernel(const LossTask<X> x, bool embed, bool video, bool snippet) {
+    gradients_kernel(const LossTask<A> x, bool embed, bool video, bool snippet) {
   const double total = or_zero(x.grad_total), counted = block_count(x.counted, x.b);
   const double grad = x.with.classify != 0 ? (total + or_zero(x.grad_discriminative)) / max(counted, 1.0) : 0;
   if (blockIdx.x < x.b) {
@@ -182,7 +182,8 @@ void loss_backward(const Loss<X>& arguments, int device, void* stream) {
   // A term without a gradient and of weight 0 is left out: its own gradient may be NaN.
   const bool video = x.has_video && (x.grad_video != nullptr || with.alpha_video != 0);
   const bool snippet = with.snippet != 0 && (x.grad_snippet != nullptr || with.alpha_snippet != 0);
-  on.launch(gradients_kernel<X>, embed ? 2 * x.b : x.b, kLossThreads, 0, x, embed, video, snippet);
+  on.launch(gradients_kernel<A>, embed ? 2 * x.b : x.b, kLossThreads, 0, LossTask<A>(without_embeddings(arguments)),
+            embed, video, snippet);
   PoolGradient<X> gradient = {};
   gradient.attention = x.attention, gradient.lengths = x.counted;
   gradient.threshold = A(with.threshold), gradient.background_threshold = A(with.background_threshold);

@@ -41,8 +41,8 @@ inline bool is_gap(int64_t row) { return row % 9 < 2; }
 
 inline int64_t blocks_of(int64_t n) { return (n + d2net::kBlockRows - 1) / d2net::kBlockRows; }
 
-inline std::unique_ptr<bool[]> mask_of(int64_t n) {
-  std::unique_ptr<bool[]> mask(new bool[n]);
+inline std::shared_ptr<bool[]> mask_of(int64_t n) {
+  std::shared_ptr<bool[]> mask(new bool[n]);
   for (int64_t row = 0; row < n; ++row) mask[row] = !is_gap(row);
   return mask;
 }
@@ -92,7 +92,7 @@ struct Layer {
   static constexpr double kSlope = 0.25, kDropout = 0.375;
   LayerParts parts;
   int64_t n, d, bytes, width;  // of a row of partial sums
-  std::unique_ptr<bool[]> mask;
+  std::shared_ptr<bool[]> mask;
   int64_t seed = 5;
   std::vector<int64_t> numbers;
   Memory<A> bias, partial;
@@ -175,7 +175,7 @@ template <typename T>
 struct Head {
   using A = d2net::accumulator_t<T>;
   int64_t n, c, k, dilation, streams, row, width;  // numbers of a row of products, of a row of partial sums
-  std::unique_ptr<bool[]> mask;
+  std::shared_ptr<bool[]> mask;
   Memory<T> products, grad_products;
   Memory<A> bias_a, bias_b, logits_a, logits_b, tcam, grad_tcam, grad_a, grad_b, partial;
 

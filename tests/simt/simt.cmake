@@ -6,7 +6,7 @@ get_filename_component(D2NET_ROOT "${D2NET_TESTS}" DIRECTORY)
 # their target; what runs them is not instrumented (sanitizers.h).
 function(d2net_simt target)
   file(GLOB runtime CONFIGURE_DEPENDS "${D2NET_TESTS}/simt/*.cpp")
-  set_source_files_properties(${runtime} PROPERTIES COMPILE_OPTIONS "-fno-sanitize=thread")
+  set_source_files_properties(${runtime} PROPERTIES COMPILE_OPTIONS "-fno-sanitize=thread" SKIP_PRECOMPILE_HEADERS ON)
   # A .cu is CUDA to CMake unless told otherwise.
   set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-Wno-unknown-pragmas")
   target_sources(${target} PRIVATE ${ARGN} ${runtime})

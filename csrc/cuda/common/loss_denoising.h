@@ -7,8 +7,8 @@
 namespace d2net::cuda {
 
 // L_DV: the factors of U_2, p (c, b) and y (b, c), and log(sigma_1 / sigma_r), by one block. memory: see JointLayout.
-template <typename X, typename A = accumulator_t<X>>
-__device__ __forceinline__ void video_term(const LossTask<X>& x, double tolerance, double* memory, A* p, A* y) {
+template <typename A>
+__device__ __forceinline__ void video_term(const LossTask<A>& x, double tolerance, double* memory, A* p, A* y) {
   const int64_t b = x.b, c = x.c;
   // Half of the warps compute P_2, half Y_2: neither waits for what the other loads.
   const int half = blockDim.x / 64 * 32, lane = threadIdx.x % kGroup;
@@ -42,10 +42,10 @@ __device__ __forceinline__ void video_term(const LossTask<X>& x, double toleranc
 }
 
 // in_shared: all of its memory is shared memory, P_2 and Y_2 behind the rest. Otherwise it is scratch memory.
-template <typename X, bool in_shared>
-__global__ void __launch_bounds__(512, 1) video_kernel(const LossTask<X> x, double tolerance, unsigned final_blocks) {
+template <typename A, bool in_shared>
+__global__ void __launch_bounds__(512, 1) video_kernel(const LossTask<A> x, double tolerance, unsigned final_blocks) {
   D2NET_DYNAMIC_SHARED(double, shared);
-  auto* p = in_shared ? reinterpret_cast<accumulator_t<X>*>(shared + JointLayout(x.c, x.b).total) : x.s.p;
+  auto* p = in_shared ? reinterpret_cast<A*>(shared + JointLayout(x.c, x.b).total) : x.s.p;
   video_term(x, tolerance, in_shared ? shared : x.s.joint, p, in_shared ? p + x.b * x.c : x.s.y);
   total_loss(x, final_blocks);
 }
