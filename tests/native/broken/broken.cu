@@ -1,4 +1,4 @@
-// Kernels with one defect each, which test_native.py wants to see reported: ./broken NAME [SEED]
+// Kernels with one defect each, which test_sanitizers.py wants to see reported: ./broken NAME [SEED]
 #include <cstdio>
 #include <cstdlib>
 #include <string>
