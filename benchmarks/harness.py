@@ -77,6 +77,7 @@ def main(title: str, cases: Callable[[torch.device, bool], Iterable[Case]], doc:
     deadline = time.monotonic() + options.seconds
     device = torch.device(options.device)
     keep_freed_memory()
+    gc.freeze()  # what is imported stays, and need not be looked at before every measurement of memory
     rows: list[dict[str, Any]] = []
     result = {"title": title, "rates": machine_rates(device), "environment": environment(device), "rows": rows}
     if options.first:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import signal
@@ -37,6 +38,11 @@ _spec.loader.exec_module(_ranks)
 # Ignored in what a script starts in the background, and then by the children of tests too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected by now stays: looking at it for garbage took a sixth of the time."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

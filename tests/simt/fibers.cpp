@@ -18,6 +18,8 @@ char* map_pages(void* at, size_t bytes) {
   return static_cast<char*>(pages);
 }
 
+void unmap_pages(char* pages, size_t bytes) { munmap(pages, bytes); }
+
 #if defined(__x86_64__)
 
 // Saves the callee-saved registers on this stack and goes on where `to` was left. swapcontext would do the same with a

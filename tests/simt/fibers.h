@@ -10,9 +10,7 @@
 
 namespace d2net::simt {
 
-// Of a fiber. Under the thread sanitizer they are renewed for every block; else only touched pages exist, and a
-// sanitizer's report needs much.
-constexpr size_t kStackBytes = kThreadSanitizer ? 64 * 1024 : 256 * 1024;
+constexpr size_t kStackBytes = 256 * 1024;  // of a fiber; only touched pages exist, and a sanitizer's report needs much
 
 struct Stack {
   char* bottom = nullptr;
@@ -29,6 +27,7 @@ extern Stack* running;
 
 // Fresh zero pages at `at` (or anywhere), unknown to the thread sanitizer.
 char* map_pages(void* at, size_t bytes);
+void unmap_pages(char* pages, size_t bytes);
 
 // A switch to this stack will call `entry`, which never returns. index: of the stack among all.
 void prepare(Stack& stack, void (*entry)(), int index);

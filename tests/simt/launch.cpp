@@ -89,12 +89,7 @@ void begin_block(Block& block) {
   if (rt.seed != 0) block.slow = uint32_t(random_number());
   block.waiting = block.in_barrier = block.exited = 0;
   std::fill(std::begin(block.waiting_lanes), std::end(block.waiting_lanes), 0);
-  if (kThreadSanitizer) {
-    // New stacks: what another block did in this memory is no race with what this one does.
-    map_pages(rt.stack_memory + block.slot * rt.size * kStackBytes, rt.size * kStackBytes);
-    block.used_stacks = 0;
-    block.tsan = take_tsan_block(resident_blocks());
-  }
+  if (kThreadSanitizer) block.tsan = take_tsan_block(resident_blocks());
   renew_shared_memory(block);
   if (kThreadSanitizer) TsanFiber::release(rt.begin_sync);  // new pages come before what the threads do
   begin_threads(block);

@@ -41,12 +41,20 @@ struct Thread {
   uint64_t result;
 };
 
-// What the thread sanitizer takes for the threads of a block, and what they synchronise on. A later block goes on as
-// them and inherits what they had synchronised: not the next one, see take_tsan_block().
+// What the thread sanitizer takes for the threads of a block, their stacks, and what they synchronise on. A later block
+// goes on as them and inherits what they had synchronised: not the next one, see take_tsan_block(). Who went before on
+// a stack was the same thread to it, and so no race.
 struct TsanBlock {
   std::vector<TsanFiber> fibers;
+  std::vector<Stack> stacks = std::vector<Stack>(kMaxThreads);
+  char* stack_memory = map_pages(nullptr, kMaxThreads* kStackBytes);
   char block_sync;
   std::map<uint64_t, char> warp_sync;  // by warp and mask
+
+  TsanBlock() = default;
+  TsanBlock(const TsanBlock&) = delete;
+  TsanBlock& operator=(const TsanBlock&) = delete;
+  ~TsanBlock() { unmap_pages(stack_memory, kMaxThreads * kStackBytes); }
 };
 
 // A resident block. When it has ended, the next one takes its slot.

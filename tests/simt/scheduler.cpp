@@ -18,16 +18,21 @@ void choose_next() {
 
 void thread_loop();
 
+Stack& renew(Stack& stack, char* memory, int index) {
+  stack.bottom = memory + index * kStackBytes;
+  stack.bytes = kStackBytes;
+  unpoison(stack.bottom, kStackBytes);  // frames left behind
+  prepare(stack, &thread_loop, index);
+  return stack;
+}
+
 // For a thread that begins: where others have ended, or else a new one.
-Stack& idle_stack(Block& block) {
+Stack& idle_stack(const Thread& thread) {
+  Block& block = *thread.block;
+  if (kThreadSanitizer) return renew(block.tsan->stacks[thread.number], block.tsan->stack_memory, thread.number);
   if (block.idle.empty()) {
     const int index = block.slot * rt.size + block.used_stacks++;
-    Stack& stack = rt.stacks[index];
-    stack.bottom = rt.stack_memory + index * kStackBytes;
-    stack.bytes = kStackBytes;
-    unpoison(stack.bottom, kStackBytes);  // frames left behind
-    prepare(stack, &thread_loop, index);
-    return stack;
+    return renew(rt.stacks[index], rt.stack_memory, index);
   }
   Stack& stack = *block.idle.back();
   block.idle.pop_back();
@@ -47,7 +52,7 @@ Stack& next_stack() {
   threadIdx = thread.index;
   blockIdx = thread.block->index;
   if (kThreadSanitizer) fiber_of(thread).become();
-  return fresh ? idle_stack(*thread.block) : *thread.stack;
+  return fresh ? idle_stack(thread) : *thread.stack;
 }
 
 // The current thread of a block cannot go on. What its threads wait for, only they can bring.

@@ -28,7 +28,8 @@ void* take_shared(Block& block, size_t bytes, size_t alignment) {
 void renew_shared_memory(Block& block) {
   static char* const arenas = map_pages(nullptr, kMaxResident * kArenaBytes);
   block.arena = arenas + block.slot * kArenaBytes;
-  if (kThreadSanitizer) map_pages(block.arena, kArenaBytes);  // as new stacks, see begin_block()
+  // New pages: what another block did in this memory is no race with what this one does.
+  if (kThreadSanitizer && block.arena_used > 0) map_pages(block.arena, block.arena_used);
   poison(block.arena, kArenaBytes);
   block.arena_used = block.static_bytes = 0;
   block.dynamic = take_shared(block, rt.dynamic_bytes, 128);
