@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <stdexcept>
+#include <type_traits>
 
 #include "math/pairs.h"
 #include "math/rows.h"
@@ -69,7 +70,8 @@ struct Loss {
 template <typename X>
 Loss<accumulator_t<X>> without_embeddings(const Loss<X>& x) {
   Loss<accumulator_t<X>> y;
-  static_assert(sizeof(y) == sizeof(x), "members differ in nothing but the type of embeddings");
+  static_assert(sizeof(y) == sizeof(x) && std::is_trivially_copyable_v<Loss<X>>,
+                "members differ in nothing but the type of embeddings");
   std::memcpy(static_cast<void*>(&y), &x, sizeof(y));
   y.embeddings = nullptr;
   y.grad_embeddings = nullptr;

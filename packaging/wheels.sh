@@ -50,6 +50,7 @@ export CMAKE_ARGS="-DCMAKE_TOOLCHAIN_FILE=$root/packaging/manylinux.cmake -DD2NE
 if command -v ccache >/dev/null; then
   CMAKE_ARGS+=" -DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache"
   export CCACHE_DIR="${CCACHE_DIR:-$work/ccache}" CCACHE_BASEDIR="$work" CCACHE_NOHASHDIR=1
+  export CCACHE_DEPEND=1 CCACHE_COMPILERCHECK='%compiler% --version' # nvcc -E prints what one chip gets
 fi
 
 for python in "${pythons[@]}"; do

@@ -40,6 +40,13 @@ def test_operators_under_a_sanitizer(built):
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-8000:]
 
 
+def test_a_fault_in_a_test_of_the_operators_is_reported(built, sanitizer):
+    result = subprocess.run([built / "native_tests", "deliberate_fault"], capture_output=True, text=True)
+    assert result.returncode == 1 and "FAILED: deliberate_fault" in result.stderr
+    words = {"address": "AddressSanitizer: heap-buffer-overflow", "thread": "ThreadSanitizer: data race"}[sanitizer]
+    assert re.search(rf"SUMMARY: {words} .*main\.cpp:\d+", result.stderr), result.stderr[-4000:]
+
+
 ERROR = 3  # the exit status of `broken` when a launch threw; after that a sound kernel ran
 RACE = "ThreadSanitizer: data race"
 OUTSIDE = "AddressSanitizer: use-after-poison"
