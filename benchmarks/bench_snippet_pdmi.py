@@ -37,10 +37,11 @@ def one_by_one(attention: Tensor, *, scores: Tensor) -> Tensor:
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     generator = torch.Generator().manual_seed(0)
-    for b, t in [(10, 100)] if quick else [(10, 750), (10, 3000), (10, 100), (10, 10000), (10, 100000)]:
+    for b, t in [(10, 750), (10, 100)] if quick else [(10, 750), (10, 3000), (10, 100), (10, 10000), (10, 100000)]:
         attention, scores = (torch.rand(b, t, generator=generator).to(device) for _ in range(2))
         functions = {OURS: ours, "batched": batched, "one by one": one_by_one, "reference": reference}
-        functions["batched, compiled"] = compiled(batched)
+        if not quick:
+            functions["batched, compiled"] = compiled(batched)
         yield Case(
             f"B={b} T={t}",
             {name: forward_backward(partial(f, scores=scores), attention) for name, f in functions.items()},
